@@ -1,0 +1,43 @@
+"""Masked statistics and the weights that reduce per-step terms to one loss."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Reduction = Literal["token_mean", "sequence_mean"]
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `x` where `mask`; 0 when nothing is masked in. `x` may be inf or NaN elsewhere."""
+    return torch.where(mask, x, 0).sum() / mask.sum().clamp(min=1)
+
+
+def masked_variance(x: Tensor, mask: Tensor) -> Tensor:
+    """Unbiased variance of `x` where `mask`; 0 for fewer than two elements."""
+    squares = torch.where(mask, x - masked_mean(x, mask), 0) ** 2
+    return squares.sum() / (mask.sum() - 1).clamp(min=1)
+
+
+def whitened(x: Tensor, mask: Tensor, eps: float) -> Tensor:
+    """(x − mean) / (std + eps) over the masked-in elements, 0 elsewhere; std is unbiased.
+
+    A single element, or elements without spread, become 0.
+    """
+    std = masked_variance(x, mask).sqrt()
+    return torch.where(mask, (x - masked_mean(x, mask)) / (std + eps), 0)
+
+
+def loss_weights(mask_BT: Tensor, reduction: Reduction) -> Tensor:
+    """Weights w [B, T] with loss = Σ term·w, counted over the whole global minibatch.
+
+    token_mean: every chosen step weighs the same. sequence_mean: the mean over a row's steps,
+    then over the rows that have any. Weights are 0 where the mask is, and sum to 1.
+    """
+    counts = mask_BT.to(torch.float32)
+    if reduction == "token_mean":
+        return counts / counts.sum().clamp(min=1)
+    lengths_B1 = counts.sum(1, keepdim=True)
+    return counts / lengths_B1.clamp(min=1) / (lengths_B1 > 0).sum().clamp(min=1)

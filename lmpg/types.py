@@ -1,0 +1,194 @@
+"""What flows between the layers: Rollout → Credit → Minibatch → Evaluation → loss terms.
+
+Everything downstream of `Rollout` treats a language model's response and a gymnasium episode
+alike: a row of steps, of which `mask_BT` marks those that the policy chose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lmpg.functional.masking import Reduction
+
+
+class _Rows:
+    """Row-wise operations shared by the dataclasses whose tensors all start with dimension B."""
+
+    def rows(self, index: Tensor):
+        """The same object with only the rows in `index` (int64 [N]), in that order."""
+        return self._map(lambda x: x.index_select(0, index.to(x.device)))
+
+    def to(self, device: torch.device | str):
+        """The same object with every tensor on `device`."""
+        return self._map(lambda x: x.to(device))
+
+    def as_steps(self):
+        """Every step a row of its own: [B, T, …] → [B·T, 1, …]; for policies without memory."""
+        return self._map(lambda x: x.reshape(x.shape[0] * x.shape[1], 1, *x.shape[2:]))
+
+    def _map(self, f):
+        changed = {}
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, dict):
+                changed[field.name] = {k: f(v) for k, v in value.items()}
+            elif isinstance(value, Tensor) and value.ndim > 0:
+                changed[field.name] = f(value)
+        return replace(self, **changed)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class Rollout(_Rows):
+    """B rows of T steps, as they were sampled. Values are read *before* each step.
+
+    inputs: whatever the policy needs to evaluate the rows again; every tensor starts with B.
+    rewards_BT: what the world paid, a response's score on its last token (float32, 0 elsewhere).
+    scorable_B: False where the reward failed: out of every statistic and of the loss.
+    next_values_BT: V of the state after the step; for a truncated episode that of its true last
+        observation. `terminated_BT` stops the bootstrap, `ended_BT` the sum over later steps.
+    baseline: running mean of earlier rollouts' returns (a scalar), None in the first one.
+    """
+
+    inputs: dict[str, Tensor]
+    mask_BT: Tensor
+    logprobs_BT: Tensor
+    rewards_BT: Tensor
+    terminated_BT: Tensor
+    ended_BT: Tensor
+    scorable_B: Tensor
+    values_BT: Tensor | None = None
+    next_values_BT: Tensor | None = None
+    ref_logprobs_BT: Tensor | None = None
+    baseline: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        expected = tuple(self.mask_BT.shape)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name.endswith("_BT") and value is not None and tuple(value.shape) != expected:
+                raise ValueError(
+                    f"Rollout.{field.name} has shape {tuple(value.shape)}, expected {expected} "
+                    "(rows B, steps T) as mask_BT has"
+                )
+        for name, value in {**self.inputs, "scorable_B": self.scorable_B}.items():
+            if len(value) != expected[0]:
+                raise ValueError(f"Rollout {name} has {len(value)} rows, expected {expected[0]}")
+        for name in ("mask_BT", "terminated_BT", "ended_BT", "scorable_B"):
+            if getattr(self, name).dtype != torch.bool:
+                raise ValueError(f"Rollout.{name} must be bool, not {getattr(self, name).dtype}")
+
+    @property
+    def counted_BT(self) -> Tensor:
+        """Steps that enter statistics and loss: chosen by the policy, in a row that has a score."""
+        return self.mask_BT & self.scorable_B[:, None]
+
+    @property
+    def scores_B(self) -> Tensor:
+        """Score per response: the sum of its rewards."""
+        return self.rewards_BT.sum(1)
+
+
+@dataclass(frozen=True)
+class Credit:
+    """What an algorithm makes of a rollout: how much better than expected each step was.
+
+    rewards_BT: the rewards it used, with any KL penalty inside.
+    returns_BT: the critic's targets, from unwhitened advantages; None without a critic.
+    """
+
+    advantages_BT: Tensor
+    rewards_BT: Tensor
+    returns_BT: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Minibatch(_Rows):
+    """Rows of a rollout with their credit: the fixed numbers that a loss compares with."""
+
+    inputs: dict[str, Tensor]
+    mask_BT: Tensor
+    old_logprobs_BT: Tensor
+    advantages_BT: Tensor
+    returns_BT: Tensor | None = None
+    old_values_BT: Tensor | None = None
+    ref_logprobs_BT: Tensor | None = None
+
+    @classmethod
+    def of(cls, rollout: Rollout, credit: Credit) -> Minibatch:
+        """All rows of `rollout` as one minibatch; unscorable rows are masked out."""
+        return cls(
+            inputs=rollout.inputs,
+            mask_BT=rollout.counted_BT,
+            old_logprobs_BT=rollout.logprobs_BT,
+            advantages_BT=credit.advantages_BT,
+            returns_BT=credit.returns_BT,
+            old_values_BT=rollout.values_BT,
+            ref_logprobs_BT=rollout.ref_logprobs_BT,
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The policy's present view of given steps (float32, with gradient when it is training).
+
+    logprobs_BT: log π(chosen step). entropy_BT: of the distribution it was chosen from, in nats.
+    """
+
+    logprobs_BT: Tensor
+    entropy_BT: Tensor
+    values_BT: Tensor | None = None
+
+
+class Policy(Protocol):
+    """A torch module that evaluates the `inputs` of a rollout or minibatch."""
+
+    def evaluate(self, inputs: dict[str, Tensor]) -> Evaluation:
+        """Log-probs, entropy and values of the recorded steps, [B, T] each."""
+        ...
+
+
+class Algorithm(Protocol):
+    """Hyperparameters as fields, the method as two functions of numbers; see `lmpg.algorithms`."""
+
+    reduction: Reduction
+
+    @property
+    def group_size(self) -> int:
+        """Responses per prompt; 1 where there are no groups."""
+        ...
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Of {"critic", "reference"}: what the trainer must provide."""
+        ...
+
+    def assign_credit(self, rollout: Rollout) -> Credit:
+        """Once per rollout, on the global rollout, without gradient."""
+        ...
+
+    def loss_terms(self, new: Evaluation, batch: Minibatch) -> dict[str, Tensor]:
+        """Named per-step terms [B, T], scaled by their coefficients, neither masked nor reduced.
+
+        Names are `policy`, `value`, `entropy`, `kl`; `policy` is always there.
+        """
+        ...
+
+
+class Reward(Protocol):
+    """Scores responses; one failing sample never raises, it comes back as None."""
+
+    name: str
+
+    def score(
+        self,
+        prompts: list,
+        completions: list,
+        completion_ids: list[list[int]],
+        columns: dict[str, list],
+    ) -> list[float | None]:
+        """One finite score per completion, or None where it could not be scored."""
+        ...
