@@ -1,0 +1,22 @@
+"""Settings of the `env` section."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from lmpg.sections import Section
+
+
+class EnvSettings(Section):
+    """The gymnasium environment; its rollouts have update.rollout_size / num_envs steps each."""
+
+    id: str = "CartPole-v1"
+    """Any registered gymnasium environment id."""
+    num_envs: int = Field(8, ge=1)
+    """Copies that step together."""
+    vectorization: Literal["auto", "native", "sync", "async"] = "auto"
+    """auto: the environment's native vector form where gymnasium has one, else sync."""
+    kwargs: dict[str, Any] = {}
+    """Arguments for the environment's constructor."""

@@ -1,0 +1,32 @@
+"""Settings of the `model` section."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from lmpg.sections import Section
+
+
+class LoraSettings(Section):
+    """Low-rank adapters (arXiv 2106.09685) through peft."""
+
+    rank: int = Field(0, ge=0)
+    """Rank of the adapters; 0 trains the whole model."""
+    alpha: float = Field(16.0, gt=0)
+    """Scale of the adapters: their output is multiplied by alpha / rank."""
+    target_modules: tuple[str, ...] = ()
+    """Names of the linear layers that get an adapter; empty means all but the head."""
+
+
+class ModelSettings(Section):
+    """The causal language model that is the policy."""
+
+    path: str | None = None
+    """Hub id or folder of a causal LM; none means the world built into the script."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 computes in autocast over fp32 weights."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for models whose code you have read."""
+    lora: LoraSettings = LoraSettings()

@@ -1,0 +1,78 @@
+"""Settings of the `update`, `evaluation` and `run` sections."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from lmpg.sections import Section
+
+
+class UpdateSettings(Section):
+    """One iteration: how much is sampled, and how the policy learns from it."""
+
+    rollout_size: int = Field(64, ge=1)
+    """Responses (or environment steps) per iteration, over all processes."""
+    minibatch_size: int = Field(32, ge=1)
+    """Responses (or environment steps) per optimizer step, over all processes."""
+    microbatch_size: int = Field(32, ge=1)
+    """Responses (or steps) per forward and backward on one process: memory, never the result."""
+    epochs: int = Field(4, ge=1)
+    """Passes over each rollout."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Peak learning rate of AdamW."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """linear: down to 0 at the last step."""
+    warmup_steps: int = Field(0, ge=0)
+    """Iterations over which the learning rate rises linearly from 0."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+    adam_eps: float = Field(1e-5, gt=0)
+    """AdamW's epsilon; 1e-5 as in the original PPO code."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this global L2 norm."""
+    baseline_decay: float = Field(0.9, ge=0, lt=1)
+    """Decay per iteration of the running mean return that an `ema` baseline reads."""
+
+    @model_validator(mode="after")
+    def _whole_minibatches(self) -> UpdateSettings:
+        if self.rollout_size % self.minibatch_size:
+            raise ValueError(
+                f"update.rollout_size = {self.rollout_size} is not a multiple of "
+                f"update.minibatch_size = {self.minibatch_size}; minibatches must be whole. "
+                f"Set update.minibatch_size to a divisor of {self.rollout_size}"
+            )
+        return self
+
+
+class EvaluationSettings(Section):
+    """Held-out evaluation, before and after training and in between."""
+
+    every: int = Field(0, ge=0)
+    """Iterations between evaluations; 0 evaluates only before and after. Keeps `best/`."""
+    size: int = Field(256, ge=1)
+    """Responses per evaluation (gym: episodes)."""
+
+
+class RunSettings(Section):
+    """The run as a whole."""
+
+    output_dir: str | None = None
+    """Folder for everything the run writes; none makes a fresh runs/NAME-TIME."""
+    seed: int = 0
+    """Seed of the training; a built-in world has a fixed seed of its own."""
+    total_steps: int = Field(100, ge=1)
+    """Iterations of rollout and update."""
+    save_every: int = Field(25, ge=0)
+    """Iterations between checkpoints; 0 saves only at the end."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints kept; older ones are deleted."""
+    resume: bool = False
+    """Go on from the newest whole checkpoint in output_dir, or start there if there is none."""
+    trackers: tuple[Literal["tensorboard"], ...] = ()
+    """Further places for the metrics, beside metrics.jsonl."""
+    samples_every: int = Field(10, ge=0)
+    """Iterations between the prompts and completions written to samples.jsonl; 0 writes none."""
+    torch_threads: int = Field(0, ge=0)
+    """CPU threads of torch; 0 leaves torch's choice (1 for small gym networks)."""
