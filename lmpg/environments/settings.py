@@ -18,5 +18,5 @@ class EnvSettings(Section):
     """Copies that step together."""
     vectorization: Literal["auto", "native", "sync", "async"] = "auto"
     """auto: the environment's native vector form where gymnasium has one, else sync."""
-    kwargs: dict[str, Any] = {}
+    kwargs: dict[str, Any] = Field(default_factory=dict)
     """Arguments for the environment's constructor."""
