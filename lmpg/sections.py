@@ -9,3 +9,10 @@ class Section(BaseModel):
     """Base of all settings: immutable, validated, no extra keys; descriptions become --help."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class UserError(ValueError):
+    """Bad input from the user: names the key, the value, what was expected, and the fix.
+
+    The command line prints its message without a traceback and exits with 2.
+    """
