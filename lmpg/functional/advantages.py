@@ -1,0 +1,89 @@
+"""Advantage estimators: how much better than expected each step, or each response, was."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lmpg.functional.masking import masked_mean
+
+
+def gae(
+    rewards_BT: Tensor,
+    values_BT: Tensor,
+    next_values_BT: Tensor,
+    terminated_BT: Tensor,
+    ended_BT: Tensor,
+    mask_BT: Tensor,
+    gamma: float,
+    lam: float,
+) -> Tensor:
+    """Generalised advantage estimation (arXiv 1506.02438, eq. 16), [B, T].
+
+    δ_t = r_t + γ V(s_{t+1})(1 − terminated_t) − V(s_t) and A_t = δ_t + γλ(1 − ended_t) A_{t+1},
+    where t + 1 is the next *chosen* step: the sum passes over steps that `mask_BT` leaves out
+    (their advantage is 0). `next_values_BT` is V after the step, of the true last observation
+    where an episode was truncated. With V = 0 and λ = 1 this is the reward-to-go.
+    """
+    alive_BT = torch.where(terminated_BT, 0.0, gamma)
+    deltas_BT = rewards_BT + alive_BT * next_values_BT - values_BT
+    decay_BT = torch.where(ended_BT, 0.0, gamma * lam)
+    advantages_TB = torch.zeros_like(deltas_BT.T)
+    carried_B = torch.zeros_like(deltas_BT[:, 0])
+    for t in reversed(range(deltas_BT.shape[1])):
+        summed_B = deltas_BT[:, t] + decay_BT[:, t] * carried_B
+        carried_B = torch.where(mask_BT[:, t], summed_B, carried_B)
+        advantages_TB[t] = carried_B
+    return torch.where(mask_BT, advantages_TB.T, 0.0)
+
+
+def next_chosen(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """For each step, the value at the next step that `mask_BT` marks; 0 after the last one."""
+    next_TB = torch.zeros_like(values_BT.T)
+    carried_B = torch.zeros_like(values_BT[:, 0])
+    for t in reversed(range(values_BT.shape[1])):
+        next_TB[t] = carried_B
+        carried_B = torch.where(mask_BT[:, t], values_BT[:, t], carried_B)
+    return next_TB.T.contiguous()
+
+
+def group_centred(scores_PG: Tensor, valid_PG: Tensor) -> Tensor:
+    """Score minus the mean of its group (arXiv 2503.20783), [P, G]; 0 where not valid."""
+    return torch.where(valid_PG, scores_PG - _group_mean(scores_PG, valid_PG), 0.0)
+
+
+def group_standardised(scores_PG: Tensor, valid_PG: Tensor, eps: float) -> Tensor:
+    """(score − group mean) / (group std + eps) (arXiv 2402.03300, section 4.1.2), [P, G].
+
+    The std is unbiased. A group without spread, or with a single valid score, gives 0.
+    """
+    centred_PG = group_centred(scores_PG, valid_PG)
+    degrees_P1 = (valid_PG.sum(1, keepdim=True) - 1).clamp(min=1)
+    std_P1 = (centred_PG.square().sum(1, keepdim=True) / degrees_P1).sqrt()
+    return centred_PG / (std_P1 + eps)
+
+
+def leave_one_out(scores_PG: Tensor, valid_PG: Tensor) -> Tensor:
+    """Score minus the mean of the *other* valid scores of its group (arXiv 2402.14740, eq. 8).
+
+    [P, G]; equals n/(n − 1) times the centred score. A score alone in its group gives 0.
+    """
+    count_P1 = valid_PG.sum(1, keepdim=True)
+    scale_P1 = count_P1 / (count_P1 - 1).clamp(min=1)
+    return group_centred(scores_PG, valid_PG) * scale_P1
+
+
+def _group_mean(scores_PG: Tensor, valid_PG: Tensor) -> Tensor:
+    known_PG = torch.where(valid_PG, scores_PG, 0.0)
+    return known_PG.sum(1, keepdim=True) / valid_PG.sum(1, keepdim=True).clamp(min=1)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """1 − Var(R − V) / Var(R) over the masked-in steps: 1 perfect, 0 no better than a constant.
+
+    NaN where the returns have no spread.
+    """
+    residual = returns - values
+    unexplained = masked_mean((residual - masked_mean(residual, mask)).square(), mask)
+    total = masked_mean((returns - masked_mean(returns, mask)).square(), mask)
+    return torch.where(total > 0, 1 - unexplained / total, torch.nan)
