@@ -30,3 +30,14 @@ class ModelSettings(Section):
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for models whose code you have read."""
     lora: LoraSettings = LoraSettings()
+
+
+class PolicySettings(Section):
+    """The small networks of a gymnasium agent: an actor and a critic that share nothing."""
+
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """Units of each hidden layer, in actor and critic alike; empty means linear."""
+    activation: Literal["tanh", "relu"] = "tanh"
+    """Between the layers."""
+    initial_log_std: float = 0.0
+    """Start of a Gaussian policy's learned log σ, which is the same in every state."""

@@ -55,15 +55,13 @@ class EvaluationSettings(Section):
     """Responses per evaluation (gym: episodes)."""
 
 
-class RunSettings(Section):
-    """The run as a whole."""
+class AnyRunSettings(Section):
+    """What every run has, whatever its length is counted in."""
 
     output_dir: str | None = None
     """Folder for everything the run writes; none makes a fresh runs/NAME-TIME."""
     seed: int = 0
     """Seed of the training; a built-in world has a fixed seed of its own."""
-    total_steps: int = Field(100, ge=1)
-    """Iterations of rollout and update."""
     save_every: int = Field(25, ge=0)
     """Iterations between checkpoints; 0 saves only at the end."""
     keep_checkpoints: int = Field(2, ge=1)
@@ -72,7 +70,23 @@ class RunSettings(Section):
     """Go on from the newest whole checkpoint in output_dir, or start there if there is none."""
     trackers: tuple[Literal["tensorboard"], ...] = ()
     """Further places for the metrics, beside metrics.jsonl."""
+    torch_threads: int = Field(0, ge=0)
+    """CPU threads of torch; 0 leaves torch's choice."""
+
+
+class RunSettings(AnyRunSettings):
+    """The run as a whole."""
+
+    total_steps: int = Field(100, ge=1)
+    """Iterations of rollout and update."""
     samples_every: int = Field(10, ge=0)
     """Iterations between the prompts and completions written to samples.jsonl; 0 writes none."""
-    torch_threads: int = Field(0, ge=0)
-    """CPU threads of torch; 0 leaves torch's choice (1 for small gym networks)."""
+
+
+class GymRunSettings(AnyRunSettings):
+    """The run as a whole; its length is counted in environment steps."""
+
+    total_timesteps: int = Field(100_000, ge=1)
+    """Environment steps to learn from, exactly: the last rollout is shortened where needed."""
+    torch_threads: int = Field(1, ge=0)
+    """CPU threads of torch; small networks are fastest on one. 0 leaves torch's choice."""
