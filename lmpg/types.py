@@ -150,6 +150,14 @@ class Policy(Protocol):
         """Log-probs, entropy and values of the recorded steps, [B, T] each."""
         ...
 
+    def trainable_state(self) -> dict[str, Tensor]:
+        """Every tensor that training changes."""
+        ...
+
+    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
+        """Put back what `trainable_state` gave; names and shapes must match exactly."""
+        ...
+
 
 class Algorithm(Protocol):
     """Hyperparameters as fields, the method as two functions of numbers; see `lmpg.algorithms`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lmpg.functional.masking import masked_mean
+from lmpg.functional.masking import ROUNDING, masked_mean
 
 
 def gae(
@@ -48,8 +48,15 @@ def next_chosen(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def group_centred(scores_PG: Tensor, valid_PG: Tensor) -> Tensor:
-    """Score minus the mean of its group (arXiv 2503.20783), [P, G]; 0 where not valid."""
-    return torch.where(valid_PG, scores_PG - _group_mean(scores_PG, valid_PG), 0.0)
+    """Score minus the mean of its group (arXiv 2503.20783), [P, G].
+
+    0 where not valid, and in a group without spread (beyond rounding).
+    """
+    known_PG = torch.where(valid_PG, scores_PG, 0.0)
+    mean_P1 = known_PG.sum(1, keepdim=True) / valid_PG.sum(1, keepdim=True).clamp(min=1)
+    centred_PG = torch.where(valid_PG, known_PG - mean_P1, 0.0)
+    rounding_P1 = ROUNDING * known_PG.abs().amax(1, keepdim=True)
+    return torch.where(centred_PG.abs().amax(1, keepdim=True) > rounding_P1, centred_PG, 0.0)
 
 
 def group_standardised(scores_PG: Tensor, valid_PG: Tensor, eps: float) -> Tensor:
@@ -71,11 +78,6 @@ def leave_one_out(scores_PG: Tensor, valid_PG: Tensor) -> Tensor:
     count_P1 = valid_PG.sum(1, keepdim=True)
     scale_P1 = count_P1 / (count_P1 - 1).clamp(min=1)
     return group_centred(scores_PG, valid_PG) * scale_P1
-
-
-def _group_mean(scores_PG: Tensor, valid_PG: Tensor) -> Tensor:
-    known_PG = torch.where(valid_PG, scores_PG, 0.0)
-    return known_PG.sum(1, keepdim=True) / valid_PG.sum(1, keepdim=True).clamp(min=1)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:

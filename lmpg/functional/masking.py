@@ -7,6 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+# A spread below this share of the largest magnitude is float32 rounding, not information.
+ROUNDING = 1e-6
+
 Reduction = Literal["token_mean", "sequence_mean"]
 
 
@@ -24,10 +27,11 @@ def masked_variance(x: Tensor, mask: Tensor) -> Tensor:
 def whitened(x: Tensor, mask: Tensor, eps: float) -> Tensor:
     """(x − mean) / (std + eps) over the masked-in elements, 0 elsewhere; std is unbiased.
 
-    A single element, or elements without spread, become 0.
+    A single element, or elements without spread beyond rounding, become 0.
     """
     std = masked_variance(x, mask).sqrt()
-    return torch.where(mask, (x - masked_mean(x, mask)) / (std + eps), 0)
+    spread = mask & (std > ROUNDING * torch.where(mask, x, 0).abs().max())
+    return torch.where(spread, (x - masked_mean(x, mask)) / (std + eps), 0)
 
 
 def loss_weights(mask_BT: Tensor, reduction: Reduction) -> Tensor:

@@ -21,8 +21,9 @@ def policy_gradient(logprobs: Tensor, advantages: Tensor) -> Tensor:
 def clipped_surrogate(
     log_ratios: Tensor, advantages: Tensor, clip_low: float, clip_high: float
 ) -> Tensor:
-    """−min(ρA, clip(ρ, 1 − clip_low, 1 + clip_high) A), ρ = exp(log_ratios) (arXiv 1707.06347, eq. 7).
+    """−min(ρA, clip(ρ, 1 − clip_low, 1 + clip_high) A) with ρ = exp(log_ratios).
 
+    arXiv 1707.06347, eq. 7; the two bounds may differ as in arXiv 2503.14476, eq. 10.
     No gradient where a step already moved past the clip in the direction of its advantage.
     """
     ratios = log_ratios.exp()

@@ -1,0 +1,105 @@
+"""What an update did, summed on the device as it happens and reduced once at the end."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lmpg.functional.kl import k3
+from lmpg.training.processes import Processes
+from lmpg.types import Evaluation, Minibatch
+
+
+class Diagnostics:
+    """Masked, global sums over all micro-batches of one update; `metrics` divides and names them.
+
+    A step is clipped when it has an advantage and its policy term has no gradient.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+        self._sums: dict[str, Tensor] = {}
+        self._largest_ratio: Tensor | None = None
+        self._norms: list[Tensor] = []
+        self._skipped = 0
+
+    @torch.no_grad()
+    def add(
+        self,
+        new: Evaluation,
+        batch: Minibatch,
+        losses: dict[str, Tensor],
+        gradients: dict[str, list[Tensor | None]],
+    ) -> None:
+        """Count one micro-batch; `gradients` are those of each loss by log-prob, entropy, value."""
+        mask = batch.mask_BT
+        ratios = torch.where(mask, (new.logprobs_BT - batch.old_logprobs_BT).exp(), 0)
+        with_advantage = mask & (batch.advantages_BT != 0)
+        policy_gradient = gradients["policy"][0]
+        self._add("steps", mask.sum())
+        self._add("ratio", ratios.sum())
+        self._add("kl", _sum(k3(batch.old_logprobs_BT, new.logprobs_BT), mask))
+        self._add("entropy", _sum(new.entropy_BT, mask))
+        self._add("with_advantage", with_advantage.sum())
+        if policy_gradient is not None:
+            self._add("clipped", (with_advantage & (policy_gradient == 0)).sum())
+        if "value" in gradients and batch.old_values_BT is not None:
+            value_gradient = gradients["value"][-1]
+            off_target = mask & (new.values_BT != batch.returns_BT)
+            self._add("off_target", off_target.sum())
+            self._add("value_clipped", (off_target & (value_gradient == 0)).sum())
+        for name, loss in losses.items():
+            self._add(f"loss/{name}", loss)
+        largest = ratios.max()
+        self._largest_ratio = (
+            largest if self._largest_ratio is None else torch.maximum(largest, self._largest_ratio)
+        )
+
+    def add_optimizer_step(self, gradient_norm: Tensor, finite: bool) -> None:
+        """Count one optimizer step, by the global norm of its gradient before clipping; one whose
+        gradient is not finite is not taken."""
+        if finite:
+            self._norms.append(gradient_norm.detach())
+        else:
+            self._skipped += 1
+
+    def metrics(self) -> dict[str, float]:
+        """Names of design section 9: means over chosen steps of all minibatches and ranks."""
+        sums = self._reduced()
+        steps = max(sums["steps"], 1.0)
+        optimizer_steps = len(self._norms) + self._skipped
+        losses = {k: v / optimizer_steps for k, v in sums.items() if k.startswith("loss/")}
+        found = {
+            "policy/approx_kl": sums["kl"] / steps,
+            "policy/clip_fraction": sums.get("clipped", 0.0) / max(sums["with_advantage"], 1.0),
+            "policy/entropy": sums["entropy"] / steps,
+            "policy/ratio_mean": sums["ratio"] / steps,
+            "policy/ratio_max": self._global_max(),
+            **losses,
+            "loss/total": sum(losses.values()),
+            "grad_norm": float(torch.stack(self._norms).mean()) if self._norms else float("nan"),
+            "skipped_updates": float(self._skipped),
+        }
+        if "off_target" in sums:
+            found["value/clip_fraction"] = sums["value_clipped"] / max(sums["off_target"], 1.0)
+        return found
+
+    def _add(self, name: str, value: Tensor) -> None:
+        value = value.detach().to(torch.float64)
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def _reduced(self) -> dict[str, float]:
+        names = sorted(
+            {n for names in self._processes.gather_list([list(self._sums)]) for n in names}
+        )
+        zero = torch.zeros((), dtype=torch.float64, device=self._processes.device)
+        summed = self._processes.sum(torch.stack([self._sums.get(n, zero) for n in names]))
+        return dict(zip(names, summed.tolist()))
+
+    def _global_max(self) -> float:
+        mine = 0.0 if self._largest_ratio is None else float(self._largest_ratio)
+        return max(self._processes.gather_list([mine]))
+
+
+def _sum(x: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, x, 0).sum()

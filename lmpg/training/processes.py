@@ -1,0 +1,107 @@
+"""The processes of one run: who am I, and the few exchanges that training needs.
+
+Every rank holds the whole rollout (a few MB of numbers) and computes the same credit; only
+sampling, scoring and the model's forward and backward are shared out. Gradients are summed once
+per optimizer step: weights count the global minibatch, so the sum is the gradient.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields, replace
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.nn import functional as F
+
+T = TypeVar("T")
+
+
+class Processes:
+    """Rank, number and device of this process, from accelerate's launcher or torchrun."""
+
+    def __init__(self) -> None:
+        self._state = PartialState()
+        self.rank = self._state.process_index
+        self.count = self._state.num_processes
+        self.device = self._state.device
+        self.is_main = self.rank == 0
+
+    @property
+    def asked_for(self) -> int:
+        """How many processes the launcher was asked for, as far as its environment tells."""
+        return int(os.environ.get("ACCELERATE_NUM_PROCESSES", os.environ.get("WORLD_SIZE", 1)))
+
+    def share(self, items: list[T]) -> list[T]:
+        """This rank's contiguous part of `items`."""
+        return [items[i] for i in self.share_of(len(items))]
+
+    def share_of(self, count: int) -> range:
+        """Indices of this rank's contiguous part of `count` items; parts differ by one at most."""
+        return range(count * self.rank // self.count, count * (self.rank + 1) // self.count)
+
+    def gather_list(self, items: list[T]) -> list[T]:
+        """All ranks' items in rank order, on every rank."""
+        return gather_object(items) if self.count > 1 else items
+
+    def gather_rows(self, x: Tensor, fill: float = 0, pad: str = "right") -> Tensor:
+        """Rows of all ranks in rank order; the second dimension is padded to the longest."""
+        if self.count == 1:
+            return x
+        parts = [part.to(x.device) for part in self.gather_list([x.cpu()])]
+        if x.ndim > 1:
+            width = max(part.shape[1] for part in parts)
+            parts = [_padded(part, width, fill, pad) for part in parts]
+        return torch.cat(parts)
+
+    def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
+        """Replace every gradient by its sum over ranks; one without a gradient counts as 0."""
+        if self.count == 1:
+            return
+        for p in parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        flat = torch.cat([p.grad.reshape(-1) for p in parameters])  # type: ignore[union-attr]
+        dist.all_reduce(flat)
+        for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
+            p.grad.copy_(part.view_as(p))  # type: ignore[union-attr]
+
+    def sum(self, x: Tensor) -> Tensor:
+        """`x` summed over ranks."""
+        if self.count > 1:
+            dist.all_reduce(x)
+        return x
+
+    def wait(self) -> None:
+        """Until every rank has come here."""
+        self._state.wait_for_everyone()
+
+    def close(self) -> None:
+        """Close the process group; torch warns at exit otherwise."""
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _padded(x: Tensor, width: int, fill: float, pad: str) -> Tensor:
+    missing = width - x.shape[1]
+    return F.pad(x, (missing, 0) if pad == "left" else (0, missing), value=fill)
+
+
+def dataclass_rows(processes: Processes, rows: Any) -> Any:
+    """A dataclass whose tensors start with B, gathered over ranks; left-padded are `prompt_ids`."""
+    if processes.count == 1:
+        return rows
+
+    def gathered(name: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: gathered(k, v) for k, v in value.items()}
+        if not isinstance(value, Tensor) or value.ndim == 0:
+            return value
+        return processes.gather_rows(value, pad="left" if name == "prompt_ids" else "right")
+
+    changed = {f.name: gathered(f.name, getattr(rows, f.name)) for f in fields(rows)}
+    return replace(rows, **changed)

@@ -1,0 +1,38 @@
+"""Ctrl-C and SIGTERM end a run after the iteration at hand, saved; a second one ends it at once."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Any
+
+from lmpg.training.processes import Processes
+
+
+class StopRequest:
+    """Context in which the first SIGINT or SIGTERM is remembered instead of raised."""
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+        self._asked = False
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._old[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def requested(self) -> bool:
+        """Whether any rank was asked to stop; every rank must call this together."""
+        return any(self._processes.gather_list([self._asked]))
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        if self._processes.is_main:
+            print("stopping after this iteration; once more to stop at once", flush=True)

@@ -1,0 +1,155 @@
+"""One update: epochs of shuffled minibatches, each one optimizer step on the global loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmpg.functional.masking import loss_weights
+from lmpg.training.diagnostics import Diagnostics
+from lmpg.training.processes import Processes
+from lmpg.training.seeding import generator
+from lmpg.training.settings import UpdateSettings
+from lmpg.types import Algorithm, Credit, Evaluation, Minibatch, Rollout
+
+
+class Updater:
+    """Holds the optimizer. Weights of the loss are counted over the whole minibatch of all ranks,
+    so micro-batches, accumulation and the number of processes never change the result.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        settings: UpdateSettings,
+        total_steps: int,
+        seed: int,
+        processes: Processes,
+    ) -> None:
+        self.policy = policy
+        self.settings = settings
+        self.total_steps = total_steps
+        self.seed = seed
+        self.processes = processes
+        self.parameters = [p for p in policy.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=settings.learning_rate,
+            eps=settings.adam_eps,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+
+    def update(
+        self, algorithm: Algorithm, rollout: Rollout, credit: Credit, step: int
+    ) -> dict[str, float]:
+        """Improve the policy on `rollout`; `step` counts from 1. Returns the step's metrics."""
+        whole = Minibatch.of(rollout, credit)
+        if "observations" in whole.inputs:
+            whole = whole.as_steps()
+        learning_rate = self.learning_rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        diagnostics = Diagnostics(self.processes)
+        for epoch in range(self.settings.epochs):
+            shuffle = generator(self.seed, "minibatches", step, epoch)
+            order = torch.randperm(len(whole.mask_BT), generator=shuffle)
+            for rows in order.split(self.settings.minibatch_size):
+                self._optimizer_step(algorithm, whole, rows, diagnostics)
+        return {**diagnostics.metrics(), "learning_rate": learning_rate}
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of iteration `step` (from 1): linear warm-up, then constant or linear."""
+        s = self.settings
+        rate = s.learning_rate
+        if s.schedule == "linear":
+            rate *= max(0.0, 1 - (step - 1) / self.total_steps)
+        return rate * min(1.0, step / s.warmup_steps) if s.warmup_steps else rate
+
+    def state(self) -> dict[str, Any]:
+        """The optimizer's tensors and counters, for a checkpoint."""
+        return {"optimizer": self.optimizer.state_dict()["state"]}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `state` was taken."""
+        whole = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({**whole, "state": state["optimizer"]})
+
+    def _optimizer_step(
+        self, algorithm: Algorithm, whole: Minibatch, rows: Tensor, diagnostics: Diagnostics
+    ) -> None:
+        mask_BT = whole.mask_BT.index_select(0, rows)
+        weights_BT = loss_weights(mask_BT, algorithm.reduction)
+        mine = torch.arange(self.processes.rank, len(rows), self.processes.count)
+        for part in mine.split(self.settings.microbatch_size):
+            batch = whole.rows(rows.index_select(0, part)).to(self.processes.device)
+            weights = weights_BT.index_select(0, part).to(self.processes.device)
+            self._accumulate(algorithm, batch, weights, diagnostics)
+        self.processes.sum_gradients(self.parameters)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
+        finite = bool(norm.isfinite())
+        diagnostics.add_optimizer_step(norm, finite)
+        if finite:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _accumulate(
+        self,
+        algorithm: Algorithm,
+        batch: Minibatch,
+        weights_BT: Tensor,
+        diagnostics: Diagnostics,
+    ) -> None:
+        new = self.policy.evaluate(batch.inputs)  # type: ignore[operator]
+        leaf = _detached(new)
+        terms = algorithm.loss_terms(leaf, batch)
+        losses = {
+            k: (torch.where(weights_BT > 0, x, 0) * weights_BT).sum() for k, x in terms.items()
+        }
+        gradients = _gradients(losses, leaf)
+        diagnostics.add(leaf, batch, losses, gradients)
+        _backward(new, gradients)
+
+
+def _detached(new: Evaluation) -> Evaluation:
+    """The evaluation as leaves, so that each term's gradient can be looked at before it enters
+    the model."""
+    values = new.values_BT
+    return Evaluation(
+        new.logprobs_BT.detach().requires_grad_(),
+        new.entropy_BT.detach().requires_grad_(),
+        None if values is None else values.detach().requires_grad_(),
+    )
+
+
+def _weighted(term_BT: Tensor, weights_BT: Tensor) -> Tensor:
+    """Σ term·weight; what is masked out may be anything, NaN too."""
+    return (torch.where(weights_BT > 0, term_BT, 0) * weights_BT).sum()
+
+
+def _leaves(evaluation: Evaluation) -> list[Tensor]:
+    found = [evaluation.logprobs_BT, evaluation.entropy_BT, evaluation.values_BT]
+    return [x for x in found if x is not None]
+
+
+def _gradients(losses: dict[str, Tensor], leaf: Evaluation) -> dict[str, list[Tensor | None]]:
+    """Per named loss, its gradient with respect to log-probs, entropy and values."""
+    leaves = _leaves(leaf)
+    return {
+        name: list(torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True))
+        for name, loss in losses.items()
+    }
+
+
+def _backward(new: Evaluation, gradients: dict[str, list[Tensor | None]]) -> None:
+    """Send the summed gradients of all terms through the model, where they are needed."""
+    outputs, grads = [], []
+    for i, output in enumerate(_leaves(new)):
+        parts = [g[i] for g in gradients.values() if g[i] is not None]
+        if parts and output.requires_grad:
+            outputs.append(output)
+            grads.append(torch.stack(parts).sum(0))
+    if outputs:
+        torch.autograd.backward(outputs, grads)
