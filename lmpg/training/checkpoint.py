@@ -1,0 +1,206 @@
+"""Checkpoints: everything a run needs to go on, as safetensors and JSON, whole or not at all.
+
+A checkpoint is written to a temporary folder, flushed to disk and renamed; a manifest with sizes
+and SHA-256 sums tells a torn one from a whole one. So the process may die at any instant.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+MANIFEST = "manifest.json"
+_TEMPORARY = ".tmp-"
+
+
+def save(folder: Path, step: int, state: Any, keep: int) -> Path:
+    """Write `state` as folder/step_N and delete all but the newest `keep` checkpoints.
+
+    `state` is a nested dict or list whose leaves are tensors, numpy arrays or JSON values; dtypes,
+    floats (NaN and inf too) and integer keys come back exactly. Checkpoints of later steps belong
+    to a future that a resumed run has abandoned: they go as well.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(stale)
+    target = folder / f"step_{step}"
+    if not _is_whole(target):  # a whole one of this step holds this very state
+        _write(folder, target, step, state)
+    steps = _steps(folder)
+    for old in [s for s in steps if s > step] + [s for s in steps if s <= step][keep:]:
+        _remove(folder / f"step_{old}")
+    return target
+
+
+def newest(folder: Path) -> tuple[int, Any] | None:
+    """Step and state of the newest whole checkpoint; torn ones are skipped with a warning."""
+    for step in _steps(folder):
+        path = folder / f"step_{step}"
+        try:
+            _verify(path)
+            tensors = load_file(path / "tensors.safetensors")
+            return step, _decode(json.loads((path / "state.json").read_bytes()), tensors)
+        except (OSError, ValueError, KeyError) as error:
+            log.warning("checkpoint %s is not whole (%s); trying the one before", path, error)
+    return None
+
+
+def newest_step(folder: Path) -> int | None:
+    """Step of the newest whole checkpoint, without reading its state; None when there is none."""
+    return next((step for step in _steps(folder) if _is_whole(folder / f"step_{step}")), None)
+
+
+def _write(folder: Path, target: Path, step: int, state: Any) -> None:
+    temporary = folder / f"{_TEMPORARY}{target.name}-{os.getpid()}"
+    temporary.mkdir()
+    encoder = _Encoder()
+    tree = encoder.encode(state, "state")
+    save_file(encoder.tensors, temporary / "tensors.safetensors")
+    (temporary / "state.json").write_text(json.dumps(tree, allow_nan=False), encoding="utf-8")
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(temporary.iterdir())
+    }
+    manifest = {"format": 1, "step": step, "files": files}
+    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    for path in [*temporary.iterdir(), temporary]:
+        fsync(path)
+    if target.exists():  # torn, or it would not be written again
+        _remove(target)
+    temporary.rename(target)
+    fsync(folder)
+    fsync(folder.parent)
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint under another name first, so that no half of it is ever read."""
+    doomed = path.with_name(f"{_TEMPORARY}old-{path.name}")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _steps(folder: Path) -> list[int]:
+    """Steps that have a folder, newest first."""
+    found = [re.fullmatch(r"step_(\d+)", path.name) for path in folder.glob("step_*")]
+    return sorted((int(match[1]) for match in found if match), reverse=True)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        _verify(path)
+    except (OSError, ValueError, KeyError):
+        return False
+    return True
+
+
+def _verify(path: Path) -> None:
+    """Raise if a file is missing, has another size, or other bytes than the manifest says."""
+    manifest = json.loads((path / MANIFEST).read_bytes())
+    if manifest["format"] != 1:
+        raise ValueError(f"format {manifest['format']}, this version reads format 1")
+    for name, expected in manifest["files"].items():
+        size = (path / name).stat().st_size
+        if size != expected["size"]:
+            raise ValueError(f"{name} has {size} bytes, expected {expected['size']}")
+        if _sha256(path / name) != expected["sha256"]:
+            raise ValueError(f"{name} has another checksum than when it was written")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Flush a file, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _Encoder:
+    """Turns a state into JSON, with the tensors put aside under names."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self._names: dict[tuple, str] = {}
+        self._storages: set[int] = set()
+        self._alive: list[Tensor] = []  # addresses are unique only among living tensors
+
+    def encode(self, value: Any, path: str) -> Any:
+        """JSON for `value`; `path` names it in errors."""
+        if value is None or isinstance(value, bool | str):
+            return value
+        if isinstance(value, int):
+            return int(value)
+        if isinstance(value, float):
+            return float(value) if math.isfinite(value) else {"__float__": repr(float(value))}
+        if isinstance(value, Tensor):
+            return {"__tensor__": self._put(value)}
+        if isinstance(value, np.ndarray):
+            return {"__array__": self._put(torch.from_numpy(np.array(value)))}
+        if isinstance(value, dict):
+            return self._mapping(value, path)
+        if isinstance(value, list | tuple):
+            items = [self.encode(item, f"{path}[{i}]") for i, item in enumerate(value)]
+            return items if isinstance(value, list) else {"__tuple__": items}
+        raise TypeError(
+            f"{path} is a {type(value).__name__}; a checkpoint holds tensors, numpy arrays, "
+            "numbers, strings, None, and lists or dicts of them"
+        )
+
+    def _mapping(self, value: dict, path: str) -> Any:
+        pairs = [(key, self.encode(item, f"{path}.{key}")) for key, item in value.items()]
+        if all(isinstance(key, str) and not key.startswith("__") for key, _ in pairs):
+            return dict(pairs)
+        return {"__dict__": [[self.encode(key, f"{path} (key)"), item] for key, item in pairs]}
+
+    def _put(self, tensor: Tensor) -> str:
+        """A name for the tensor; one that is already there under another path is not repeated."""
+        tensor = tensor.detach()
+        place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
+        if tensor.numel() and place in self._names:
+            return self._names[place]
+        name = f"t{len(self.tensors)}"
+        self._alive.append(tensor)
+        self._names[place] = name
+        copy = tensor.cpu().contiguous()
+        storage = copy.untyped_storage().data_ptr()
+        if storage in self._storages or copy.untyped_storage().nbytes() != copy.nbytes:
+            copy = copy.clone()
+        self._storages.add(storage)
+        self.tensors[name] = copy
+        return name
+
+
+def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "__float__" in value:
+        return float(value["__float__"])
+    if "__tensor__" in value:
+        return tensors[value["__tensor__"]]
+    if "__array__" in value:
+        return tensors[value["__array__"]].numpy()
+    if "__tuple__" in value:
+        return tuple(_decode(item, tensors) for item in value["__tuple__"])
+    if "__dict__" in value:
+        return {_decode(k, tensors): _decode(v, tensors) for k, v in value["__dict__"]}
+    return {key: _decode(item, tensors) for key, item in value.items()}
