@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from tyro.constructors import PrimitiveConstructorSpec
 
-from lmpg import algorithms
+from lmpg.algorithms import ALGORITHMS
 from lmpg.config import (
     Values,
     algorithm_name,
@@ -88,13 +88,11 @@ def _with_algorithm(settings: type[S], name: str | None) -> tuple[type[S], str |
     """The settings class with its algorithm filled in, and that algorithm's name."""
     if "algorithm" not in settings.model_fields:
         return settings, None
-    if name is not None and name not in algorithms.ALGORITHMS:
-        raise UserError(
-            f"algorithm.name = {name!r}: expected one of {', '.join(algorithms.ALGORITHMS)}"
-        )
+    if name is not None and name not in ALGORITHMS:
+        raise UserError(f"algorithm.name = {name!r}: expected one of {', '.join(ALGORITHMS)}")
     if settings.__pydantic_generic_metadata__["parameters"]:
         name = name or "ppo"
-        return settings[algorithms.ALGORITHMS[name]], name  # type: ignore[index]
+        return settings[ALGORITHMS[name]], name  # type: ignore[index]
     own = algorithm_name(settings.model_fields["algorithm"].annotation)  # type: ignore[arg-type]
     if name not in (None, own):
         raise UserError(
@@ -105,28 +103,44 @@ def _with_algorithm(settings: type[S], name: str | None) -> tuple[type[S], str |
 
 
 def _wrong_flags(settings: type[BaseModel], argv: list[str]) -> list[str]:
-    """One line for each flag that does not exist, has no value, or stands there twice."""
+    """One line for each flag that is unknown, has no value or too many, or stands there twice."""
     known = {f"--{path}".replace("_", "-"): path for path in paths_of(settings)}
-    problems, seen = [], set()
-    for i, word in enumerate(argv):
-        if not word.startswith("--") or word in ("--help", "--"):
-            continue
-        flag, has_value, value = word.partition("=")
-        flag = flag.replace("_", "-")
-        following = argv[i + 1] if i + 1 < len(argv) else "--"
-        if not has_value:
-            value = "" if following.startswith("--") else following
+    seen: set[str] = set()
+    problems = []
+    for flag, words in _groups(argv):
         if flag not in known:
-            match = nearest(flag.removeprefix("--").replace("-", "_"), list(known.values()))
-            right = f"--{match}".replace("_", "-")
-            hint = f"did you mean {right}?" if match else "see --help for all flags"
-            problems.append(f"unknown flag {flag} {value}".rstrip() + f"; {hint}")
+            problems.append(_unknown(flag, words, list(known.values())))
         elif flag in seen:
             problems.append(f"{flag} stands there twice; give it once, with all its values")
-        elif not value and _nargs(_field(settings, known[flag])) == 1:
-            problems.append(f"{flag} needs a value after it")
+        elif _nargs(_field(settings, known[flag])) == 1 and len(words) != 1:
+            given = f"takes one value, not {' '.join(words)}" if words else "needs a value after it"
+            problems.append(f"{flag} {given}")
         seen.add(flag)
     return problems
+
+
+def _groups(argv: list[str]) -> list[tuple[str, list[str]]]:
+    """Each flag (written with dashes) and the words up to the next one; --help is left out."""
+    groups: list[tuple[str, list[str]]] = []
+    for word in argv:
+        if word in ("-h", "--help"):
+            continue
+        if word.startswith("--") or not groups:
+            flag, equals, value = word.partition("=")
+            groups.append((flag.replace("_", "-"), [value] if equals else []))
+        else:
+            groups[-1][1].append(word)
+    return groups
+
+
+def _unknown(flag: str, words: list[str], known: list[str]) -> str:
+    given = " ".join([flag, *words])
+    if not flag.startswith("--"):
+        return f"unexpected {given!r}; settings are given as --section.name VALUE, see --help"
+    match = nearest(flag.removeprefix("--").replace("-", "_"), known)
+    right = f"--{match}".replace("_", "-")
+    hint = f"did you mean {right}?" if match else "see --help for all flags"
+    return f"unknown flag {given}; {hint}"
 
 
 def _field(settings: type[BaseModel], path: str) -> FieldInfo:
@@ -138,7 +152,11 @@ def _field(settings: type[BaseModel], path: str) -> FieldInfo:
 
 def _read_flags(settings: type[BaseModel], argv: list[str], shown: Values) -> Values:
     """The flags that were given, as nested dicts of raw values; --help shows `shown`."""
-    given = tyro.cli(_mirror(settings, shown), args=argv, description=settings.__doc__)
+    text = (
+        f"{settings.__doc__ or ''}\n\n--config FILE reads settings from a YAML file with the same "
+        "names (sections with settings below them); flags win over it."
+    )
+    given = tyro.cli(_mirror(settings, shown), args=argv, description=text)
     return _without_empty_sections(given)
 
 
@@ -173,8 +191,8 @@ def _leaf(field: FieldInfo, shown: Any) -> Any:
         is_instance=lambda value: True,
         str_from_instance=lambda value: [str(value)],
     )
-    text = f"(default: {' '.join(map(str, shown)) if isinstance(shown, tuple | list) else shown})"
-    arg = tyro.conf.arg(help=field.description, help_behavior_hint=text)
+    default = " ".join(map(str, shown)) or "none" if isinstance(shown, tuple | list) else shown
+    arg = tyro.conf.arg(help=field.description, help_behavior_hint=f"(default: {default})")
     return Annotated[Any, spec, arg]
 
 
