@@ -45,7 +45,7 @@ def tiny_model(kind: str = "llama", seed: int = 0, **changes):
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "max_position_embeddings": CONTEXT,
-        "initializer_range": 0.3,
+        "initializer_range": 0.15,
         "eos_token_id": EOS,
         "pad_token_id": PAD,
         "bos_token_id": None,

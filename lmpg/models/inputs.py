@@ -1,0 +1,81 @@
+"""Padding, attention masks and position ids: the one place that makes them, from lengths.
+
+Policy, reference and reward model all read left-padded rows whose masks come from lengths and
+never from `ids != pad`, so that a pad token that is also the EOS hides nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def language_inputs(
+    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_token_id: int
+) -> dict[str, Tensor]:
+    """The `inputs` of a rollout (int64): prompts [B, P] padded left, responses [B, T] right."""
+    return {
+        "prompt_ids": pad_left(prompts, pad_token_id),
+        "prompt_lengths": torch.tensor([len(ids) for ids in prompts]),
+        "response_ids": pad_right(responses, pad_token_id),
+        "response_lengths": torch.tensor([len(ids) for ids in responses]),
+    }
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> Tensor:
+    """Rows of token ids as one int64 tensor, the last token of each in the last column."""
+    width = max(map(len, rows), default=0)
+    return torch.tensor([[pad_token_id] * (width - len(r)) + list(r) for r in rows]).long()
+
+
+def pad_right(rows: Sequence[Sequence[int]], pad_token_id: int) -> Tensor:
+    """Rows of token ids as one int64 tensor, the first token of each in the first column."""
+    width = max(map(len, rows), default=0)
+    return torch.tensor([list(r) + [pad_token_id] * (width - len(r)) for r in rows]).long()
+
+
+def mask_and_positions(start_B: Tensor, end_B: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Attention mask and position ids [B, width] of rows whose tokens lie in [start, end).
+
+    The first real token has position 0 wherever it lies; columns of padding repeat the position of
+    the nearest real token, so that none is beyond the model's context.
+    """
+    column_BL = torch.arange(width, device=start_B.device).expand(len(start_B), width)
+    start_B1, last_B1 = start_B[:, None], end_B[:, None] - 1
+    mask_BL = (column_BL >= start_B1) & (column_BL <= last_B1)
+    positions_BL = torch.minimum((column_BL - start_B1).clamp(min=0), last_B1 - start_B1)
+    return mask_BL.long(), positions_BL.clamp(min=0)
+
+
+def trimmed(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the columns of padding that no row needs."""
+    prompt = max(int(inputs["prompt_lengths"].max()), 1)
+    response = max(int(inputs["response_lengths"].max()), 1)
+    return {
+        **inputs,
+        "prompt_ids": inputs["prompt_ids"][:, -prompt:],
+        "response_ids": inputs["response_ids"][:, :response],
+    }
+
+
+def forward_arguments(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """input_ids, attention_mask, position_ids of prompt and response; the last token, which
+    predicts nothing, is left out.
+    """
+    prompt_BP, response_BT = inputs["prompt_ids"], inputs["response_ids"]
+    ids_BL = torch.cat([prompt_BP, response_BT[:, :-1]], 1)
+    width = prompt_BP.shape[1]
+    start_B = width - inputs["prompt_lengths"]
+    end_B = width + inputs["response_lengths"] - 1
+    mask_BL, positions_BL = mask_and_positions(start_B, end_B, ids_BL.shape[1])
+    return {"input_ids": ids_BL, "attention_mask": mask_BL, "position_ids": positions_BL}
+
+
+def accepted(module: nn.Module, arguments: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`arguments` less the position ids where the model (ALiBi, recurrent) takes none."""
+    if "position_ids" in inspect.signature(module.forward).parameters:
+        return arguments
+    return {name: value for name, value in arguments.items() if name != "position_ids"}

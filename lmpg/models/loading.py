@@ -1,0 +1,195 @@
+"""From a Hub id or a folder to tokenizer, policy and reward model, in float32."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from lmpg.models import value_head as value_heads
+from lmpg.models.head import refuse_unknown_head
+from lmpg.models.lora import with_adapter
+from lmpg.models.policy import CausalLMPolicy
+from lmpg.models.settings import ModelSettings
+from lmpg.sections import UserError
+
+_UNBOUNDED = 2**30
+
+
+def load_tokenizer(path: str, trust_remote_code: bool = False):
+    """The tokenizer of a model; one without an EOS token is refused."""
+    load = transformers.AutoTokenizer.from_pretrained
+    tokenizer = _loaded("tokenizer", load, path, trust_remote_code=trust_remote_code)
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"model.path = {path}: its tokenizer has no EOS token, expected one, because every "
+            "response ends with it. Set it and save the tokenizer: tokenizer.eos_token = '</s>'; "
+            "tokenizer.save_pretrained(folder)"
+        )
+    return tokenizer
+
+
+def load_policy(
+    settings: ModelSettings,
+    tokenizer,
+    *,
+    critic: bool,
+    temperature: float,
+    device: torch.device | str = "cpu",
+) -> CausalLMPolicy:
+    """The model of `settings.path` as a policy; with `critic`, its saved value head or a new one.
+
+    LoRA factors are drawn from torch's global generator, nothing else is random.
+    """
+    model = load_causal_lm(settings.path, settings.trust_remote_code)
+    _refuse_smaller_vocabulary(settings.path, model, tokenizer)
+    eos_token_ids = all_eos_token_ids(model, tokenizer)
+    pad_token_id = tokenizer.pad_token_id
+    if settings.lora.rank > 0:
+        model = with_adapter(model, settings.lora)
+    policy = CausalLMPolicy(
+        model,
+        _value_head(settings.path, model) if critic else None,
+        temperature=temperature,
+        eos_token_ids=eos_token_ids,
+        pad_token_id=eos_token_ids[0] if pad_token_id is None else pad_token_id,
+        context_length=context_length(model.config, tokenizer),
+        bf16=settings.precision == "bf16",
+    ).to(device)
+    refuse_unknown_head(policy)
+    return policy
+
+
+def load_causal_lm(path: str | None, trust_remote_code: bool = False) -> nn.Module:
+    """A transformers causal language model with float32 weights, in eval mode."""
+    if path is None:
+        raise UserError("model.path is not set, expected a Hub id or the folder of a causal LM")
+    folder = Path(path).expanduser()
+    if (folder / "adapter_config.json").is_file():
+        merged = folder / "merged"
+        fix = f"set model.path to {merged}" if merged.is_dir() else "merge it into its model first"
+        raise UserError(f"model.path = {path} is a LoRA adapter, expected a whole model; {fix}")
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    model = _loaded(
+        "causal language model",
+        load,
+        path,
+        dtype=torch.float32,
+        trust_remote_code=trust_remote_code,
+    )
+    return model.eval()
+
+
+def load_sequence_classifier(
+    path: str, *, new_head: bool = False, trust_remote_code: bool = False
+) -> nn.Module:
+    """A reward model: a sequence classifier with one label, float32, in eval mode.
+
+    With `new_head`, a causal LM that gets a fresh head, drawn from torch's global generator, as
+    the start of reward-model training; else a missing head is refused.
+    """
+    labels = {"num_labels": 1} if new_head else {}
+    load = transformers.AutoModelForSequenceClassification.from_pretrained
+    model, info = _loaded(
+        "sequence classifier",
+        load,
+        path,
+        dtype=torch.float32,
+        trust_remote_code=trust_remote_code,
+        output_loading_info=True,
+        **labels,
+    )
+    if info["missing_keys"] and not new_head:
+        raise UserError(
+            f"rewards.models: {path} has no trained {', '.join(sorted(info['missing_keys']))}, "
+            "expected a trained sequence classifier; train one with scripts/train_reward_model.py"
+        )
+    if model.config.num_labels != 1:
+        raise UserError(
+            f"rewards.models: {path} has {model.config.num_labels} labels, expected a sequence "
+            "classifier with one label, whose logit is the score"
+        )
+    return model.eval()
+
+
+def all_eos_token_ids(model: nn.Module, tokenizer) -> tuple[int, ...]:
+    """Every id that ends a response: the tokenizer's, then those of the generation_config."""
+    extra = getattr(model.generation_config, "eos_token_id", None)
+    extra = [extra] if isinstance(extra, int) else list(extra or [])
+    return tuple(dict.fromkeys([tokenizer.eos_token_id, *extra]))
+
+
+def context_length(config, tokenizer) -> int:
+    """Prompt and response tokens at most that the model can hold."""
+    config = config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        if isinstance(getattr(config, name, None), int):
+            return getattr(config, name)
+    return min(tokenizer.model_max_length, _UNBOUNDED)
+
+
+def _value_head(path: str | None, model: nn.Module) -> nn.Linear:
+    hidden_size = model.get_output_embeddings().weight.shape[1]
+    folder = Path(str(path)).expanduser()
+    if not (folder / value_heads.FILE).is_file():
+        return value_heads.new_value_head(hidden_size)
+    head = value_heads.load_value_head(folder)
+    if head.in_features != hidden_size:
+        raise UserError(
+            f"{folder / value_heads.FILE} reads {head.in_features} features, expected "
+            f"{hidden_size}, the model's hidden size; remove the file to start a new value head"
+        )
+    return head
+
+
+def _refuse_smaller_vocabulary(path: str | None, model: nn.Module, tokenizer) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise UserError(
+            f"model.path = {path}: the tokenizer's largest id is {largest}, but the model embeds "
+            f"only ids below {rows}, expected a tokenizer and a model that belong together; "
+            "save the right tokenizer there, or call model.resize_token_embeddings"
+        )
+
+
+def _loaded(what: str, load: Callable, path: str, **arguments) -> Any:
+    """`load(path)`, where whatever is wrong with the path becomes a UserError."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise UserError(
+            f"model path {path} does not exist, expected a folder with a {what} or a Hub id"
+        )
+    try:
+        with _quiet():
+            return load(str(folder) if folder.is_dir() else path, **arguments)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split(os.linesep)[0]
+        raise UserError(
+            f"no {what} could be loaded from {path}, expected a Hub id that can be reached or a "
+            f"folder written by save_pretrained: {reason}"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the bars and load reports of transformers: errors still raise."""
+    verbosity, bars = (
+        transformers_logging.get_verbosity(),
+        transformers_logging.is_progress_bar_enabled(),
+    )
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
