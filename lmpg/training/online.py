@@ -178,8 +178,8 @@ class Online:
     def _stop_if_nothing_is_finite(self, metrics: dict[str, float]) -> None:
         if not math.isfinite(metrics["grad_norm"]):
             raise RunStopped(
-                f"step {self.progress.step + 1}: every gradient was inf or NaN, so nothing could be "
-                "learned from this rollout. Lower update.learning_rate, look at rewards in "
+                f"step {self.progress.step + 1}: every gradient was inf or NaN, so nothing could "
+                "be learned from this rollout. Lower update.learning_rate, look at rewards in "
                 "samples.jsonl, or use model.precision fp32; then resume from the last checkpoint"
             )
 

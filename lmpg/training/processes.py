@@ -91,7 +91,7 @@ def _padded(x: Tensor, width: int, fill: float, pad: str) -> Tensor:
     return F.pad(x, (missing, 0) if pad == "left" else (0, missing), value=fill)
 
 
-def dataclass_rows(processes: Processes, rows: Any) -> Any:
+def gathered_rows(processes: Processes, rows: T) -> T:
     """A dataclass whose tensors start with B, gathered over ranks; left-padded are `prompt_ids`."""
     if processes.count == 1:
         return rows
