@@ -119,13 +119,17 @@ class Minibatch(_Rows):
 
     @classmethod
     def of(cls, rollout: Rollout, credit: Credit) -> Minibatch:
-        """All rows of `rollout` as one minibatch; unscorable rows are masked out."""
+        """All rows of `rollout` as one minibatch; unscorable rows are masked out.
+
+        Their credit becomes 0 too: NaN times a zero weight would still be a NaN gradient.
+        """
+        mask_BT, returns_BT = rollout.counted_BT, credit.returns_BT
         return cls(
             inputs=rollout.inputs,
-            mask_BT=rollout.counted_BT,
+            mask_BT=mask_BT,
             old_logprobs_BT=rollout.logprobs_BT,
-            advantages_BT=credit.advantages_BT,
-            returns_BT=credit.returns_BT,
+            advantages_BT=torch.where(mask_BT, credit.advantages_BT, 0),
+            returns_BT=None if returns_BT is None else torch.where(mask_BT, returns_BT, 0),
             old_values_BT=rollout.values_BT,
             ref_logprobs_BT=rollout.ref_logprobs_BT,
         )

@@ -25,9 +25,9 @@ def gae(
     (their advantage is 0). `next_values_BT` is V after the step, of the true last observation
     where an episode was truncated. With V = 0 and λ = 1 this is the reward-to-go.
     """
-    alive_BT = torch.where(terminated_BT, 0.0, gamma)
-    deltas_BT = rewards_BT + alive_BT * next_values_BT - values_BT
-    decay_BT = torch.where(ended_BT, 0.0, gamma * lam)
+    bootstrap_BT = torch.where(terminated_BT, 0.0, next_values_BT)
+    deltas_BT = rewards_BT + gamma * bootstrap_BT - values_BT
+    decay_BT = gamma * lam * (~ended_BT).to(deltas_BT.dtype)
     advantages_TB = torch.zeros_like(deltas_BT.T)
     carried_B = torch.zeros_like(deltas_BT[:, 0])
     for t in reversed(range(deltas_BT.shape[1])):

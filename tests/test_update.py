@@ -1,0 +1,211 @@
+"""The update: fixed points on G15's bandit, invariance to how it is cut up, and G19's first step."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from lmpg.algorithms import GRPO, PPO, REINFORCE
+from lmpg.types import Minibatch
+from tests.bandit import (
+    OPTIMUM,
+    REFERENCE,
+    REWARDS,
+    BanditPolicy,
+    bandit_rollout,
+    trained_probabilities,
+    updater_for,
+)
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        REINFORCE(kl_coef=1.0, baseline="none"),
+        REINFORCE(kl_coef=1.0, baseline="batch_mean"),
+        REINFORCE(kl_coef=1.0, baseline="ema"),
+        REINFORCE(kl_coef=1.0, baseline="value"),
+        PPO(kl_coef=1.0, whiten=False),
+        PPO(kl_coef=1.0, whiten=True),
+        GRPO(kl_coef=1.0, advantage="leave_one_out", kl_estimator="k2"),
+        GRPO(kl_coef=1.0, advantage="leave_one_out", kl_estimator="k3"),
+    ],
+    ids=lambda a: f"{type(a).__name__}-{'-'.join(str(v) for v in a.model_dump().values())}",
+)
+def test_kl_regularised_optimum_of_g15_is_the_fixed_point(algorithm):
+    found = trained_probabilities(algorithm)
+    torch.testing.assert_close(found, OPTIMUM, atol=0.02, rtol=0)
+
+
+def test_reinforce_and_ppo_reach_the_optimum_off_policy_too():
+    found = trained_probabilities(PPO(kl_coef=1.0), epochs=4, minibatch_size=512, steps=150)
+    torch.testing.assert_close(found, OPTIMUM, atol=0.02, rtol=0)
+
+
+def enumerated_fixed_point(advantage, group_size, kl_coef):
+    """Where E[Σ A_i ∇log π(a_i)]/G = β ∇KL, by enumerating every group of arms."""
+    theta = REFERENCE.log().double()
+    ref = REFERENCE.log().double()
+    groups = torch.tensor(list(itertools.product(range(3), repeat=group_size)))
+    advantages = advantage(REWARDS.double()[groups])
+    for _ in range(4000):
+        logprobs = theta.log_softmax(0)
+        probs = logprobs.exp()
+        weights = probs[groups].prod(1)
+        per_arm = torch.stack([(advantages * (groups == a)).sum(1) for a in range(3)], 1)
+        gradient = (weights[:, None] * per_arm).sum(0) / group_size  # Σ advantages of a group is 0
+        kl = (probs * (logprobs - ref)).sum()
+        theta = theta + 0.5 * (gradient - kl_coef * probs * (logprobs - ref - kl))
+    return theta.softmax(0).float()
+
+
+def standardised(scores):
+    centred = scores - scores.mean(1, keepdim=True)
+    return centred / (scores.std(1, keepdim=True) + 1e-6)
+
+
+@pytest.mark.parametrize("group_size", [4, 6])
+def test_standardised_grpo_arrives_at_its_own_fixed_point_not_at_the_optimum(group_size):
+    expected = enumerated_fixed_point(standardised, group_size, 1.0)
+    assert (expected - OPTIMUM).abs().max() > 0.03
+    algorithm = GRPO(kl_coef=1.0, group_size=group_size)
+    found = trained_probabilities(algorithm, rows=2040)
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
+
+
+def test_centred_grpo_arrives_at_its_own_fixed_point():
+    expected = enumerated_fixed_point(lambda s: s - s.mean(1, keepdim=True), 4, 1.0)
+    assert (expected - OPTIMUM).abs().max() > 0.03
+    found = trained_probabilities(GRPO(kl_coef=1.0, group_size=4, advantage="centred"), rows=2040)
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("algorithm", [PPO(), REINFORCE(baseline="value"), GRPO(kl_coef=0.1)])
+def test_first_minibatch_has_ratio_one_and_neither_kl_nor_clipping(algorithm):
+    policy = BanditPolicy()
+    rollout = bandit_rollout(policy, 64, 0, 1)
+    updater = updater_for(policy, rollout_size=64, minibatch_size=64, epochs=1)
+    found = updater.update(algorithm, rollout, algorithm.assign_credit(rollout), 1)
+    assert found["policy/ratio_mean"] == pytest.approx(1, abs=1e-7)
+    assert found["policy/ratio_max"] == pytest.approx(1, abs=1e-7)
+    assert found["policy/approx_kl"] == pytest.approx(0, abs=1e-7)
+    assert found["policy/clip_fraction"] == 0
+    uniform = BanditPolicy()
+    uniform.theta.data.zero_()
+    found = updater_for(uniform, rollout_size=64, minibatch_size=64, epochs=1).update(
+        algorithm, rollout, algorithm.assign_credit(rollout), 1
+    )
+    assert found["policy/entropy"] == pytest.approx(math.log(3), rel=1e-6)
+
+
+def test_clip_fraction_counts_the_steps_without_gradient():
+    policy = BanditPolicy()
+    rollout = bandit_rollout(policy, 300, 0, 1)
+    algorithm = PPO(kl_coef=0.0, clip=0.2)
+    credit = algorithm.assign_credit(rollout)
+    policy.theta.data += torch.tensor([-1.0, 0.0, 1.0])
+    new = policy.evaluate(rollout.inputs)
+    ratios = (new.logprobs_BT - rollout.logprobs_BT).exp()
+    up = (ratios > 1.2) & (credit.advantages_BT > 0)
+    down = (ratios < 0.8) & (credit.advantages_BT < 0)
+    updater = updater_for(policy, rollout_size=300, minibatch_size=300, epochs=1)
+    found = updater.update(algorithm, rollout, credit, 1)
+    assert 0 < (up | down).double().mean() < 1
+    assert found["policy/clip_fraction"] == pytest.approx((up | down).double().mean().item())
+
+
+@pytest.mark.parametrize(
+    "algorithm", [PPO(), REINFORCE(baseline="value"), REINFORCE(), GRPO(kl_coef=0.1)]
+)
+@pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean"])
+def test_micro_batch_size_does_not_change_the_result(algorithm, reduction):
+    algorithm = type(algorithm)(**{**algorithm.model_dump(), "reduction": reduction})
+    thetas = []
+    for microbatch_size in (32, 5, 1):
+        policy = BanditPolicy()
+        rollout = bandit_rollout(policy, 64, 0, 1)
+        scorable = rollout.scorable_B.clone()
+        scorable[::7] = False
+        rollout = type(rollout)(**{**vars(rollout), "scorable_B": scorable})
+        updater = updater_for(policy, microbatch_size=microbatch_size, learning_rate=1e-2)
+        updater.update(algorithm, rollout, algorithm.assign_credit(rollout), 1)
+        thetas.append(policy.theta.detach())
+    torch.testing.assert_close(thetas[0], thetas[1], rtol=1e-5, atol=0)
+    torch.testing.assert_close(thetas[0], thetas[2], rtol=1e-5, atol=0)
+
+
+def test_unscorable_rows_do_not_enter_the_update_whatever_they_hold():
+    thetas = []
+    for junk in (0.0, torch.nan, torch.inf):
+        policy = BanditPolicy()
+        rollout = bandit_rollout(policy, 64, 0, 1)
+        rewards, scorable = rollout.rewards_BT.clone(), rollout.scorable_B.clone()
+        rewards[3], scorable[3] = junk, False
+        rollout = type(rollout)(**{**vars(rollout), "rewards_BT": rewards, "scorable_B": scorable})
+        for algorithm in (PPO(), REINFORCE(), GRPO()):
+            updater_for(policy).update(algorithm, rollout, algorithm.assign_credit(rollout), 1)
+        thetas.append(policy.theta.detach())
+    assert thetas[0].isfinite().all()
+    assert torch.equal(thetas[0], thetas[1])
+    assert torch.equal(thetas[0], thetas[2])
+
+
+def test_optimizer_steps_are_epochs_times_minibatches():
+    policy = BanditPolicy()
+    rollout = bandit_rollout(policy, 64, 0, 1)
+    updater = updater_for(policy, minibatch_size=16, microbatch_size=3, epochs=3)
+    updater.update(PPO(), rollout, PPO().assign_credit(rollout), 1)
+    assert updater.optimizer.state[policy.theta]["step"] == 12
+
+
+def test_gradients_that_are_not_finite_are_not_stepped_on():
+    policy = BanditPolicy()
+    before = policy.theta.detach().clone()
+    rollout = bandit_rollout(policy, 64, 0, 1, rewards=REWARDS * torch.inf)
+    updater = updater_for(policy, epochs=1, minibatch_size=64)
+    found = updater.update(PPO(kl_coef=0), rollout, PPO(kl_coef=0).assign_credit(rollout), 1)
+    assert found["skipped_updates"] == 1
+    assert math.isnan(found["grad_norm"])
+    assert torch.equal(policy.theta, before)
+
+
+def test_gradient_norm_is_clipped():
+    moved = []
+    for max_grad_norm in (1e-12, 1.0):
+        policy = BanditPolicy()
+        rollout = bandit_rollout(policy, 64, 0, 1)
+        updater = updater_for(policy, epochs=1, max_grad_norm=max_grad_norm, adam_eps=1e-5)
+        updater.update(PPO(), rollout, PPO().assign_credit(rollout), 1)
+        moved.append((policy.theta.detach() - REFERENCE.log()).abs().max().item())
+    assert moved[0] < 1e-3 * moved[1]  # far below Adam's eps a gradient moves next to nothing
+
+
+def test_learning_rate_warms_up_and_falls_to_zero():
+    updater = updater_for(BanditPolicy(), 10, learning_rate=1.0, schedule="linear", warmup_steps=2)
+    rates = [updater.learning_rate(step) for step in (1, 2, 6, 10)]
+    assert rates == pytest.approx([0.5, 0.9, 0.5, 0.1])
+    constant = updater_for(BanditPolicy(), 10, learning_rate=1.0)
+    assert constant.learning_rate(10) == 1
+
+
+def test_optimizer_state_goes_on_bit_for_bit():
+    policy, again = BanditPolicy(), BanditPolicy()
+    updater, resumed = updater_for(policy), updater_for(again)
+    for step in (1, 2):
+        rollout = bandit_rollout(policy, 64, 0, step)
+        updater.update(PPO(), rollout, PPO().assign_credit(rollout), step)
+        if step == 1:
+            again.load_state_dict({k: v.clone() for k, v in policy.state_dict().items()})
+            state = updater.state()["optimizer"]
+            copied = {i: {k: v.clone() for k, v in s.items()} for i, s in state.items()}
+            resumed.load_state({"optimizer": copied})
+    resumed.update(PPO(), rollout, PPO().assign_credit(rollout), 2)
+    assert torch.equal(policy.theta, again.theta)
+
+
+def test_credit_of_masked_steps_never_reaches_a_minibatch():
+    rollout = bandit_rollout(BanditPolicy(), 8, 0, 1)
+    scorable = torch.tensor([True] * 7 + [False])
+    rollout = type(rollout)(**{**vars(rollout), "scorable_B": scorable})
+    assert Minibatch.of(rollout, PPO().assign_credit(rollout)).mask_BT.sum() == 7
