@@ -28,16 +28,19 @@ def advantages(next_values, terminated=(0, 0, 0), ended=(0, 0, 0), lam=0.8, mask
 @pytest.mark.parametrize(
     ("case", "expected"),
     [
-        (dict(next_values=[1, 1.5, 2]), [4.80272, 4.726, 3.3]),
+        ({"next_values": [1, 1.5, 2]}, [4.80272, 4.726, 3.3]),
         (
-            dict(next_values=[1, 1.5, 9], terminated=(0, 0, 1), ended=(0, 0, 1)),
+            {"next_values": [1, 1.5, 9], "terminated": (0, 0, 1), "ended": (0, 0, 1)},
             [3.8696, 3.43, 1.5],
         ),
-        (dict(next_values=[1, 1.5, 4], ended=(0, 0, 1)), [5.73584, 6.022, 5.1]),
-        (dict(next_values=[1, 1.5, 2], terminated=(0, 1, 0), ended=(0, 1, 0)), [2.12, 1.0, 3.3]),
-        (dict(next_values=[1, 4, 2], ended=(0, 1, 0)), [4.712, 4.6, 3.3]),
-        (dict(next_values=[1, 1.5, 2], lam=0.0), [1.4, 2.35, 3.3]),
-        (dict(next_values=[1, 1.5, 2], lam=1.0), [6.188, 5.32, 3.3]),
+        ({"next_values": [1, 1.5, 4], "ended": (0, 0, 1)}, [5.73584, 6.022, 5.1]),
+        (
+            {"next_values": [1, 1.5, 2], "terminated": (0, 1, 0), "ended": (0, 1, 0)},
+            [2.12, 1.0, 3.3],
+        ),
+        ({"next_values": [1, 4, 2], "ended": (0, 1, 0)}, [4.712, 4.6, 3.3]),
+        ({"next_values": [1, 1.5, 2], "lam": 0.0}, [1.4, 2.35, 3.3]),
+        ({"next_values": [1, 1.5, 2], "lam": 1.0}, [6.188, 5.32, 3.3]),
     ],
     ids=["open", "terminated", "truncated", "terminated-inside", "truncated-inside", "λ=0", "λ=1"],
 )

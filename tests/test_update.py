@@ -1,4 +1,4 @@
-"""The update: fixed points on G15's bandit, invariance to how it is cut up, and G19's first step."""
+"""The update: G15's fixed points, invariance to how it is cut up, and G19's first step."""
 
 import itertools
 import math
