@@ -13,7 +13,7 @@ class EnvSettings(Section):
     """The gymnasium environment; its rollouts have update.rollout_size / num_envs steps each."""
 
     id: str = "CartPole-v1"
-    """Any registered gymnasium environment id."""
+    """Any registered gymnasium environment id, or `module:id` to import its module first."""
     num_envs: int = Field(8, ge=1)
     """Copies that step together."""
     vectorization: Literal["auto", "native", "sync", "async"] = "auto"

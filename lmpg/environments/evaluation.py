@@ -1,0 +1,51 @@
+"""Deterministic evaluation in environments of its own."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmpg.environments.making import make_envs
+from lmpg.environments.runner import ActingPolicy
+from lmpg.environments.settings import EnvSettings
+from lmpg.environments.spaces import Actions, Observations
+
+MAX_EPISODE_STEPS = 10_000
+"""Where an episode is cut that the environment itself would never end."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Undiscounted return and length of each."""
+
+    returns: np.ndarray
+    lengths: np.ndarray
+
+
+def play(policy: ActingPolicy, settings: EnvSettings, num_episodes: int, seed: int) -> Episodes:
+    """`num_episodes` of the policy's most likely actions, the first of as many environments.
+
+    Taking the first episode of each counts long and short ones alike.
+    """
+    envs = make_envs(settings, num_episodes)
+    try:
+        observations = Observations.of(envs.single_observation_space, settings.id)
+        actions = Actions.of(envs.single_action_space, settings.id)
+        raw, _ = envs.reset(seed=seed)
+        alive = np.ones(num_episodes, dtype=bool)
+        returns, lengths = np.zeros(num_episodes), np.zeros(num_episodes, dtype=np.int64)
+        while alive.any() and lengths.max() < MAX_EPISODE_STEPS:
+            chosen = policy.act(observations.features(raw), None)
+            raw, rewards, terminated, truncated, _ = envs.step(actions.for_env(chosen))
+            returns += rewards * alive
+            lengths += alive
+            alive &= ~(terminated | truncated)
+    finally:
+        envs.close()
+    if alive.any():
+        _log.warning("%d evaluation episodes were cut at %d steps", alive.sum(), MAX_EPISODE_STEPS)
+    return Episodes(returns, lengths)

@@ -1,0 +1,82 @@
+"""Columns of a vector environment's steps, put together as a rollout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmpg.types import Rollout
+
+
+@dataclass
+class Column:
+    """One step of all B environments: what was seen, done and paid.
+
+    chosen: a transition (False: the environment only reset).
+    last: the true last observation of each episode that ended here, in the order of the rows.
+    """
+
+    features: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    chosen: np.ndarray
+    terminated: np.ndarray
+    ended: np.ndarray
+    last: np.ndarray | None = None
+
+    def cut_to(self, num_steps: int) -> None:
+        """Keep only the first `num_steps` transitions as chosen."""
+        surplus = self.chosen & (self.chosen.cumsum() > num_steps)
+        self.chosen = self.chosen & ~surplus
+
+
+@torch.no_grad()
+def rollout_of(columns: list[Column], features: np.ndarray, policy: Any) -> Rollout:
+    """The rollout [B, T] of T columns, `features` being what is seen after the last of them.
+
+    Log-probs and values come from one pass over all steps, the same that learning uses.
+    """
+    mask_BT = _rows([c.chosen for c in columns])
+    inputs = {
+        "observations": _rows([c.features for c in columns]),
+        "actions": _rows([c.actions for c in columns]),
+    }
+    now = policy.evaluate(inputs)
+    next_values_BT = None
+    if now.values_BT is not None:
+        next_values_BT = _next_values(now.values_BT, columns, features, policy)
+    return Rollout(
+        inputs=inputs,
+        mask_BT=mask_BT,
+        logprobs_BT=now.logprobs_BT,
+        rewards_BT=_rows([c.rewards for c in columns]).float() * mask_BT,
+        terminated_BT=_rows([c.terminated for c in columns]) & mask_BT,
+        ended_BT=_rows([c.ended for c in columns]) & mask_BT,
+        scorable_B=torch.ones(len(mask_BT), dtype=torch.bool),
+        values_BT=now.values_BT,
+        next_values_BT=next_values_BT,
+    )
+
+
+def _rows(columns: list[np.ndarray]) -> Tensor:
+    """T arrays [B, …] as one tensor [B, T, …]."""
+    return torch.from_numpy(np.stack(columns, axis=1))
+
+
+def _next_values(
+    values_BT: Tensor, columns: list[Column], features: np.ndarray, policy: Any
+) -> Tensor:
+    """V after each step: of the next one's observation, or of an ended episode's true last."""
+    next_values_BT = torch.empty_like(values_BT)
+    next_values_BT[:, :-1] = values_BT[:, 1:]
+    next_values_BT[:, -1] = policy.values(torch.from_numpy(features))
+    places = [(b, t) for t, c in enumerate(columns) for b in np.flatnonzero(c.ended)]
+    if places:
+        last = np.concatenate([c.last for c in columns if c.last is not None])
+        rows, steps = torch.tensor(np.array(places)).T
+        next_values_BT[rows, steps] = policy.values(torch.from_numpy(last))
+    return next_values_BT

@@ -1,0 +1,161 @@
+"""A policy lives in a vector environment; what it experiences becomes rollouts.
+
+Episodes go on from one rollout to the next. In gymnasium's NEXT_STEP mode the step after an end
+only resets: it is no transition and is masked out everywhere, so a rollout may need a few more
+columns there, and counts of steps are of transitions, never of columns.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from torch import Tensor
+
+from lmpg.environments.experience import Column, rollout_of
+from lmpg.environments.rewind import load_envs, save_envs
+from lmpg.environments.spaces import Actions, Observations
+from lmpg.types import Evaluation, Rollout
+
+RECENT_EPISODES = 100
+
+
+class ActingPolicy(Protocol):
+    """What the runner needs of a policy; `lmpg.models.mlp.MLPPolicy` is one."""
+
+    def noise(self, num_steps: int, num_envs: int, generator: torch.Generator) -> np.ndarray:
+        """What acting consumes, [steps, envs, …]."""
+        ...
+
+    def act(self, features: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
+        """One action per row; the most likely one without noise."""
+        ...
+
+    def evaluate(self, inputs: dict[str, Tensor]) -> Evaluation:
+        """Log-probs, entropy and values of observed steps."""
+        ...
+
+    def values(self, observations: Tensor) -> Tensor:
+        """V of observations."""
+        ...
+
+
+class Runner:
+    """Holds the environments, where they are, and what their present episodes have earned."""
+
+    def __init__(self, envs: VectorEnv, env_id: str, seed: int) -> None:
+        self.envs = envs
+        self.num_envs = envs.num_envs
+        self.observations = Observations.of(envs.single_observation_space, env_id)
+        self.actions = Actions.of(envs.single_action_space, env_id)
+        self.mode = AutoresetMode(envs.metadata["autoreset_mode"])
+        self.num_steps = 0
+        self.episodes: deque[tuple[float, int]] = deque(maxlen=RECENT_EPISODES)
+        raw, _ = envs.reset(seed=seed)
+        self._features = self.observations.features(raw)
+        self._resetting = np.zeros(self.num_envs, dtype=bool)
+        self._returns = np.zeros(self.num_envs)
+        self._lengths = np.zeros(self.num_envs, dtype=np.int64)
+
+    def collect(
+        self, policy: ActingPolicy, until: int, generator: torch.Generator, exact: bool = False
+    ) -> Rollout:
+        """Step until `num_steps` reaches `until`.
+
+        All copies step together, so it may pass `until` by less than one step each; with `exact`
+        the surplus is masked out, and not counted.
+        """
+        columns: list[Column] = []
+        noise = self._noise(policy, until, generator)
+        while self.num_steps < until:
+            if len(columns) == len(noise):  # resetting steps made the rollout longer
+                noise = np.concatenate([noise, self._noise(policy, until, generator)])
+            column = self._step(policy, noise[len(columns)])
+            if exact:
+                column.cut_to(until - self.num_steps)
+            self.num_steps += int(column.chosen.sum())
+            columns.append(column)
+        return rollout_of(columns, self._features, policy)
+
+    def _noise(self, policy: ActingPolicy, until: int, generator: torch.Generator) -> np.ndarray:
+        num_columns = -(-(until - self.num_steps) // self.num_envs)
+        return policy.noise(num_columns, self.num_envs, generator)
+
+    def _step(self, policy: ActingPolicy, noise: np.ndarray) -> Column:
+        features, chosen = self._features, ~self._resetting
+        actions = policy.act(features, noise)
+        raw, rewards, terminated, truncated, info = self.envs.step(self.actions.for_env(actions))
+        ended = (terminated | truncated) & chosen
+        column = Column(features, actions, rewards * chosen, chosen, terminated & chosen, ended)
+        self._features = self.observations.features(raw)
+        self._count(column)
+        if self.mode is AutoresetMode.NEXT_STEP:
+            self._resetting = ended
+        if ended.any():
+            column.last = self._last_observations(ended, info)
+        return column
+
+    def _last_observations(self, ended: np.ndarray, info: dict[str, Any]) -> np.ndarray:
+        """The true last ones of the episodes that ended; sees to the reset where it is ours."""
+        if self.mode is AutoresetMode.SAME_STEP:
+            last = [info["final_obs"][i] for i in np.flatnonzero(ended)]
+            return self.observations.features(np.stack(last))
+        last_features = self._features[ended]
+        if self.mode is AutoresetMode.DISABLED:
+            raw, _ = self.envs.reset(options={"reset_mask": ended})
+            self._features = self.observations.features(raw)
+        return last_features
+
+    def _count(self, column: Column) -> None:
+        self._returns += column.rewards
+        self._lengths += column.chosen
+        for i in np.flatnonzero(column.ended):
+            self.episodes.append((float(self._returns[i]), int(self._lengths[i])))
+            self._returns[i] = self._lengths[i] = 0
+
+    def metrics(self) -> dict[str, float]:
+        """Mean return and length of the last episodes (100 at most) that ended in training."""
+        metrics = {"num_timesteps": float(self.num_steps)}
+        if self.episodes:
+            returns, lengths = zip(*self.episodes)
+            metrics["episode/return_mean"] = float(np.mean(returns))
+            metrics["episode/length_mean"] = float(np.mean(lengths))
+        return metrics
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and JSON values with which `load_state` goes on bit for bit."""
+        return {
+            "envs": save_envs(self.envs),
+            "features": torch.from_numpy(self._features.copy()),
+            "resetting": torch.from_numpy(self._resetting.copy()),
+            "returns": torch.from_numpy(self._returns.copy()),
+            "lengths": torch.from_numpy(self._lengths.copy()),
+            "episodes": [list(episode) for episode in self.episodes],
+            "num_steps": self.num_steps,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> bool:
+        """Go on where `state` was taken. False where the environments could not be brought back
+        exactly; their copies that differ go on from where they are.
+        """
+        saved = state["features"].numpy().copy()
+        if state["envs"]["unknown"]:
+            now = self._features
+        else:
+            raw = load_envs(self.envs, state["envs"])
+            now = saved if raw is None else self.observations.features(raw)
+        same = (now == saved).all(1)
+        self._features = now
+        self._resetting = state["resetting"].numpy() & same
+        self._returns = state["returns"].numpy() * same
+        self._lengths = state["lengths"].numpy() * same
+        self.episodes = deque(((r, n) for r, n in state["episodes"]), maxlen=RECENT_EPISODES)
+        self.num_steps = state["num_steps"]
+        return bool(same.all())
+
+    def close(self) -> None:
+        """End the environments (and their processes)."""
+        self.envs.close()

@@ -1,0 +1,90 @@
+"""The distributions of small policies, in torch to learn from and in numpy to act with."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class ActionDistribution(Protocol):
+    """What the actor's last layer means. Its module holds whatever else is learned."""
+
+    num_outputs: int
+
+    def logprobs_and_entropy(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Of `actions`, both shaped like `outputs` without its last dimension."""
+        ...
+
+    def noise(self, num_steps: int, num_envs: int, generator: torch.Generator) -> np.ndarray:
+        """What `sample` consumes, [steps, envs, …]."""
+        ...
+
+    def sample(self, outputs: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """One action per row, a function of outputs and noise alone."""
+        ...
+
+    def mode(self, outputs: np.ndarray) -> np.ndarray:
+        """The most likely action per row."""
+        ...
+
+
+class Categorical(nn.Module):
+    """Softmax over logits; sampled by inverting the cumulative distribution."""
+
+    def __init__(self, num_actions: int) -> None:
+        super().__init__()
+        self.num_outputs = num_actions
+
+    def logprobs_and_entropy(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """log softmax at the action, and −Σ p log p."""
+        logprobs = outputs.log_softmax(-1)
+        chosen = logprobs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+        return chosen, -(logprobs.exp() * logprobs).sum(-1)
+
+    def noise(self, num_steps: int, num_envs: int, generator: torch.Generator) -> np.ndarray:
+        """Uniforms in [0, 1), one per step and environment."""
+        return torch.rand(num_steps, num_envs, generator=generator).numpy()
+
+    def sample(self, outputs: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """The first action whose cumulative weight exceeds the uniform."""
+        cumulative = np.exp(outputs - outputs.max(-1, keepdims=True)).cumsum(-1)
+        return (cumulative[:, :-1] <= noise[:, None] * cumulative[:, -1:]).sum(-1)
+
+    def mode(self, outputs: np.ndarray) -> np.ndarray:
+        """Argmax."""
+        return outputs.argmax(-1)
+
+
+class DiagonalGaussian(nn.Module):
+    """N(outputs, σ²) per action dimension, with a learned σ that is the same in every state.
+
+    Log-probabilities are those of the action as drawn, before the environment's bounds clip it.
+    """
+
+    def __init__(self, num_dimensions: int, initial_log_std: float) -> None:
+        super().__init__()
+        self.num_outputs = num_dimensions
+        self.log_std = nn.Parameter(torch.full((num_dimensions,), initial_log_std))
+
+    def logprobs_and_entropy(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over the action's dimensions."""
+        z = (actions - outputs) * (-self.log_std).exp()
+        constant = 0.5 * math.log(2 * math.pi)
+        logprobs = (-0.5 * z.square() - self.log_std - constant).sum(-1)
+        return logprobs, (self.log_std + constant + 0.5).sum().expand(logprobs.shape)
+
+    def noise(self, num_steps: int, num_envs: int, generator: torch.Generator) -> np.ndarray:
+        """Standard normals, one per step, environment and dimension."""
+        return torch.randn(num_steps, num_envs, self.num_outputs, generator=generator).numpy()
+
+    def sample(self, outputs: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Mean plus σ times the normals."""
+        return outputs + np.exp(self.log_std.detach().numpy()) * noise
+
+    def mode(self, outputs: np.ndarray) -> np.ndarray:
+        """The mean."""
+        return outputs

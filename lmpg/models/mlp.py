@@ -1,0 +1,140 @@
+"""Small policies for environments with few numbers: actor and critic MLPs that share nothing."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lmpg.models.action_distributions import Categorical, DiagonalGaussian
+from lmpg.models.settings import PolicySettings
+from lmpg.sections import UserError
+from lmpg.types import Evaluation
+
+_ACTIVATIONS = {"tanh": (nn.Tanh, np.tanh), "relu": (nn.ReLU, lambda x: np.maximum(x, 0))}
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """Discrete: `size` choices. Continuous: `size` real numbers."""
+
+    kind: Literal["discrete", "continuous"]
+    size: int
+
+
+class MLPPolicy(nn.Module):
+    """Acts in numpy, whose small matrix products cost a tenth of torch's; learns in torch."""
+
+    def __init__(
+        self, num_features: int, actions: ActionSpec, settings: PolicySettings, critic: bool
+    ) -> None:
+        super().__init__()
+        self.num_features, self.action_spec, self.settings = num_features, actions, settings
+        self.distribution = (
+            Categorical(actions.size)
+            if actions.kind == "discrete"
+            else DiagonalGaussian(actions.size, settings.initial_log_std)
+        )
+        sizes = (num_features, *settings.hidden_sizes)
+        self.actor = _mlp((*sizes, self.distribution.num_outputs), settings.activation)
+        self.critic = _mlp((*sizes, 1), settings.activation) if critic else None
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Orthogonal weights of gain √2, at the actor's output 0.01, the critic's 1; no biases."""
+        for network, last_gain in ((self.actor, 0.01), (self.critic, 1.0)):
+            *hidden, last = _linears(network) if network is not None else [None]
+            for layer in (*hidden, last):
+                if layer is not None:
+                    gain = last_gain if layer is last else math.sqrt(2)
+                    nn.init.orthogonal_(layer.weight, gain, generator=generator)
+                    nn.init.zeros_(layer.bias)
+
+    def evaluate(self, inputs: dict[str, Tensor]) -> Evaluation:
+        """Of `observations` [B, T, features] and the `actions` taken there."""
+        observations = inputs["observations"]
+        logprobs_BT, entropy_BT = self.distribution.logprobs_and_entropy(
+            self.actor(observations), inputs["actions"]
+        )
+        values_BT = None if self.critic is None else self.values(observations)
+        return Evaluation(logprobs_BT, entropy_BT, values_BT)
+
+    def values(self, observations: Tensor) -> Tensor:
+        """V(s), shaped like `observations` without its last dimension."""
+        if self.critic is None:
+            raise ValueError("this policy was made without a critic")
+        return self.critic(observations).squeeze(-1)
+
+    def act(self, features: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
+        """Actions for features [B, F], sampled with `noise`; without it the most likely ones."""
+        outputs = self._actor_outputs(features)
+        if noise is None:
+            return self.distribution.mode(outputs)
+        return self.distribution.sample(outputs, noise)
+
+    def noise(self, num_steps: int, num_envs: int, generator: torch.Generator) -> np.ndarray:
+        """What `act` consumes, [steps, envs, …]."""
+        return self.distribution.noise(num_steps, num_envs, generator)
+
+    def _actor_outputs(self, features: np.ndarray) -> np.ndarray:
+        activate = _ACTIVATIONS[self.settings.activation][1]
+        *hidden, last = _linears(self.actor)
+        x = features
+        for layer in hidden:
+            x = activate(x @ layer.weight.detach().numpy().T + layer.bias.detach().numpy())
+        return x @ last.weight.detach().numpy().T + last.bias.detach().numpy()
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """Every tensor the optimizer changes, by name."""
+        return {name: tensor.detach() for name, tensor in self.state_dict().items()}
+
+    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
+        """Strict: missing, unexpected and misshapen tensors are named."""
+        self.load_state_dict(state, strict=True)
+
+    def save(self, folder: Path) -> None:
+        """policy.safetensors and policy.json; `load_policy` reads them back."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {k: v.contiguous() for k, v in self.trainable_state().items()}
+        save_file(tensors, folder / "policy.safetensors")
+        description = {
+            "num_features": self.num_features,
+            "actions": asdict(self.action_spec),
+            "policy": self.settings.model_dump(),
+            "critic": self.critic is not None,
+        }
+        (folder / "policy.json").write_text(json.dumps(description, indent=2) + "\n")
+
+
+def load_policy(folder: str | Path) -> MLPPolicy:
+    """The policy that `MLPPolicy.save` wrote, weights and all."""
+    path = Path(folder) / "policy.json"
+    if not path.is_file():
+        raise UserError(f"{folder} holds no policy.json; expected the final/ folder of a gym run")
+    described = json.loads(path.read_text())
+    policy = MLPPolicy(
+        described["num_features"],
+        ActionSpec(**described["actions"]),
+        PolicySettings(**described["policy"]),
+        described["critic"],
+    )
+    policy.load_trainable_state(load_file(path.with_name("policy.safetensors")))
+    return policy
+
+
+def _mlp(sizes: tuple[int, ...], activation: str) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in itertools.pairwise(sizes):
+        layers += [nn.Linear(fan_in, fan_out), _ACTIVATIONS[activation][0]()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _linears(network: nn.Sequential) -> list[nn.Linear]:
+    return [layer for layer in network if isinstance(layer, nn.Linear)]
