@@ -122,8 +122,7 @@ def _listed(value: Any) -> Any:
 
 def _to_tensors(values: State) -> State:
     return {
-        k: torch.from_numpy(v.copy()) if isinstance(v, np.ndarray) else v
-        for k, v in values.items()
+        k: torch.from_numpy(v.copy()) if isinstance(v, np.ndarray) else v for k, v in values.items()
     }
 
 

@@ -48,7 +48,7 @@ class Updater:
         """Improve the policy on `rollout`; `step` counts from 1. Returns the step's metrics."""
         whole = Minibatch.of(rollout, credit)
         if "observations" in whole.inputs:
-            whole = whole.as_steps()
+            whole = _chosen_steps(whole)
         learning_rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -56,9 +56,14 @@ class Updater:
         for epoch in range(self.settings.epochs):
             shuffle = generator(self.seed, "minibatches", step, epoch)
             order = torch.randperm(len(whole.mask_BT), generator=shuffle)
-            for rows in order.split(self.settings.minibatch_size):
+            for rows in order.tensor_split(self._num_minibatches(len(order))):
                 self._optimizer_step(algorithm, whole, rows, diagnostics)
         return {**diagnostics.metrics(), "learning_rate": learning_rate}
+
+    def _num_minibatches(self, num_rows: int) -> int:
+        """Of equal size as far as possible: environments may hand over a few rows more or less
+        than asked for, and the last rollout is shorter."""
+        return max(1, round(num_rows / self.settings.minibatch_size))
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of iteration `step` (from 1): linear warm-up, then constant or linear."""
@@ -111,6 +116,12 @@ class Updater:
         gradients = _gradients(losses, leaf)
         diagnostics.add(leaf, batch, losses, gradients)
         _backward(new, gradients)
+
+
+def _chosen_steps(whole: Minibatch) -> Minibatch:
+    """Each chosen step a row of its own: for policies without memory."""
+    steps = whole.as_steps()
+    return steps.rows(steps.mask_BT.squeeze(1).nonzero().squeeze(1))
 
 
 def _detached(new: Evaluation) -> Evaluation:

@@ -1,0 +1,124 @@
+"""The source of rollouts for gymnasium agents; see `lmpg.training.online.Source`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from lmpg.environments.evaluation import play
+from lmpg.environments.making import make_envs
+from lmpg.environments.runner import Runner
+from lmpg.environments.settings import EnvSettings
+from lmpg.models.mlp import MLPPolicy
+from lmpg.models.settings import PolicySettings
+from lmpg.sections import UserError
+from lmpg.training.online import Collected
+from lmpg.training.seeding import generator
+from lmpg.training.settings import EvaluationSettings, GymRunSettings, UpdateSettings
+from lmpg.types import Algorithm
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class GymSource:
+    """Environments that go on from one rollout to the next, and others to evaluate in."""
+
+    policy: MLPPolicy
+    runner: Runner
+    env: EnvSettings
+    update: UpdateSettings
+    evaluation: EvaluationSettings
+    run: GymRunSettings
+    headline: str = "return_mean"
+    _clock: float = field(default_factory=time.perf_counter)
+
+    def collect(self, step: int) -> Collected:
+        """Go on to `step` rollouts' worth of environment steps, the last one to the exact total."""
+        until = min(step * self.update.rollout_size, self.run.total_timesteps)
+        last = until == self.run.total_timesteps
+        started, before = time.perf_counter(), self.runner.num_steps
+        rollout = self.runner.collect(
+            self.policy, until, generator(self.run.seed, "act", step), exact=last
+        )
+        now = time.perf_counter()
+        metrics = {
+            **self.runner.metrics(),
+            "time/sample": now - started,
+            "perf/steps_per_second": (self.runner.num_steps - before) / (now - self._clock),
+        }
+        self._clock = now  # so that the next figure holds the update too
+        return Collected(rollout, metrics)
+
+    def evaluate(self) -> dict[str, float]:
+        """Deterministic: the most likely actions, in separate environments, always the same starts.
+
+        return_mean, return_std (over the episodes, biased), length_mean.
+        """
+        episodes = play(
+            self.policy, self.env, self.evaluation.size, env_seed(self.run.seed, "evaluate")
+        )
+        return {
+            "return_mean": float(episodes.returns.mean()),
+            "return_std": float(episodes.returns.std()),
+            "length_mean": float(episodes.lengths.mean()),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """The environments and their unfinished episodes."""
+        return self.runner.state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on there; says so where an environment cannot be brought back bit for bit."""
+        if not self.runner.load_state(state):
+            _log.warning(
+                "resume is not exact: %s could not be put back where it was, so its episodes "
+                "start anew; everything else goes on as it was saved",
+                self.env.id,
+            )
+
+
+def make_source(
+    env: EnvSettings,
+    policy: PolicySettings,
+    algorithm: Algorithm,
+    update: UpdateSettings,
+    evaluation: EvaluationSettings,
+    run: GymRunSettings,
+) -> GymSource:
+    """Environments and a fresh policy for them, all drawn from `run.seed`."""
+    refuse_what_needs_a_language_model(algorithm)
+    envs = make_envs(env, env.num_envs)
+    runner = Runner(envs, env.id, env_seed(run.seed, "environments"))
+    critic = "critic" in algorithm.needs
+    agent = MLPPolicy(runner.observations.size, runner.actions.spec, policy, critic)
+    agent.initialise(generator(run.seed, "policy"))
+    return GymSource(agent, runner, env, update, evaluation, run)
+
+
+def num_iterations(run: GymRunSettings, update: UpdateSettings) -> int:
+    """Rollouts until `run.total_timesteps`; the last one may be shorter."""
+    return -(-run.total_timesteps // update.rollout_size)
+
+
+def refuse_what_needs_a_language_model(algorithm: Algorithm) -> None:
+    """Groups need several answers to one prompt, a KL penalty a pretrained reference."""
+    name = type(algorithm).__name__
+    if algorithm.group_size > 1:
+        raise UserError(
+            f"algorithm.name = {name.lower()}: {name} compares {algorithm.group_size} responses to "
+            "the same prompt, and an environment does not start twice from the same state. "
+            "Use ppo or reinforce"
+        )
+    if "reference" in algorithm.needs:
+        raise UserError(
+            f"algorithm.kl_coef = {getattr(algorithm, 'kl_coef', None)}: a KL penalty needs a "
+            "pretrained reference, and an agent starts from nothing. Set algorithm.kl_coef to 0"
+        )
+
+
+def env_seed(*key: int | str) -> int:
+    """A seed as environments take it."""
+    return generator(*key).initial_seed() % 2**31
