@@ -66,7 +66,7 @@ class LanguageSource:
         watch = Stopwatch()
         group_size = self.algorithm.group_size
         num_prompts = self.update.rollout_size // group_size
-        order = prompts_for_step(len(self.prompts.train), step, num_prompts, self.seed)
+        order = prompts_for_step(len(self.prompts.train), step - 1, num_prompts, self.seed)
         prompts = [self.prompts.train[i] for i in self.processes.share(order)]
         uniforms_BT = self._uniforms(("sample", step), num_prompts, group_size)
         with watch("time/sample"):
@@ -166,7 +166,7 @@ class LanguageSource:
     def _old(self, samples: Samples) -> Evaluation:
         """Log-probs and values before the update: the sampler's own where they are exact (fp32),
         else those of a fresh forward, so that the first ratio is 1."""
-        if self.policy.precision == "fp32":
+        if not self.policy.bf16:
             return Evaluation(samples.logprobs_BT, samples.entropy_BT, samples.values_BT)
         with torch.no_grad():
             parts = [self.policy.evaluate(inputs) for inputs in self._microbatches(samples)]

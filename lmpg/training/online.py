@@ -122,8 +122,7 @@ class Online:
         self.updater.load_state(state["updater"])
         self.source.load_state(state["source"])
         self.progress = Progress(**state["progress"])
-        if self.processes.is_main:
-            self.tracker.cut_back(state["tracker"])
+        self.tracker.cut_back(state["tracker"])
         if self.progress.kl_coef is not None:
             self.algorithm = with_kl_coef(self.algorithm, self.progress.kl_coef)
 
@@ -202,10 +201,9 @@ class Online:
                 self.progress.seconds[name] = total + spent
         metrics["perf/seconds_per_step"] = seconds
         metrics["perf/peak_memory_gb"] = peak_memory_gb(self.processes.device)
-        if self.processes.is_main:
-            self.tracker.log(step, metrics)
-            if every and (step == 1 or step % every == 0):
-                self.tracker.samples(step, samples)
+        self.tracker.log(step, metrics)
+        if every and (step == 1 or step % every == 0):
+            self.tracker.samples(step, samples)
 
 
 def with_kl_coef(algorithm: Algorithm, kl_coef: float) -> Algorithm:

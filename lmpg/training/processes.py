@@ -8,15 +8,20 @@ per optimizer step: weights count the global minibatch, so the sum is the gradie
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn import functional as F
+
+from lmpg.sections import UserError
 
 T = TypeVar("T")
 
@@ -33,8 +38,43 @@ class Processes:
 
     @property
     def asked_for(self) -> int:
-        """How many processes the launcher was asked for, as far as its environment tells."""
-        return int(os.environ.get("ACCELERATE_NUM_PROCESSES", os.environ.get("WORLD_SIZE", 1)))
+        """How many processes the launcher was asked for, as far as its command line tells.
+
+        `accelerate launch --cpu --num_processes 2` silently starts one (accelerate 1.15).
+        """
+        try:
+            words = psutil.Process(os.getppid()).cmdline()
+        except psutil.Error:
+            return self.count
+        text = " ".join(words) if any("accelerate" in word for word in words) else ""
+        found = re.search(r"--num[_-]processes[ =](\d+)", text)
+        return int(found[1]) if found else self.count
+
+    def announce(self) -> None:
+        """Say how many processes there are, and warn where more were asked for."""
+        if not self.is_main:
+            return
+        print(f"{self.count} process{'es' if self.count > 1 else ''} on {self.device}", flush=True)
+        if self.asked_for > self.count:
+            print(
+                f"warning: {self.asked_for} processes were asked for, but the launcher started "
+                f"{self.count}; on CPU use torchrun --nproc_per_node {self.asked_for}",
+                flush=True,
+            )
+
+    def on_main(self, function: Callable[[], T]) -> T:
+        """`function` run by the main process alone; every rank gets its result or UserError."""
+        result: Any = None
+        problem = None
+        if self.is_main:
+            try:
+                result = function()
+            except UserError as error:
+                problem = str(error)
+        result, problem = self.gather_list([(result, problem)])[0]
+        if problem is not None:
+            raise UserError(problem)
+        return result
 
     def share(self, items: list[T]) -> list[T]:
         """This rank's contiguous part of `items`."""

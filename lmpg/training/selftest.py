@@ -1,0 +1,125 @@
+"""The check at the start of a new run: what must hold exactly before anything was learned.
+
+Ratio 1 and KL 0 at the first step catch, in seconds, the mistakes that otherwise cost a run: other
+positions with padding, dropout, a temperature on one side only, a head applied differently.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lmpg.models.policy import CausalLMPolicy, Reference, unpadded_rows
+from lmpg.sampling.sampler import Sampler
+from lmpg.sections import UserError
+from lmpg.training.seeding import generator
+
+TOLERANCE = 1e-5  # of log-probs in fp32, absolute, relative to their size beyond 1
+NUM_PROMPTS = 4
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """Largest deviations found, in nats per token, and what the model is like."""
+
+    ratio: float
+    reference_kl: float
+    sampler: float
+    padding: float
+    logits: float
+    eos_token_ids: tuple[int, ...]
+    value_head: tuple[int, int] | None
+
+    def line(self) -> str:
+        """One line for the log."""
+        head = "none" if self.value_head is None else "{}→{}".format(*self.value_head)
+        return (
+            f"self-test: ratio {self.ratio:.6f}, KL to reference {self.reference_kl:.6f}, "
+            f"padded vs unpadded {self.padding:.1e}, sampled vs fresh {self.sampler:.1e}, "
+            f"vs model's own logits {self.logits:.1e}, EOS ids {list(self.eos_token_ids)}, "
+            f"value head {head}"
+        )
+
+    def problems(self) -> list[str]:
+        """What is wrong, in words; empty when all is well."""
+        found = []
+        if self.padding > TOLERANCE:
+            found.append(
+                f"log-probs differ by {self.padding:.1e} with padding: the model ignores "
+                "attention_mask or position_ids"
+            )
+        if self.logits > TOLERANCE:
+            found.append(
+                f"log-probs differ by {self.logits:.1e} from the model's own logits: it changes "
+                "them after its output layer, which lmpg does not know of"
+            )
+        if self.sampler > TOLERANCE or abs(self.ratio - 1) > TOLERANCE:
+            found.append(
+                f"sampled log-probs differ by {self.sampler:.1e} from a fresh forward's: the "
+                "model's key-value cache does not give what its plain forward gives"
+            )
+        if abs(self.reference_kl) > TOLERANCE:
+            found.append(f"KL to the reference is {self.reference_kl:.1e} before any training")
+        return found
+
+
+@torch.no_grad()
+def self_test(
+    policy: CausalLMPolicy,
+    reference: Reference | None,
+    sampler: Sampler,
+    prompts: list[list[int]],
+    seed: int,
+) -> SelfTest:
+    """Sample a few responses and look at them in every way that must agree."""
+    prompts = sorted(prompts, key=len)
+    chosen = prompts[: NUM_PROMPTS // 2] + prompts[-NUM_PROMPTS // 2 :]  # lengths that differ
+    shape = (len(chosen), sampler.max_new_tokens)
+    samples = sampler.sample(chosen, 1, torch.rand(shape, generator=generator(seed, "self-test")))
+    new = policy.evaluate(samples.inputs)
+    old_BT = new.logprobs_BT if policy.bf16 else samples.logprobs_BT
+    mask_BT = samples.mask_BT
+    ref_BT = new.logprobs_BT if reference is None else reference.logprobs(samples.inputs)
+    head = policy.value_head
+    return SelfTest(
+        ratio=float((new.logprobs_BT - old_BT)[mask_BT].exp().mean()),
+        reference_kl=float((new.logprobs_BT - ref_BT)[mask_BT].mean()),
+        sampler=_deviation(samples.logprobs_BT, new.logprobs_BT, mask_BT),
+        padding=_deviation(_one_by_one(policy, samples.inputs), new.logprobs_BT, mask_BT),
+        logits=_deviation(policy.plain_logprobs(samples.inputs), new.logprobs_BT, mask_BT),
+        eos_token_ids=policy.eos_token_ids,
+        value_head=None if head is None else (head.in_features, head.out_features),
+    )
+
+
+def require_sound(result: SelfTest, bf16: bool) -> None:
+    """Stop the run if the self-test failed; in bf16 deviations are measured, not judged."""
+    problems = [] if bf16 else result.problems()
+    if problems:
+        raise UserError(
+            "the self-test failed, expected agreement within 1e-5 in fp32:\n  "
+            + "\n  ".join(problems)
+            + "\nUse another model, or mend its forward; training would learn from wrong numbers"
+        )
+
+
+def _one_by_one(policy: CausalLMPolicy, inputs: dict[str, Tensor]) -> Tensor:
+    """Log-probs of each row evaluated alone and without any padding, [B, T]."""
+    result_BT = torch.zeros(inputs["response_ids"].shape, device=inputs["response_ids"].device)
+    for b, (prompt, response) in enumerate(unpadded_rows(inputs)):
+        alone = {
+            "prompt_ids": prompt[None],
+            "prompt_lengths": inputs["prompt_lengths"][b : b + 1],
+            "response_ids": response[None],
+            "response_lengths": inputs["response_lengths"][b : b + 1],
+        }
+        result_BT[b, : len(response)] = policy.evaluate(alone).logprobs_BT[0]
+    return result_BT
+
+
+def _deviation(a_BT: Tensor, b_BT: Tensor, mask_BT: Tensor) -> float:
+    """Largest |a − b| where chosen, relative to |b| where that is above 1."""
+    difference_BT = (a_BT - b_BT).abs() / b_BT.abs().clamp(min=1)
+    return float(torch.where(mask_BT, difference_BT, 0).max())
