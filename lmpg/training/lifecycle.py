@@ -1,0 +1,87 @@
+"""A run from its folder to its results: resume, train, evaluate, save, summarise, report."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from lmpg.training import checkpoint
+from lmpg.training.online import Online, RunStopped
+from lmpg.training.report import write_report
+from lmpg.training.run_folder import FINISHED, RunFolder, versions, write_summary
+
+
+def carry_out(online: Online, folder: RunFolder, name: str, facts: dict[str, Any]) -> None:
+    """Train until the end or an interruption, and leave everything in the run's folder.
+
+    `facts` go into the summary as they are. After an interruption the same command with
+    --run.resume goes on.
+    """
+    started = time.perf_counter()
+    resume(online, folder)
+    try:
+        reason = online.run()
+    except RunStopped as stop:
+        _conclude(online, folder, {"exit_reason": f"stopped: {stop}"}, started, name, facts)
+        raise
+    found: dict[str, Any] = {"exit_reason": reason}
+    if reason == FINISHED:
+        found["after"] = online.source.evaluate()
+        if online.processes.is_main:
+            online.save_policy(folder.path / "final")
+    _conclude(online, folder, found, started, name, facts)
+
+
+def resume(online: Online, folder: RunFolder) -> None:
+    """Go on from the newest whole checkpoint; start over where there is none yet."""
+    if folder.status != "resuming":
+        return
+    found = checkpoint.newest(folder.checkpoints)
+    if found is None:
+        online.tracker.cut_back({})
+        online.tracker.say(f"no checkpoint in {folder.path} yet: starting over")
+        return
+    step, state = found
+    online.load_state(state)
+    online.tracker.say(f"resumed {folder.path} at step {step}")
+
+
+def _conclude(
+    online: Online,
+    folder: RunFolder,
+    found: dict[str, Any],
+    started: float,
+    name: str,
+    facts: dict[str, Any],
+) -> None:
+    """summary.json, report.html and the last lines of the log; by the main process."""
+    online.tracker.close()
+    if not online.processes.is_main:
+        return
+    progress = online.progress
+    busy = sum(progress.seconds.values())
+    summary = {
+        "name": name,
+        **found,
+        "before": progress.before,
+        "best": progress.best,
+        "steps": progress.step,
+        "num_processes": online.processes.count,
+        "device": str(online.processes.device),
+        "seconds": {**progress.seconds, "this_process": time.perf_counter() - started},
+        "num_tokens": progress.num_tokens,
+        "tokens_per_second": progress.num_tokens / busy if busy else None,
+        "versions": versions(),
+        **facts,
+    }
+    write_summary(folder.path, summary)
+    write_report(folder.path)
+    print(_closing_lines(summary, folder), flush=True)
+
+
+def _closing_lines(summary: dict[str, Any], folder: RunFolder) -> str:
+    before, after = summary["before"], summary.get("after", {})
+    lines = [f"{name:>18}  {before[name]:9.3f} → {after[name]:9.3f}" for name in after]
+    header = f"{'':>18}  {'before':>9}   {'after':>9}"
+    where = f"{summary['exit_reason']} after {summary['steps']} steps: {folder.path}/report.html"
+    return "\n".join([header, *lines, where] if after else [where])
