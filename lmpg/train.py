@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,15 +11,15 @@ import torch
 from lmpg.algorithms import ALGORITHMS
 from lmpg.cli import parse
 from lmpg.config import LanguageSettings, Values
-from lmpg.data.prompts import PromptSet, load_prompts
+from lmpg.data.prompts import PromptSet, load_prompts, prompts_from_rows
 from lmpg.models.loading import load_policy, load_tokenizer
 from lmpg.models.settings import ModelSettings
-from lmpg.recipes.world import Recipe
+from lmpg.recipes.world import Recipe, World
 from lmpg.rewards.scorer import Scorer
 from lmpg.rewards.settings import RewardSettings
 from lmpg.sampling.sampler import Sampler
 from lmpg.sections import UserError
-from lmpg.training.language import Judge, LanguageSource
+from lmpg.training.language import LanguageSource
 from lmpg.training.lifecycle import carry_out
 from lmpg.training.online import Online
 from lmpg.training.processes import Processes
@@ -57,95 +57,93 @@ def train(algorithm: str, recipe: Recipe, argv: Sequence[str] | None = None) -> 
 
 
 @dataclass(frozen=True)
-class Materials:
-    """What a run works on: the user's own, or those of a built-in world."""
-
-    model: ModelSettings
-    rewards: RewardSettings
-    tokenizer: Any
-    prompts: PromptSet
-    judge: Judge | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class PreparedRun:
-    """A run about to start, with what must be closed at its end."""
+    """A run about to start, with what must be closed at its end and said in its summary."""
 
     online: Online
     scorer: Scorer
     facts: dict[str, Any]
 
 
-def materials(settings: LanguageSettings, recipe: Recipe, processes: Processes) -> Materials:
-    """The user's model, data and rewards; without them, those of the recipe's world."""
-    if settings.model.path is None:
-        world = processes.on_main(recipe.build)
-        model = settings.model.model_copy(update={"path": str(world.model_path)})
-        rewards = settings.rewards.model_copy(
-            update={"functions": world.reward_functions, "models": world.reward_models}
-        )
-        tokenizer = load_tokenizer(str(world.model_path))
-        prompts = world.prompts(tokenizer)
-        return Materials(model, rewards, tokenizer, prompts, world.judge, world.facts)
-    tokenizer = load_tokenizer(settings.model.path, settings.model.trust_remote_code)
-    return Materials(settings.model, settings.rewards, tokenizer, PromptSet([], []))
+def with_world(settings: LanguageSettings, world: World) -> LanguageSettings:
+    """Settings in which the world's model and rewards stand where the user's own would."""
+    model = {**settings.model.model_dump(), "path": str(world.model_path)}
+    rewards = {
+        **settings.rewards.model_dump(),
+        "functions": world.reward_functions,
+        "models": world.reward_models,
+    }
+    return settings.model_copy(
+        update={"model": ModelSettings(**model), "rewards": RewardSettings(**rewards)}
+    )
 
 
 def prepare(
     settings: LanguageSettings, recipe: Recipe, folder: RunFolder, processes: Processes
 ) -> PreparedRun:
     """Make every part of a run; all bad input is refused here, before any work."""
-    used = materials(settings, recipe, processes)
+    world = None
+    if settings.model.path is None:
+        processes.on_main(lambda: recipe.build() and None)
+        world = recipe.build()
+        settings = with_world(settings, world)
+    tokenizer = load_tokenizer(str(settings.model.path), settings.model.trust_remote_code)
     torch.manual_seed(settings.run.seed)  # LoRA's factors are drawn from the global generator
     policy = load_policy(
-        used.model,
-        used.tokenizer,
+        settings.model,
+        tokenizer,
         critic="critic" in settings.algorithm.needs,
         temperature=settings.sampling.temperature,
         device=processes.device,
     )
-    prompts = used.prompts
-    if settings.model.path is not None:
-        room = policy.context_length - settings.sampling.max_new_tokens
-        prompts = load_prompts(settings.data, used.tokenizer, room)
+    room = policy.context_length - settings.sampling.max_new_tokens
     source = LanguageSource(
         policy=policy,
         reference=policy.reference(),
         sampler=Sampler(policy, settings.sampling.max_new_tokens),
-        scorer=Scorer(used.rewards, device=processes.device),
-        prompts=prompts,
-        tokenizer=used.tokenizer,
+        scorer=Scorer(settings.rewards, device=processes.device),
+        prompts=load_prompts(settings.data, tokenizer, room)
+        if world is None
+        else PromptSet(
+            prompts_from_rows(world.train_rows, tokenizer, room),
+            prompts_from_rows(world.held_out_rows, tokenizer, room),
+        ),
+        tokenizer=tokenizer,
         algorithm=settings.algorithm,
         update=settings.update,
         evaluation=settings.evaluation,
-        max_error_share=used.rewards.max_error_share,
+        max_error_share=settings.rewards.max_error_share,
         seed=settings.run.seed,
         processes=processes,
-        judge=used.judge,
+        judge=world.judge if world else None,
     )
     if folder.status == "fresh":
-        check(source, settings)
-    total_steps = settings.run.total_steps
-    online = Online(
+        check(source)
+    online = assembled(settings, source, folder, tokenizer)
+    return PreparedRun(online, source.scorer, world.facts if world else {})
+
+
+def assembled(
+    settings: LanguageSettings, source: LanguageSource, folder: RunFolder, tokenizer: Any
+) -> Online:
+    """The loop over the source, with its optimizer and its tracker."""
+    run, processes, policy = settings.run, source.processes, source.policy
+    return Online(
         policy=policy,
         algorithm=settings.algorithm,
         source=source,
-        updater=Updater(policy, settings.update, total_steps, settings.run.seed, processes),
-        tracker=Tracker(
-            folder.path, settings.run.trackers, total_steps, main_process=processes.is_main
-        ),
+        updater=Updater(policy, settings.update, run.total_steps, run.seed, processes),
+        tracker=Tracker(folder.path, run.trackers, run.total_steps, main_process=processes.is_main),
         folder=folder.path,
-        settings=settings.run,
+        settings=run,
         evaluation=settings.evaluation,
-        total_steps=total_steps,
+        total_steps=run.total_steps,
         processes=processes,
-        save_policy=lambda path: policy.save_pretrained(path, used.tokenizer),
+        save_policy=lambda path: policy.save_pretrained(path, tokenizer),
     )
-    return PreparedRun(online, source.scorer, used.facts)
 
 
-def check(source: LanguageSource, settings: LanguageSettings) -> None:
+def check(source: LanguageSource) -> None:
     """The self-test of a new run, in one line; stops it where something is wrong."""
     prompts = [prompt.ids for prompt in source.prompts.train]
     result = self_test(source.policy, source.reference, source.sampler, prompts, source.seed)

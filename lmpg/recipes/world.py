@@ -1,0 +1,42 @@
+"""What a recipe makes: everything a run needs besides the algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from lmpg.data.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class World:
+    """A warm-started model, prompts, and the rewards that go with them.
+
+    model_path: a save_pretrained folder with its tokenizer.
+    train_rows, held_out_rows: dicts with `prompt` and the columns that rewards ask for.
+    reward_functions, reward_models: as in the settings section `rewards`.
+    judge: (prompts, completions) → figures that training never sees, for evaluation.
+    facts: what goes into summary.json, such as the reward model's pair accuracy.
+    """
+
+    model_path: Path
+    train_rows: list[dict[str, Any]]
+    held_out_rows: list[dict[str, Any]]
+    judge: Callable[[list[Prompt], list[str]], dict[str, float]]
+    reward_functions: tuple[str, ...] = ()
+    reward_models: tuple[str, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Recipe(Protocol):
+    """A built-in world; a module with these two functions is one."""
+
+    def preset(self, algorithm: str) -> dict[str, Any]:
+        """Settings (nested, as in YAML) that suit the world, for `algorithm`."""
+        ...
+
+    def build(self) -> World:
+        """The world, from the cache where it has been made before."""
+        ...
