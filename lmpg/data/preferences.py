@@ -1,0 +1,203 @@
+"""Pairs of a better and a worse text, for training reward models.
+
+From rows with `chosen` and `rejected` (the prompt in a column of its own, or implicit: both
+begin with it), or from labelled text, where any higher label beats any lower.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from lmpg.data.lengths import Sieve
+from lmpg.data.order import epoch_order, held_out_split, random_numbers, subset
+from lmpg.data.rows import Row, columns_of, read_rows, require_column
+from lmpg.data.settings import DataSettings
+from lmpg.data.tokenizing import is_messages, scored_ids, start_ids
+from lmpg.sections import UserError
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Ids of two texts, EOS included; the first is to score higher."""
+
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """Ids of a text, EOS included; it beats every text with a lower label."""
+
+    ids: list[int]
+    label: float
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """Pairs to train on, which may differ between epochs, and a fixed list held out."""
+
+    train: list[Pair] | list[LabelledText]
+    held_out: list[Pair]
+    skipped: dict[str, int] = field(default_factory=dict)
+    truncated: int = 0
+
+    def epoch(self, epoch: int, seed: int) -> list[Pair]:
+        """The training pairs of one epoch, shuffled; labelled texts meet new partners in each."""
+        pairs = as_pairs(self.train, epoch, seed)
+        return [pairs[i] for i in epoch_order(len(pairs), epoch, seed)]
+
+
+def load_pairs(settings: DataSettings, tokenizer: Any, max_tokens: int) -> PairSet:
+    """Pairs of `data.path`, held-out ones from `data.eval_path` or else held back."""
+    if settings.path is None:
+        raise UserError("data.path is missing: give a Hub name or a local file with --data.path.")
+    sieve = Sieve(max_tokens, settings.overlong, start_ids(tokenizer), "text")
+    rows = read_rows(settings.path, settings.split)
+    train = examples_from_rows(rows, tokenizer, sieve, settings, settings.path)
+    if settings.eval_path is not None or settings.eval_split is not None:
+        source = settings.eval_path or settings.path
+        rows = read_rows(source, settings.eval_split or settings.split, "data.eval_path")
+        held_out = examples_from_rows(rows, tokenizer, sieve, settings, source)
+        held_out = [held_out[i] for i in subset(len(held_out), settings.num_eval)]
+    else:
+        kept, held = held_out_split(len(train), settings.num_eval)
+        if not held:
+            raise UserError(
+                f"data.path: {settings.path} has {len(train)} usable rows, expected at least 5 "
+                "to hold back a fifth for evaluation: give more rows, or --data.eval-path."
+            )
+        train, held_out = [train[i] for i in kept], [train[i] for i in held]
+    return PairSet(train, as_pairs(held_out, 0, 0), dict(sieve.skipped), sieve.truncated)
+
+
+def pairs_from_rows(rows: list[Row], tokenizer: Any, max_tokens: int) -> list[Pair]:
+    """Pairs of rows in memory, which have the default columns."""
+    sieve = Sieve(max_tokens, "error", start_ids(tokenizer), "text")
+    return as_pairs(examples_from_rows(rows, tokenizer, sieve, DataSettings(), "rows"), 0, 0)
+
+
+def examples_from_rows(
+    rows: list[Row], tokenizer: Any, sieve: Sieve, settings: DataSettings, source: str
+) -> list[Pair] | list[LabelledText]:
+    """Usable rows as pairs or labelled texts, whichever the columns say."""
+    columns = columns_of(rows)
+    preference = settings.chosen_column in columns or settings.rejected_column in columns
+    if not preference and settings.label_column in columns:
+        return _labelled_texts(rows, tokenizer, sieve, settings, source)
+    if not preference:
+        raise UserError(
+            f"{source} has the columns {', '.join(columns)}; expected {settings.chosen_column!r} "
+            f"and {settings.rejected_column!r}, or 'text' and {settings.label_column!r}. Other "
+            "names are set with --data.chosen-column, --data.rejected-column, "
+            "--data.prompt-column and --data.label-column."
+        )
+    require_column(rows, settings.chosen_column, source, "--data.chosen-column")
+    require_column(rows, settings.rejected_column, source, "--data.rejected-column")
+    return _preferences(rows, tokenizer, sieve, settings, source)
+
+
+def as_pairs(examples: list[Pair] | list[LabelledText], epoch: int, seed: int) -> list[Pair]:
+    """Pairs of one epoch; every labelled text is in at least one of them."""
+    if examples and isinstance(examples[0], Pair):
+        return list(examples)  # type: ignore[arg-type]
+    texts: list[LabelledText] = examples  # type: ignore[assignment]
+    matches = match_labels([text.label for text in texts], epoch, seed)
+    return [Pair(texts[high].ids, texts[low].ids) for high, low in matches]
+
+
+def match_labels(labels: list[float], epoch: int, seed: int) -> list[tuple[int, int]]:
+    """Indices (higher, lower) of texts with different labels, drawn anew in each epoch.
+
+    Neighbours in a shuffle are matched, those with equal labels are shuffled again, and what
+    remains of the largest class takes random partners: each of its texts is used once if it
+    has half of all texts or more.
+    """
+    if len(set(labels)) < 2:
+        found = f"all are {labels[0]:g}" if labels else "there are none"
+        raise UserError(f"the labels must hold two different values at least, but {found}.")
+    draw = random_numbers("match", epoch, seed)
+    matches, left = [], list(range(len(labels)))
+    while len({labels[i] for i in left}) > 1:
+        left = [left[i] for i in draw.permutation(len(left))]
+        pairs = list(zip(left[::2], left[1::2]))
+        odd = left[len(pairs) * 2 :]
+        matches += [pair for pair in pairs if labels[pair[0]] != labels[pair[1]]]
+        left = [i for pair in pairs if labels[pair[0]] == labels[pair[1]] for i in pair] + odd
+    others = [i for i in range(len(labels)) if left and labels[i] != labels[left[0]]]
+    matches += [(i, others[draw.integers(len(others))]) for i in left]
+    return [(a, b) if labels[a] > labels[b] else (b, a) for a, b in matches]
+
+
+def _preferences(
+    rows: list[Row], tokenizer: Any, sieve: Sieve, settings: DataSettings, source: str
+) -> list[Pair]:
+    prompt_column = settings.prompt_column or "prompt"
+    if settings.prompt_column is not None:
+        require_column(rows, prompt_column, source, "--data.prompt-column")
+    pairs = []
+    for number, row in enumerate(rows, start=1):
+        where = f"{source}, row {number}"
+        chosen, rejected = row.get(settings.chosen_column), row.get(settings.rejected_column)
+        if not _usable(chosen, rejected, sieve, where):
+            continue
+        whole = isinstance(chosen, list) and chosen[0]["role"] != "assistant"
+        prompt = "" if whole or not row.get(prompt_column) else row[prompt_column]
+        if not prompt and isinstance(chosen, list):
+            prompt = []
+        ids = [scored_ids(tokenizer, prompt, text) for text in (chosen, rejected)]
+        fitting = [sieve.fit(some, where) for some in ids]
+        if fitting[0] is not None and fitting[1] is not None:
+            pairs.append(Pair(fitting[0], fitting[1]))
+    return _some(pairs, rows, sieve, source)
+
+
+def _usable(chosen: Any, rejected: Any, sieve: Sieve, where: str) -> bool:
+    """False, counted, for pairs that express no preference; raises for what is no text."""
+    if not chosen or not rejected:
+        sieve.skipped["empty"] += 1
+        return False
+    for value in (chosen, rejected):
+        if not isinstance(value, str) and not is_messages(value):
+            raise UserError(
+                f"{where}: chosen and rejected hold {type(value).__name__} {str(value)[:60]!r}, "
+                "expected text or chat messages."
+            )
+    if chosen == rejected:
+        sieve.skipped["identical"] += 1
+        return False
+    return True
+
+
+def _labelled_texts(
+    rows: list[Row], tokenizer: Any, sieve: Sieve, settings: DataSettings, source: str
+) -> list[LabelledText]:
+    column = settings.prompt_column or "text"
+    require_column(rows, column, source, "--data.prompt-column")
+    texts = []
+    for number, row in enumerate(rows, start=1):
+        where = f"{source}, row {number}"
+        text, label = row.get(column), row.get(settings.label_column)
+        if not text or label is None:
+            sieve.skipped["empty"] += 1
+            continue
+        _check_label(label, f"{where}, column {settings.label_column!r}")
+        ids = sieve.fit(scored_ids(tokenizer, "" if isinstance(text, str) else [], text), where)
+        if ids is not None:
+            texts.append(LabelledText(ids, float(label)))
+    return _some(texts, rows, sieve, source)
+
+
+def _check_label(label: Any, where: str) -> None:
+    if not isinstance(label, (int, float)) or not math.isfinite(label):
+        raise UserError(
+            f"{where} holds {label!r}, expected a finite number: any higher label beats any lower."
+        )
+
+
+def _some(examples: list, rows: list[Row], sieve: Sieve, source: str) -> list:
+    if not examples:
+        counts = ", ".join(f"{count} {reason}" for reason, count in sieve.skipped.items())
+        raise UserError(f"{source} has no usable row among its {len(rows)} ({counts}).")
+    return examples

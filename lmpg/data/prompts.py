@@ -1,0 +1,122 @@
+"""Prompts for training and for evaluation, with the columns that rewards may ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lmpg.data.lengths import Sieve
+from lmpg.data.order import held_out_split, subset
+from lmpg.data.rows import Row, read_rows, require_column
+from lmpg.data.settings import DataSettings
+from lmpg.data.tokenizing import Messages, is_messages, many_prompt_ids, prompt_ids, start_ids
+from lmpg.sections import UserError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt: as the user wrote it, as ids, and its row's columns for the rewards."""
+
+    prompt: str | Messages
+    ids: list[int]
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts to train on, prompts held out, and what was left out (reason → rows)."""
+
+    train: list[Prompt]
+    held_out: list[Prompt]
+    skipped: dict[str, int] = field(default_factory=dict)
+    truncated: int = 0
+
+
+def load_prompts(settings: DataSettings, tokenizer: Any, max_prompt_tokens: int) -> PromptSet:
+    """Prompts of `data.path`, held-out ones from `data.eval_path` or else held back."""
+    if settings.path is None:
+        raise UserError("data.path is missing: give a Hub name or a local file with --data.path.")
+    sieve = prompt_sieve(tokenizer, max_prompt_tokens, settings.overlong)
+    column = settings.prompt_column or "prompt"
+    rows = read_rows(settings.path, settings.split)
+    prompts = _read(rows, tokenizer, sieve, column, settings.path)
+    if settings.eval_path is not None or settings.eval_split is not None:
+        source = settings.eval_path or settings.path
+        rows = read_rows(source, settings.eval_split or settings.split, "data.eval_path")
+        held_out = _read(rows, tokenizer, sieve, column, source)
+        held_out = [held_out[i] for i in subset(len(held_out), settings.num_eval)]
+    else:
+        prompts, held_out = hold_back(prompts, settings)
+    return PromptSet(prompts, held_out, dict(sieve.skipped), sieve.truncated)
+
+
+def prompts_from_rows(
+    rows: list[Row],
+    tokenizer: Any,
+    max_prompt_tokens: int,
+    *,
+    column: str = "prompt",
+    overlong: str = "error",
+) -> list[Prompt]:
+    """Prompts of rows that are already in memory, in their order."""
+    sieve = prompt_sieve(tokenizer, max_prompt_tokens, overlong)
+    return _read(rows, tokenizer, sieve, column, "rows")
+
+
+def prompt_sieve(tokenizer: Any, max_prompt_tokens: int, overlong: str) -> Sieve:
+    """A sieve for prompts; refuses a context that leaves no room for any."""
+    if max_prompt_tokens < 1:
+        raise UserError(
+            f"the model's context leaves {max_prompt_tokens} tokens for the prompt, expected at "
+            "least 1: use a smaller --sampling.max-new-tokens."
+        )
+    return Sieve(max_prompt_tokens, overlong, start_ids(tokenizer))
+
+
+def hold_back(examples: list, settings: DataSettings) -> tuple[list, list]:
+    """`examples` as (train, held out), the same split whatever the run's seed."""
+    train, held_out = held_out_split(len(examples), settings.num_eval)
+    if not held_out:
+        raise UserError(
+            f"data.path: {settings.path} has {len(examples)} usable rows, expected at least 5 "
+            "to hold back a fifth for evaluation: give more rows, or --data.eval-path."
+        )
+    return [examples[i] for i in train], [examples[i] for i in held_out]
+
+
+def _read(rows: list[Row], tokenizer: Any, sieve: Sieve, column: str, source: str) -> list[Prompt]:
+    require_column(rows, column, source, "--data.prompt-column")
+    kept = []
+    for number, row in enumerate(rows, start=1):
+        if _has_content(row.get(column), f"{source}, row {number}, column {column!r}"):
+            kept.append((number, row))
+        else:
+            sieve.skipped["empty"] += 1
+    prompts = []
+    for (number, row), ids in zip(kept, _ids([row[column] for _, row in kept], tokenizer)):
+        fitting = sieve.fit(ids, f"{source}, row {number}")
+        if fitting is not None:
+            prompts.append(Prompt(row[column], fitting, dict(row)))
+    if not prompts:
+        counts = ", ".join(f"{count} {reason}" for reason, count in sieve.skipped.items())
+        raise UserError(f"{source} has no usable prompt among its {len(rows)} rows ({counts}).")
+    return prompts
+
+
+def _has_content(value: Any, where: str) -> bool:
+    """False for nothing at all; raises for what is neither text nor chat messages."""
+    if value is None or value == []:
+        return False
+    if isinstance(value, str):
+        return bool(value.strip())
+    if is_messages(value):
+        return True
+    raise UserError(
+        f"{where} holds {type(value).__name__} {str(value)[:60]!r}, expected text, or chat "
+        'messages such as [{"role": "user", "content": "..."}].'
+    )
+
+
+def _ids(prompts: list[str | Messages], tokenizer: Any) -> list[list[int]]:
+    texts = iter(many_prompt_ids(tokenizer, [p for p in prompts if isinstance(p, str)]))
+    return [next(texts) if isinstance(p, str) else prompt_ids(tokenizer, p) for p in prompts]

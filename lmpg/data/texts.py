@@ -1,0 +1,166 @@
+"""Texts for supervised training, with the tokens that are to be learned marked.
+
+From rows with `prompt` and `completion` (only the completion is learned), `messages` (only the
+assistant's turns), or `text` (all of it). Text and completions end with EOS.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lmpg.data.lengths import Sieve
+from lmpg.data.order import subset
+from lmpg.data.prompts import hold_back
+from lmpg.data.rows import Row, columns_of, read_rows, require_column
+from lmpg.data.settings import DataSettings
+from lmpg.data.tokenizing import (
+    Messages,
+    continuation_ids,
+    conversation,
+    is_messages,
+    prompt_ids,
+    render_chat,
+    start_ids,
+)
+from lmpg.sections import UserError
+
+
+@dataclass(frozen=True)
+class Text:
+    """Token ids, and for each whether it is to be predicted (never the first)."""
+
+    ids: list[int]
+    learned: list[bool]
+
+
+@dataclass(frozen=True)
+class TextSet:
+    """Texts to train on, texts held out, and what was left out (reason → rows)."""
+
+    train: list[Text]
+    held_out: list[Text]
+    skipped: dict[str, int] = field(default_factory=dict)
+    truncated: int = 0
+
+
+def load_texts(settings: DataSettings, tokenizer: Any, max_tokens: int) -> TextSet:
+    """Texts of `data.path`, held-out ones from `data.eval_path` or else held back."""
+    if settings.path is None:
+        raise UserError("data.path is missing: give a Hub name or a local file with --data.path.")
+    sieve = Sieve(max_tokens, settings.overlong, start_ids(tokenizer), "text")
+    rows = read_rows(settings.path, settings.split)
+    train = _read(rows, tokenizer, sieve, settings, settings.path)
+    if settings.eval_path is not None or settings.eval_split is not None:
+        source = settings.eval_path or settings.path
+        rows = read_rows(source, settings.eval_split or settings.split, "data.eval_path")
+        held_out = _read(rows, tokenizer, sieve, settings, source)
+        held_out = [held_out[i] for i in subset(len(held_out), settings.num_eval)]
+    else:
+        train, held_out = hold_back(train, settings)
+    return TextSet(train, held_out, dict(sieve.skipped), sieve.truncated)
+
+
+def texts_from_rows(rows: list[Row], tokenizer: Any, max_tokens: int) -> list[Text]:
+    """Texts of rows in memory, which have the default columns."""
+    sieve = Sieve(max_tokens, "error", start_ids(tokenizer), "text")
+    return _read(rows, tokenizer, sieve, DataSettings(), "rows")
+
+
+def _read(
+    rows: list[Row], tokenizer: Any, sieve: Sieve, settings: DataSettings, source: str
+) -> list[Text]:
+    column, completion = _columns(rows, settings, source)
+    texts = []
+    for number, row in enumerate(rows, start=1):
+        where = f"{source}, row {number}"
+        first, answer = row.get(column), row.get(completion) if completion else None
+        if not first or (completion and not answer):
+            sieve.skipped["empty"] += 1
+            continue
+        text = _text(tokenizer, first, answer, where)
+        ids = sieve.fit(text.ids, where)
+        if ids is not None:
+            texts.append(_cut(text, ids))
+    if not texts:
+        counts = ", ".join(f"{count} {reason}" for reason, count in sieve.skipped.items())
+        raise UserError(f"{source} has no usable row among its {len(rows)} ({counts}).")
+    return texts
+
+
+def _columns(rows: list[Row], settings: DataSettings, source: str) -> tuple[str, str | None]:
+    """Names of the columns with the text (or prompt) and, where there is one, the completion."""
+    columns = columns_of(rows)
+    if settings.completion_column in columns:
+        column = settings.prompt_column or "prompt"
+        require_column(rows, column, source, "--data.prompt-column")
+        return column, settings.completion_column
+    if settings.prompt_column is not None:
+        require_column(rows, settings.prompt_column, source, "--data.prompt-column")
+        return settings.prompt_column, None
+    for column in ("text", "messages"):
+        if column in columns:
+            return column, None
+    raise UserError(
+        f"{source} has the columns {', '.join(columns)}; expected 'text', 'messages', or 'prompt' "
+        "and 'completion'. Other names are set with --data.prompt-column and "
+        "--data.completion-column."
+    )
+
+
+def _text(tokenizer: Any, first: Any, answer: Any, where: str) -> Text:
+    for value in (first, answer):
+        if not (value is None or isinstance(value, str) or is_messages(value)):
+            raise UserError(
+                f"{where} holds {type(value).__name__} {str(value)[:60]!r}, expected text or "
+                "chat messages."
+            )
+    if is_messages(first) or is_messages(answer):
+        messages = first if answer is None else conversation(first, answer)
+        added = len(answer) if isinstance(answer, list) else 1
+        known = 0 if answer is None else len(messages) - added
+        return _chat(tokenizer, messages, known, where)
+    if answer is None:
+        ids = _ended(tokenizer, prompt_ids(tokenizer, first))
+        return Text(ids, [False] + [True] * (len(ids) - 1))
+    before = prompt_ids(tokenizer, first)
+    after = _ended(tokenizer, continuation_ids(tokenizer, first, answer))
+    return Text(before + after, [False] * len(before) + [True] * len(after))
+
+
+def _chat(tokenizer: Any, messages: Messages, known: int, where: str) -> Text:
+    """Only what the assistant writes is learned, and of that only messages from `known` on."""
+    ids: list[int] = []
+    learned: list[bool] = []
+    done = ""
+    turns = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i >= known]
+    if not turns:
+        raise UserError(f"{where}: no message is the assistant's, so there is nothing to learn.")
+    for turn in turns:
+        before = render_chat(tokenizer, messages[:turn], open_turn=True)
+        through = render_chat(tokenizer, messages[: turn + 1], open_turn=False)
+        if not (before.startswith(done) and through.startswith(before)):
+            raise UserError(
+                f"{where}: the chat template writes earlier messages differently once a later "
+                "one follows, so the assistant's turns can't be told apart. Give the last turn "
+                "alone, as columns 'prompt' and 'completion'."
+            )
+        for text, wanted in ((before[len(done) :], False), (through[len(before) :], True)):
+            piece = continuation_ids(tokenizer, "", text)
+            ids += piece
+            learned += [wanted] * len(piece)
+        done = through
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in piece:
+        ids, learned = [*ids, tokenizer.eos_token_id], [*learned, True]
+    return Text(ids, [False, *learned[1:]])
+
+
+def _ended(tokenizer: Any, ids: list[int]) -> list[int]:
+    eos = tokenizer.eos_token_id
+    return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
+
+
+def _cut(text: Text, ids: list[int]) -> Text:
+    """`text` after its ids were cut on the left (their first may be the BOS that was kept)."""
+    learned = text.learned[len(text.learned) - len(ids) :]
+    return Text(ids, [False, *learned[1:]])

@@ -1,0 +1,131 @@
+"""How text and chat messages become token ids: the rules that all of lmpg shares.
+
+- A prompt starts with whatever the tokenizer puts before a text (BOS for Llama, nothing for
+  GPT-2) and never ends with what it puts behind one (EOS), because the response follows.
+- A response's ids are those that follow the prompt's ids when both are read as one text.
+- A text to be scored is prompt + completion + EOS, in training reward models and in using them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lmpg.sections import UserError
+
+Messages = list[dict[str, Any]]
+
+
+def is_messages(value: Any) -> bool:
+    """Whether `value` is chat messages: a list of dicts with `role` and `content`."""
+    return isinstance(value, list) and all(
+        isinstance(message, dict) and "role" in message and "content" in message
+        for message in value
+    )
+
+
+def start_ids(tokenizer: Any) -> list[int]:
+    """The ids that the tokenizer puts before a text: [BOS] or nothing."""
+    bare = encode(tokenizer, "a")
+    full = list(tokenizer("a", verbose=False)["input_ids"])
+    for start in range(len(full) - len(bare) + 1):
+        if bare and full[start : start + len(bare)] == bare:
+            return full[:start]
+    return []
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Ids of `text` alone, without BOS or EOS."""
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def prompt_ids(tokenizer: Any, prompt: str | Messages) -> list[int]:
+    """Ids of a prompt, ready for the response to follow."""
+    if isinstance(prompt, str):
+        return _started(start_ids(tokenizer), encode(tokenizer, prompt))
+    return encode(tokenizer, render_chat(tokenizer, prompt, open_turn=True))
+
+
+def many_prompt_ids(tokenizer: Any, prompts: list[str]) -> list[list[int]]:
+    """`prompt_ids` of many texts at once, in one call of the tokenizer."""
+    if not prompts:
+        return []
+    start = start_ids(tokenizer)
+    encoded = tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
+    return [_started(start, list(ids)) for ids in encoded]
+
+
+def continuation_ids(tokenizer: Any, before: str, text: str) -> list[int]:
+    """Ids of `text` as it continues `before`, whose own ids stay as they are.
+
+    Where a token would straddle the seam, `text` is read on its own; the line break in front
+    keeps tokenizers that begin every text with a space from adding one.
+    """
+    for anchor in (before, "\n"):
+        head, whole = encode(tokenizer, anchor), encode(tokenizer, anchor + text)
+        if whole[: len(head)] == head:
+            return whole[len(head) :]
+    return encode(tokenizer, text)
+
+
+def scored_ids(tokenizer: Any, prompt: str | Messages, completion: str | Messages) -> list[int]:
+    """Ids that a reward model reads for prompt + completion.
+
+    Text ends with EOS if the tokenizer has one, whether or not the policy got that far; chat
+    ends as its template says.
+    """
+    if isinstance(prompt, str) and isinstance(completion, str):
+        ids = list(tokenizer(prompt + completion, verbose=False)["input_ids"])
+        eos = tokenizer.eos_token_id
+        if eos is not None and ids[-1:] != [eos]:
+            ids.append(eos)
+        return ids
+    chat = render_chat(tokenizer, conversation(prompt, completion), open_turn=False)
+    return encode(tokenizer, chat)
+
+
+def conversation(prompt: str | Messages, completion: str | Messages) -> Messages:
+    """Prompt and completion as one list of messages."""
+    before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if not isinstance(completion, str):
+        return before + list(completion)
+    if before and before[-1]["role"] == "assistant":  # the completion goes on with that turn
+        begun = before.pop()
+        completion = begun["content"] + completion
+    return [*before, {"role": "assistant", "content": completion}]
+
+
+def cut_left(ids: list[int], max_tokens: int, start: list[int]) -> list[int]:
+    """The last `max_tokens` ids, still with `start` (BOS) in front if they began with it."""
+    if len(ids) <= max_tokens:
+        return ids
+    if start and ids[: len(start)] == start and max_tokens > len(start):
+        return start + ids[len(ids) - (max_tokens - len(start)) :]
+    return ids[len(ids) - max_tokens :]
+
+
+def render_chat(tokenizer: Any, messages: Messages, *, open_turn: bool) -> str:
+    """Messages through the chat template; `open_turn` ends where the assistant is to write."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError(
+            "the data holds chat messages, but the tokenizer has no chat template. Use a chat "
+            "model, set tokenizer.chat_template and save it beside the model, or give the "
+            "prompts as plain text."
+        )
+    begun = bool(messages) and messages[-1]["role"] == "assistant"
+    try:
+        return tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=open_turn and not begun,
+            continue_final_message=open_turn and begun,
+        )
+    except Exception as error:  # templates raise jinja2's errors, and any other
+        roles = ", ".join(str(message.get("role")) for message in messages)
+        raise UserError(
+            f"the chat template refuses messages with the roles {roles}: {error}"
+        ) from None
+
+
+def _started(start: list[int], ids: list[int]) -> list[int]:
+    """`start` in front, unless the text already spelt it out."""
+    return ids if start and ids[: len(start)] == start else start + ids
