@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from tiny_tokenizers import character_tokenizer
 
 from lmpg.data.tokenizing import (
+    completion_text,
     continuation_ids,
     cut_left,
     encode,
@@ -13,6 +13,7 @@ from lmpg.data.tokenizing import (
     start_ids,
 )
 from lmpg.sections import UserError
+from tests.tiny_tokenizers import character_tokenizer
 
 BOS, EOS = 1, 2
 
@@ -45,7 +46,7 @@ def test_a_chat_prompt_that_ends_with_the_assistant_goes_on_with_that_turn():
 
 
 def test_chat_without_a_template_is_refused_with_the_fix():
-    with pytest.raises(UserError, match="no chat template.*as plain text"):
+    with pytest.raises(UserError, match=r"no chat template.*as plain text"):
         prompt_ids(character_tokenizer(), [{"role": "user", "content": "hi"}])
 
 
@@ -55,6 +56,14 @@ def test_a_completions_ids_join_the_prompts_to_the_ids_of_the_whole_text(space_f
     before, text = "Once upon", " a time"
     joined = prompt_ids(tokenizer, before) + continuation_ids(tokenizer, before, text)
     assert joined == prompt_ids(tokenizer, before + text)
+
+
+@pytest.mark.parametrize("space_first", [False, True])
+def test_prompt_and_completion_text_join_to_the_whole_text(space_first):
+    tokenizer = character_tokenizer(space_first=space_first)
+    prompt = prompt_ids(tokenizer, "Once upon")
+    response = [*continuation_ids(tokenizer, "Once upon", " a time"), EOS]
+    assert completion_text(tokenizer, prompt, response) == " a time"
 
 
 def test_a_scored_text_ends_with_exactly_one_eos():

@@ -67,6 +67,18 @@ def continuation_ids(tokenizer: Any, before: str, text: str) -> list[int]:
     return encode(tokenizer, text)
 
 
+def completion_text(tokenizer: Any, prompt: list[int], response: list[int]) -> str:
+    """Text of a response as it continues its prompt, without special tokens.
+
+    Decoded on its own it could lose its leading space (SentencePiece's decoders strip one).
+    """
+    head = tokenizer.decode(prompt, skip_special_tokens=True)
+    whole = tokenizer.decode(prompt + response, skip_special_tokens=True)
+    if whole.startswith(head):
+        return whole[len(head) :]
+    return tokenizer.decode(response, skip_special_tokens=True)
+
+
 def scored_ids(tokenizer: Any, prompt: str | Messages, completion: str | Messages) -> list[int]:
     """Ids that a reward model reads for prompt + completion.
 

@@ -6,7 +6,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer
+
 from lmpg.data.tokenizing import cut_left, scored_ids, start_ids
+from lmpg.models.loading import context_length, load_sequence_classifier
+from lmpg.models.scoring import SequenceScorer
+from lmpg.sections import UserError
 
 
 class ModelReward:
@@ -26,14 +31,19 @@ class ModelReward:
     @classmethod
     def load(cls, path: str, *, trust_remote_code: bool, device: str) -> ModelReward:
         """The model and tokenizer of a folder or Hub id."""
-        from lmpg.models.loading import load_sequence_classifier, load_tokenizer
-        from lmpg.models.scoring import SequenceScorer
-
-        tokenizer = load_tokenizer(path, trust_remote_code)
-        model = load_sequence_classifier(path, trust_remote_code, device)
-        limits = [getattr(model.config, "max_position_embeddings", None) or 1 << 30]
-        limits.append(tokenizer.model_max_length)
-        return cls(Path(path).name, SequenceScorer(model, tokenizer), tokenizer, min(limits))
+        model = load_sequence_classifier(path, trust_remote_code=trust_remote_code).to(device)
+        folder = Path(path).expanduser()
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(folder) if folder.is_dir() else path, trust_remote_code=trust_remote_code
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"rewards.models: {path} has no tokenizer that loads, expected one beside the "
+                f"model: {str(error).splitlines()[0]}"
+            ) from None
+        context = min(context_length(model.config, tokenizer), tokenizer.model_max_length)
+        return cls(folder.name, SequenceScorer(model, tokenizer), tokenizer, context)
 
     def score(
         self,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from lmpg.rewards.functions import FunctionReward
-from lmpg.rewards.models import ModelReward
 from lmpg.rewards.settings import RewardSettings
 from lmpg.sections import UserError
 
@@ -51,6 +50,8 @@ class Scorer:
         self._rewards: dict[str, Any] = {}
         try:
             self._add_functions(settings, columns)
+            if settings.models:
+                from lmpg.rewards.models import ModelReward  # transformers takes seconds
             for path in settings.models:
                 reward = ModelReward.load(path, trust_remote_code=trust_remote_code, device=device)
                 self._add(reward, Path(path).parent.name)
