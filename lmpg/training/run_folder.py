@@ -43,6 +43,17 @@ class RunFolder:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
+    def abandon(self) -> None:
+        """Take back a fresh folder in which nothing was done, as bad input was found: the same
+        command can be given again."""
+        if self.status != "fresh" or self.checkpoints.exists():
+            return
+        for name in ("config.yaml", "metrics.jsonl", "samples.jsonl", LOCK):
+            (self.path / name).unlink(missing_ok=True)
+        self.close()
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+
     def close(self) -> None:
         """Let another process use the folder."""
         lock = _locks.pop(self.path.resolve(), None)
