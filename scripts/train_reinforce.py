@@ -1,4 +1,4 @@
-"""Fine-tune a causal language model with REINFORCE; without arguments, in the built-in reviews world."""
+"""Fine-tune a causal language model with REINFORCE; without arguments, in the reviews world."""
 
 from lmpg.cli import main
 from lmpg.recipes import reviews
