@@ -152,8 +152,9 @@ def _field(settings: type[BaseModel], path: str) -> FieldInfo:
 
 def _read_flags(settings: type[BaseModel], argv: list[str], shown: Values) -> Values:
     """The flags that were given, as nested dicts of raw values; --help shows `shown`."""
+    origin = settings.__pydantic_generic_metadata__["origin"] or settings
     text = (
-        f"{settings.__doc__ or ''}\n\n--config FILE reads settings from a YAML file with the same "
+        f"{origin.__doc__}\n\n--config FILE reads settings from a YAML file with the same "
         "names (sections with settings below them); flags win over it."
     )
     given = tyro.cli(_mirror(settings, shown), args=argv, description=text)

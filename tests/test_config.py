@@ -1,0 +1,227 @@
+"""Settings: merged from all sources, checked once, every problem told in one line."""
+
+from __future__ import annotations
+
+import pytest
+
+from lmpg.algorithms import ALGORITHMS, GRPO, PPO
+from lmpg.config import (
+    GymSettings,
+    LanguageSettings,
+    RewardModelSettings,
+    SftSettings,
+    algorithm_name,
+    defaults_of,
+    merged,
+    misplaced,
+    nearest,
+    paths_of,
+    read_yaml,
+    validated,
+)
+from lmpg.sections import Section, UserError
+
+Settings = LanguageSettings[PPO]
+
+
+def built(settings, **sections):
+    return validated(settings, merged(defaults_of(settings), sections))
+
+
+def test_no_values_at_all_give_the_defaults():
+    assert built(Settings) == Settings(algorithm=PPO())
+
+
+def test_values_are_laid_over_each_other_setting_by_setting():
+    low = {"update": {"epochs": 1, "rollout_size": 64}, "run": {"seed": 1}}
+    high = {"update": {"epochs": 2}, "run": None, "data": {"path": "x"}}
+    expected = {"update": {"epochs": 2, "rollout_size": 64}, "run": {"seed": 1}}
+    assert merged(low, high) == {**expected, "data": {"path": "x"}}
+    assert low["update"]["epochs"] == 1
+
+
+def test_defaults_of_a_section_survive_when_one_of_its_settings_is_changed():
+    class Inner(Section):
+        a: int = 1
+        b: int = 2
+
+    class Outer(Section):
+        inner: Inner = Inner(a=10)
+
+    assert built(Outer, inner={"b": 3}) == Outer(inner=Inner(a=10, b=3))
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"algorithm": {"clip": -1}}, "algorithm.clip = -1: expected greater than 0"),
+        ({"update": {"schedule": "cosine"}}, "update.schedule = 'cosine': expected 'constant' or"),
+        ({"run": {"seed": "x"}}, "run.seed = 'x': expected a valid integer"),
+        ({"rewards": {"functions": ["a", 3]}}, "rewards.functions[1] = 3: expected a valid string"),
+        ({"model": {"lora": {"rank": -8}}}, "model.lora.rank = -8: expected greater than or equal"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_key_and_what_was_expected(section, message):
+    with pytest.raises(UserError) as error:
+        built(Settings, **section)
+    assert str(error.value).startswith(message)
+    assert "pydantic" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_every_problem_has_its_line():
+    with pytest.raises(UserError) as error:
+        built(Settings, algorithm={"clip": 0, "lam": 2}, run={"seed": 0.5})
+    assert len(str(error.value).splitlines()) == 3
+
+
+def test_minibatches_must_be_whole():
+    with pytest.raises(UserError, match=r"update\.rollout_size = 64 .* update\.minibatch_size = 7"):
+        built(Settings, update={"minibatch_size": 7})
+
+
+def test_groups_must_be_whole():
+    with pytest.raises(UserError, match=r"update\.rollout_size = 64 .*algorithm\.group_size = 7"):
+        built(LanguageSettings[GRPO], algorithm={"group_size": 7})
+    built(LanguageSettings[GRPO], algorithm={"group_size": 64})  # may exceed the minibatch
+
+
+def test_a_group_of_one_is_refused():
+    with pytest.raises(UserError, match=r"algorithm\.group_size = 1: expected greater than or eq"):
+        built(LanguageSettings[GRPO], algorithm={"group_size": 1})
+
+
+OWN = {
+    "model": {"path": "my-model"},
+    "data": {"path": "my-data"},
+    "rewards": {"functions": ["f.py:f"]},
+}
+
+
+def test_own_model_data_and_reward_are_given_together():
+    assert built(Settings, **OWN).model.path == "my-model"
+    models = {"models": ["my-reward-model"]}
+    assert built(Settings, **{**OWN, "rewards": models}).rewards.models == ("my-reward-model",)
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        (("model",), "data.path and rewards.functions or rewards.models missing"),
+        (("model", "data"), "rewards.functions or rewards.models missing"),
+        (("model", "rewards"), "data.path missing"),
+        (("data", "rewards"), "model.path missing"),
+        (("rewards",), "model.path and data.path missing"),
+        (("data",), "model.path and rewards.functions or rewards.models missing"),
+    ],
+)
+def test_what_is_missing_beside_an_own_part_is_named(given, missing):
+    with pytest.raises(UserError) as error:
+        built(Settings, **{name: OWN[name] for name in given})
+    assert missing in str(error.value)
+
+
+NO_KL = {"kl_coef": 0.0}
+
+
+def test_environments_step_equally_often():
+    update = {"rollout_size": 100, "minibatch_size": 50}
+    with pytest.raises(UserError, match=r"rollout_size = 100 .* env\.num_envs = 8"):
+        built(GymSettings[PPO], algorithm=NO_KL, update=update)
+
+
+def test_an_environment_has_neither_groups_nor_a_reference():
+    with pytest.raises(UserError, match=r"algorithm\.name = grpo"):
+        built(GymSettings[GRPO])
+    with pytest.raises(UserError, match=r"algorithm\.kl_coef is not 0"):
+        built(GymSettings[PPO], algorithm={"kl_coef": 0.1})
+    assert built(GymSettings[PPO], algorithm=NO_KL).algorithm == PPO(kl_coef=0.0)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_an_algorithm_is_called_in_yaml_as_in_the_table(name):
+    assert algorithm_name(ALGORITHMS[name]) == name
+
+
+def written(tmp_path, text):
+    path = tmp_path / "x.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_yaml_is_read_as_sections(tmp_path):
+    path = written(tmp_path, "update:\n  epochs: 2\n  learning_rate: 1e-4\nrun:\n")
+    values = merged(defaults_of(Settings), read_yaml(path))
+    settings = validated(Settings, values)
+    assert (settings.update.epochs, settings.update.learning_rate) == (2, 1e-4)
+    assert read_yaml(written(tmp_path, "# nothing\n")) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("update:\n  epochs: [1\n", r"x\.yaml, line 3: "),
+        ("update:\n\tepochs: 1\n", r"x\.yaml, line 2: .*'\\t'"),
+        ("run:\n  seed: 1\n  seed: 2\n", r"x\.yaml, line 3: `seed` stands here a second time"),
+        ("- a\n- b\n", r"x\.yaml: holds a list, expected sections"),
+        ("just words\n", r"x\.yaml: holds a str, expected sections"),
+        ("a: !!python/object/apply:os.getcwd []\n", r"x\.yaml, line 1: could not determine"),
+        ("a: 1\n---\nb: 2\n", r"x\.yaml, line 2: but found another document"),
+    ],
+)
+def test_yaml_that_is_no_settings_file_is_refused_with_its_line(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        read_yaml(written(tmp_path, text))
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"missing\.yaml: No such file or directory; expected"):
+        read_yaml(tmp_path / "missing.yaml")
+    with pytest.raises(UserError, match="Is a directory"):
+        read_yaml(tmp_path)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not a text file"):
+        read_yaml(tmp_path / "binary")
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"update": {"learning_rat": 1}}, "f: unknown setting update.learning_rat = 1; did you "
+         "mean update.learning_rate?"),
+        ({"learning_rate": 1}, "f: unknown setting learning_rate = 1; did you mean "
+         "update.learning_rate?"),
+        ({"train": {"seed": 1}}, "f: unknown setting train = {'seed': 1}; see --help for all "
+         "settings"),
+        ({"model": {"lora": {"rnk": 8}}}, "f: unknown setting model.lora.rnk = 8; did you mean "
+         "model.lora.rank?"),
+        ({"update": 3}, "f: update = 3, expected a section with keys such as update.rollout_size"),
+        ({7: 3}, "f: unknown setting 7 = 3; see --help for all settings"),
+    ],
+)  # fmt: skip
+def test_an_unknown_key_is_named_with_the_nearest_right_one(values, line):
+    assert misplaced(Settings, values, "f") == [line]
+
+
+def test_known_keys_are_in_place():
+    assert misplaced(Settings, {"update": {"epochs": 1}, "run": None}, "f") == []
+
+
+def test_the_nearest_name_is_found_across_sections_or_not_at_all():
+    known = list(paths_of(Settings))
+    assert nearest("run.total_step", known) == "run.total_steps"
+    assert nearest("clip", known) == "algorithm.clip"
+    assert nearest("sampling.lam", known) == "algorithm.lam"
+    assert nearest("quux.zzz", known) is None
+
+
+@pytest.mark.parametrize("settings", [SftSettings, RewardModelSettings, Settings])
+def test_all_settings_have_a_description(settings):
+    def descriptions(section):
+        for name, field in section.model_fields.items():
+            if hasattr(field.annotation, "model_fields"):
+                yield from descriptions(field.annotation)
+            else:
+                yield name, field.description
+
+    assert [name for name, text in descriptions(settings) if not text] == []
