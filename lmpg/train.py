@@ -113,6 +113,7 @@ def prepare(
         update=settings.update,
         evaluation=settings.evaluation,
         max_error_share=settings.rewards.max_error_share,
+        samples_every=settings.run.samples_every,
         seed=settings.run.seed,
         processes=processes,
         judge=world.judge if world else None,

@@ -33,6 +33,7 @@ class GymSource:
     evaluation: EvaluationSettings
     run: GymRunSettings
     headline: str = "return_mean"
+    unit: str = "steps"
     _clock: float = field(default_factory=time.perf_counter)
 
     def collect(self, step: int) -> Collected:

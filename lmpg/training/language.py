@@ -56,10 +56,12 @@ class LanguageSource:
     update: UpdateSettings
     evaluation: EvaluationSettings
     max_error_share: float
+    samples_every: int
     seed: int
     processes: Processes
     judge: Judge | None = None
     headline: str = "reward"
+    unit: str = "tokens"
 
     def collect(self, step: int) -> Collected:
         """Sample, score and record one rollout; RunStopped if too few responses have a score."""
@@ -83,7 +85,9 @@ class LanguageSource:
             **reward_metrics(scores),
             **watch.seconds,
         }
-        return Collected(rollout, metrics, shown_samples(scored))
+        every = self.samples_every
+        due = every and (step == 1 or step % every == 0)
+        return Collected(rollout, metrics, shown_samples(scored) if due else [])
 
     def evaluate(self) -> dict[str, float]:
         """Sampled on held-out prompts, with the same uniforms each time.

@@ -58,7 +58,7 @@ def _conclude(
     online.tracker.close()
     if not online.processes.is_main:
         return
-    progress = online.progress
+    progress, unit = online.progress, online.source.unit
     busy = sum(progress.seconds.values())
     summary = {
         "name": name,
@@ -69,8 +69,8 @@ def _conclude(
         "num_processes": online.processes.count,
         "device": str(online.processes.device),
         "seconds": {**progress.seconds, "this_process": time.perf_counter() - started},
-        "num_tokens": progress.num_tokens,
-        "tokens_per_second": progress.num_tokens / busy if busy else None,
+        f"num_{unit}": progress.num_steps,
+        f"{unit}_per_second": progress.num_steps / busy if busy else None,
         "versions": versions(),
         **facts,
     }

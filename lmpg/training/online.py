@@ -16,7 +16,7 @@ from lmpg.functional.masking import masked_mean
 from lmpg.sections import UserError
 from lmpg.training import checkpoint
 from lmpg.training.processes import Processes
-from lmpg.training.settings import EvaluationSettings, RunSettings
+from lmpg.training.settings import AnyRunSettings, EvaluationSettings
 from lmpg.training.stopping import StopRequest
 from lmpg.training.stopwatch import Stopwatch, peak_memory_gb
 from lmpg.training.tracking import Tracker
@@ -26,7 +26,10 @@ from lmpg.types import Algorithm, Credit, Policy, Rollout
 
 @dataclass(frozen=True)
 class Collected:
-    """One iteration's rollout of all ranks, the same on each, and what there is to say of it."""
+    """One iteration's rollout of all ranks, the same on each, and what there is to say of it.
+
+    samples: rows for samples.jsonl, none where this step shows none.
+    """
 
     rollout: Rollout
     metrics: dict[str, float]
@@ -36,10 +39,12 @@ class Collected:
 class Source(Protocol):
     """Where rollouts come from: prompts and a sampler, or environments.
 
-    headline: the evaluation figure by which `best/` is chosen.
+    headline: the evaluation figure by which `best/` is chosen. unit: what a step is called in
+    metric names, `tokens` or `steps`.
     """
 
     headline: str
+    unit: str
 
     def collect(self, step: int) -> Collected:
         """The rollout of iteration `step` (from 1), from the policy as it is now."""
@@ -67,7 +72,7 @@ class Progress:
     """Where a run stands, beside its policy and optimizer; plain numbers, all checkpointed."""
 
     step: int = 0
-    num_tokens: float = 0
+    num_steps: int = 0
     baseline: float | None = None
     kl_coef: float | None = None
     before: dict[str, float] = field(default_factory=dict)
@@ -85,7 +90,7 @@ class Online:
     updater: Updater
     tracker: Tracker
     folder: Path
-    settings: RunSettings
+    settings: AnyRunSettings
     evaluation: EvaluationSettings
     total_steps: int
     processes: Processes
@@ -150,8 +155,10 @@ class Online:
         self._advance(step, rollout, metrics)
         if self.evaluation.every and step % self.evaluation.every == 0:
             metrics |= {f"eval/{k}": v for k, v in self._evaluate_and_keep_best().items()}
-        metrics |= watch.seconds | {"num_tokens": self.progress.num_tokens}
-        self._log(step, metrics, collected.samples, watch.total())
+        unit = self.source.unit
+        metrics |= watch.seconds | {f"num_{unit}": self.progress.num_steps}
+        metrics[f"perf/{unit}_per_second"] = int(rollout.mask_BT.sum()) / watch.total()
+        self._log(step, metrics, collected.samples)
         if self.settings.save_every and step % self.settings.save_every == 0:
             self.save()
 
@@ -162,7 +169,7 @@ class Online:
     def _advance(self, step: int, rollout: Rollout, metrics: dict[str, float]) -> None:
         """Move on everything that one iteration hands to the next."""
         self.progress.step = step
-        self.progress.num_tokens += int(rollout.mask_BT.sum())
+        self.progress.num_steps += int(rollout.mask_BT.sum())
         earned = metrics["objective/rlhf_reward"]
         decay = self.updater.settings.baseline_decay
         old = self.progress.baseline
@@ -191,19 +198,14 @@ class Online:
                 self.save_policy(self.folder / "best")
         return found
 
-    def _log(
-        self, step: int, metrics: dict[str, float], samples: list[dict[str, Any]], seconds: float
-    ) -> None:
-        every = self.settings.samples_every
+    def _log(self, step: int, metrics: dict[str, float], samples: list[dict[str, Any]]) -> None:
         for name, spent in metrics.items():
             if name.startswith("time/"):
                 total = self.progress.seconds.get(name, 0.0)
                 self.progress.seconds[name] = total + spent
-        metrics["perf/seconds_per_step"] = seconds
         metrics["perf/peak_memory_gb"] = peak_memory_gb(self.processes.device)
         self.tracker.log(step, metrics)
-        if every and (step == 1 or step % every == 0):
-            self.tracker.samples(step, samples)
+        self.tracker.samples(step, samples)
 
 
 def with_kl_coef(algorithm: Algorithm, kl_coef: float) -> Algorithm:

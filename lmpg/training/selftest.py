@@ -16,7 +16,8 @@ from lmpg.sampling.sampler import Sampler
 from lmpg.sections import UserError
 from lmpg.training.seeding import generator
 
-TOLERANCE = 1e-5  # of log-probs in fp32, absolute, relative to their size beyond 1
+TOLERANCE = 1e-5  # of means over tokens, in fp32
+TOKEN_TOLERANCE = 1e-4  # of the worst single token; deep models round by a few 1e-5
 NUM_PROMPTS = 4
 
 
@@ -45,17 +46,17 @@ class SelfTest:
     def problems(self) -> list[str]:
         """What is wrong, in words; empty when all is well."""
         found = []
-        if self.padding > TOLERANCE:
+        if self.padding > TOKEN_TOLERANCE:
             found.append(
                 f"log-probs differ by {self.padding:.1e} with padding: the model ignores "
                 "attention_mask or position_ids"
             )
-        if self.logits > TOLERANCE:
+        if self.logits > TOKEN_TOLERANCE:
             found.append(
                 f"log-probs differ by {self.logits:.1e} from the model's own logits: it changes "
                 "them after its output layer, which lmpg does not know of"
             )
-        if self.sampler > TOLERANCE or abs(self.ratio - 1) > TOLERANCE:
+        if self.sampler > TOKEN_TOLERANCE or abs(self.ratio - 1) > TOLERANCE:
             found.append(
                 f"sampled log-probs differ by {self.sampler:.1e} from a fresh forward's: the "
                 "model's key-value cache does not give what its plain forward gives"
@@ -99,7 +100,8 @@ def require_sound(result: SelfTest, bf16: bool) -> None:
     problems = [] if bf16 else result.problems()
     if problems:
         raise UserError(
-            "the self-test failed, expected agreement within 1e-5 in fp32:\n  "
+            f"the self-test failed, expected a mean within {TOLERANCE:.0e} in fp32, and the worst "
+            f"token within {TOKEN_TOLERANCE:.0e}:\n  "
             + "\n  ".join(problems)
             + "\nUse another model, or mend its forward; training would learn from wrong numbers"
         )
