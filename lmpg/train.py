@@ -36,7 +36,8 @@ def train(algorithm: str, recipe: Recipe, argv: Sequence[str] | None = None) -> 
         own = given.get("model", {}).get("path") is not None
         return {} if own else recipe.preset(algorithm)
 
-    settings = parse(LanguageSettings[ALGORITHMS[algorithm]], argv, preset)  # type: ignore[misc]
+    chosen: Any = ALGORITHMS[algorithm]
+    settings: LanguageSettings = parse(LanguageSettings[chosen], argv, preset)
     processes = Processes()
     processes.announce()
     if settings.run.torch_threads:

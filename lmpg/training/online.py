@@ -176,7 +176,7 @@ class Online:
         self.progress.baseline = earned if old is None else decay * old + (1 - decay) * earned
         target = getattr(self.algorithm, "kl_target", None)
         if target is not None:
-            kl_coef = adapted_coef(self.algorithm.kl_coef, metrics["objective/kl"], target)
+            kl_coef = adapted_coef(self.algorithm.kl_coef, metrics["objective/kl"], target)  # type: ignore[attr-defined]
             self.algorithm = with_kl_coef(self.algorithm, kl_coef)
             self.progress.kl_coef = kl_coef
             metrics["objective/kl_coef"] = kl_coef

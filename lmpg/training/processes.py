@@ -22,8 +22,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lmpg.sections import UserError
+from lmpg.types import Rollout
 
 T = TypeVar("T")
+R = TypeVar("R", bound=Rollout)
 
 
 class Processes:
@@ -131,8 +133,8 @@ def _padded(x: Tensor, width: int, fill: float, pad: str) -> Tensor:
     return F.pad(x, (missing, 0) if pad == "left" else (0, missing), value=fill)
 
 
-def gathered_rows(processes: Processes, rows: T) -> T:
-    """A dataclass whose tensors start with B, gathered over ranks; left-padded are `prompt_ids`."""
+def gathered_rows(processes: Processes, rows: R) -> R:
+    """A rollout's rows from all ranks, on every rank; `prompt_ids` are padded on the left."""
     if processes.count == 1:
         return rows
 

@@ -158,7 +158,7 @@ def _backward(new: Evaluation, gradients: dict[str, list[Tensor | None]]) -> Non
     """Send the summed gradients of all terms through the model, where they are needed."""
     outputs, grads = [], []
     for i, output in enumerate(_leaves(new)):
-        parts = [g[i] for g in gradients.values() if g[i] is not None]
+        parts = [part for g in gradients.values() if (part := g[i]) is not None]
         if parts and output.requires_grad:
             outputs.append(output)
             grads.append(torch.stack(parts).sum(0))
