@@ -1,0 +1,168 @@
+"""Line charts as inline SVG: colours come from the page's CSS, so they suit light and dark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+WIDTH, HEIGHT = 340, 168
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 24
+MAX_POINTS = 400
+MIN_POINTS_TO_SMOOTH = 30
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points (step, value) with ascending steps, drawn as a line, or as dots where they are few."""
+
+    label: str
+    points: list[Point]
+    dots: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart: what it is called, what it shows, and how to read it."""
+
+    title: str
+    series: list[Series] = field(default_factory=list)
+    hint: str = ""
+
+
+def draw(panel: Panel) -> str:
+    """The panel as an HTML figure; all its values are finite."""
+    everything = [point for series in panel.series for point in series.points]
+    axes = _Axes([x for x, _ in everything], [y for _, y in everything])
+    marks = [_marks(series, i, axes) for i, series in enumerate(panel.series, 1)]
+    return (
+        f'<figure title="{escape(panel.hint)}"><figcaption><b>{escape(panel.title)}</b>'
+        f"{_legend(panel)}</figcaption>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(panel.title)}">'
+        f"{axes.grid()}{''.join(marks)}</svg></figure>"
+    )
+
+
+def number(value: float | None) -> str:
+    """A value to read: about four digits, no noise."""
+    if value is None:
+        return "–"
+    if value == int(value) and abs(value) < 1e6:
+        return f"{int(value):,}"
+    if abs(value) >= 1e6 or abs(value) < 1e-3:
+        return f"{value:.2e}"
+    return f"{value:,.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
+
+
+def thinned(points: Sequence[Point], most: int = MAX_POINTS) -> list[Point]:
+    """At most `most` points: means over stretches of neighbours."""
+    size = math.ceil(len(points) / most)
+    chunks = [points[i : i + size] for i in range(0, len(points), size)] if size > 1 else []
+    return [_mean_point(chunk) for chunk in chunks] or list(points)
+
+
+def smoothed(points: Sequence[Point]) -> list[Point]:
+    """Centred moving average over about a fifteenth of the points."""
+    half = max(1, len(points) // 30)
+    result = []
+    for i, (x, _) in enumerate(points):
+        reach = min(half, i, len(points) - 1 - i)  # symmetric, so that the ends are not dragged
+        result.append((x, _mean_point(points[i - reach : i + reach + 1])[1]))
+    return result
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """Round numbers between `low` and `high`, at most about `count`."""
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+class _Axes:
+    """Maps values to places in the drawing."""
+
+    def __init__(self, xs: list[float], ys: list[float]) -> None:
+        self.x0, self.x1 = min(xs), max(xs)
+        if self.x0 == self.x1:
+            self.x0, self.x1 = self.x0 - 0.5, self.x1 + 0.5
+        low, high = min(ys), max(ys)
+        margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+        self.y0 = low - margin if low < 0 or low > margin else 0.0
+        self.y1 = high + margin
+
+    def x(self, value: float) -> float:
+        """Horizontal place."""
+        return LEFT + (value - self.x0) / (self.x1 - self.x0) * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        """Vertical place."""
+        return HEIGHT - BOTTOM - (value - self.y0) / (self.y1 - self.y0) * (HEIGHT - TOP - BOTTOM)
+
+    def grid(self) -> str:
+        """Lines and numbers of both axes."""
+        parts = []
+        for value in ticks(self.y0, self.y1, 4):
+            y = f"{self.y(value):.1f}"
+            parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+            parts.append(
+                f'<text x="{LEFT - 6}" y="{y}" dy="3.5" text-anchor="end">{_tick(value)}</text>'
+            )
+        for value in ticks(self.x0, self.x1, 4):
+            parts.append(
+                f'<text x="{self.x(value):.1f}" y="{HEIGHT - 7}" text-anchor="middle">'
+                f"{_tick(value)}</text>"
+            )
+        return "".join(parts)
+
+
+def _marks(series: Series, index: int, axes: _Axes) -> str:
+    if series.dots:
+        return "".join(_dot(point, series.label, index, axes) for point in series.points)
+    points = thinned(series.points)
+    line = _line(points, index, axes)
+    if len(points) == 1:
+        return _dot(points[0], series.label, index, axes)
+    if len(points) >= MIN_POINTS_TO_SMOOTH:
+        line = _line(points, index, axes, "raw") + _line(smoothed(points), index, axes)
+    return line
+
+
+def _dot(point: Point, label: str, index: int, axes: _Axes) -> str:
+    x, y = point
+    return (
+        f'<circle class="c{index}" cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="3.2">'
+        f"<title>{escape(label)}, step {number(x)}: {number(y)}</title></circle>"
+    )
+
+
+def _line(points: list[Point], index: int, axes: _Axes, kind: str = "") -> str:
+    places = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in points)
+    return f'<polyline class="c{index} {kind}" points="{places}"/>'
+
+
+def _legend(panel: Panel) -> str:
+    """The last value, or a key where there are several lines."""
+    if len(panel.series) == 1:
+        return f"<span>{number(panel.series[0].points[-1][1])}</span>"
+    keys = [
+        f'<i class="c{i}{" dot" if s.dots else ""}"></i>{escape(s.label)} '
+        for i, s in enumerate(panel.series, 1)
+    ]
+    return f"<span>{''.join(keys)}</span>"
+
+
+def _tick(value: float) -> str:
+    if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
+        mantissa, _, exponent = f"{value:.1e}".partition("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}".replace("-", "−")
+    return f"{value:,.10g}".replace("-", "−")
+
+
+def _mean_point(points: Sequence[Point]) -> Point:
+    return (sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points))
