@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,8 @@ def parsed(path: str) -> ast.Module:
 def test_files_functions_and_lines_are_short(path):
     lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
     assert len(lines) <= MAX_LINES, f"{path} has {len(lines)} lines"
-    assert [i for i, line in enumerate(lines, 1) if len(line) > MAX_WIDTH] == []
+    widths = [len(re.sub(r"\s*# (type: ignore|noqa).*", "", line)) for line in lines]
+    assert [i for i, width in enumerate(widths, 1) if width > MAX_WIDTH] == []
     assert long_functions(parsed(path)) == []
 
 

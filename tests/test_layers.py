@@ -28,6 +28,7 @@ MAY_IMPORT = {  # layer: the other parts of lmpg that it may import
     "recipes": FOUNDATION | {"types", "training"} | MIDDLE,
     "config": FOUNDATION | {"types", "training", "recipes"} | MIDDLE,
     "cli": FOUNDATION | {"types", "training", "recipes", "config"} | MIDDLE,
+    "train": FOUNDATION | {"types", "training", "recipes", "config", "cli"} | MIDDLE,
 }
 LANGUAGE_MODELS = {"transformers", "peft", "tokenizers", "datasets"}
 COMMAND_LINE = {"argparse", "tyro", "yaml"}

@@ -168,7 +168,8 @@ def _sample(row: Mapping[str, Any], span: tuple[float, float]) -> str:
     chip = f"{score:.2f}" if known else "no score"
     prompt, completion = escape(_text(row.get("prompt"))), escape(_text(row.get("completion")))
     return (
-        f'<div class="sample"><div class="text"><span class="prompt">{prompt}</span>{completion}</div>'
+        '<div class="sample"><div class="text">'
+        f'<span class="prompt">{prompt}</span>{completion}</div>'
         f'<div class="score" style="--share:{0.45 * share:.2f}"><b>{chip}</b></div></div>'
     )
 
