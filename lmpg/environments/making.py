@@ -40,16 +40,22 @@ def make_envs(settings: EnvSettings, num_envs: int) -> VectorEnv:
 def find_spec(env_id: str) -> EnvSpec:
     """What gymnasium has registered under `env_id`; an unknown one names its nearest relatives."""
     module, _, name = env_id.rpartition(":")
-    try:
-        if module:
+    if module:
+        try:
             importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(
+                f"env.id = {env_id}: the module {module} cannot be imported ({error}). Install it, "
+                "or put its folder into PYTHONPATH"
+            ) from error
+    try:
         return gymnasium.spec(name)
-    except (gymnasium.error.Error, ImportError) as error:
+    except gymnasium.error.Error as error:
         near = difflib.get_close_matches(name, list(gymnasium.registry), n=3, cutoff=0.5)
-        hint = f"Did you mean {' or '.join(near)}?" if near else "Is its package imported?"
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise UserError(
-            f"env.id = {env_id}: gymnasium knows no such environment ({error}). {hint} An id that "
-            "another package registers is given as package:id"
+            f"env.id = {env_id}: expected an environment that gymnasium has registered; {hint}"
+            "One that another package registers is given as package:id"
         ) from error
 
 

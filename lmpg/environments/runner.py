@@ -118,12 +118,13 @@ class Runner:
 
     def metrics(self) -> dict[str, float]:
         """Mean return and length of the last episodes (100 at most) that ended in training."""
-        metrics = {"num_timesteps": float(self.num_steps)}
-        if self.episodes:
-            returns, lengths = zip(*self.episodes)
-            metrics["episode/return_mean"] = float(np.mean(returns))
-            metrics["episode/length_mean"] = float(np.mean(lengths))
-        return metrics
+        if not self.episodes:
+            return {}
+        returns, lengths = zip(*self.episodes)
+        return {
+            "episode/return_mean": float(np.mean(returns)),
+            "episode/length_mean": float(np.mean(lengths)),
+        }
 
     def state(self) -> dict[str, Any]:
         """Tensors and JSON values with which `load_state` goes on bit for bit."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from lmpg.environments.evaluation import play
@@ -13,10 +12,10 @@ from lmpg.environments.runner import Runner
 from lmpg.environments.settings import EnvSettings
 from lmpg.models.mlp import MLPPolicy
 from lmpg.models.settings import PolicySettings
-from lmpg.sections import UserError
 from lmpg.training.online import Collected
 from lmpg.training.seeding import generator
 from lmpg.training.settings import EvaluationSettings, GymRunSettings, UpdateSettings
+from lmpg.training.stopwatch import Stopwatch
 from lmpg.types import Algorithm
 
 _log = logging.getLogger(__name__)
@@ -40,18 +39,12 @@ class GymSource:
         """Go on to `step` rollouts' worth of environment steps, the last one to the exact total."""
         until = min(step * self.update.rollout_size, self.run.total_timesteps)
         last = until == self.run.total_timesteps
-        started, before = time.perf_counter(), self.runner.num_steps
-        rollout = self.runner.collect(
-            self.policy, until, generator(self.run.seed, "act", step), exact=last
-        )
-        now = time.perf_counter()
-        metrics = {
-            **self.runner.metrics(),
-            "time/sample": now - started,
-            "perf/steps_per_second": (self.runner.num_steps - before) / (now - self._clock),
-        }
-        self._clock = now  # so that the next figure holds the update too
-        return Collected(rollout, metrics)
+        watch = Stopwatch()
+        with watch("time/sample"):
+            rollout = self.runner.collect(
+                self.policy, until, generator(self.run.seed, "act", step), exact=last
+            )
+        return Collected(rollout, self.runner.metrics() | watch.seconds)
 
     def evaluate(self) -> dict[str, float]:
         """Deterministic: the most likely actions, in separate environments, always the same starts.
@@ -90,7 +83,6 @@ def make_source(
     run: GymRunSettings,
 ) -> GymSource:
     """Environments and a fresh policy for them, all drawn from `run.seed`."""
-    refuse_what_needs_a_language_model(algorithm)
     envs = make_envs(env, env.num_envs)
     runner = Runner(envs, env.id, env_seed(run.seed, "environments"))
     critic = "critic" in algorithm.needs
@@ -102,22 +94,6 @@ def make_source(
 def num_iterations(run: GymRunSettings, update: UpdateSettings) -> int:
     """Rollouts until `run.total_timesteps`; the last one may be shorter."""
     return -(-run.total_timesteps // update.rollout_size)
-
-
-def refuse_what_needs_a_language_model(algorithm: Algorithm) -> None:
-    """Groups need several answers to one prompt, a KL penalty a pretrained reference."""
-    name = type(algorithm).__name__
-    if algorithm.group_size > 1:
-        raise UserError(
-            f"algorithm.name = {name.lower()}: {name} compares {algorithm.group_size} responses to "
-            "the same prompt, and an environment does not start twice from the same state. "
-            "Use ppo or reinforce"
-        )
-    if "reference" in algorithm.needs:
-        raise UserError(
-            f"algorithm.kl_coef = {getattr(algorithm, 'kl_coef', None)}: a KL penalty needs a "
-            "pretrained reference, and an agent starts from nothing. Set algorithm.kl_coef to 0"
-        )
 
 
 def env_seed(*key: int | str) -> int:

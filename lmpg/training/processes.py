@@ -29,10 +29,13 @@ R = TypeVar("R", bound=Rollout)
 
 
 class Processes:
-    """Rank, number and device of this process, from accelerate's launcher or torchrun."""
+    """Rank, number and device of this process, from accelerate's launcher or torchrun.
 
-    def __init__(self) -> None:
-        self._state = PartialState()
+    cpu: stay there, whatever else the machine has.
+    """
+
+    def __init__(self, cpu: bool = False) -> None:
+        self._state = PartialState(cpu=cpu)
         self.rank = self._state.process_index
         self.count = self._state.num_processes
         self.device = self._state.device

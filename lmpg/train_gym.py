@@ -1,0 +1,134 @@
+"""A gymnasium run from settings to results: presets, environments, policy, the common loop."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from lmpg.algorithms import ALGORITHMS
+from lmpg.cli import parse
+from lmpg.config import GymSettings, Values, merged, read_yaml
+from lmpg.sections import UserError
+from lmpg.training.gym import GymSource, make_source, num_iterations
+from lmpg.training.lifecycle import carry_out
+from lmpg.training.online import Online
+from lmpg.training.processes import Processes
+from lmpg.training.run_folder import RunFolder, open_run
+from lmpg.training.tracking import Tracker
+from lmpg.training.update import Updater
+
+
+def train(presets: Path, argv: Sequence[str]) -> None:
+    """Train an agent; settings start from what the folder `presets` has for its environment."""
+    preset = Preset(presets, has_config=any(a.split("=")[0] == "--config" for a in argv))
+    settings = parse(GymSettings, argv, preset)
+    processes = Processes(cpu=True)
+    if processes.count > 1:
+        raise UserError(
+            f"{processes.count} processes were started, but environments are trained in one: "
+            "start it with plain python (several copies step together: env.num_envs)"
+        )
+    if settings.run.torch_threads:
+        torch.set_num_threads(settings.run.torch_threads)
+    folder = open_run(settings, "gym")
+    if folder.status == "finished":
+        print(f"{folder.path} has finished already; nothing to do", flush=True)
+        return
+    try:
+        source = make_source(
+            settings.env,
+            settings.policy,
+            settings.algorithm,
+            settings.update,
+            settings.evaluation,
+            settings.run,
+        )
+    except UserError:
+        folder.abandon()
+        raise
+    print("\n".join([*preset.said, *first_lines(source)]), flush=True)
+    facts = {"env": settings.env.id, "evaluation": evaluation_words(source)}
+    try:
+        carry_out(online(settings, source, folder, processes), folder, "gym", facts)
+    finally:
+        source.runner.close()
+
+
+def online(
+    settings: GymSettings, source: GymSource, folder: RunFolder, processes: Processes
+) -> Online:
+    """The loop over the parts of this run."""
+    total_steps = num_iterations(settings.run, settings.update)
+    policy, seed = source.policy, settings.run.seed
+    return Online(
+        policy=policy,
+        algorithm=settings.algorithm,
+        source=source,
+        updater=Updater(policy, settings.update, total_steps, seed, processes),
+        tracker=Tracker(folder.path, settings.run.trackers, total_steps),
+        folder=folder.path,
+        settings=settings.run,
+        evaluation=settings.evaluation,
+        total_steps=total_steps,
+        processes=processes,
+        save_policy=policy.save,
+    )
+
+
+def first_lines(source: GymSource) -> list[str]:
+    """What is about to be trained, and how it will be judged."""
+    envs = source.runner.envs
+    form = type(envs.unwrapped).__name__
+    parameters = sum(p.numel() for p in source.policy.parameters())
+    return [
+        f"{source.env.id}: {envs.num_envs} copies in a {form}, autoreset "
+        f"{source.runner.mode.value}; {source.runner.observations.size} features, "
+        f"{source.policy.action_spec.size} {source.policy.action_spec.kind} actions, "
+        f"{parameters:,} parameters",
+        f"evaluation: {evaluation_words(source)}",
+    ]
+
+
+def evaluation_words(source: GymSource) -> str:
+    """How episodes are played for `before`, `after` and `best`."""
+    return f"{source.evaluation.size} deterministic episodes in separate environments"
+
+
+@dataclass
+class Preset:
+    """Settings for any environment, and over them those for the one that was asked for.
+
+    A `--config` file stands instead of the latter. `said` tells which file was taken.
+    """
+
+    folder: Path
+    has_config: bool
+    said: list[str] = field(default_factory=list)
+
+    def __call__(self, given: Values) -> Values:
+        """The preset for what the user gave."""
+        found = read_yaml(str(self.folder / "default.yaml"))
+        env_id = given.get("env", {}).get("id", found["env"]["id"])
+        own = self.folder / f"{file_stem(env_id)}.yaml"
+        if not self.has_config and own.is_file():
+            found = merged(found, read_yaml(str(own)))
+            self.said = [f"settings for {env_id} from {own}"]
+        elif not self.has_config:
+            self.said = [f"no settings for {env_id} in {self.folder}: general ones"]
+        return with_fields_of(given["algorithm"]["name"], found)
+
+
+def file_stem(env_id: str) -> str:
+    """CartPole-v1 → cartpole_v1."""
+    return re.sub(r"[^a-z0-9]+", "_", env_id.lower())
+
+
+def with_fields_of(algorithm: str, values: Values) -> Values:
+    """Presets are written for PPO; another algorithm takes the fields that it has as well."""
+    fields = ALGORITHMS[algorithm].model_fields  # type: ignore[attr-defined]
+    kept = {k: v for k, v in values.get("algorithm", {}).items() if k in fields}
+    return {**values, "algorithm": kept}
