@@ -33,7 +33,6 @@ class GymSource:
     run: GymRunSettings
     headline: str = "return_mean"
     unit: str = "steps"
-    _clock: float = field(default_factory=time.perf_counter)
 
     def collect(self, step: int) -> Collected:
         """Go on to `step` rollouts' worth of environment steps, the last one to the exact total."""
