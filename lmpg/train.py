@@ -13,6 +13,7 @@ from lmpg.cli import parse
 from lmpg.config import LanguageSettings, Values
 from lmpg.data.prompts import PromptSet, load_prompts, prompts_from_rows
 from lmpg.models.loading import load_policy, load_tokenizer
+from lmpg.models.policy import CausalLMPolicy
 from lmpg.models.settings import ModelSettings
 from lmpg.recipes.world import Recipe, World
 from lmpg.rewards.scorer import Scorer
@@ -97,18 +98,33 @@ def prepare(
         temperature=settings.sampling.temperature,
         device=processes.device,
     )
-    room = policy.context_length - settings.sampling.max_new_tokens
-    source = LanguageSource(
+    source = source_of(settings, policy, tokenizer, world, processes)
+    if folder.status == "fresh":
+        check(source)
+    online = assembled(settings, source, folder)
+    return PreparedRun(online, source.scorer, world.facts if world else {})
+
+
+def source_of(
+    settings: LanguageSettings,
+    policy: CausalLMPolicy,
+    tokenizer: Any,
+    world: World | None,
+    processes: Processes,
+) -> LanguageSource:
+    """Prompts, sampler, rewards and reference around the policy."""
+    prompts = prompts_for(settings, policy, tokenizer, world)
+    return LanguageSource(
         policy=policy,
         reference=policy.reference(),
         sampler=Sampler(policy, settings.sampling.max_new_tokens),
-        scorer=Scorer(settings.rewards, device=processes.device),
-        prompts=load_prompts(settings.data, tokenizer, room)
-        if world is None
-        else PromptSet(
-            prompts_from_rows(world.train_rows, tokenizer, room),
-            prompts_from_rows(world.held_out_rows, tokenizer, room),
+        scorer=Scorer(
+            settings.rewards,
+            columns={name for prompt in prompts.train for name in prompt.columns},
+            device=str(processes.device),
+            trust_remote_code=settings.model.trust_remote_code,
         ),
+        prompts=prompts,
         tokenizer=tokenizer,
         algorithm=settings.algorithm,
         update=settings.update,
@@ -119,15 +135,20 @@ def prepare(
         processes=processes,
         judge=world.judge if world else None,
     )
-    if folder.status == "fresh":
-        check(source)
-    online = assembled(settings, source, folder, tokenizer)
-    return PreparedRun(online, source.scorer, world.facts if world else {})
 
 
-def assembled(
-    settings: LanguageSettings, source: LanguageSource, folder: RunFolder, tokenizer: Any
-) -> Online:
+def prompts_for(
+    settings: LanguageSettings, policy: CausalLMPolicy, tokenizer: Any, world: World | None
+) -> PromptSet:
+    """The user's prompts or the world's, none so long that the context leaves no response."""
+    room = policy.context_length - settings.sampling.max_new_tokens
+    if world is None:
+        return load_prompts(settings.data, tokenizer, room)
+    train = prompts_from_rows(world.train_rows, tokenizer, room)
+    return PromptSet(train, prompts_from_rows(world.held_out_rows, tokenizer, room))
+
+
+def assembled(settings: LanguageSettings, source: LanguageSource, folder: RunFolder) -> Online:
     """The loop over the source, with its optimizer and its tracker."""
     run, processes, policy = settings.run, source.processes, source.policy
     return Online(
@@ -141,7 +162,7 @@ def assembled(
         evaluation=settings.evaluation,
         total_steps=run.total_steps,
         processes=processes,
-        save_policy=lambda path: policy.save_pretrained(path, tokenizer),
+        save_policy=lambda path: policy.save_pretrained(path, source.tokenizer),
     )
 
 

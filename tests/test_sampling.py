@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import CONTEXT, EOS, PAD, tiny_model
+from tests.tiny import CONTEXT, EOS, PAD, tiny_model
 
 from lmpg.models.policy import CausalLMPolicy
 from lmpg.sampling.sampler import Sampler

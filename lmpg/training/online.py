@@ -176,7 +176,8 @@ class Online:
         self.progress.baseline = earned if old is None else decay * old + (1 - decay) * earned
         target = getattr(self.algorithm, "kl_target", None)
         if target is not None:
-            kl_coef = adapted_coef(self.algorithm.kl_coef, metrics["objective/kl"], target)  # type: ignore[attr-defined]
+            used = self.algorithm.kl_coef  # type: ignore[attr-defined]
+            kl_coef = adapted_coef(used, metrics["objective/kl"], target)
             self.algorithm = with_kl_coef(self.algorithm, kl_coef)
             self.progress.kl_coef = kl_coef
             metrics["objective/kl_coef"] = kl_coef
@@ -210,7 +211,8 @@ class Online:
 
 def with_kl_coef(algorithm: Algorithm, kl_coef: float) -> Algorithm:
     """The same algorithm with another KL coefficient, validated anew."""
-    return type(algorithm)(**{**algorithm.model_dump(), "kl_coef": kl_coef})  # type: ignore[attr-defined]
+    fields = algorithm.model_dump()  # type: ignore[attr-defined]
+    return type(algorithm)(**{**fields, "kl_coef": kl_coef})
 
 
 def credit_metrics(rollout: Rollout, credit: Credit) -> dict[str, float]:
