@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tests.tiny import CONTEXT, EOS, PAD, tiny_model
 
 from lmpg.models.policy import CausalLMPolicy
 from lmpg.sampling.sampler import Sampler
+from tests.tiny import CONTEXT, EOS, PAD, tiny_model
 
 KINDS = ["llama", "qwen2", "gpt2"]
 PROMPTS = [[5, 6, 7], [9], [4, 4, 8, 12, 30, 31, 2, 17, 18], [5, 6, 7]]
