@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sized
 
 from lmpg.data.tokenizing import cut_left
 from lmpg.sections import UserError
@@ -31,16 +32,42 @@ class Sieve:
         if len(ids) <= self.max_tokens:
             return ids
         if self.overlong == "error":
-            raise UserError(
-                f"{where}: the {self.what} has {len(ids)} tokens, but only {self.max_tokens} "
-                "fit into the model's context beside the response. Use --data.overlong skip "
-                "or truncate-left, or a smaller --sampling.max-new-tokens."
-                if self.what == "prompt"
-                else f"{where}: the {self.what} has {len(ids)} tokens, but the model's context "
-                f"holds {self.max_tokens}. Use --data.overlong skip or truncate-left."
-            )
+            raise UserError(f"{where}: {self._too_long(len(ids))}")
         if self.overlong == "skip":
             self.skipped["overlong"] += 1
             return None
         self.truncated += 1
         return cut_left(ids, self.max_tokens, self.start)
+
+    def some(self, examples: list, num_rows: int, source: str) -> list:
+        """`examples`; raises if there are none, saying what became of the rows."""
+        if not examples:
+            raise UserError(f"{source} has no usable row: of {num_rows}, {reasons(self.skipped)}.")
+        return examples
+
+    def _too_long(self, length: int) -> str:
+        fix = "data.overlong is 'error': use --data.overlong skip or truncate-left"
+        if self.what != "prompt":
+            return (
+                f"the {self.what} has {length} tokens, but the model's context holds "
+                f"{self.max_tokens}. {fix}."
+            )
+        return (
+            f"the prompt has {length} tokens, but only {self.max_tokens} fit into the model's "
+            f"context beside the response. {fix}, or a smaller --sampling.max-new-tokens."
+        )
+
+
+def reasons(skipped: dict[str, int]) -> str:
+    """Such as "2 empty, 1 overlong skipped"."""
+    return ", ".join(f"{count} {reason}" for reason, count in skipped.items()) + " skipped"
+
+
+def size_line(
+    what: str, train: Sized, held_out: Sized, skipped: dict[str, int], truncated: int
+) -> str:
+    """Numbers of training and held-out examples and of what was left out or cut."""
+    parts = [f"{len(train)} {what} to train on, {len(held_out)} held out"]
+    parts += [reasons(skipped)] if skipped else []
+    parts += [f"{truncated} cut on the left"] if truncated else []
+    return "; ".join(parts)

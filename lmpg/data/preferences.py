@@ -10,10 +10,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from lmpg.data.lengths import Sieve
-from lmpg.data.order import epoch_order, held_out_split, random_numbers, subset
-from lmpg.data.rows import Row, columns_of, read_rows, require_column
+from lmpg.data.lengths import Sieve, size_line
+from lmpg.data.order import epoch_order, random_numbers
+from lmpg.data.rows import Row, columns_of, require_column
 from lmpg.data.settings import DataSettings
+from lmpg.data.splits import load_split
 from lmpg.data.tokenizing import is_messages, scored_ids, start_ids
 from lmpg.sections import UserError
 
@@ -48,27 +49,19 @@ class PairSet:
         pairs = as_pairs(self.train, epoch, seed)
         return [pairs[i] for i in epoch_order(len(pairs), epoch, seed)]
 
+    def line(self) -> str:
+        """How many there are, and what was left out, for the log."""
+        what = "pairs" if self.train and isinstance(self.train[0], Pair) else "labelled texts"
+        return size_line(what, self.train, self.held_out, self.skipped, self.truncated)
+
 
 def load_pairs(settings: DataSettings, tokenizer: Any, max_tokens: int) -> PairSet:
     """Pairs of `data.path`, held-out ones from `data.eval_path` or else held back."""
-    if settings.path is None:
-        raise UserError("data.path is missing: give a Hub name or a local file with --data.path.")
     sieve = Sieve(max_tokens, settings.overlong, start_ids(tokenizer), "text")
-    rows = read_rows(settings.path, settings.split)
-    train = examples_from_rows(rows, tokenizer, sieve, settings, settings.path)
-    if settings.eval_path is not None or settings.eval_split is not None:
-        source = settings.eval_path or settings.path
-        rows = read_rows(source, settings.eval_split or settings.split, "data.eval_path")
-        held_out = examples_from_rows(rows, tokenizer, sieve, settings, source)
-        held_out = [held_out[i] for i in subset(len(held_out), settings.num_eval)]
-    else:
-        kept, held = held_out_split(len(train), settings.num_eval)
-        if not held:
-            raise UserError(
-                f"data.path: {settings.path} has {len(train)} usable rows, expected at least 5 "
-                "to hold back a fifth for evaluation: give more rows, or --data.eval-path."
-            )
-        train, held_out = [train[i] for i in kept], [train[i] for i in held]
+    train, held_out = load_split(
+        settings,
+        lambda rows, source: examples_from_rows(rows, tokenizer, sieve, settings, source),
+    )
     return PairSet(train, as_pairs(held_out, 0, 0), dict(sieve.skipped), sieve.truncated)
 
 
@@ -146,11 +139,11 @@ def _preferences(
         prompt = "" if whole or not row.get(prompt_column) else row[prompt_column]
         if not prompt and isinstance(chosen, list):
             prompt = []
-        ids = [scored_ids(tokenizer, prompt, text) for text in (chosen, rejected)]
-        fitting = [sieve.fit(some, where) for some in ids]
-        if fitting[0] is not None and fitting[1] is not None:
-            pairs.append(Pair(fitting[0], fitting[1]))
-    return _some(pairs, rows, sieve, source)
+        better = sieve.fit(scored_ids(tokenizer, prompt, chosen), where)
+        worse = better and sieve.fit(scored_ids(tokenizer, prompt, rejected), where)
+        if better and worse:
+            pairs.append(Pair(better, worse))
+    return sieve.some(pairs, len(rows), source)
 
 
 def _usable(chosen: Any, rejected: Any, sieve: Sieve, where: str) -> bool:
@@ -186,7 +179,7 @@ def _labelled_texts(
         ids = sieve.fit(scored_ids(tokenizer, "" if isinstance(text, str) else [], text), where)
         if ids is not None:
             texts.append(LabelledText(ids, float(label)))
-    return _some(texts, rows, sieve, source)
+    return sieve.some(texts, len(rows), source)
 
 
 def _check_label(label: Any, where: str) -> None:
@@ -194,10 +187,3 @@ def _check_label(label: Any, where: str) -> None:
         raise UserError(
             f"{where} holds {label!r}, expected a finite number: any higher label beats any lower."
         )
-
-
-def _some(examples: list, rows: list[Row], sieve: Sieve, source: str) -> list:
-    if not examples:
-        counts = ", ".join(f"{count} {reason}" for reason, count in sieve.skipped.items())
-        raise UserError(f"{source} has no usable row among its {len(rows)} ({counts}).")
-    return examples

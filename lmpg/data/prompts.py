@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from lmpg.data.lengths import Sieve
-from lmpg.data.order import held_out_split, subset
-from lmpg.data.rows import Row, read_rows, require_column
+from lmpg.data.lengths import Sieve, size_line
+from lmpg.data.rows import Row, columns_of, require_column
 from lmpg.data.settings import DataSettings
+from lmpg.data.splits import load_split
 from lmpg.data.tokenizing import Messages, is_messages, many_prompt_ids, prompt_ids, start_ids
 from lmpg.sections import UserError
 
@@ -31,23 +31,24 @@ class PromptSet:
     skipped: dict[str, int] = field(default_factory=dict)
     truncated: int = 0
 
+    @property
+    def columns(self) -> list[str]:
+        """Names of all columns that rewards may ask for."""
+        return columns_of(prompt.columns for prompt in [*self.train, *self.held_out])
+
+    def line(self) -> str:
+        """How many prompts there are, and what was left out, for the log."""
+        return size_line("prompts", self.train, self.held_out, self.skipped, self.truncated)
+
 
 def load_prompts(settings: DataSettings, tokenizer: Any, max_prompt_tokens: int) -> PromptSet:
     """Prompts of `data.path`, held-out ones from `data.eval_path` or else held back."""
-    if settings.path is None:
-        raise UserError("data.path is missing: give a Hub name or a local file with --data.path.")
     sieve = prompt_sieve(tokenizer, max_prompt_tokens, settings.overlong)
     column = settings.prompt_column or "prompt"
-    rows = read_rows(settings.path, settings.split)
-    prompts = _read(rows, tokenizer, sieve, column, settings.path)
-    if settings.eval_path is not None or settings.eval_split is not None:
-        source = settings.eval_path or settings.path
-        rows = read_rows(source, settings.eval_split or settings.split, "data.eval_path")
-        held_out = _read(rows, tokenizer, sieve, column, source)
-        held_out = [held_out[i] for i in subset(len(held_out), settings.num_eval)]
-    else:
-        prompts, held_out = hold_back(prompts, settings)
-    return PromptSet(prompts, held_out, dict(sieve.skipped), sieve.truncated)
+    train, held_out = load_split(
+        settings, lambda rows, source: _read(rows, tokenizer, sieve, column, source)
+    )
+    return PromptSet(train, held_out, dict(sieve.skipped), sieve.truncated)
 
 
 def prompts_from_rows(
@@ -73,17 +74,6 @@ def prompt_sieve(tokenizer: Any, max_prompt_tokens: int, overlong: str) -> Sieve
     return Sieve(max_prompt_tokens, overlong, start_ids(tokenizer))
 
 
-def hold_back(examples: list, settings: DataSettings) -> tuple[list, list]:
-    """`examples` as (train, held out), the same split whatever the run's seed."""
-    train, held_out = held_out_split(len(examples), settings.num_eval)
-    if not held_out:
-        raise UserError(
-            f"data.path: {settings.path} has {len(examples)} usable rows, expected at least 5 "
-            "to hold back a fifth for evaluation: give more rows, or --data.eval-path."
-        )
-    return [examples[i] for i in train], [examples[i] for i in held_out]
-
-
 def _read(rows: list[Row], tokenizer: Any, sieve: Sieve, column: str, source: str) -> list[Prompt]:
     require_column(rows, column, source, "--data.prompt-column")
     kept = []
@@ -97,10 +87,7 @@ def _read(rows: list[Row], tokenizer: Any, sieve: Sieve, column: str, source: st
         fitting = sieve.fit(ids, f"{source}, row {number}")
         if fitting is not None:
             prompts.append(Prompt(row[column], fitting, dict(row)))
-    if not prompts:
-        counts = ", ".join(f"{count} {reason}" for reason, count in sieve.skipped.items())
-        raise UserError(f"{source} has no usable prompt among its {len(rows)} rows ({counts}).")
-    return prompts
+    return sieve.some(prompts, len(rows), source)
 
 
 def _has_content(value: Any, where: str) -> bool:

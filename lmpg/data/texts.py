@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from lmpg.data.lengths import Sieve
-from lmpg.data.order import subset
-from lmpg.data.prompts import hold_back
-from lmpg.data.rows import Row, columns_of, read_rows, require_column
+from lmpg.data.lengths import Sieve, size_line
+from lmpg.data.rows import Row, columns_of, require_column
 from lmpg.data.settings import DataSettings
+from lmpg.data.splits import load_split
 from lmpg.data.tokenizing import (
     Messages,
     continuation_ids,
@@ -43,21 +42,17 @@ class TextSet:
     skipped: dict[str, int] = field(default_factory=dict)
     truncated: int = 0
 
+    def line(self) -> str:
+        """How many there are, and what was left out, for the log."""
+        return size_line("texts", self.train, self.held_out, self.skipped, self.truncated)
+
 
 def load_texts(settings: DataSettings, tokenizer: Any, max_tokens: int) -> TextSet:
     """Texts of `data.path`, held-out ones from `data.eval_path` or else held back."""
-    if settings.path is None:
-        raise UserError("data.path is missing: give a Hub name or a local file with --data.path.")
     sieve = Sieve(max_tokens, settings.overlong, start_ids(tokenizer), "text")
-    rows = read_rows(settings.path, settings.split)
-    train = _read(rows, tokenizer, sieve, settings, settings.path)
-    if settings.eval_path is not None or settings.eval_split is not None:
-        source = settings.eval_path or settings.path
-        rows = read_rows(source, settings.eval_split or settings.split, "data.eval_path")
-        held_out = _read(rows, tokenizer, sieve, settings, source)
-        held_out = [held_out[i] for i in subset(len(held_out), settings.num_eval)]
-    else:
-        train, held_out = hold_back(train, settings)
+    train, held_out = load_split(
+        settings, lambda rows, source: _read(rows, tokenizer, sieve, settings, source)
+    )
     return TextSet(train, held_out, dict(sieve.skipped), sieve.truncated)
 
 
@@ -82,10 +77,7 @@ def _read(
         ids = sieve.fit(text.ids, where)
         if ids is not None:
             texts.append(_cut(text, ids))
-    if not texts:
-        counts = ", ".join(f"{count} {reason}" for reason, count in sieve.skipped.items())
-        raise UserError(f"{source} has no usable row among its {len(rows)} ({counts}).")
-    return texts
+    return sieve.some(texts, len(rows), source)
 
 
 def _columns(rows: list[Row], settings: DataSettings, source: str) -> tuple[str, str | None]:

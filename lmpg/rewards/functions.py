@@ -24,7 +24,8 @@ class FunctionReward:
     dies, returns the wrong length) is tried again sample by sample. All retries of a batch share
     max(3 timeouts, 30 seconds); samples not tried by then have no score.
 
-    name: the function's name. messages: what went wrong in the last call of `score`.
+    name: the function's name. messages: what went wrong in the last call of `score`, one per
+    sample without a score. notes: what else there is to say about it.
     """
 
     def __init__(self, spec: str, timeout: float):
@@ -33,6 +34,7 @@ class FunctionReward:
         self.timeout = timeout
         self.retry_seconds = max(RETRY_TIMEOUTS * timeout, RETRY_SECONDS)
         self.messages: list[str] = []
+        self.notes: list[str] = []
         self._worker = WorkerProcess(self.spec, max(timeout, START_TIMEOUT))
         self._signature = self._first_start()
 
@@ -55,7 +57,7 @@ class FunctionReward:
         columns: dict[str, list],
     ) -> list[float | None]:
         """One finite score per completion, or None where there is none."""
-        self.messages = []
+        self.messages, self.notes = [], []
         self.check_columns(columns)
         given = dict(zip(GIVEN, (prompts, completions, completion_ids)))
         arguments = self._wanted({**columns, **given})
@@ -65,7 +67,13 @@ class FunctionReward:
         if len(completions) == 1:
             self.messages.append(failure)
             return scores
-        return self._one_by_one(arguments, len(completions))
+        scores = self._one_by_one(arguments, len(completions))
+        if None not in scores:
+            self.notes.append(
+                f"the batch of {len(completions)} failed ({failure}), but each sample alone has "
+                "a score; batches are scored one by one as long as that is so, which is slow"
+            )
+        return scores
 
     def close(self) -> None:
         """Ends the worker process."""

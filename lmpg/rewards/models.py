@@ -27,6 +27,7 @@ class ModelReward:
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.messages: list[str] = []
+        self.notes: list[str] = []
 
     @classmethod
     def load(cls, path: str, *, trust_remote_code: bool, device: str) -> ModelReward:

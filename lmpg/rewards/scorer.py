@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from typing import Any
 from lmpg.rewards.functions import FunctionReward
 from lmpg.rewards.settings import RewardSettings
 from lmpg.sections import UserError
+
+logger = logging.getLogger(__name__)
+MAX_WARNINGS = 20
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Scorer:
                 "--rewards.models PATH, or both."
             )
         self._rewards: dict[str, Any] = {}
+        self._said: set[tuple[str, str]] = set()
         try:
             self._add_functions(settings, columns)
             if settings.models:
@@ -83,6 +88,7 @@ class Scorer:
             if isinstance(reward, FunctionReward):
                 answers = [_as_written(p, c) for p, c in zip(prompts, completions)]
             by_reward[name] = reward.score(prompts, answers, completion_ids, columns)
+            self._warn_once(name, [*reward.notes, *reward.messages])
             for text, count in Counter(reward.messages).items():
                 messages.append(f"{name}: {count} of {len(completions)} without a score: {text}")
         totals = [self._total(scores) for scores in zip(*by_reward.values())]
@@ -98,6 +104,12 @@ class Scorer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _warn_once(self, name: str, texts: list[str]) -> None:
+        for text in dict.fromkeys(texts):
+            if (name, text) not in self._said and len(self._said) < MAX_WARNINGS:
+                self._said.add((name, text))
+                logger.warning("reward %s: %s (said once)", name, text)
 
     def _total(self, scores: tuple[float | None, ...]) -> float | None:
         if any(score is None for score in scores):
