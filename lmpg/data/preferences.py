@@ -132,7 +132,8 @@ def _preferences(
     pairs = []
     for number, row in enumerate(rows, start=1):
         where = f"{source}, row {number}"
-        chosen, rejected = row.get(settings.chosen_column), row.get(settings.rejected_column)
+        chosen: Any = row.get(settings.chosen_column)
+        rejected: Any = row.get(settings.rejected_column)
         if not _usable(chosen, rejected, sieve, where):
             continue
         whole = isinstance(chosen, list) and chosen[0]["role"] != "assistant"

@@ -102,8 +102,8 @@ def described(error: BaseException) -> str:
     """Type, message, and the place in the user's file where it was raised."""
     text = f"{type(error).__name__}: {error}".strip().removesuffix(":")
     not_theirs = (__file__, os.path.dirname(os.__file__), sys.prefix, "<frozen")
-    frames = traceback.extract_tb(error.__traceback__)
-    frames = [frame for frame in frames if not frame.filename.startswith(not_theirs)]
+    stack = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in stack if not frame.filename.startswith(not_theirs)]
     if not frames or isinstance(error, SyntaxError):
         return text
     return f"{text} ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})"
