@@ -99,6 +99,8 @@ def prepare(
         device=processes.device,
     )
     source = source_of(settings, policy, tokenizer, world, processes)
+    if processes.is_main:
+        print(source.prompts.line(), flush=True)
     if folder.status == "fresh":
         check(source)
     online = assembled(settings, source, folder)

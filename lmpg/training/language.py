@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lmpg.data.order import prompts_for_step
 from lmpg.data.prompts import Prompt, PromptSet
+from lmpg.data.tokenizing import completion_text
 from lmpg.functional.advantages import next_chosen
 from lmpg.models.policy import CausalLMPolicy, Reference
 from lmpg.rewards.scorer import Scorer, Scores
@@ -139,7 +140,7 @@ class LanguageSource:
     def _score(self, prompts: list[Prompt], samples: Samples) -> Scored:
         lengths = samples.inputs["response_lengths"].tolist()
         ids = [row[:n] for row, n in zip(samples.inputs["response_ids"].tolist(), lengths)]
-        completions = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        completions = [completion_text(self.tokenizer, p.ids, row) for p, row in zip(prompts, ids)]
         names = sorted({name for p in prompts for name in p.columns})
         columns = {name: [p.columns.get(name) for p in prompts] for name in names}
         scores = self.scorer.score([p.prompt for p in prompts], completions, ids, columns)
