@@ -38,6 +38,8 @@ def draw(panel: Panel) -> str:
     everything = [point for series in panel.series for point in series.points]
     axes = _Axes([x for x, _ in everything], [y for _, y in everything])
     marks = [_marks(series, i, axes) for i, series in enumerate(panel.series, 1)]
+    if [series.dots for series in panel.series] == [True]:  # nothing else connects them
+        marks.insert(0, _line(panel.series[0].points, 1, axes))
     return (
         f'<figure title="{escape(panel.hint)}"><figcaption><b>{escape(panel.title)}</b>'
         f"{_legend(panel)}</figcaption>"
@@ -47,14 +49,17 @@ def draw(panel: Panel) -> str:
 
 
 def number(value: float | None) -> str:
-    """A value to read: about four digits, no noise."""
+    """A value to read: three decimals, fewer for large numbers, more for small ones."""
     if value is None:
         return "–"
-    if value == int(value) and abs(value) < 1e6:
-        return f"{int(value):,}"
-    if abs(value) >= 1e6 or abs(value) < 1e-3:
-        return f"{value:.2e}"
-    return f"{value:,.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
+    size = abs(value)
+    if value == int(value) and size < 1e6:
+        text = f"{int(value):,}"
+    elif size >= 1e6 or size < 1e-4:
+        text = f"{value:.2e}"
+    else:
+        text = f"{value:,.{1 if size >= 100 else 2 if size >= 10 else 3 if size >= 0.01 else 5}f}"
+    return text.replace("-", "−")
 
 
 def thinned(points: Sequence[Point], most: int = MAX_POINTS) -> list[Point]:
@@ -67,11 +72,8 @@ def thinned(points: Sequence[Point], most: int = MAX_POINTS) -> list[Point]:
 def smoothed(points: Sequence[Point]) -> list[Point]:
     """Centred moving average over about a fifteenth of the points."""
     half = max(1, len(points) // 30)
-    result = []
-    for i, (x, _) in enumerate(points):
-        reach = min(half, i, len(points) - 1 - i)  # symmetric, so that the ends are not dragged
-        result.append((x, _mean_point(points[i - reach : i + reach + 1])[1]))
-    return result
+    windows = [points[max(i - half, 0) : i + half + 1] for i in range(len(points))]
+    return [(x, _mean_point(window)[1]) for (x, _), window in zip(points, windows)]
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from lmpg.training.charts import Panel, Series, draw, number
+from lmpg.training.charts import Panel, Point, Series, draw, number
 from lmpg.training.report_page import page, samples_block, settings_block, table
 from lmpg.training.run_folder import read_summary
 from lmpg.training.tracking import clock
@@ -113,10 +113,16 @@ def panels(metrics: list[dict[str, Any]], summary: Mapping) -> tuple[list[Panel]
         used |= {name, f"eval/{SAME.get(name, name)}"}
         if series:
             shown.append(Panel(title, series, hint))
+    for figure, meaning in MEANING.items():  # what only evaluations know
+        dots = _evaluations(metrics, figure, summary)
+        if f"eval/{figure}" not in used and len(dots) > 2:
+            used.add(f"eval/{figure}")
+            shown.append(Panel(figure, [Series("held out", dots, dots=True)], meaning))
     rewards = sorted({n for row in metrics for n in row if _is_reward_mean(n)})
     if len(rewards) > 1:
         lines = [Series(n.split("/")[1], _points(metrics, n)) for n in rewards]
         shown.insert(1, Panel("Rewards one by one", [line for line in lines if line.points]))
+        used |= set(rewards)
     others = sorted({n for row in metrics for n in row} - used)
     more = [Panel(n, [Series(n, points)]) for n in others if (points := _points(metrics, n))]
     return shown, more
@@ -126,7 +132,7 @@ def _is_reward_mean(name: str) -> bool:
     return name.startswith("rewards/") and name.endswith("/mean")
 
 
-def _points(metrics: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
+def _points(metrics: list[dict[str, Any]], name: str) -> list[Point]:
     return [(row["step"], row[name]) for row in metrics if _is_number(row.get(name))]
 
 
@@ -137,15 +143,19 @@ def _is_number(value: object) -> bool:
 
 def _with_evaluations(metrics: list[dict[str, Any]], name: str, summary: Mapping) -> list[Series]:
     """The metric's line, and as dots its held-out evaluations before, during and after."""
-    figure = SAME.get(name, name)
+    dots = _evaluations(metrics, SAME.get(name, name), summary)
+    found = [Series("training", _points(metrics, name)), Series("held out", dots, dots=True)]
+    return [series for series in found if series.points]
+
+
+def _evaluations(metrics: list[dict[str, Any]], figure: str, summary: Mapping) -> list[Point]:
     dots = _points(metrics, f"eval/{figure}")
     before, after = (summary.get(part, {}).get(figure) for part in ("before", "after"))
     if _is_number(before):
         dots.insert(0, (0, before))
     if _is_number(after) and (not dots or dots[-1][0] != summary.get("steps")):
         dots.append((summary.get("steps", len(metrics)), after))
-    found = [Series("training", _points(metrics, name)), Series("held out", dots, dots=True)]
-    return [series for series in found if series.points]
+    return dots
 
 
 def before_after(summary: Mapping) -> str:
@@ -155,12 +165,23 @@ def before_after(summary: Mapping) -> str:
     rows = []
     for name in names:
         old, new = before.get(name), after.get(name)
-        change = f"{new - old:+.4g}" if _is_number(old) and _is_number(new) else "–"
-        cells = [number(old), number(new), change.replace("-", "−")]
+        cells = [number(old), number(new), _change(old, new)]
         cells += [number(best.get(name))] if best else []
-        rows.append([f"<b>{escape(name)}</b>", *cells, escape(MEANING.get(name, ""))])
+        rows.append(
+            [
+                f"<b>{escape(name)}</b>",
+                *cells,
+                f'<span class="note">{escape(MEANING.get(name, ""))}</span>',
+            ]
+        )
     best_column = [f"best (step {best.get('step')})"] if best else []
     return table(["", "before", "after", "change", *best_column, ""], rows) if rows else ""
+
+
+def _change(old: Any, new: Any) -> str:
+    if not _is_number(old) or not _is_number(new):
+        return "–"
+    return ("+" if new > old else "") + number(new - old)
 
 
 def before_after_lines(summary: Mapping) -> str:

@@ -53,13 +53,14 @@ th, td { text-align: left; padding: 6px 14px 6px 0; border-bottom: 1px solid var
 th { color: var(--muted); font-weight: 500; font-size: 13px; }
 td.num, th.num { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .scroll { overflow-x: auto; }
+@media (max-width: 640px) { .note { display: none; } }
 .times td { border: 0; padding: 3px 14px 3px 0; } .times .bar { width: 70%; }
 .bar div { background: var(--c1); height: 12px; border-radius: 3px; margin-top: 6px;
   min-width: 2px; }
 .columns { display: grid; gap: 14px 20px;
   grid-template-columns: repeat(auto-fit, minmax(min(400px, 100%), 1fr)); align-items: start; }
 .columns h3 { font-size: 14px; margin: 0 0 8px; color: var(--muted); font-weight: 600; }
-.sample { padding: 10px 14px; margin-bottom: 10px; display: flex; gap: 14px; }
+.sample { padding: 8px 14px; margin-bottom: 8px; display: flex; gap: 14px; }
 .sample .text { flex: 1; white-space: pre-wrap; overflow-wrap: anywhere; }
 .sample .prompt { color: var(--muted); }
 .score { font-variant-numeric: tabular-nums; font-weight: 600; font-size: 13px; height: fit-content;
@@ -155,8 +156,9 @@ def samples_block(rows: Sequence[Mapping[str, Any]]) -> str:
     if not between:
         return ends
     inner = "".join(column(step) for step in between)
+    label = "1 step" if len(between) == 1 else f"{len(between)} steps"
     return (
-        f"{ends}<details><summary>{len(between)} steps in between</summary>"
+        f"{ends}<details><summary>{label} in between</summary>"
         f'<div class="columns" style="margin-top:14px">{inner}</div></details>'
     )
 
@@ -165,7 +167,7 @@ def _sample(row: Mapping[str, Any], span: tuple[float, float]) -> str:
     score = row.get("score")
     known = isinstance(score, int | float)
     share = (score - span[0]) / (span[1] - span[0]) if known and span[1] > span[0] else 0.0  # type: ignore[operator]
-    chip = f"{score:.2f}" if known else "no score"
+    chip = f"{score:.2f}".replace("-", "−") if known else "no score"
     prompt, completion = escape(_text(row.get("prompt"))), escape(_text(row.get("completion")))
     return (
         '<div class="sample"><div class="text">'

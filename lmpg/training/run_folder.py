@@ -56,9 +56,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Let another process use the folder."""
-        lock = _locks.pop(self.path.resolve(), None)
-        if lock:
-            lock.close()
+        _unlock(self.path)
 
 
 def opened() -> list[Path]:
@@ -76,29 +74,31 @@ def open_run(settings: Any, name: str) -> RunFolder:
     path = Path(run.output_dir) if run.output_dir else _fresh_name(name)
     _make(path)
     _lock(path)
-    new = resolved(settings)
-    config, summary = path / "config.yaml", path / "summary.json"
-    if config.exists():
-        if not run.resume:
-            raise UserError(
-                f"run.output_dir = {path} holds another run; add --run.resume to go on with it, "
-                "or choose another --run.output-dir"
-            )
-        old = _read_config(config)
-        _refuse_other_settings(old, new, path)
-        if _is_finished(summary, old, new):
-            return RunFolder(path, "finished")
-        summary.unlink(missing_ok=True)  # first: it would call the longer run finished
-        _write_text(config, _as_yaml(new))
-        return RunFolder(path, "resuming")
-    foreign = [p.name for p in path.iterdir() if p.name != LOCK and p.suffix != ".tmp"]
-    if foreign:
-        raise UserError(
-            f"run.output_dir = {path} holds files that are no run of lmpg ({foreign[0]}); "
-            "choose a folder that is empty or does not exist"
-        )
-    _write_text(config, _as_yaml(new))
+    try:
+        if (path / "config.yaml").exists():
+            return _go_on(path, resolved(settings), run.resume)
+    except UserError:
+        _unlock(path)
+        raise
+    _write_text(path / "config.yaml", _as_yaml(resolved(settings)))
     return RunFolder(path, "fresh")
+
+
+def _go_on(path: Path, new: dict[str, Any], resume: bool) -> RunFolder:
+    """The folder of an earlier start of the same run."""
+    if not resume:
+        raise UserError(
+            f"run.output_dir = {path} holds another run; add --run.resume to go on with it, "
+            "or choose another --run.output-dir"
+        )
+    config, summary = path / "config.yaml", path / "summary.json"
+    old = _read_config(config)
+    _refuse_other_settings(old, new, path)
+    if _is_finished(summary, old, new):
+        return RunFolder(path, "finished")
+    summary.unlink(missing_ok=True)  # first: it would call the longer run finished
+    _write_text(config, _as_yaml(new))
+    return RunFolder(path, "resuming")
 
 
 def resolved(settings: BaseModel) -> dict[str, Any]:
@@ -148,9 +148,15 @@ def _fresh_name(name: str) -> Path:
 
 
 def _make(path: Path) -> None:
-    """Create the folder and a file in it, or say why that is impossible."""
+    """Create the folder and a file in it, or say why that is impossible; leave others' alone."""
     try:
         path.mkdir(parents=True, exist_ok=True)
+        names = [p.name for p in path.iterdir() if p.name != LOCK and p.suffix != ".tmp"]
+        if names and "config.yaml" not in names:
+            raise UserError(
+                f"run.output_dir = {path} holds files that are no run of lmpg ({min(names)}); "
+                "choose a folder that is empty or does not exist"
+            )
         probe = path / "probe.tmp"
         probe.write_text("")
         probe.unlink()
@@ -176,6 +182,12 @@ def _lock(path: Path) -> None:
             "wait for it, or choose another --run.output-dir"
         ) from error
     _locks[key] = file
+
+
+def _unlock(path: Path) -> None:
+    lock = _locks.pop(path.resolve(), None)
+    if lock:
+        lock.close()
 
 
 def _refuse_other_settings(old: dict, new: dict, path: Path) -> None:

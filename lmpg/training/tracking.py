@@ -44,10 +44,10 @@ class Tracker:
         self._console = _Console(total_steps, console_interval)
         if not main_process:
             return
+        self._board = _Tensorboard(run_dir) if "tensorboard" in trackers else None
         self._files = {
             name: (run_dir / f"{name}.jsonl").open("ab") for name in ("metrics", "samples")
         }
-        self._board = _Tensorboard(run_dir) if "tensorboard" in trackers else None
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, and one on the console (at most two a second)."""
