@@ -74,7 +74,7 @@ def violations(path: str, source: str) -> list[str]:
         other = rest.split(".")[0]
         if name.startswith("."):
             wrong.append(f"{path}: relative import {name}; write lmpg.…")
-        elif top == "lmpg" and other not in {"", layer, *MAY_IMPORT[layer]}:
+        elif top == "lmpg" and other not in {"__version__", layer, *MAY_IMPORT[layer]}:
             wrong.append(f"{path}: {layer} must not import {name}")
         elif top == "lmpg" and path.endswith("/settings.py") and other != "sections":
             wrong.append(f"{path}: settings import lmpg.sections alone, not {name}")

@@ -77,7 +77,7 @@ SAMPLES = [
 def test_a_language_model_run_is_told_whole(tmp_path):
     page = run(tmp_path, LANGUAGE, SAMPLES, SUMMARY, "algorithm:\n  name: ppo\n")
     for part in (
-        "ppo", "finished", "50 steps", "2:00 of work", "1,431 tokens per second",
+        "ppo", "finished", "50 iterations", "2:00 of work", "1,431 tokens per second",
         "2 processes on cpu", "reward −1.250 2.500 +3.750", "Learning curves",
         "KL to the reference", "Explained variance", "Rewards one by one", "Samples", "Step 1",
         "Step 50", "1 step in between", "update 1:30", "75%", "pair_accuracy 0.980", "name: ppo",

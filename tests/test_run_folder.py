@@ -220,4 +220,4 @@ def test_the_summary_is_strict_json_written_in_one_piece(tmp_path, monkeypatch):
 
 
 def test_versions_name_what_decides_the_numbers():
-    assert {"python", "torch", "transformers"} <= run_folder.versions().keys()
+    assert {"python", "lmpg", "torch", "transformers"} <= run_folder.versions().keys()

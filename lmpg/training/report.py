@@ -59,11 +59,12 @@ MEANING = {
     "gold_grammatical": "share the grammar accepts; never shown to training",
     "return_mean": "mean return of deterministic episodes",
     "return_std": "standard deviation of the returns",
+    "length_mean": "mean length of those episodes",
     "loss": "mean loss on held-out data",
     "perplexity": "exp of the loss per token",
 }
 HEADLINES = ("reward", "gold_positive", "accuracy", "pair_accuracy", "return_mean", "kl", "loss")
-OWN_PLACE = {"name", "exit_reason", "before", "after", "best", "seconds", "versions"}
+OWN_PLACE = {"name", "exit_reason", "before", "after", "best", "seconds"}
 
 
 def write_report(run_dir: Path) -> Path:
@@ -74,7 +75,7 @@ def write_report(run_dir: Path) -> Path:
     config = run_dir / "config.yaml"
     main_panels, more_panels = panels(metrics, summary)
     text = page(
-        title=str(summary.get("name", run_dir.name)),
+        title=" · ".join(str(summary[k]) for k in ("name", "env") if k in summary) or run_dir.name,
         status=str(summary.get("exit_reason", "still running")),
         lead=_lead(summary, metrics),
         cards=_cards(summary),
@@ -204,19 +205,18 @@ def _cards(summary: Mapping) -> list[tuple[str, str, str]]:
 def _lead(summary: Mapping, metrics: list[dict[str, Any]]) -> str:
     """One line under the title: how long, how much, how fast, on what."""
     steps = summary.get("steps", metrics[-1]["step"] if metrics else 0)
-    parts = [f"{number(steps)} steps"]
+    parts = [f"{number(steps)} iterations"]
     seconds = sum(v for v in summary.get("seconds", {}).values() if v) - (
         summary.get("seconds", {}).get("this_process") or 0
     )
     if seconds > 0:
         parts.append(f"{clock(seconds)} of work")
-    if summary.get("tokens_per_second"):
-        parts.append(f"{number(round(summary['tokens_per_second']))} tokens per second")
+    for unit in ("tokens", "steps"):
+        if summary.get(f"{unit}_per_second"):
+            parts.append(f"{number(round(summary[f'{unit}_per_second']))} {unit} per second")
     if summary.get("num_processes"):
         count = summary["num_processes"]
         parts.append(f"{count} process{'es' if count > 1 else ''} on {summary.get('device')}")
-    versions = summary.get("versions", {})
-    parts += [f"{name} {versions[name]}" for name in ("lmpg", "torch") if name in versions]
     return " · ".join(parts)
 
 
@@ -240,9 +240,11 @@ def _times(summary: Mapping) -> str:
 def _facts(summary: Mapping, prefix: str = "") -> list[list[str]]:
     rows: list[list[str]] = []
     for name, value in summary.items():
-        if not prefix and name in OWN_PLACE - {"versions"}:
+        if not prefix and name in OWN_PLACE:
             continue
-        if isinstance(value, Mapping):
+        if name == "versions":
+            rows.append([name, escape(", ".join(f"{k} {v}" for k, v in value.items()))])
+        elif isinstance(value, Mapping):
             rows += _facts(value, f"{prefix}{name}.")
         else:
             shown = number(value) if _is_number(value) else str(value)

@@ -25,7 +25,7 @@ h2 { font-size: 18px; margin: 36px 0 12px; }
   border: 1px solid currentColor; color: var(--warn); vertical-align: 5px; }
 .status.finished { color: var(--good); }
 .lead, .muted { color: var(--muted); } .lead { margin: 4px 0 20px; }
-.cards { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); }
+.cards { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); }
 .card, figure, .sample { background: var(--card); border: 1px solid var(--line);
   border-radius: 10px; }
 .card { padding: 14px 18px; } .card .name { color: var(--muted); font-size: 13px; }

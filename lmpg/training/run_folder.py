@@ -15,6 +15,7 @@ from typing import Any, Literal, TextIO
 import yaml
 from pydantic import BaseModel
 
+from lmpg import __version__
 from lmpg.sections import UserError
 from lmpg.training.checkpoint import fsync
 from lmpg.training.tracking import as_json
@@ -129,8 +130,8 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide what a run computes."""
-    found = {"python": platform.python_version()}
-    for package in ("lmpg", "torch", "transformers", "accelerate", "peft", "gymnasium", "numpy"):
+    found = {"python": platform.python_version(), "lmpg": __version__}
+    for package in ("torch", "transformers", "accelerate", "peft", "gymnasium", "numpy"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
