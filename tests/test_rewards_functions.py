@@ -81,19 +81,19 @@ def test_one_failing_sample_has_no_score_and_the_others_keep_theirs(scorer, faul
 
 
 def test_a_hanging_sample_is_killed_at_the_timeout_and_the_next_batch_goes_on(scorer):
-    faulty = scorer(FAULTS, timeout=0.7)
+    faulty = scorer(FAULTS, timeout=1.0)
     began = time.monotonic()
     scores = scored(faulty, ["a", "hangs", "abc"])
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 15
     assert scores.totals == [1.0, None, 3.0]
-    assert "rewards.timeout of 0.7 s" in scores.messages[0]
+    assert "rewards.timeout of 1 s" in scores.messages[0]
     assert scored(faulty, ["ab"]).totals == [2.0]
 
 
 def test_all_retries_of_a_batch_share_one_budget(scorer):
-    faulty = scorer(FAULTS, timeout=0.3)
+    faulty = scorer(FAULTS, timeout=0.8)
     function = next(iter(faulty._rewards.values()))
-    function.retry_seconds = 0.5
+    function.retry_seconds = 1.0
     scores = scored(faulty, ["a"] + ["hangs"] * 10 + ["a"])
     assert scores.totals == [1.0] + [None] * 11
     assert any("retries were used up" in message for message in scores.messages)

@@ -133,8 +133,8 @@ def test_a_worker_that_hangs_is_killed_and_the_next_call_starts_another(worker, 
         told.unlink(missing_ok=True)
         began = time.monotonic()
         with pytest.raises(WorkerTimeout):
-            one.call({"texts": [str(told), "sleep"]}, 2, 1.0)
-        assert time.monotonic() - began < 10
+            one.call({"texts": [str(told), "sleep"]}, 2, 2.0)
+        assert time.monotonic() - began < 15
         assert all_gone([int(pid) for pid in told.read_text().split()])
 
 
