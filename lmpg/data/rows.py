@@ -50,8 +50,8 @@ def require_column(rows: list[Row], column: str, source: str, flag: str) -> None
     near = near or [name for name in likely if name in columns] or columns[:1]
     suggestion = f" Use {flag} {near[0]} if that is the one." if near else ""
     raise UserError(
-        f"{source} has no column {column!r}; its columns are: {', '.join(columns) or 'none'}."
-        + suggestion
+        f"data.{flag.removeprefix('--data.').replace('-', '_')}: {source} has no column "
+        f"{column!r}; its columns are: {', '.join(columns) or 'none'}.{suggestion}"
     )
 
 
@@ -138,7 +138,7 @@ def _refuse_missing_file(source: str, path: Path, key: str) -> None:
     folder = path.parent
     if not folder.is_dir():
         raise UserError(f"{key}: {source} doesn't exist, and neither does the folder {folder}.")
-    near = difflib.get_close_matches(path.name, [file.name for file in folder.iterdir()], n=1)
+    near = difflib.get_close_matches(path.name, [file.name for file in folder.iterdir()], 1, 0.75)
     hint = f" Did you mean {folder / near[0]}?" if near else ""
     raise UserError(f"{key}: the file {source} doesn't exist.{hint}")
 
