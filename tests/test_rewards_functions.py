@@ -90,6 +90,13 @@ def test_a_hanging_sample_is_killed_at_the_timeout_and_the_next_batch_goes_on(sc
     assert scored(faulty, ["ab"]).totals == [2.0]
 
 
+def test_a_failure_with_a_whole_completion_in_its_message_is_shortened(scorer):
+    scores = scored(scorer("def reward(completions): raise ValueError(completions)"), ["x" * 9999])
+    assert scores.totals == [None]
+    assert len(scores.messages[0]) < 400
+    assert scores.messages[0].endswith("xxx... (mine.py, line 1)")
+
+
 def test_all_retries_of_a_batch_share_one_budget(scorer):
     faulty = scorer(FAULTS, timeout=0.8)
     function = next(iter(faulty._rewards.values()))

@@ -25,6 +25,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+LONGEST_MESSAGE = 300
+
 
 def main() -> None:
     """Serves calls until stdin ends."""
@@ -101,6 +103,7 @@ def answer(
 def described(error: BaseException) -> str:
     """Type, message, and the place in the user's file where it was raised."""
     text = f"{type(error).__name__}: {error}".strip().removesuffix(":")
+    text = text if len(text) <= LONGEST_MESSAGE else text[:LONGEST_MESSAGE] + "..."
     not_theirs = (__file__, os.path.dirname(os.__file__), sys.prefix, "<frozen")
     stack = traceback.extract_tb(error.__traceback__)
     frames = [frame for frame in stack if not frame.filename.startswith(not_theirs)]
