@@ -92,9 +92,9 @@ def test_a_numpy_generator_goes_on_where_it_was(tmp_path):
 
 def test_views_and_transposes_are_saved_without_the_storage_behind_them(tmp_path):
     big = torch.arange(100_000.0).view(100, 1000)
-    state = {"row": big[3], "transposed": big[:4, :3].T, "again": big[3]}
+    state = {"rows": big[3:5], "overlap": big[4:6], "transposed": big[:4, :3].T, "again": big[3:5]}
     assert same(state, round_trip(tmp_path, state))
-    assert (tmp_path / "step_1" / "tensors.safetensors").stat().st_size < 10_000
+    assert (tmp_path / "step_1" / "tensors.safetensors").stat().st_size < 30_000
 
 
 def test_a_tied_weight_is_saved_once_and_comes_back_tied(tmp_path):
