@@ -1,0 +1,60 @@
+"""Draws evaluation curves of several runs (seeds of one setting): mean line, range shaded.
+
+python docs/plot_curves.py OUT.png METRIC[,METRIC…] RUN_FOLDER…
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+LABELS = {
+    "reward": "reward-model score",
+    "gold_positive": "gold: share positive",
+    "gold_grammatical": "gold: share grammatical",
+    "kl": "KL to reference (nats per response)",
+    "accuracy": "accuracy on held-out problems",
+    "distinct": "share of distinct responses",
+    "return_mean": "mean return",
+}
+
+
+def curve(run: Path, metric: str) -> tuple[list[int], list[float]]:
+    """Steps and values of a run's evaluations, the one before training as step 0."""
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    steps, values = [0], [summary["before"][metric]]
+    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row.get(f"eval/{metric}") is not None:
+            steps.append(row["step"])
+            values.append(row[f"eval/{metric}"])
+    return steps, values
+
+
+def draw(out: Path, metrics: list[str], runs: list[Path]) -> None:
+    """One panel per metric."""
+    figure, axes = plt.subplots(1, len(metrics), figsize=(3.6 * len(metrics), 2.9), squeeze=False)
+    for axis, metric in zip(axes[0], metrics):
+        curves = [curve(run, metric) for run in runs]
+        steps = curves[0][0]
+        values = np.array([y for x, y in curves if x == steps])
+        axis.fill_between(steps, values.min(0), values.max(0), color="#3465a4", alpha=0.2, lw=0)
+        axis.plot(steps, values.mean(0), color="#3465a4", lw=2)
+        axis.set_title(LABELS.get(metric, metric), fontsize=10)
+        axis.set_xlabel("step", fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(out, dpi=150)
+
+
+if __name__ == "__main__":
+    draw(Path(sys.argv[1]), sys.argv[2].split(","), [Path(run) for run in sys.argv[3:]])
