@@ -1,0 +1,166 @@
+"""The words and the grammar of short reviews.
+
+A review is a neutral opening (the prompt), then two opinion sentences and a closing (the
+response). Symbols that end in `+` or `-` make positive or negative text. The opening says what
+is reviewed, and the opinions are about parts of that.
+"""
+
+from __future__ import annotations
+
+from lmpg.tasks.grammar import Rules
+
+KINDS = ("restaurant", "hotel", "film")
+
+_NEUTRAL: Rules = {
+    "who": ("We", "I", "My wife and I", "My friends and I", "The two of us", "Our group"),
+    "when": (
+        "last night",
+        "last week",
+        "on Sunday",
+        "on Friday",
+        "in May",
+        "in winter",
+        "in summer",
+        "this month",
+    ),
+    "place": (
+        "by the river",
+        "in the old town",
+        "near the station",
+        "on the hill",
+        "at the harbour",
+        "behind the church",
+    ),
+    "opening.restaurant": (
+        "{who} had dinner at the {cuisine} restaurant {place} {when}.",
+        "{who} ate at the {cuisine} place {place} {when}.",
+    ),
+    "cuisine": ("little", "Greek", "Indian", "new", "French", "Thai"),
+    "opening.hotel": (
+        "{who} stayed at the {house} {place} {when}.",
+        "{who} spent two nights at the {house} {place} {when}.",
+    ),
+    "house": ("hotel", "small hotel", "guest house", "inn", "hostel", "grand hotel"),
+    "opening.film": (
+        "{who} saw the {genre} about {subject} {when}.",
+        "{who} watched a {genre} about {subject} {when}.",
+    ),
+    "genre": ("film", "new film", "old film", "comedy", "drama", "thriller"),
+    "subject": ("two brothers", "a thief", "the war", "a lost dog", "the sea", "a young doctor"),
+    "adverb": ("", "really ", "truly ", "quite ", "so "),
+    "judge": ("We", "I", "We all"),
+}
+
+_PARTS: dict[str, tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...]] = {
+    "restaurant": (
+        ("food", ("soup", "fish", "bread", "dessert", "wine"), ("starters", "noodles", "desserts")),
+        ("staff", ("waiter", "owner", "chef", "service"), ("waiters", "cooks")),
+        ("room", ("room", "terrace", "table", "garden"), ("tables", "chairs")),
+    ),
+    "hotel": (
+        ("food", ("breakfast", "bread", "coffee", "dinner"), ("desserts", "drinks")),
+        ("staff", ("owner", "porter", "manager", "service"), ("cleaners", "waiters")),
+        ("room", ("room", "bed", "bath", "pool", "view"), ("rooms", "beds", "towels")),
+    ),
+    "film": (
+        ("story", ("plot", "ending", "story", "script"), ("jokes", "dialogues", "scenes")),
+        ("cast", ("hero", "villain", "cast", "acting"), ("actors", "singers")),
+        ("look", ("music", "camera work", "editing"), ("costumes", "effects", "pictures")),
+    ),
+}
+
+JUDGEMENTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "food": {
+        "+": ("delicious", "fresh", "tasty", "superb", "excellent"),
+        "-": ("bland", "stale", "awful", "sour", "tasteless"),
+    },
+    "staff": {
+        "+": ("friendly", "kind", "helpful", "charming", "attentive"),
+        "-": ("rude", "slow", "careless", "unfriendly", "lazy"),
+    },
+    "room": {
+        "+": ("lovely", "spotless", "beautiful", "cosy", "pleasant"),
+        "-": ("dirty", "dreary", "ugly", "shabby", "gloomy"),
+    },
+    "story": {
+        "+": ("clever", "moving", "funny", "gripping", "original"),
+        "-": ("dull", "silly", "confusing", "boring", "predictable"),
+    },
+    "cast": {
+        "+": ("brilliant", "convincing", "charming", "wonderful", "superb"),
+        "-": ("wooden", "terrible", "annoying", "unconvincing", "lifeless"),
+    },
+    "look": {
+        "+": ("stunning", "beautiful", "excellent", "wonderful", "elegant"),
+        "-": ("ugly", "cheap", "clumsy", "terrible", "dreadful"),
+    },
+}
+
+VERBS = {
+    "+": ("loved", "enjoyed", "liked", "admired"),
+    "-": ("hated", "disliked", "regretted", "could not stand"),
+}
+
+CLOSINGS = {
+    "+": (
+        " I would gladly come again.",
+        " Highly recommended.",
+        " It was a joy.",
+        " Well worth the money.",
+        " A perfect evening.",
+        " We left happy.",
+    ),
+    "-": (
+        " I would never come again.",
+        " Not recommended.",
+        " It was a shame.",
+        " A waste of money.",
+        " A ruined evening.",
+        " We left angry.",
+    ),
+}
+
+
+def _rules() -> Rules:
+    """All symbols; those of one kind of review carry its name: `sentence.film+`."""
+    rules = dict(_NEUTRAL)
+    for part, moods in JUDGEMENTS.items():
+        rules |= {f"{part}{mood}": words for mood, words in moods.items()}
+    for kind, parts in _PARTS.items():
+        for part, one, many in parts:
+            rules[f"{kind}.{part}.one"], rules[f"{kind}.{part}.many"] = one, many
+        rules[f"part.{kind}"] = tuple(x for _, one, many in parts for x in one + many)
+        for mood in "+-":
+            rules |= _opinions(kind, mood)
+    for mood in "+-":
+        rules[f"verb{mood}"], rules[f"closing{mood}"] = VERBS[mood], CLOSINGS[mood]
+    return rules
+
+
+def _opinions(kind: str, mood: str) -> Rules:
+    parts = [part for part, *_ in _PARTS[kind]]
+    other = "-" if mood == "+" else "+"
+    pairs = [(one, two) for one in parts for two in parts if one != two]
+    rules = {
+        f"clause.{kind}.{part}{mood}": (
+            f"{{{kind}.{part}.one}} was {{adverb}}{{{part}{mood}}}",
+            f"{{{kind}.{part}.many}} were {{adverb}}{{{part}{mood}}}",
+        )
+        for part in parts
+    }
+    rules[f"clause.{kind}{mood}"] = tuple(f"{{clause.{kind}.{part}{mood}}}" for part in parts)
+    for name, joint, first in (("both", "and", mood), ("though", "but", other)):
+        rules[f"{name}.{kind}{mood}"] = tuple(
+            f"{{clause.{kind}.{one}{first}}}, {joint} the {{clause.{kind}.{two}{mood}}}"
+            for one, two in pairs
+        )
+    rules[f"sentence.{kind}{mood}"] = (
+        f" The {{clause.{kind}{mood}}}.",
+        f" {{judge}} {{verb{mood}}} the {{part.{kind}}}.",
+        f" The {{both.{kind}{mood}}}.",
+        f" The {{though.{kind}{mood}}}.",
+    )
+    return rules
+
+
+RULES = _rules()
