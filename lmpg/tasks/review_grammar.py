@@ -53,46 +53,39 @@ _NEUTRAL: Rules = {
 
 _PARTS: dict[str, tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...]] = {
     "restaurant": (
-        ("food", ("soup", "fish", "bread", "dessert", "wine"), ("starters", "noodles", "desserts")),
-        ("staff", ("waiter", "owner", "chef", "service"), ("waiters", "cooks")),
-        ("room", ("room", "terrace", "table", "garden"), ("tables", "chairs")),
+        ("food", ("soup", "fish", "bread"), ("desserts", "noodles")),
+        ("staff", ("waiter", "owner", "chef"), ("waiters", "cooks")),
     ),
     "hotel": (
-        ("food", ("breakfast", "bread", "coffee", "dinner"), ("desserts", "drinks")),
-        ("staff", ("owner", "porter", "manager", "service"), ("cleaners", "waiters")),
-        ("room", ("room", "bed", "bath", "pool", "view"), ("rooms", "beds", "towels")),
+        ("room", ("room", "bed", "pool"), ("towels", "windows")),
+        ("staff", ("porter", "owner", "manager"), ("waiters", "cleaners")),
     ),
     "film": (
-        ("story", ("plot", "ending", "story", "script"), ("jokes", "dialogues", "scenes")),
-        ("cast", ("hero", "villain", "cast", "acting"), ("actors", "singers")),
-        ("look", ("music", "camera work", "editing"), ("costumes", "effects", "pictures")),
+        ("story", ("plot", "ending", "script"), ("jokes", "scenes")),
+        ("cast", ("hero", "villain", "choir"), ("actors", "singers")),
     ),
 }
 
 JUDGEMENTS: dict[str, dict[str, tuple[str, ...]]] = {
     "food": {
-        "+": ("delicious", "fresh", "tasty", "superb", "excellent"),
-        "-": ("bland", "stale", "awful", "sour", "tasteless"),
+        "+": ("delicious", "fresh", "tasty", "excellent"),
+        "-": ("bland", "stale", "awful", "tasteless"),
     },
     "staff": {
-        "+": ("friendly", "kind", "helpful", "charming", "attentive"),
-        "-": ("rude", "slow", "careless", "unfriendly", "lazy"),
+        "+": ("friendly", "kind", "helpful", "attentive"),
+        "-": ("rude", "slow", "careless", "lazy"),
     },
     "room": {
-        "+": ("lovely", "spotless", "beautiful", "cosy", "pleasant"),
-        "-": ("dirty", "dreary", "ugly", "shabby", "gloomy"),
+        "+": ("lovely", "spotless", "beautiful", "elegant"),
+        "-": ("dirty", "dreary", "ugly", "shabby"),
     },
     "story": {
-        "+": ("clever", "moving", "funny", "gripping", "original"),
-        "-": ("dull", "silly", "confusing", "boring", "predictable"),
+        "+": ("clever", "moving", "gripping", "original"),
+        "-": ("dull", "silly", "confusing", "predictable"),
     },
     "cast": {
-        "+": ("brilliant", "convincing", "charming", "wonderful", "superb"),
-        "-": ("wooden", "terrible", "annoying", "unconvincing", "lifeless"),
-    },
-    "look": {
-        "+": ("stunning", "beautiful", "excellent", "wonderful", "elegant"),
-        "-": ("ugly", "cheap", "clumsy", "terrible", "dreadful"),
+        "+": ("brilliant", "convincing", "charming", "superb"),
+        "-": ("wooden", "terrible", "annoying", "lifeless"),
     },
 }
 
