@@ -37,10 +37,10 @@ class LabelledText:
 
 @dataclass(frozen=True)
 class PairSet:
-    """Pairs to train on, which may differ between epochs, and a fixed list held out."""
+    """Examples to train on, whose pairs may differ between epochs, and examples held out."""
 
     train: list[Pair] | list[LabelledText]
-    held_out: list[Pair]
+    held_out: list[Pair] | list[LabelledText]
     skipped: dict[str, int] = field(default_factory=dict)
     truncated: int = 0
 
@@ -62,7 +62,7 @@ def load_pairs(settings: DataSettings, tokenizer: Any, max_tokens: int) -> PairS
         settings,
         lambda rows, source: examples_from_rows(rows, tokenizer, sieve, settings, source),
     )
-    return PairSet(train, as_pairs(held_out, 0, 0), dict(sieve.skipped), sieve.truncated)
+    return PairSet(train, held_out, dict(sieve.skipped), sieve.truncated)
 
 
 def pairs_from_rows(rows: list[Row], tokenizer: Any, max_tokens: int) -> list[Pair]:

@@ -9,17 +9,9 @@ from pydantic import Field, model_validator
 from lmpg.sections import Section
 
 
-class UpdateSettings(Section):
-    """One iteration: how much is sampled, and how the policy learns from it."""
+class OptimizerSettings(Section):
+    """AdamW and its schedule."""
 
-    rollout_size: int = Field(64, ge=1)
-    """Responses (or environment steps) per iteration, over all processes."""
-    minibatch_size: int = Field(32, ge=1)
-    """Responses (or environment steps) per optimizer step, over all processes."""
-    microbatch_size: int = Field(32, ge=1)
-    """Responses (or steps) per forward and backward on one process: memory, never the result."""
-    epochs: int = Field(4, ge=1)
-    """Passes over each rollout."""
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate of AdamW."""
     schedule: Literal["constant", "linear"] = "constant"
@@ -32,6 +24,30 @@ class UpdateSettings(Section):
     """AdamW's epsilon; 1e-5 as in the original PPO code."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this global L2 norm."""
+
+
+class OfflineSettings(OptimizerSettings):
+    """How a model learns from a fixed set of texts or pairs."""
+
+    minibatch_size: int = Field(32, ge=1)
+    """Examples per optimizer step at most, over all processes; an epoch is divided evenly."""
+    microbatch_size: int = Field(32, ge=1)
+    """Examples per forward and backward on one process: memory, never the result."""
+    epochs: int = Field(1, ge=1)
+    """Passes over the data."""
+
+
+class UpdateSettings(OptimizerSettings):
+    """One iteration: how much is sampled, and how the policy learns from it."""
+
+    rollout_size: int = Field(64, ge=1)
+    """Responses (or environment steps) per iteration, over all processes."""
+    minibatch_size: int = Field(32, ge=1)
+    """Responses (or environment steps) per optimizer step, over all processes."""
+    microbatch_size: int = Field(32, ge=1)
+    """Responses (or steps) per forward and backward on one process: memory, never the result."""
+    epochs: int = Field(4, ge=1)
+    """Passes over each rollout."""
     baseline_decay: float = Field(0.9, ge=0, lt=1)
     """Decay per iteration of the running mean return that an `ema` baseline reads."""
 
@@ -53,6 +69,13 @@ class EvaluationSettings(Section):
     """Iterations between evaluations; 0 evaluates only before and after. Keeps `best/`."""
     size: int = Field(256, ge=1)
     """Responses per evaluation (gym: episodes)."""
+
+
+class OfflineEvaluationSettings(Section):
+    """Held-out evaluation, before and after training and in between."""
+
+    every: int = Field(0, ge=0)
+    """Optimizer steps between evaluations; 0 evaluates only before and after. Keeps `best/`."""
 
 
 class AnyRunSettings(Section):
@@ -81,6 +104,15 @@ class RunSettings(AnyRunSettings):
     """Iterations of rollout and update."""
     samples_every: int = Field(10, ge=0)
     """Iterations between the prompts and completions written to samples.jsonl; 0 writes none."""
+
+
+class OfflineRunSettings(AnyRunSettings):
+    """The run as a whole; it ends with the last epoch, or sooner after `total_steps`."""
+
+    total_steps: int = Field(1_000_000_000, ge=1)
+    """Optimizer steps at most."""
+    save_every: int = Field(100, ge=0)
+    """Optimizer steps between checkpoints; 0 saves only at the end."""
 
 
 class GymRunSettings(AnyRunSettings):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lmpg.functional.masking import loss_weights
 from lmpg.training.diagnostics import Diagnostics
+from lmpg.training.optimizer import adamw, scheduled, stepped
 from lmpg.training.processes import Processes
 from lmpg.training.seeding import generator
 from lmpg.training.settings import UpdateSettings
@@ -34,13 +35,7 @@ class Updater:
         self.seed = seed
         self.processes = processes
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=settings.learning_rate,
-            eps=settings.adam_eps,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        self.optimizer = adamw(self.parameters, settings)
 
     def update(
         self, algorithm: Algorithm, rollout: Rollout, credit: Credit, step: int
@@ -67,11 +62,7 @@ class Updater:
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of iteration `step` (from 1): linear warm-up, then constant or linear."""
-        s = self.settings
-        rate = s.learning_rate
-        if s.schedule == "linear":
-            rate *= max(0.0, 1 - (step - 1) / self.total_steps)
-        return rate * min(1.0, step / s.warmup_steps) if s.warmup_steps else rate
+        return scheduled(self.settings, step, self.total_steps)
 
     def state(self) -> dict[str, Any]:
         """The optimizer's tensors and counters, for a checkpoint."""
@@ -92,13 +83,8 @@ class Updater:
             batch = whole.rows(rows.index_select(0, part)).to(self.processes.device)
             weights = weights_BT.index_select(0, part).to(self.processes.device)
             self._accumulate(algorithm, batch, weights, diagnostics)
-        self.processes.sum_gradients(self.parameters)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
-        finite = bool(norm.isfinite())
-        diagnostics.add_optimizer_step(norm, finite)
-        if finite:
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        norm = stepped(self.optimizer, self.settings, self.processes)
+        diagnostics.add_optimizer_step(norm, bool(norm.isfinite()))
 
     def _accumulate(
         self,

@@ -1,0 +1,218 @@
+"""Learning from a fixed set of examples: texts, pairs. One lean loop for every such objective.
+
+An objective says what an example's loss is and how much the example weighs. The loss of a
+minibatch is Σ loss / Σ weight over all of its examples, on whichever process and in whichever
+micro-batch they are: those change memory and time, never the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lmpg.training import checkpoint
+from lmpg.training.online import Progress, RunStopped
+from lmpg.training.optimizer import adamw, scheduled, stepped
+from lmpg.training.processes import Processes
+from lmpg.training.settings import AnyRunSettings, OfflineEvaluationSettings, OfflineSettings
+from lmpg.training.stopping import StopRequest
+from lmpg.training.stopwatch import Stopwatch, peak_memory_gb
+from lmpg.training.tracking import Tracker
+
+E = TypeVar("E")
+
+
+class Objective(Protocol[E]):
+    """What is learned, by which module, from which examples.
+
+    headline: the held-out figure by which `best/` is chosen. unit: what `num_tokens` counts.
+    """
+
+    module: nn.Module
+    headline: str
+    lower_is_better: bool
+    unit: str
+
+    def epoch(self, number: int) -> list[E]:
+        """The examples of an epoch (from 0), in their order."""
+        ...
+
+    def weight(self, example: E) -> float:
+        """Terms that the example adds to the loss."""
+        ...
+
+    def num_tokens(self, example: E) -> int:
+        """Tokens that the model reads for it."""
+        ...
+
+    def sums(self, examples: list[E]) -> dict[str, Tensor]:
+        """`loss`, with gradient, and further figures, each summed over the examples' terms."""
+        ...
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out figures of the module as it is now, the same on every rank."""
+        ...
+
+
+class OfflineUpdater(Generic[E]):
+    """Holds the optimizer and knows which examples each step learns from."""
+
+    def __init__(
+        self,
+        objective: Objective[E],
+        settings: OfflineSettings,
+        processes: Processes,
+        max_steps: int = 10**9,
+    ) -> None:
+        self.objective = objective
+        self.settings = settings
+        self.processes = processes
+        self.parameters = [p for p in objective.module.parameters() if p.requires_grad]
+        self.optimizer = adamw(self.parameters, settings)
+        self._epoch = (0, objective.epoch(0))
+        self.steps_per_epoch = math.ceil(len(self._epoch[1]) / settings.minibatch_size)
+        self.total_steps = min(max_steps, self.steps_per_epoch * settings.epochs)
+
+    def minibatch(self, step: int) -> list[E]:
+        """The examples of step `step` (from 1); epochs are divided into equal parts."""
+        number, part = divmod(step - 1, self.steps_per_epoch)
+        if self._epoch[0] != number:
+            self._epoch = (number, self.objective.epoch(number))
+        examples = self._epoch[1]
+        cut = [len(examples) * i // self.steps_per_epoch for i in (part, part + 1)]
+        return examples[cut[0] : cut[1]]
+
+    def update(self, step: int) -> dict[str, float]:
+        """One optimizer step; `step` counts from 1. Returns its metrics."""
+        rate = scheduled(self.settings, step, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        batch = self.minibatch(step)
+        weight = sum(map(self.objective.weight, batch))
+        sums: dict[str, Tensor] = {}
+        for part in self._microbatches(batch):
+            found = self.objective.sums(part)
+            if part:
+                (found["loss"] / weight).backward()
+            for name, x in found.items():
+                sums[name] = sums.get(name, 0) + x.detach()
+        norm = stepped(self.optimizer, self.settings, self.processes)
+        totals = self.processes.sum(torch.stack([x.double() for x in sums.values()]))
+        return {
+            **{name: total / weight for name, total in zip(sums, totals.tolist())},
+            "grad_norm": float(norm),
+            "learning_rate": rate,
+            "epoch": step / self.steps_per_epoch,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """The optimizer's tensors and counters, for a checkpoint."""
+        return {"optimizer": self.optimizer.state_dict()["state"]}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `state` was taken."""
+        whole = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({**whole, "state": state["optimizer"]})
+
+    def _microbatches(self, batch: list[E]) -> list[list[E]]:
+        """This rank's part of a minibatch; examples of like length together need less padding."""
+        ordered = sorted(batch, key=self.objective.num_tokens)
+        mine = ordered[self.processes.rank :: self.processes.count]
+        size = self.settings.microbatch_size
+        return [mine[i : i + size] for i in range(0, len(mine), size)] or [[]]
+
+
+@dataclass
+class Offline:
+    """A run that learns from a fixed set of examples; `carry_out` takes it like an online one."""
+
+    source: Objective
+    updater: OfflineUpdater
+    tracker: Tracker
+    folder: Path
+    settings: AnyRunSettings
+    evaluation: OfflineEvaluationSettings
+    processes: Processes
+    save_policy: Callable[[Path], None]
+    progress: Progress = field(default_factory=Progress)
+
+    def run(self) -> str:
+        """Go on until the last step; the exit reason, `finished` or `interrupted`."""
+        if not self.progress.before:
+            self.progress.before = self.source.evaluate()
+        with StopRequest(self.processes) as stop:
+            while self.progress.step < self.updater.total_steps:
+                self._iterate(self.progress.step + 1)
+                if stop.requested():
+                    self.save()
+                    return "interrupted"
+        if self.progress.step != checkpoint.newest_step(self.folder / "checkpoints"):
+            self.save()
+        return "finished"
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on bit for bit."""
+        named = self.source.module.named_parameters()
+        return {
+            "module": {name: p.detach() for name, p in named if p.requires_grad},
+            "updater": self.updater.state(),
+            "tracker": self.tracker.state(),
+            "progress": vars(self.progress),
+        }
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `state` was taken; the metrics are cut back to it."""
+        for name, parameter in self.source.module.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(state["module"][name])
+        self.updater.load_state(state["updater"])
+        self.progress = Progress(**state["progress"])
+        self.tracker.cut_back(state["tracker"])
+
+    def save(self) -> None:
+        """Write a checkpoint of this very moment."""
+        state = self.state()
+        if self.processes.is_main:
+            folder = self.folder / "checkpoints"
+            checkpoint.save(folder, self.progress.step, state, self.settings.keep_checkpoints)
+        self.processes.wait()
+
+    def _iterate(self, step: int) -> None:
+        watch = Stopwatch()
+        with watch("time/update"):
+            metrics = self.updater.update(step)
+        if not math.isfinite(metrics["grad_norm"]):
+            raise RunStopped(
+                f"step {step}: the gradient was inf or NaN, so nothing could be learned from this "
+                "minibatch. Lower update.learning_rate, or use model.precision fp32"
+            )
+        self.progress.step = step
+        tokens = sum(map(self.source.num_tokens, self.updater.minibatch(step)))
+        self.progress.num_steps += tokens
+        spent = self.progress.seconds.get("time/update", 0.0) + watch.seconds["time/update"]
+        self.progress.seconds["time/update"] = spent
+        if self.evaluation.every and step % self.evaluation.every == 0:
+            metrics |= {f"eval/{k}": v for k, v in self._evaluate_and_keep_best().items()}
+        metrics |= watch.seconds | {"num_tokens": self.progress.num_steps}
+        metrics["perf/tokens_per_second"] = tokens / watch.seconds["time/update"]
+        metrics["perf/peak_memory_gb"] = peak_memory_gb(self.processes.device)
+        self.tracker.log(step, metrics)
+        if self.settings.save_every and step % self.settings.save_every == 0:
+            self.save()
+
+    def _evaluate_and_keep_best(self) -> dict[str, float]:
+        found = self.source.evaluate()
+        sign = -1 if self.source.lower_is_better else 1
+        best = self.progress.best.get(self.source.headline)
+        if best is None or sign * found[self.source.headline] > sign * best:
+            self.progress.best = {**found, "step": self.progress.step}
+            if self.processes.is_main:
+                self.save_policy(self.folder / "best")
+        return found

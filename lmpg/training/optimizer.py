@@ -1,0 +1,44 @@
+"""What every kind of training steps with: AdamW, its schedule, and a clipped step of all ranks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lmpg.training.processes import Processes
+from lmpg.training.settings import OptimizerSettings
+
+
+def adamw(parameters: list[nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
+    """The optimizer of `settings`."""
+    return torch.optim.AdamW(
+        parameters,
+        lr=settings.learning_rate,
+        eps=settings.adam_eps,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+
+
+def scheduled(settings: OptimizerSettings, step: int, total_steps: int) -> float:
+    """Learning rate of step `step` (from 1): linear warm-up, then constant or linear."""
+    rate = settings.learning_rate
+    if settings.schedule == "linear":
+        rate *= max(0.0, 1 - (step - 1) / total_steps)
+    return rate * min(1.0, step / settings.warmup_steps) if settings.warmup_steps else rate
+
+
+def stepped(
+    optimizer: torch.optim.Optimizer, settings: OptimizerSettings, processes: Processes
+) -> Tensor:
+    """Step on the gradients of all ranks, clipped; returns their norm before clipping.
+
+    Gradients that are inf or NaN are dropped without a step.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    processes.sum_gradients(parameters)
+    norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+    if norm.isfinite():
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
