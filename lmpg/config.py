@@ -24,6 +24,9 @@ from lmpg.sections import Section, UserError
 from lmpg.training.settings import (
     EvaluationSettings,
     GymRunSettings,
+    OfflineEvaluationSettings,
+    OfflineRunSettings,
+    OfflineSettings,
     RunSettings,
     UpdateSettings,
 )
@@ -109,24 +112,43 @@ class GymSettings(Section, Generic[A]):
         return self
 
 
-class SftSettings(Section):
+class OfflineLearningSettings(Section):
+    """Learn from a fixed set of texts or pairs."""
+
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    update: OfflineSettings = OfflineSettings()
+    evaluation: OfflineEvaluationSettings = OfflineEvaluationSettings()
+    run: OfflineRunSettings = OfflineRunSettings()
+
+    @model_validator(mode="after")
+    def _own_model_and_data_together(self) -> OfflineLearningSettings:
+        given = {"model.path": self.model.path, "data.path": self.data.path}
+        missing = [name for name, value in given.items() if value is None]
+        if len(missing) == 1:
+            named = "; ".join(f"{name} = {value}" for name, value in given.items() if value)
+            raise ValueError(
+                f"{named}, but {missing[0]} is missing: your own model and data are given "
+                "together, or neither for the world built into the script"
+            )
+        return self
+
+
+class SftSettings(OfflineLearningSettings):
     """Supervised fine-tuning of a causal language model."""
 
-    model: ModelSettings = ModelSettings()
-    data: DataSettings = DataSettings()
-    update: UpdateSettings = UpdateSettings()
-    evaluation: EvaluationSettings = EvaluationSettings()
-    run: RunSettings = RunSettings()
 
-
-class RewardModelSettings(Section):
+class RewardModelSettings(OfflineLearningSettings):
     """Training of a reward model on preferences."""
 
-    model: ModelSettings = ModelSettings()
-    data: DataSettings = DataSettings()
-    update: UpdateSettings = UpdateSettings()
-    evaluation: EvaluationSettings = EvaluationSettings()
-    run: RunSettings = RunSettings()
+    @model_validator(mode="after")
+    def _no_adapter(self) -> RewardModelSettings:
+        if self.model.lora.rank:
+            raise ValueError(
+                f"model.lora.rank = {self.model.lora.rank}, but a reward model is trained as a "
+                "whole. Set model.lora.rank to 0"
+            )
+        return self
 
 
 def algorithm_name(algorithm: type) -> str:

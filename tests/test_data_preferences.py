@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from lmpg.data.preferences import load_pairs, match_labels, pairs_from_rows
+from lmpg.data.preferences import as_pairs, load_pairs, match_labels, pairs_from_rows
 from lmpg.data.settings import DataSettings
 from lmpg.data.tokenizing import scored_ids
 from lmpg.sections import UserError
@@ -80,7 +80,7 @@ def test_any_higher_label_beats_any_lower(load):
     for epoch in range(3):
         for chosen, rejected in texts_of(pairs.epoch(epoch, seed=0)):
             assert chosen[3] > rejected[3]
-    for chosen, rejected in texts_of(pairs.held_out):
+    for chosen, rejected in texts_of(as_pairs(pairs.held_out, 0, 0)):
         assert chosen[3] > rejected[3]
 
 
@@ -113,7 +113,7 @@ def test_preference_pairs_are_shuffled_anew_each_epoch_and_all_used(load):
 def test_held_out_texts_are_not_trained_on(load):
     pairs = load([{"text": f"text {i}", "label": i % 2} for i in range(50)])
     train = {text for pair in texts_of(pairs.epoch(0, 0)) for text in pair}
-    assert train.isdisjoint(text for pair in texts_of(pairs.held_out) for text in pair)
+    assert train.isdisjoint(text for pair in texts_of(as_pairs(pairs.held_out, 0, 0)) for text in pair)
 
 
 def test_labels_that_cannot_be_ranked_are_refused(load):

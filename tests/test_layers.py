@@ -29,6 +29,7 @@ MAY_IMPORT = {  # layer: the other parts of lmpg that it may import
     "config": FOUNDATION | {"types", "training", "recipes"} | MIDDLE,
     "cli": FOUNDATION | {"types", "training", "recipes", "config"} | MIDDLE,
     "train": FOUNDATION | {"types", "training", "recipes", "config", "cli"} | MIDDLE,
+    "train_offline": FOUNDATION | {"types", "training", "recipes", "config", "cli"} | MIDDLE,
     "train_gym": FOUNDATION | {"types", "training", "config", "cli"} | MIDDLE,
 }
 LANGUAGE_MODELS = {"transformers", "peft", "tokenizers", "datasets"}

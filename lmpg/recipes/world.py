@@ -30,6 +30,18 @@ class World:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class OfflineWorld:
+    """A stage of a world as supervised or reward-model training finds it.
+
+    model_path: what it starts from. Rows have the default columns of such data.
+    """
+
+    model_path: Path
+    train_rows: list[dict[str, Any]]
+    held_out_rows: list[dict[str, Any]]
+
+
 class Recipe(Protocol):
     """A built-in world; a module with these two functions is one."""
 

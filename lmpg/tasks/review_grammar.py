@@ -2,7 +2,8 @@
 
 A review is a neutral opening (the prompt), then two opinion sentences and a closing (the
 response). Symbols that end in `+` or `-` make positive or negative text. The opening says what
-is reviewed, and the opinions are about parts of that.
+is reviewed, and the opinions are about parts of that, in words that suit the part. Both halves
+of a sentence are written in the same mood; a mixture is grammatical too.
 """
 
 from __future__ import annotations
@@ -132,7 +133,6 @@ def _rules() -> Rules:
 
 def _opinions(kind: str, mood: str) -> Rules:
     parts = [part for part, *_ in _PARTS[kind]]
-    other = "-" if mood == "+" else "+"
     pairs = [(one, two) for one in parts for two in parts if one != two]
     rules = {
         f"clause.{kind}.{part}{mood}": (
@@ -142,16 +142,15 @@ def _opinions(kind: str, mood: str) -> Rules:
         for part in parts
     }
     rules[f"clause.{kind}{mood}"] = tuple(f"{{clause.{kind}.{part}{mood}}}" for part in parts)
-    for name, joint, first in (("both", "and", mood), ("though", "but", other)):
-        rules[f"{name}.{kind}{mood}"] = tuple(
-            f"{{clause.{kind}.{one}{first}}}, {joint} the {{clause.{kind}.{two}{mood}}}"
+    for other in "+-":
+        rules[f"both.{kind}{mood}{other}"] = tuple(
+            f" The {{clause.{kind}.{one}{mood}}}, and the {{clause.{kind}.{two}{other}}}."
             for one, two in pairs
         )
     rules[f"sentence.{kind}{mood}"] = (
         f" The {{clause.{kind}{mood}}}.",
         f" {{judge}} {{verb{mood}}} the {{part.{kind}}}.",
-        f" The {{both.{kind}{mood}}}.",
-        f" The {{though.{kind}{mood}}}.",
+        f"{{both.{kind}{mood}{mood}}}",
     )
     return rules
 

@@ -121,7 +121,8 @@ def _form(kind: str, plan: str) -> str:
 
 @cache
 def _response_pattern(kind: str) -> re.Pattern[str]:
-    sentence = "|".join(pattern(RULES, f"{{sentence.{kind}{mood}}}") for mood in "+-")
+    symbols = [f"sentence.{kind}+", f"sentence.{kind}-", f"both.{kind}+-", f"both.{kind}-+"]
+    sentence = "|".join(pattern(RULES, f"{{{symbol}}}") for symbol in symbols)
     closing = "|".join(pattern(RULES, f"{{closing{mood}}}") for mood in "+-")
     return re.compile(f"(?:{sentence}){{{OPINIONS - 1}}}(?:{closing})")
 

@@ -131,6 +131,17 @@ class Processes:
             dist.destroy_process_group()
 
 
+class Alone(Processes):
+    """This process by itself, on the CPU, however many were started: for work done once."""
+
+    def __init__(self) -> None:
+        self.rank, self.count, self.is_main = 0, 1, True
+        self.device = torch.device("cpu")
+
+    def wait(self) -> None:
+        """There is nobody to wait for."""
+
+
 def _padded(x: Tensor, width: int, fill: float, pad: str) -> Tensor:
     missing = width - x.shape[1]
     return F.pad(x, (missing, 0) if pad == "left" else (0, missing), value=fill)

@@ -1,0 +1,150 @@
+"""The reviews world: a small language model that writes reviews, and raters who like good moods.
+
+Made from nothing but a grammar: tokenizer, warm start on reviews in both moods, reward model on
+raters' preferences; training asks for reviews that go on from given openings. The gold scorer
+reads what comes out and is never shown to training.
+"""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lmpg.data.prompts import Prompt
+from lmpg.data.rows import Row
+from lmpg.recipes.cache import cached
+from lmpg.recipes.stages import blank_model, read_facts, reward_model, warm_start
+from lmpg.recipes.tokenizers import byte_pair_tokenizer
+from lmpg.recipes.world import OfflineWorld, World
+from lmpg.tasks import reviews as task
+from lmpg.training.settings import OfflineSettings
+
+VERSION = 1
+"""Of the code that the stages depend on: a new number makes them all again."""
+SEED = 7
+HELD_OUT, OPENINGS = 256, 2304
+TEXTS, PAIRS = 6400, 3072
+VOCABULARY = 768
+SHAPE = {
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
+    "max_position_embeddings": 96,
+}
+RATER_ERRORS = 0.03
+GARBLED = 0.25
+SUPERVISED = OfflineSettings(
+    learning_rate=3e-3, schedule="linear", warmup_steps=10, minibatch_size=16, microbatch_size=16
+)
+PREFERENCES = OfflineSettings(
+    learning_rate=1e-3, schedule="linear", warmup_steps=5, minibatch_size=32, microbatch_size=32
+)
+
+
+def preset(algorithm: str) -> dict[str, Any]:
+    """Settings that suit the world, for `algorithm`."""
+    return {
+        "sampling": {"max_new_tokens": 48},
+        "update": {"learning_rate": 3e-4},
+        "run": {"total_steps": 60},
+    }
+
+
+def build() -> World:
+    """The world, from the cache where it has been made before."""
+    start, judge = _started(), _reward_model()
+    train, held_out = _openings()
+    return World(
+        model_path=start,
+        train_rows=[{"prompt": opening} for opening in train],
+        held_out_rows=[{"prompt": opening} for opening in held_out],
+        judge=gold,
+        reward_models=(str(judge),),
+        facts={"reward_model_pair_accuracy": read_facts(judge)["pair_accuracy"]},
+    )
+
+
+def gold(prompts: list[Prompt], completions: list[str]) -> dict[str, float]:
+    """gold_positive and gold_grammatical: shares of the responses; never shown to training."""
+    return task.gold([str(prompt.prompt) for prompt in prompts], completions)
+
+
+def supervised() -> OfflineWorld:
+    """The warm start, as supervised training finds it: a blank model and reviews."""
+    return OfflineWorld(_blank(), *_texts())
+
+
+def preferences() -> OfflineWorld:
+    """The reward model, as its training finds it: the warm start and raters' preferences."""
+    return OfflineWorld(_started(), *_preferences())
+
+
+def _blank() -> Path:
+    def make(folder: Path) -> None:
+        train, _ = _texts()
+        texts = [row["prompt"] + row["completion"] for row in train]
+        blank_model(folder, byte_pair_tokenizer(texts, VOCABULARY), SHAPE, SEED)
+
+    settings = {"version": VERSION, "seed": SEED, "texts": TEXTS, "openings": OPENINGS}
+    return cached("reviews-blank", {**settings, "vocabulary": VOCABULARY, "shape": SHAPE}, make)
+
+
+def _started() -> Path:
+    blank = _blank()
+
+    def make(folder: Path) -> None:
+        warm_start(folder, blank, _texts(), SUPERVISED, SEED, "reviews: warm start")
+
+    settings = {"from": blank.name, "update": SUPERVISED.model_dump()}
+    return cached("reviews-model", settings, make)
+
+
+def _reward_model() -> Path:
+    start = _started()
+
+    def make(folder: Path) -> None:
+        reward_model(folder, start, _preferences(), PREFERENCES, SEED, "reviews: reward model")
+
+    settings = {
+        "from": start.name,
+        "pairs": PAIRS,
+        "errors": RATER_ERRORS,
+        "garbled": GARBLED,
+        "update": PREFERENCES.model_dump(),
+    }
+    return cached("reviews-reward", settings, make)
+
+
+@cache
+def _openings() -> tuple[list[str], list[str]]:
+    """(train, held out): no opening is in both."""
+    drawn = task.openings(OPENINGS, random.Random(SEED))
+    return drawn[HELD_OUT:], drawn[:HELD_OUT]
+
+
+@cache
+def _texts() -> tuple[list[Row], list[Row]]:
+    """Reviews in both moods, of (train, held-out) openings."""
+    rng = random.Random(SEED + 1)
+    train, held_out = _openings()
+    drawn = [rng.choice(train) for _ in range(TEXTS)]
+    parts = ([task.mixed_review(opening, rng) for opening in part] for part in (drawn, held_out))
+    found = [[{"prompt": r.opening, "completion": r.response} for r in part] for part in parts]
+    return found[0], found[1]
+
+
+@cache
+def _preferences() -> tuple[list[Row], list[Row]]:
+    """Raters' choices between two reviews of (train, held-out) openings."""
+    rng = random.Random(SEED + 2)
+    train, held_out = _openings()
+    drawn = [rng.choice(train) for _ in range(PAIRS)]
+    parts = [
+        [task.preference(opening, rng, RATER_ERRORS, GARBLED) for opening in part]
+        for part in (drawn, held_out)
+    ]
+    return parts[0], parts[1]
