@@ -26,7 +26,8 @@ class LogitShape:
         """Logits in at least float32 from the head's raw output."""
         raw = raw.float() if raw.dtype in (torch.float16, torch.bfloat16) else raw
         if self.softcap is None:
-            return raw * (self.scale / self.temperature)
+            factor = self.scale / self.temperature
+            return raw if factor == 1 else raw * factor
         return torch.tanh(raw * (self.scale / self.softcap)) * (self.softcap / self.temperature)
 
     def slope(self, logits: Tensor) -> Tensor | float:
@@ -91,8 +92,8 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden, weight, bias, ids = ctx.saved_tensors
         grads = _Gradients(hidden, weight, bias, ctx.needs_input_grad, ctx.dtype)
         for rows, logits in _chunks(hidden, weight, bias, ctx.shape, ctx.chunk, ctx.dtype):
-            grad = _logits_grad(logits.log_softmax(1), ids[rows], grad_logprobs, grad_entropy, rows)
-            grads.add(rows, grad * ctx.shape.slope(logits))
+            grad = _logits_grad(logits, ids[rows], grad_logprobs, grad_entropy, rows)
+            grads.add(rows, grad.mul_(ctx.shape.slope(logits)))
         return grads.hidden, grads.weight, grads.bias, None, None, None, None
 
 
@@ -105,16 +106,19 @@ def _chunks(hidden, weight, bias, shape, chunk, dtype):
         yield rows, shape.logits(F.linear(hidden[rows].to(dtype), weight, bias))
 
 
-def _logits_grad(logp, ids, grad_logprobs, grad_entropy, rows) -> Tensor:
+def _logits_grad(logits, ids, grad_logprobs, grad_entropy, rows) -> Tensor:
     """d(Σ gₗ log p(id) + gₕ H) / d logits = gₗ (1[id] − p) − gₕ p (log p + H)."""
-    p = logp.exp()
-    grad = torch.zeros_like(p)
-    if grad_logprobs is not None:
-        g = grad_logprobs[rows, None].to(p.dtype)
-        grad = (-g * p).scatter_add_(1, ids[:, None], g)
+    p = logits.softmax(1)
+    towards_p = torch.zeros_like(p[:, :1])
     if grad_entropy is not None:
+        logp = logits.log_softmax(1)
         entropy = -(p * logp).sum(1, keepdim=True)
-        grad = grad - grad_entropy[rows, None].to(p.dtype) * p * (logp + entropy)
+        towards_p = grad_entropy[rows, None] * (logp + entropy)
+    if grad_logprobs is not None:
+        towards_p = towards_p + grad_logprobs[rows, None]
+    grad = p.mul_(-towards_p)
+    if grad_logprobs is not None:
+        grad.scatter_add_(1, ids[:, None], grad_logprobs[rows, None])
     return grad
 
 
