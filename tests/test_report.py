@@ -180,6 +180,11 @@ def test_chat_prompts_are_shown_as_messages(tmp_path):
 
 def test_the_terminal_shows_the_same_table():
     lines = before_after_lines(SUMMARY).splitlines()
+    assert before_after_lines({"before": {"kl": -1.2e-6}}).splitlines()[1].split() == [
+        "kl",
+        "0",
+        "–",
+    ]
     assert lines[1].split() == ["reward", "−1.250", "2.500"]
 
 

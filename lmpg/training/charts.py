@@ -112,13 +112,12 @@ class _Axes:
         for value in ticks(self.y0, self.y1, 4):
             y = f"{self.y(value):.1f}"
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-            parts.append(
-                f'<text x="{LEFT - 6}" y="{y}" dy="3.5" text-anchor="end">{_tick(value)}</text>'
-            )
+            text = _tick(value, max(abs(self.y0), abs(self.y1)))
+            parts.append(f'<text x="{LEFT - 6}" y="{y}" dy="3.5" text-anchor="end">{text}</text>')
         for value in ticks(self.x0, self.x1, 4):
             parts.append(
                 f'<text x="{self.x(value):.1f}" y="{HEIGHT - 7}" text-anchor="middle">'
-                f"{_tick(value)}</text>"
+                f"{_tick(value, abs(self.x1))}</text>"
             )
         return "".join(parts)
 
@@ -159,8 +158,9 @@ def _legend(panel: Panel) -> str:
     return f"<span>{''.join(keys)}</span>"
 
 
-def _tick(value: float) -> str:
-    if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
+def _tick(value: float, largest: float) -> str:
+    """A number at an axis that goes up to `largest`."""
+    if value and (largest >= 1e5 or largest < 2e-3):
         mantissa, _, exponent = f"{value:.1e}".partition("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}".replace("-", "−")
     return f"{value:,.10g}".replace("-", "−")

@@ -19,6 +19,7 @@ PANELS = (  # title, metrics, what to look for; "eval" figures of the same name 
     ("Reward", ("reward",), "Mean score of the responses, or what the environment paid."),
     ("Episode return", ("episode/return_mean",), "Mean return of the episodes that ended."),
     ("Episode length", ("episode/length_mean",), "Mean length of the episodes that ended."),
+    ("Spread of the rewards", ("reward_std",), "Standard deviation; 0 teaches nothing."),
     ("KL to the reference", ("objective/kl",), "Nats per response; large values mean drift."),
     ("Accuracy", ("accuracy",), "Share of right answers."),
     ("Loss", ("loss/total", "loss"), "What the optimizer minimises."),
@@ -166,8 +167,8 @@ def before_after(summary: Mapping) -> str:
     rows = []
     for name in names:
         old, new = before.get(name), after.get(name)
-        cells = [number(old), number(new), _change(old, new)]
-        cells += [number(best.get(name))] if best else []
+        cells = [_figure(old), _figure(new), _change(old, new)]
+        cells += [_figure(best.get(name))] if best else []
         rows.append(
             [
                 f"<b>{escape(name)}</b>",
@@ -182,7 +183,12 @@ def before_after(summary: Mapping) -> str:
 def _change(old: Any, new: Any) -> str:
     if not _is_number(old) or not _is_number(new):
         return "–"
-    return ("+" if new > old else "") + number(new - old)
+    return ("+" if new > old else "") + _figure(new - old)
+
+
+def _figure(value: float | None) -> str:
+    """An evaluation's figure; what is rounding error, such as the first KL, is 0."""
+    return number(round(value, 4) if _is_number(value) else None)  # type: ignore[arg-type]
 
 
 def before_after_lines(summary: Mapping) -> str:
@@ -190,7 +196,7 @@ def before_after_lines(summary: Mapping) -> str:
     before, after = summary.get("before", {}), summary.get("after", {})
     lines = [f"{'':>18}  {'before':>10}  {'after':>10}"]
     for name in {**before, **after}:
-        cells = "  ".join(f"{number(part.get(name)):>10}" for part in (before, after))
+        cells = "  ".join(f"{_figure(part.get(name)):>10}" for part in (before, after))
         lines.append(f"{name:>18}  {cells}")
     return "\n".join(lines)
 
@@ -199,7 +205,7 @@ def _cards(summary: Mapping) -> list[tuple[str, str, str]]:
     """The figures that matter most: name, before, after."""
     before, after = summary.get("before", {}), summary.get("after", {})
     names = [n for n in HEADLINES if _is_number(after.get(n))][:4]
-    return [(n, number(before.get(n)), number(after[n])) for n in names]
+    return [(n, _figure(before.get(n)), _figure(after[n])) for n in names]
 
 
 def _lead(summary: Mapping, metrics: list[dict[str, Any]]) -> str:
