@@ -65,9 +65,9 @@ def save_envs(envs: VectorEnv) -> State:
     `unknown` names what a native environment holds beside arrays and numbers; with any of it the
     environment cannot be restored.
     """
-    if is_native(envs):
-        return _save_native(envs.unwrapped)
-    return {"copies": [_to_tensors(s) for s in envs.call("snapshot")], "unknown": []}
+    if isinstance(envs, SyncVectorEnv | AsyncVectorEnv):
+        return {"copies": [_to_tensors(s) for s in envs.call("snapshot")], "unknown": []}
+    return _save_native(envs.unwrapped)
 
 
 def load_envs(envs: VectorEnv, state: State) -> np.ndarray | None:
@@ -75,14 +75,10 @@ def load_envs(envs: VectorEnv, state: State) -> np.ndarray | None:
 
     Returns the raw observations that a replay ended at, for comparison; None from a native one.
     """
-    if is_native(envs):
-        return _load_native(envs.unwrapped, state)
-    return np.stack(envs.call("rewind", [_to_arrays(s) for s in state["copies"]]))
-
-
-def is_native(envs: VectorEnv) -> bool:
-    """Whether `envs` steps all copies as arrays, instead of holding single environments."""
-    return not isinstance(envs.unwrapped, SyncVectorEnv | AsyncVectorEnv)
+    if isinstance(envs, SyncVectorEnv | AsyncVectorEnv):
+        return np.stack(envs.call("rewind", [_to_arrays(s) for s in state["copies"]]))
+    _load_native(envs.unwrapped, state)
+    return None
 
 
 _PLAIN = (type(None), bool, int, float, str, Space, EnvSpec, dict, tuple)

@@ -43,7 +43,7 @@ class Actions:
     """Between the policy's actions and the environment's."""
 
     spec: ActionSpec
-    space: Space
+    space: spaces.Discrete | spaces.Box
 
     @classmethod
     def of(cls, space: Space, env_id: str) -> Actions:
@@ -59,8 +59,8 @@ class Actions:
 
     def for_env(self, actions: np.ndarray) -> np.ndarray:
         """As the environment takes them: shifted to its start, or clipped to its bounds."""
-        if isinstance(self.space, spaces.Discrete):
-            return actions + self.space.start if self.space.start else actions
-        shaped = actions.reshape(len(actions), *self.space.shape)
-        clipped = np.clip(shaped, self.space.low, self.space.high)
-        return clipped.astype(self.space.dtype, copy=False)
+        if isinstance(self.space, spaces.Box):
+            shaped = actions.reshape(len(actions), *self.space.shape)
+            clipped = np.clip(shaped, self.space.low, self.space.high)
+            return clipped.astype(self.space.dtype, copy=False)
+        return actions + self.space.start if self.space.start else actions

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +20,11 @@ from lmpg.models.settings import PolicySettings
 from lmpg.sections import UserError
 from lmpg.types import Evaluation
 
-_ACTIVATIONS = {"tanh": (nn.Tanh, np.tanh), "relu": (nn.ReLU, lambda x: np.maximum(x, 0))}
+_MODULES: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+_FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "tanh": np.tanh,
+    "relu": lambda x: np.maximum(x, 0),
+}
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class MLPPolicy(nn.Module):
         return self.distribution.noise(num_steps, num_envs, generator)
 
     def _actor_outputs(self, features: np.ndarray) -> np.ndarray:
-        activate = _ACTIVATIONS[self.settings.activation][1]
+        activate = _FUNCTIONS[self.settings.activation]
         *hidden, last = _linears(self.actor)
         x = features
         for layer in hidden:
@@ -132,7 +137,7 @@ def load_policy(folder: str | Path) -> MLPPolicy:
 def _mlp(sizes: tuple[int, ...], activation: str) -> nn.Sequential:
     layers: list[nn.Module] = []
     for fan_in, fan_out in itertools.pairwise(sizes):
-        layers += [nn.Linear(fan_in, fan_out), _ACTIVATIONS[activation][0]()]
+        layers += [nn.Linear(fan_in, fan_out), _MODULES[activation]()]
     return nn.Sequential(*layers[:-1])
 
 
