@@ -12,6 +12,7 @@ from lmpg.cli import parse
 from lmpg.config import OfflineLearningSettings, RewardModelSettings, SftSettings, Values
 from lmpg.data.preferences import PairSet, load_pairs, pairs_from_rows
 from lmpg.data.texts import TextSet, load_texts, texts_from_rows
+from lmpg.models.folders import save_folder
 from lmpg.models.loading import (
     context_length,
     load_policy,
@@ -140,11 +141,7 @@ def _reward_model(
     bf16 = settings.model.precision == "bf16"
     objective = BradleyTerry(model, tokenizer, pairs, settings.run.seed, processes, bf16)
 
-    def save(folder: Path) -> None:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-    return objective, save
+    return objective, lambda folder: save_folder(folder, model, tokenizer)
 
 
 def _say(data: TextSet | PairSet, processes: Processes) -> None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers.utils import logging as transformers_logging
 
 from lmpg.models import value_head as value_heads
+from lmpg.models.folders import quiet
 from lmpg.models.head import refuse_unknown_head
 from lmpg.models.lora import with_adapter
 from lmpg.models.policy import CausalLMPolicy
@@ -168,7 +167,7 @@ def _loaded(what: str, load: Callable, path: str, **arguments) -> Any:
             f"model path {path} does not exist, expected a folder with a {what} or a Hub id"
         )
     try:
-        with _quiet():
+        with quiet():
             return load(str(folder) if folder.is_dir() else path, **arguments)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split(os.linesep)[0]
@@ -176,20 +175,3 @@ def _loaded(what: str, load: Callable, path: str, **arguments) -> Any:
             f"no {what} could be loaded from {path}, expected a Hub id that can be reached or a "
             f"folder written by save_pretrained: {reason}"
         ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the bars and load reports of transformers: errors still raise."""
-    verbosity, bars = (
-        transformers_logging.get_verbosity(),
-        transformers_logging.is_progress_bar_enabled(),
-    )
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
+from lmpg.models.folders import save_folder
 from lmpg.models.settings import LoraSettings
 from lmpg.sections import UserError
 
@@ -67,9 +68,8 @@ def save_adapter_and_merged(model: nn.Module, folder: Path, tokenizer) -> None:
     A copy is merged: adding the adapter to the live weights and taking it off again would round.
     """
     model.save_pretrained(str(folder), save_embedding_layers=False)
-    merged = copy.deepcopy(model).merge_and_unload()
-    merged.save_pretrained(folder / "merged")
-    tokenizer.save_pretrained(folder / "merged")
+    tokenizer.save_pretrained(folder)
+    save_folder(folder / "merged", copy.deepcopy(model).merge_and_unload(), tokenizer)
 
 
 def _has_transposed_layers(model: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lmpg.models.folders import save_folder
 from lmpg.models.head import Head
 from lmpg.models.inputs import accepted, forward_arguments, trimmed
 from lmpg.models.lora import adapter_off, save_adapter_and_merged, unwrapped
@@ -158,10 +159,9 @@ class CausalLMPolicy(nn.Module):
         """
         folder = Path(folder)
         if self.model is self.causal_lm:
-            self.model.save_pretrained(folder)
+            save_folder(folder, self.model, tokenizer)
         else:
             save_adapter_and_merged(self.model, folder, tokenizer)
-        tokenizer.save_pretrained(folder)
         if self.value_head is not None:
             save_value_head(self.value_head, folder)
 

@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from lmpg.data.preferences import PairSet, pairs_from_rows
 from lmpg.data.rows import Row
 from lmpg.data.texts import texts_from_rows
+from lmpg.models.folders import save_folder
 from lmpg.models.loading import load_policy, load_sequence_classifier, load_tokenizer
 from lmpg.models.policy import CausalLMPolicy
 from lmpg.models.settings import ModelSettings
@@ -46,8 +47,7 @@ def blank_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_folder(folder, model, tokenizer)
 
 
 def warm_start(
@@ -91,8 +91,7 @@ def reward_model(
     pairs = PairSet(*(pairs_from_rows(part, tokenizer, context) for part in rows))
     objective = BradleyTerry(model, tokenizer, pairs, seed, Alone())
     _learn(OfflineUpdater(objective, settings, Alone()), name)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_folder(folder, model, tokenizer)
     write_facts(folder, objective.evaluate())
 
 
@@ -106,9 +105,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return json.loads((folder / FACTS).read_text(encoding="utf-8"))
 
 
-def _learn(
-    updater: OfflineUpdater, name: str, stop: Callable[[int], bool] | None = None
-) -> None:
+def _learn(updater: OfflineUpdater, name: str, stop: Callable[[int], bool] | None = None) -> None:
     started = said = time.monotonic()
     for step in range(1, updater.total_steps + 1):
         metrics = updater.update(step)
@@ -117,7 +114,8 @@ def _learn(
         if done or step == 1 or now - said > SECONDS_BETWEEN_LINES:
             said = now
             figures = " | ".join(
-                f"{label} {metrics[label]:.3f}" for label in ("loss", "pair_accuracy")
+                f"{label} {metrics[label]:.3f}"
+                for label in ("loss", "pair_accuracy")
                 if label in metrics
             )
             print(
