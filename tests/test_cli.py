@@ -204,8 +204,8 @@ def test_bad_input_ends_with_its_message_and_exit_code_2(capsys):
     assert ended(lambda: parse("--update.epochs", "0", "--update.learning-rate", "0")) == 2
     err = capsys.readouterr().err
     assert "Traceback" not in err
-    assert err.splitlines()[0] == "error: update.epochs = '0': expected greater than or equal to 1"
-    assert err.splitlines()[1].startswith("       update.learning_rate = '0'")
+    assert err.splitlines()[0] == "error: update.learning_rate = '0': expected greater than 0"
+    assert err.splitlines()[1].startswith("       update.epochs = '0'")
 
 
 def test_ctrl_c_says_how_to_go_on_and_ends_with_130(tmp_path, capsys):

@@ -195,7 +195,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
          "settings"),
         ({"model": {"lora": {"rnk": 8}}}, "f: unknown setting model.lora.rnk = 8; did you mean "
          "model.lora.rank?"),
-        ({"update": 3}, "f: update = 3, expected a section with keys such as update.rollout_size"),
+        ({"update": 3}, "f: update = 3, expected a section with keys such as update.learning_rate"),
         ({7: 3}, "f: unknown setting 7 = 3; see --help for all settings"),
     ],
 )  # fmt: skip

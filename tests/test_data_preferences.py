@@ -113,9 +113,8 @@ def test_preference_pairs_are_shuffled_anew_each_epoch_and_all_used(load):
 def test_held_out_texts_are_not_trained_on(load):
     pairs = load([{"text": f"text {i}", "label": i % 2} for i in range(50)])
     train = {text for pair in texts_of(pairs.epoch(0, 0)) for text in pair}
-    assert train.isdisjoint(
-        text for pair in texts_of(as_pairs(pairs.held_out, 0, 0)) for text in pair
-    )
+    held_out = {text for pair in texts_of(as_pairs(pairs.held_out, 0, 0)) for text in pair}
+    assert train.isdisjoint(held_out)
 
 
 def test_labels_that_cannot_be_ranked_are_refused(load):
