@@ -29,7 +29,7 @@ from lmpg.training.supervised import NextToken
 
 FACTS = "facts.json"
 SECONDS_BETWEEN_LINES = 2.0
-Stop = Callable[[CausalLMPolicy, int], bool]
+Stop = Callable[[CausalLMPolicy, Any, int], bool]
 
 
 def blank_model(
@@ -68,7 +68,7 @@ def warm_start(
     train, held_out = (texts_from_rows(part, tokenizer, policy.context_length) for part in rows)
     objective = NextToken(policy, train, held_out, seed, Alone())
     updater = OfflineUpdater(objective, settings, Alone())
-    _learn(updater, name, stop and (lambda step: stop(policy, step)))
+    _learn(updater, name, stop and (lambda step: stop(policy, tokenizer, step)))
     policy.save_pretrained(folder, tokenizer)
     write_facts(folder, objective.evaluate())
 
