@@ -39,7 +39,7 @@ def settings(*argv: str) -> GymSettings:
 
 def test_the_preset_of_an_environment_is_picked_by_its_id():
     assert settings().algorithm.gamma == 0.98
-    assert settings("--env.id", "Pendulum-v1").algorithm.gamma == 0.9
+    assert settings("--env.id", "Pendulum-v1").algorithm.gamma == 0.95
     assert settings("--env.id", "Acrobot-v1").algorithm.gamma == 0.99
     assert file_stem("phys2d/CartPole-v1") == "phys2d_cartpole_v1"
 
