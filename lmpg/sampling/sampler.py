@@ -111,7 +111,7 @@ class _Decoding:
         hidden_PLD = self._forward(ids_PL, mask_PL, positions_PL)
         prompt_B = torch.tensor([distinct[tuple(ids)] for ids in prompts], device=device)
         prompt_B = prompt_B.repeat_interleave(group_size)
-        self._cache.batch_select_indices(prompt_B)
+        self._cache.reorder_cache(prompt_B)
         self._hidden_RD = hidden_PLD[:, -1].index_select(0, prompt_B)
         self._position_R = lengths_P.index_select(0, prompt_B)
         mask_BL = mask_PL.index_select(0, prompt_B)
@@ -153,7 +153,7 @@ class _Decoding:
         keep = self._going_R.nonzero()[:, 0]
         for name in ("_rows_R", "_going_R", "_limits_R", "_tokens_R", "_position_R", "_mask_RL"):
             setattr(self, name, getattr(self, name).index_select(0, keep))
-        self._cache.batch_select_indices(keep)
+        self._cache.reorder_cache(keep)
         return len(keep) > 0
 
     def advance(self) -> None:
