@@ -5,7 +5,7 @@ import math
 import pytest
 
 from lmpg.data.preferences import pairs_from_rows
-from lmpg.rewards.models import ModelReward
+from lmpg.rewards.models import ModelReward, model_name
 from lmpg.rewards.scorer import Scorer
 from lmpg.rewards.settings import RewardSettings
 from lmpg.sections import UserError
@@ -79,3 +79,11 @@ def test_a_model_that_does_not_exist_or_has_no_tokenizer_is_refused(tmp_path):
     tiny_model("reward").save_pretrained(tmp_path / "bare")
     with pytest.raises(UserError, match=r"rewards.models: .*bare has no tokenizer that loads"):
         Scorer(RewardSettings(models=(str(tmp_path / "bare"),)))
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("runs/judge/final", "judge"), ("me/judge", "judge"), ("final", "final"), ("/final", "final")],
+)
+def test_a_model_is_named_after_its_run_where_its_folder_says_nothing(path, name):
+    assert model_name(path) == name

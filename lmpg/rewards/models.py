@@ -44,7 +44,7 @@ class ModelReward:
                 f"model: {str(error).splitlines()[0]}"
             ) from None
         context = min(context_length(model.config, tokenizer), tokenizer.model_max_length)
-        return cls(folder.name, SequenceScorer(model, tokenizer), tokenizer, context)
+        return cls(model_name(path), SequenceScorer(model, tokenizer), tokenizer, context)
 
     def score(
         self,
@@ -62,3 +62,10 @@ class ModelReward:
 
     def close(self) -> None:
         """Nothing to end."""
+
+
+def model_name(path: str) -> str:
+    """Last part of a path or Hub id that says more than that it is a run's result."""
+    folder = Path(path).expanduser()
+    parts = [part for part in folder.parts if part not in ("final", "merged", "best")]
+    return parts[-1] if parts and parts[-1] != folder.root else folder.name
