@@ -44,12 +44,22 @@ CHECK_EVERY = 10
 
 def preset(algorithm: str) -> dict[str, Any]:
     """Settings that suit the world, for `algorithm`."""
-    return {
+    values: dict[str, Any] = {
         "sampling": {"max_new_tokens": NEW_TOKENS},
-        "update": {"learning_rate": 3e-4, "rollout_size": 256, "minibatch_size": 128},
+        "update": {
+            "rollout_size": 512,
+            "minibatch_size": 128,
+            "microbatch_size": 128,
+            "epochs": 1,
+            "learning_rate": 1e-4,
+            "warmup_steps": 10,
+        },
         "evaluation": {"size": HELD_OUT},
-        "run": {"total_steps": 100},
+        "run": {"total_steps": 200},
     }
+    if algorithm == "grpo":
+        values["algorithm"] = {"group_size": 16}
+    return values
 
 
 def build() -> World:

@@ -33,7 +33,7 @@ Stop = Callable[[CausalLMPolicy, Any, int], bool]
 
 
 def blank_model(
-    folder: Path, tokenizer: PreTrainedTokenizerFast, shape: dict[str, int], seed: int
+    folder: Path, tokenizer: PreTrainedTokenizerFast, shape: dict[str, Any], seed: int
 ) -> None:
     """A random Llama with tied embeddings and the tokenizer's vocabulary, saved in `folder`."""
     config = LlamaConfig(
