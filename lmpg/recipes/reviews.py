@@ -50,8 +50,10 @@ def preset(algorithm: str) -> dict[str, Any]:
     """Settings that suit the world, for `algorithm`."""
     return {
         "sampling": {"max_new_tokens": 48},
-        "update": {"learning_rate": 3e-4},
-        "run": {"total_steps": 60},
+        "algorithm": {"kl_coef": 0.2},
+        "update": {"learning_rate": 2e-4},
+        "evaluation": {"every": 10},
+        "run": {"total_steps": 40},
     }
 
 
