@@ -182,6 +182,13 @@ def test_continuous_actions_are_clipped_for_the_environment_only():
     assert drawn.abs().max() > 2  # recorded, and evaluated, as drawn
 
 
+def test_observations_are_kept_although_environments_reuse_their_buffer():
+    envs = make_envs(EnvSettings(id="Pendulum-v1"), 2)
+    runner = Runner(envs, "Pendulum-v1", seed=0)
+    observations = runner.collect(agent(runner), 6, generator(0)).inputs["observations"]
+    assert len({tuple(row) for row in observations[0].tolist()}) == 3
+
+
 def test_discrete_spaces_are_one_hot_and_may_start_anywhere():
     space = gymnasium.spaces.Discrete(3, start=5)
     features = Observations.of(space, "x").features(np.array([5, 7]))
