@@ -114,8 +114,10 @@ def _supervised(settings: SftSettings, world: OfflineWorld | None, processes: Pr
     if world is None:
         texts = load_texts(settings.data, tokenizer, policy.context_length)
     else:
-        parts = (world.train_rows, world.held_out_rows)
-        texts = TextSet(*(texts_from_rows(x, tokenizer, policy.context_length) for x in parts))
+        texts = TextSet(
+            texts_from_rows(world.train_rows, tokenizer, policy.context_length),
+            texts_from_rows(world.held_out_rows, tokenizer, policy.context_length),
+        )
     _say(texts, processes)
     seed = settings.run.seed
     objective = NextToken(policy, texts.train, texts.held_out, seed, processes)
@@ -135,8 +137,10 @@ def _reward_model(
     if world is None:
         pairs = load_pairs(settings.data, tokenizer, context)
     else:
-        parts = (world.train_rows, world.held_out_rows)
-        pairs = PairSet(*(pairs_from_rows(part, tokenizer, context) for part in parts))
+        pairs = PairSet(
+            pairs_from_rows(world.train_rows, tokenizer, context),
+            pairs_from_rows(world.held_out_rows, tokenizer, context),
+        )
     _say(pairs, processes)
     bf16 = settings.model.precision == "bf16"
     objective = BradleyTerry(model, tokenizer, pairs, settings.run.seed, processes, bf16)

@@ -18,7 +18,12 @@ from lmpg.data.preferences import PairSet, pairs_from_rows
 from lmpg.data.rows import Row
 from lmpg.data.texts import texts_from_rows
 from lmpg.models.folders import save_folder
-from lmpg.models.loading import load_policy, load_sequence_classifier, load_tokenizer
+from lmpg.models.loading import (
+    context_length,
+    load_policy,
+    load_sequence_classifier,
+    load_tokenizer,
+)
 from lmpg.models.policy import CausalLMPolicy
 from lmpg.models.settings import ModelSettings
 from lmpg.training.offline import OfflineUpdater
@@ -67,7 +72,7 @@ def warm_start(
     policy = load_policy(ModelSettings(path=str(blank)), tokenizer, critic=False, temperature=1.0)
     train, held_out = (texts_from_rows(part, tokenizer, policy.context_length) for part in rows)
     objective = NextToken(policy, train, held_out, seed, Alone())
-    updater = OfflineUpdater(objective, settings, Alone())
+    updater: OfflineUpdater = OfflineUpdater(objective, settings, Alone())
     _learn(updater, name, stop and (lambda step: stop(policy, tokenizer, step)))
     policy.save_pretrained(folder, tokenizer)
     write_facts(folder, objective.evaluate())
@@ -87,9 +92,9 @@ def reward_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = load_sequence_classifier(str(start), new_head=True)
-    context = model.config.max_position_embeddings
-    pairs = PairSet(*(pairs_from_rows(part, tokenizer, context) for part in rows))
-    objective = BradleyTerry(model, tokenizer, pairs, seed, Alone())
+    context = context_length(model.config, tokenizer)
+    train, held_out = (pairs_from_rows(part, tokenizer, context) for part in rows)
+    objective = BradleyTerry(model, tokenizer, PairSet(train, held_out), seed, Alone())
     _learn(OfflineUpdater(objective, settings, Alone()), name)
     save_folder(folder, model, tokenizer)
     write_facts(folder, objective.evaluate())

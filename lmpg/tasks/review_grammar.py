@@ -134,7 +134,7 @@ def _rules() -> Rules:
 def _opinions(kind: str, mood: str) -> Rules:
     parts = [part for part, *_ in _PARTS[kind]]
     pairs = [(one, two) for one in parts for two in parts if one != two]
-    rules = {
+    rules: Rules = {
         f"clause.{kind}.{part}{mood}": (
             f"{{{kind}.{part}.one}} was {{adverb}}{{{part}{mood}}}",
             f"{{{kind}.{part}.many}} were {{adverb}}{{{part}{mood}}}",

@@ -115,7 +115,7 @@ def kind_of(opening: str) -> str:
 
 
 def _form(kind: str, plan: str) -> str:
-    first, second, closing = plan
+    first, second, closing = tuple(plan)
     return f"{{sentence.{kind}{first}}}{{sentence.{kind}{second}}}{{closing{closing}}}"
 
 

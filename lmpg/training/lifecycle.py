@@ -6,12 +6,15 @@ import time
 from typing import Any
 
 from lmpg.training import checkpoint
+from lmpg.training.offline import Offline
 from lmpg.training.online import Online, RunStopped
 from lmpg.training.report import write_report
 from lmpg.training.run_folder import FINISHED, RunFolder, versions, write_summary
 
+Loop = Online | Offline
 
-def carry_out(online: Online, folder: RunFolder, name: str, facts: dict[str, Any]) -> None:
+
+def carry_out(online: Loop, folder: RunFolder, name: str, facts: dict[str, Any]) -> None:
     """Train until the end or an interruption, and leave everything in the run's folder.
 
     `facts` go into the summary as they are. After an interruption the same command with
@@ -32,7 +35,7 @@ def carry_out(online: Online, folder: RunFolder, name: str, facts: dict[str, Any
     _conclude(online, folder, found, started, name, facts)
 
 
-def resume(online: Online, folder: RunFolder) -> None:
+def resume(online: Loop, folder: RunFolder) -> None:
     """Go on from the newest whole checkpoint; start over where there is none yet."""
     if folder.status != "resuming":
         return
@@ -47,7 +50,7 @@ def resume(online: Online, folder: RunFolder) -> None:
 
 
 def _conclude(
-    online: Online,
+    online: Loop,
     folder: RunFolder,
     found: dict[str, Any],
     started: float,

@@ -34,10 +34,14 @@ class Objective(Protocol[E]):
     headline: the held-out figure by which `best/` is chosen. unit: what `num_tokens` counts.
     """
 
-    module: nn.Module
     headline: str
     lower_is_better: bool
     unit: str
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained."""
+        ...
 
     def epoch(self, number: int) -> list[E]:
         """The examples of an epoch (from 0), in their order."""
