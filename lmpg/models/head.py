@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lmpg.functional.logprobs import LogitShape, head_logits, token_logprobs
 from lmpg.sections import UserError
@@ -18,7 +19,7 @@ class Head:
     Not a module: it owns nothing, the weights are the model's.
     """
 
-    def __init__(self, causal_lm: nn.Module, temperature: float):
+    def __init__(self, causal_lm: PreTrainedModel, temperature: float):
         self._linear = causal_lm.get_output_embeddings()
         self._shape = LogitShape(temperature, *_scale_and_softcap(causal_lm.config))
         if type(self._linear) is not nn.Linear:

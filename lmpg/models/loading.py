@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
+from transformers import PreTrainedModel
 
 from lmpg.models import value_head as value_heads
 from lmpg.models.folders import quiet
@@ -51,10 +52,9 @@ def load_policy(
     _refuse_smaller_vocabulary(settings.path, model, tokenizer)
     eos_token_ids = all_eos_token_ids(model, tokenizer)
     pad_token_id = tokenizer.pad_token_id
-    if settings.lora.rank > 0:
-        model = with_adapter(model, settings.lora)
+    lora = settings.lora
     policy = CausalLMPolicy(
-        model,
+        with_adapter(model, lora) if lora.rank > 0 else model,
         _value_head(settings.path, model) if critic else None,
         temperature=temperature,
         eos_token_ids=eos_token_ids,
@@ -66,7 +66,7 @@ def load_policy(
     return policy
 
 
-def load_causal_lm(path: str | None, trust_remote_code: bool = False) -> nn.Module:
+def load_causal_lm(path: str | None, trust_remote_code: bool = False) -> PreTrainedModel:
     """A transformers causal language model with float32 weights, in eval mode."""
     if path is None:
         raise UserError("model.path is not set, expected a Hub id or the folder of a causal LM")
@@ -118,7 +118,7 @@ def load_sequence_classifier(
     return model.eval()
 
 
-def all_eos_token_ids(model: nn.Module, tokenizer) -> tuple[int, ...]:
+def all_eos_token_ids(model: PreTrainedModel, tokenizer) -> tuple[int, ...]:
     """Every id that ends a response: the tokenizer's, then those of the generation_config."""
     extra = getattr(model.generation_config, "eos_token_id", None)
     extra = [extra] if isinstance(extra, int) else list(extra or [])
@@ -134,7 +134,7 @@ def context_length(config, tokenizer) -> int:
     return min(tokenizer.model_max_length, _UNBOUNDED)
 
 
-def _value_head(path: str | None, model: nn.Module) -> nn.Linear:
+def _value_head(path: str | None, model: PreTrainedModel) -> nn.Linear:
     hidden_size = model.get_output_embeddings().weight.shape[1]
     folder = Path(str(path)).expanduser()
     if not (folder / value_heads.FILE).is_file():
@@ -148,8 +148,9 @@ def _value_head(path: str | None, model: nn.Module) -> nn.Linear:
     return head
 
 
-def _refuse_smaller_vocabulary(path: str | None, model: nn.Module, tokenizer) -> None:
-    rows = model.get_input_embeddings().weight.shape[0]
+def _refuse_smaller_vocabulary(path: str | None, model: PreTrainedModel, tokenizer) -> None:
+    embedding: Any = model.get_input_embeddings()
+    rows = len(embedding.weight)
     largest = max(tokenizer.get_vocab().values())
     if largest >= rows:
         raise UserError(

@@ -7,15 +7,17 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from lmpg.models.folders import save_folder
 from lmpg.models.settings import LoraSettings
 from lmpg.sections import UserError
 
 
-def with_adapter(model: nn.Module, settings: LoraSettings) -> nn.Module:
+def with_adapter(model: PreTrainedModel, settings: LoraSettings) -> nn.Module:
     """`model` frozen, with adapters that start at zero: its output is the same.
 
     Their first factors are drawn from torch's global generator.
@@ -30,7 +32,7 @@ def with_adapter(model: nn.Module, settings: LoraSettings) -> nn.Module:
     targets = list(settings.target_modules) or "all-linear"
     config = peft.LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]
         lora_dropout=0.0,
         target_modules=targets,
         fan_in_fan_out=_has_transposed_layers(model),
@@ -50,19 +52,19 @@ def with_adapter(model: nn.Module, settings: LoraSettings) -> nn.Module:
     return wrapped
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: Any) -> PreTrainedModel:
     """The transformers model inside a peft model, or the model itself."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 @contextmanager
-def adapter_off(model: nn.Module) -> Iterator[None]:
+def adapter_off(model: Any) -> Iterator[None]:
     """The peft model computes without its adapter inside the block."""
     with model.disable_adapter():
         yield
 
 
-def save_adapter_and_merged(model: nn.Module, folder: Path, tokenizer) -> None:
+def save_adapter_and_merged(model: Any, folder: Path, tokenizer) -> None:
     """The adapter in `folder`, the whole model for plain transformers in `folder`/merged.
 
     A copy is merged: adding the adapter to the live weights and taking it off again would round.
@@ -77,7 +79,7 @@ def _has_transposed_layers(model: nn.Module) -> bool:
     return any(type(module).__name__ == "Conv1D" for module in model.modules())
 
 
-def _linear_names(model: nn.Module) -> list[str]:
+def _linear_names(model: PreTrainedModel) -> list[str]:
     head = model.get_output_embeddings()
     linear = {
         name.rsplit(".", 1)[-1]
@@ -87,7 +89,7 @@ def _linear_names(model: nn.Module) -> list[str]:
     return sorted(linear)
 
 
-def _refuse_embeddings(model: nn.Module, targets) -> None:
+def _refuse_embeddings(model: PreTrainedModel, targets) -> None:
     """An adapter there would change the output layer, which is read by its plain weight."""
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         if hasattr(layer, "lora_A"):

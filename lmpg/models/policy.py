@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lmpg.models.folders import save_folder
 from lmpg.models.head import Head
@@ -48,7 +49,7 @@ class CausalLMPolicy(nn.Module):
         self.train(False)
 
     @property
-    def causal_lm(self) -> nn.Module:
+    def causal_lm(self) -> PreTrainedModel:
         """The transformers model, with any adapter inside its layers."""
         return unwrapped(self.model)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +34,13 @@ def sequence_scores(model: nn.Module, ids: Sequence[Sequence[int]]) -> Tensor:
     end_N = torch.full_like(lengths_N, ids_NL.shape[1])
     mask_NL, positions_NL = mask_and_positions(end_N - lengths_N, end_N, ids_NL.shape[1])
     arguments = {"input_ids": ids_NL, "attention_mask": mask_NL, "position_ids": positions_NL}
-    trunk = model.base_model
+    trunk: Any = model.base_model
     hidden_ND = trunk(**accepted(trunk, arguments), use_cache=False).last_hidden_state[:, -1]
     with torch.autocast(device.type, enabled=False):
         return head(hidden_ND.float())[:, 0]
 
 
-def _own_forward(model: nn.Module, ids: Sequence[Sequence[int]], lengths_N: Tensor) -> Tensor:
+def _own_forward(model: Any, ids: Sequence[Sequence[int]], lengths_N: Tensor) -> Tensor:
     pad_token_id = model.config.get_text_config().pad_token_id
     if pad_token_id is None:
         raise UserError(
@@ -76,7 +77,7 @@ class SequenceScorer:
                 scores[i] = score
         return scores
 
-    def _ids(self, sequence: str | Sequence[int]) -> list[int]:
+    def _ids(self, sequence: str | Sequence[int]) -> Sequence[int]:
         return self.tokenizer(sequence)["input_ids"] if isinstance(sequence, str) else sequence
 
     def _fitting(self, ids: Sequence[int]) -> Sequence[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,7 +86,9 @@ class Sampler:
 class _Decoding:
     """The state of one batch: the cache of the R rows still going, the record of all B rows."""
 
-    def __init__(self, policy: CausalLMPolicy, prompts, group_size: int, limits_B: Tensor):
+    def __init__(
+        self, policy: CausalLMPolicy, prompts: list[list[int]], group_size: int, limits_B: Tensor
+    ):
         self._policy, device = policy, policy.device
         self._eos = torch.tensor(policy.eos_token_ids, device=device)
         self._limits_R = self._limits_B = limits_B.to(device)
@@ -97,7 +100,7 @@ class _Decoding:
         self._logprobs_BT = torch.zeros(shape, device=device)
         self._entropy_BT = torch.zeros(shape, device=device)
         self._values_BT = torch.zeros(shape, device=device)
-        self._cache = DynamicCache(config=policy.causal_lm.config)
+        self._cache: Any = DynamicCache(config=policy.causal_lm.config)
         self._prefill(prompts, group_size, steps=shape[1])
 
     def _prefill(self, prompts: list[list[int]], group_size: int, steps: int) -> None:
