@@ -24,8 +24,8 @@ from lmpg.training.settings import OfflineSettings
 VERSION = 1
 """Of the code that the stages depend on: a new number makes them all again."""
 SEED = 7
-HELD_OUT, OPENINGS = 256, 2304
-TEXTS, PAIRS = 8000, 3072
+HELD_OUT, OPENINGS = 256, 1216
+TEXTS, PAIRS = 9600, 3072
 VOCABULARY = 768
 SHAPE = {
     "hidden_size": 224,
@@ -42,19 +42,21 @@ SUPERVISED = OfflineSettings(
     learning_rate=2e-3, schedule="linear", warmup_steps=10, minibatch_size=8, microbatch_size=8
 )
 PREFERENCES = OfflineSettings(
-    learning_rate=1e-3, schedule="linear", warmup_steps=5, minibatch_size=32, microbatch_size=32
+    learning_rate=5e-4, schedule="linear", warmup_steps=10, minibatch_size=16, microbatch_size=16
 )
 
 
 def preset(algorithm: str) -> dict[str, Any]:
     """Settings that suit the world, for `algorithm`."""
-    return {
+    values: dict[str, Any] = {
         "sampling": {"max_new_tokens": 48},
-        "algorithm": {"kl_coef": 0.2},
-        "update": {"learning_rate": 2e-4},
+        "update": {"learning_rate": 3e-4, "warmup_steps": 5},
         "evaluation": {"every": 10},
-        "run": {"total_steps": 40},
+        "run": {"total_steps": 50},
     }
+    if algorithm != "grpo":
+        values["algorithm"] = {"kl_coef": 0.3}
+    return values
 
 
 def build() -> World:
