@@ -26,7 +26,8 @@ setup: .venv/.stamp
 
 demo: setup
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
-		--dynamo_backend no scripts/train_ppo.py --run.output-dir $(DEMO)
+		--dynamo_backend no --num_cpu_threads_per_process 2 \
+		scripts/train_ppo.py --run.output-dir $(DEMO)
 	@$(BIN)/python -m lmpg.training.report $(DEMO)
 
 test: setup
