@@ -84,6 +84,7 @@ def prepare(
     settings: LanguageSettings, recipe: Recipe, folder: RunFolder, processes: Processes
 ) -> PreparedRun:
     """Make every part of a run; all bad input is refused here, before any work."""
+    refuse_idle_processes(settings, processes)
     world = None
     if settings.model.path is None:
         processes.on_main(lambda: recipe.build() and None)
@@ -105,6 +106,17 @@ def prepare(
         check(source)
     online = assembled(settings, source, folder)
     return PreparedRun(online, source.scorer, world.facts if world else {})
+
+
+def refuse_idle_processes(settings: LanguageSettings, processes: Processes) -> None:
+    """Prompts are shared out, so there must be one for each process."""
+    num_prompts = settings.update.rollout_size // settings.algorithm.group_size
+    if num_prompts < processes.count:
+        raise UserError(
+            f"update.rollout_size = {settings.update.rollout_size} responses come from "
+            f"{num_prompts} prompts, expected at least one for each of the {processes.count} "
+            "processes; set a larger update.rollout_size, or start fewer processes"
+        )
 
 
 def source_of(

@@ -17,6 +17,7 @@ from lmpg.models.policy import CausalLMPolicy, Reference
 from lmpg.rewards.scorer import Scorer, Scores
 from lmpg.sampling.sampler import Sampler, Samples
 from lmpg.training.language_metrics import (
+    SHOWN,
     mean,
     reward_metrics,
     rollout_metrics,
@@ -88,7 +89,8 @@ class LanguageSource:
         }
         every = self.samples_every
         due = every and (step == 1 or step % every == 0)
-        return Collected(rollout, metrics, shown_samples(scored) if due else [])
+        shown = self.processes.gather_list(shown_samples(scored)) if due else []
+        return Collected(rollout, metrics, shown[:SHOWN])
 
     def evaluate(self) -> dict[str, float]:
         """Sampled on held-out prompts, with the same uniforms each time.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from typing import Any
 
 from lmpg.training import checkpoint
@@ -21,18 +22,19 @@ def carry_out(online: Loop, folder: RunFolder, name: str, facts: dict[str, Any])
     --run.resume goes on.
     """
     started = time.perf_counter()
-    resume(online, folder)
-    try:
-        reason = online.run()
-    except RunStopped as stop:
-        _conclude(online, folder, {"exit_reason": f"stopped: {stop}"}, started, name, facts)
-        raise
-    found: dict[str, Any] = {"exit_reason": reason}
-    if reason == FINISHED:
-        found["after"] = online.source.evaluate()
-        if online.processes.is_main:
-            online.save_policy(folder.path / "final")
-    _conclude(online, folder, found, started, name, facts)
+    with closing(online.tracker):
+        resume(online, folder)
+        try:
+            reason = online.run()
+        except RunStopped as stop:
+            _conclude(online, folder, {"exit_reason": f"stopped: {stop}"}, started, name, facts)
+            raise
+        found: dict[str, Any] = {"exit_reason": reason}
+        if reason == FINISHED:
+            found["after"] = online.source.evaluate()
+            if online.processes.is_main:
+                online.save_policy(folder.path / "final")
+        _conclude(online, folder, found, started, name, facts)
 
 
 def resume(online: Loop, folder: RunFolder) -> None:
@@ -58,7 +60,6 @@ def _conclude(
     facts: dict[str, Any],
 ) -> None:
     """summary.json, report.html and the last lines of the log; by the main process."""
-    online.tracker.close()
     if not online.processes.is_main:
         return
     progress, unit = online.progress, online.source.unit

@@ -17,7 +17,7 @@ import psutil
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -35,7 +35,7 @@ class Processes:
     """
 
     def __init__(self, cpu: bool = False) -> None:
-        self._state = PartialState(cpu=cpu)
+        self._state = PartialState(cpu=cpu or on_cpu())
         self.rank = self._state.process_index
         self.count = self._state.num_processes
         self.device = self._state.device
@@ -47,6 +47,8 @@ class Processes:
 
         `accelerate launch --cpu --num_processes 2` silently starts one (accelerate 1.15).
         """
+        if int(os.environ.get("WORLD_SIZE", "1")) > self.count:
+            return int(os.environ["WORLD_SIZE"])
         try:
             words = psutil.Process(os.getppid()).cmdline()
         except psutil.Error:
@@ -59,7 +61,7 @@ class Processes:
         """Say how many processes there are, and warn where more were asked for."""
         if not self.is_main:
             return
-        print(f"{self.count} process{'es' if self.count > 1 else ''} on {self.device}", flush=True)
+        print(f"{self.count} process{'es' if self.count > 1 else ''} on {self.device.type}", flush=True)
         if self.asked_for > self.count:
             print(
                 f"warning: {self.asked_for} processes were asked for, but the launcher started "
@@ -140,6 +142,15 @@ class Alone(Processes):
 
     def wait(self) -> None:
         """There is nobody to wait for."""
+
+
+def on_cpu() -> bool:
+    """Whether accelerate must be told to stay on the CPU: its launcher was given --cpu, or there
+    are several processes and no accelerator, where it would start as many separate runs."""
+    several = "LOCAL_RANK" in os.environ
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or (
+        several and not torch.accelerator.is_available()
+    )
 
 
 def _padded(x: Tensor, width: int, fill: float, pad: str) -> Tensor:

@@ -79,7 +79,8 @@ class Updater:
         mask_BT = whole.mask_BT.index_select(0, rows)
         weights_BT = loss_weights(mask_BT, algorithm.reduction)
         mine = torch.arange(self.processes.rank, len(rows), self.processes.count)
-        for part in mine.split(self.settings.microbatch_size):
+        # with fewer rows than processes, some have none
+        for part in mine.split(self.settings.microbatch_size) if len(mine) else ():
             batch = whole.rows(rows.index_select(0, part)).to(self.processes.device)
             weights = weights_BT.index_select(0, part).to(self.processes.device)
             self._accumulate(algorithm, batch, weights, diagnostics)
