@@ -57,9 +57,7 @@ def runs(tmp_path_factory):
 def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """Of all parameters, relative to the largest number in each."""
     assert found.keys() == expected.keys()
-    return max(
-        float((found[name] - x).abs().max() / x.abs().max()) for name, x in expected.items()
-    )
+    return max(float((found[name] - x).abs().max() / x.abs().max()) for name, x in expected.items())
 
 
 def assert_same_result(found: Path, expected: Path) -> None:

@@ -61,7 +61,8 @@ class Processes:
         """Say how many processes there are, and warn where more were asked for."""
         if not self.is_main:
             return
-        print(f"{self.count} process{'es' if self.count > 1 else ''} on {self.device.type}", flush=True)
+        noun = "processes" if self.count > 1 else "process"
+        print(f"{self.count} {noun} on {self.device.type}", flush=True)
         if self.asked_for > self.count:
             print(
                 f"warning: {self.asked_for} processes were asked for, but the launcher started "
