@@ -32,8 +32,8 @@ class PPO(Section):
     """ε: the ratio π/π_old earns nothing beyond 1 ± ε."""
     value_clip: float | None = Field(0.2, gt=0)
     """Range the value may move in one update; none does not clip."""
-    value_coef: float = Field(0.5, ge=0)
-    """Weight of the value loss ½(V − R)²."""
+    value_coef: float = Field(0.1, ge=0)
+    """Weight of the value loss ½(V − R)². On a shared trunk a large one drowns the policy."""
     entropy_coef: float = Field(0.0, ge=0)
     """Weight of the entropy bonus."""
     kl_coef: float = Field(0.05, ge=0)

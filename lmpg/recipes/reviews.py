@@ -54,7 +54,9 @@ def preset(algorithm: str) -> dict[str, Any]:
         "evaluation": {"every": 10},
         "run": {"total_steps": 50},
     }
-    if algorithm != "grpo":
+    if algorithm == "ppo":
+        values["algorithm"] = {"kl_coef": 0.3, "value_coef": 0.5}
+    elif algorithm == "reinforce":
         values["algorithm"] = {"kl_coef": 0.3}
     return values
 
