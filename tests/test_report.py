@@ -158,6 +158,12 @@ def test_metrics_without_any_number_are_left_out(tmp_path):
     assert more == []
 
 
+def test_a_schedule_is_drawn_as_it_is_and_not_smoothed():
+    rows = [{"step": s, "learning_rate": float(s), "grad_norm": float(s)} for s in range(1, 50)]
+    drawn = {panel.title: Page(draw(panel)).count("polyline") for panel in panels(rows, {})[0]}
+    assert drawn == {"Learning rate": 1, "Gradient norm": 2}
+
+
 def test_unknown_metrics_are_folded_away_but_there():
     rows = [{"step": 1, "my/metric": 1.0, "reward": 2.0}]
     shown, more = panels(rows, {})
@@ -192,7 +198,7 @@ def test_the_terminal_shows_the_same_table():
     ("value", "text"),
     [
         (0.0, "0"), (None, "–"), (475.0, "475"), (-1.25, "−1.250"), (1234.56, "1,234.6"),
-        (0.00123, "0.00123"), (3.2e-7, "3.20e−07"), (5e9, "5.00e+09"), (12.345, "12.35"),
+        (0.00123, "0.00123"), (3.2e-7, "3.20e−07"), (5e9, "5,000,000,000"), (5.5e6 + 0.1, "5.50e+06"), (12.345, "12.35"),
     ],
 )  # fmt: skip
 def test_numbers_are_short(value, text):

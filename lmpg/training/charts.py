@@ -22,6 +22,7 @@ class Series:
     label: str
     points: list[Point]
     dots: bool = False
+    smooth: bool = True
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def number(value: float | None) -> str:
     if value is None:
         return "–"
     size = abs(value)
-    if value == int(value) and size < 1e6:
+    if value == int(value) and size < 1e12:
         text = f"{int(value):,}"
     elif size >= 1e6 or size < 1e-4:
         text = f"{value:.2e}"
@@ -129,7 +130,7 @@ def _marks(series: Series, index: int, axes: _Axes) -> str:
     line = _line(points, index, axes)
     if len(points) == 1:
         return _dot(points[0], series.label, index, axes)
-    if len(points) >= MIN_POINTS_TO_SMOOTH:
+    if series.smooth and len(points) >= MIN_POINTS_TO_SMOOTH:
         line = _line(points, index, axes, "raw") + _line(smoothed(points), index, axes)
     return line
 

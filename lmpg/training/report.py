@@ -19,9 +19,10 @@ PANELS = (  # title, metrics, what to look for; "eval" figures of the same name 
     ("Reward", ("reward",), "Mean score of the responses, or what the environment paid."),
     ("Episode return", ("episode/return_mean",), "Mean return of the episodes that ended."),
     ("Episode length", ("episode/length_mean",), "Mean length of the episodes that ended."),
-    ("Spread of the rewards", ("reward_std",), "Standard deviation; 0 teaches nothing."),
+    ("Reward spread", ("reward_std",), "Standard deviation; 0 teaches nothing."),
     ("KL to the reference", ("objective/kl",), "Nats per response; large values mean drift."),
     ("Accuracy", ("accuracy",), "Share of right answers."),
+    ("Pair accuracy", ("pair_accuracy",), "Share of pairs ranked rightly."),
     ("Loss", ("loss/total", "loss"), "What the optimizer minimises."),
     ("Policy loss", ("loss/policy",), "Its level says little: the policy it is taken from moves."),
     ("Value loss", ("loss/value",), "How far the critic is off."),
@@ -146,7 +147,8 @@ def _is_number(value: object) -> bool:
 def _with_evaluations(metrics: list[dict[str, Any]], name: str, summary: Mapping) -> list[Series]:
     """The metric's line, and as dots its held-out evaluations before, during and after."""
     dots = _evaluations(metrics, SAME.get(name, name), summary)
-    found = [Series("training", _points(metrics, name)), Series("held out", dots, dots=True)]
+    line = Series("training", _points(metrics, name), smooth=name != "learning_rate")
+    found = [line, Series("held out", dots, dots=True)]
     return [series for series in found if series.points]
 
 
