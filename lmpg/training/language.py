@@ -89,8 +89,7 @@ class LanguageSource:
         }
         every = self.samples_every
         due = every and (step == 1 or step % every == 0)
-        shown = self.processes.gather_list(shown_samples(scored)) if due else []
-        return Collected(rollout, metrics, shown[:SHOWN])
+        return Collected(rollout, metrics, self._shown(scored) if due else [])
 
     def evaluate(self) -> dict[str, float]:
         """Sampled on held-out prompts, with the same uniforms each time.
@@ -131,6 +130,10 @@ class LanguageSource:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Nothing to put back."""
+
+    def _shown(self, scored: Scored) -> list[dict[str, Any]]:
+        mine = shown_samples(scored.prompts, scored.completions, scored.scores.totals)
+        return self.processes.gather_list(mine)[:SHOWN]
 
     def _uniforms(self, purpose: tuple[int | str, ...], prompts: int, group_size: int) -> Tensor:
         """This rank's rows of the global batch's uniforms, one per (response, token)."""

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lmpg.data.prompts import Prompt
 from lmpg.functional.advantages import group_centred
 from lmpg.functional.masking import masked_mean
 from lmpg.rewards.scorer import Scores
 from lmpg.types import Rollout
-
-if TYPE_CHECKING:
-    from lmpg.training.language import Scored
 
 SHOWN = 4
 
@@ -64,9 +62,11 @@ def rollout_metrics(rollout: Rollout, group_size: int, finished: list[bool]) -> 
     return found
 
 
-def shown_samples(scored: Scored) -> list[dict[str, Any]]:
+def shown_samples(
+    prompts: list[Prompt], completions: list[str], totals: list[float | None]
+) -> list[dict[str, Any]]:
     """A few responses for samples.jsonl."""
-    rows = zip(scored.prompts, scored.completions, scored.scores.totals)
+    rows = zip(prompts, completions, totals)
     return [
         {"prompt": prompt.prompt, "completion": completion, "score": score}
         for prompt, completion, score in list(rows)[:SHOWN]
