@@ -20,6 +20,7 @@ from lmpg.rewards.scorer import Scorer
 from lmpg.rewards.settings import RewardSettings
 from lmpg.sampling.sampler import Sampler
 from lmpg.sections import UserError
+from lmpg.training import checkpoint
 from lmpg.training.language import LanguageSource
 from lmpg.training.lifecycle import carry_out
 from lmpg.training.online import Online
@@ -102,7 +103,7 @@ def prepare(
     source = source_of(settings, policy, tokenizer, world, processes)
     if processes.is_main:
         print(source.prompts.line(), flush=True)
-    if folder.status == "fresh":
+    if checkpoint.newest_step(folder.checkpoints) is None:
         check(source)
     online = assembled(settings, source, folder)
     return PreparedRun(online, source.scorer, world.facts if world else {})

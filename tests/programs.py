@@ -88,6 +88,31 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in x.items() if not k.startswith(("time/", "perf/"))} for x in lines]
 
 
+def outcome(folder: Path) -> dict[str, Any]:
+    """All that a finished run found and learned, to the last bit; times left out."""
+    summary = json.loads((folder / "summary.json").read_text())
+    saved = [*(folder / "final").rglob("*.safetensors"), *(folder / "best").rglob("*.safetensors")]
+    newest = checkpoint.newest(folder / "checkpoints")
+    assert newest is not None
+    return {
+        "metrics": metrics(folder),
+        "samples": (folder / "samples.jsonl").read_bytes(),
+        "summary": {k: summary[k] for k in ("exit_reason", "before", "after", "best", "steps")},
+        "weights": {str(path.relative_to(folder)): path.read_bytes() for path in saved},
+        "updater": bytes_of(newest[1]["updater"]),
+        "step": newest[0],
+    }
+
+
+def bytes_of(value: Any) -> Any:
+    """Nested values with the bytes of every tensor, so that == compares bits."""
+    if isinstance(value, Tensor):
+        return value.numpy().tobytes()
+    if isinstance(value, dict):
+        return {key: bytes_of(item) for key, item in value.items()}
+    return value
+
+
 def launched(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """A command as a user would give it in the repository's folder, with its output."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType
 from typing import Any
 
 from lmpg.training.processes import Processes
+
+ECHO_SECONDS = 1.0  # a launcher passes on the Ctrl-C that the terminal has sent to all already
 
 
 class StopRequest:
@@ -14,7 +17,7 @@ class StopRequest:
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
-        self._asked = False
+        self._asked_at: float | None = None
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -28,11 +31,14 @@ class StopRequest:
 
     def requested(self) -> bool:
         """Whether any rank was asked to stop; every rank must call this together."""
-        return any(self._processes.gather_list([self._asked]))
+        return any(self._processes.gather_list([self._asked_at is not None]))
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
-            raise KeyboardInterrupt
-        self._asked = True
+        now = time.monotonic()
+        if self._asked_at is not None:
+            if now - self._asked_at > ECHO_SECONDS:
+                raise KeyboardInterrupt
+            return
+        self._asked_at = now
         if self._processes.is_main:
             print("stopping after this iteration; once more to stop at once", flush=True)
