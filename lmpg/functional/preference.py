@@ -23,4 +23,5 @@ def all_comparisons(scores_N: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]
     The mean of `won` over them is the area under the ROC curve where labels are 0 and 1.
     """
     higher, lower = (labels_N[:, None] > labels_N[None]).nonzero(as_tuple=True)
-    return scores_N[higher], scores_N[lower]
+    # index_select, not x[index]: its backward is deterministic
+    return scores_N.index_select(0, higher), scores_N.index_select(0, lower)

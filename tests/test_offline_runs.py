@@ -1,0 +1,144 @@
+"""Whole runs of supervised and reward-model training: their folder, their end, their resuming."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from lmpg.models.value_head import FILE as VALUE_HEAD
+from lmpg.sections import UserError
+from lmpg.train_offline import train_reward_model, train_sft
+from lmpg.training import run_folder
+from lmpg.training.offline import Offline
+from lmpg.training.settings import OfflineSettings
+from tests.tiny import save_tiny
+
+PROGRAMS = {"sft": train_sft, "reward_model": train_reward_model}
+LOADED = {"sft": AutoModelForCausalLM, "reward_model": AutoModelForSequenceClassification}
+UPDATE = ["--update.minibatch-size", "8", "--update.microbatch-size", "4"]
+UPDATE += ["--update.epochs", "2", "--update.schedule", "linear"]
+
+
+def no_world():
+    raise AssertionError("the built-in world was asked for")
+
+
+@pytest.fixture(autouse=True)
+def folders_given_back():
+    """A process holds its run folders until it ends."""
+    yield
+    for path in list(run_folder._locks):
+        run_folder._unlock(path)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> list[str]:
+    """Flags of a tiny model and of labelled texts that serve both programs."""
+    folder = tmp_path_factory.mktemp("parts")
+    rows = [
+        {"text": f"film {i} was {'good' if i % 2 else 'bad'}", "label": i % 2} for i in range(50)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = save_tiny(folder / "model")
+    return ["--model.path", model, "--data.path", str(folder / "rows.jsonl"), *UPDATE]
+
+
+def run(kind: str, flags: list[str], folder: Path, *more: str) -> None:
+    words = [*flags, "--run.output-dir", str(folder), *more]
+    PROGRAMS[kind](no_world, OfflineSettings(), words)
+
+
+def lines(folder: Path) -> list[dict]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    timed = ("time/", "perf/")
+    return [{k: v for k, v in line.items() if not k.startswith(timed)} for line in found]
+
+
+@pytest.mark.parametrize(
+    ("kind", "figures"),
+    [("sft", {"loss", "perplexity"}), ("reward_model", {"loss", "pair_accuracy"})],
+)
+def test_a_run_leaves_figures_weights_and_a_report(kind, figures, parts, tmp_path):
+    folder = tmp_path / "run"
+    run(kind, parts, folder, "--evaluation.every", "4")
+    summary = json.loads((folder / "summary.json").read_text())
+    steps = 2 * (5 if kind == "sft" else 3)  # 40 texts, or 20 pairs of them
+    assert (summary["exit_reason"], summary["steps"]) == ("finished", steps)
+    assert summary["before"].keys() == summary["after"].keys() == figures
+    assert summary["after"]["loss"] < summary["before"]["loss"]
+    assert summary["best"]["step"] in (4, 8)
+    assert [line["step"] for line in lines(folder)] == list(range(1, steps + 1))
+    for name in ("final", "best"):
+        LOADED[kind].from_pretrained(folder / name)
+        assert not (folder / name / VALUE_HEAD).exists()
+    assert "<svg" in (folder / "report.html").read_text()
+    assert (folder / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("kind", list(PROGRAMS))
+def test_a_run_broken_off_and_resumed_equals_one_that_was_not(kind, parts, tmp_path, monkeypatch):
+    flags = [*parts, "--run.save-every", "2", "--evaluation.every", "3"]
+    run(kind, flags, tmp_path / "whole")
+    iterate = Offline._iterate
+
+    def breaks_down(self: Offline, step: int) -> None:
+        iterate(self, step)
+        if step == 5:
+            self.tracker.close()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Offline, "_iterate", breaks_down)
+        with pytest.raises(KeyboardInterrupt):
+            run(kind, flags, tmp_path / "broken")
+    assert len(lines(tmp_path / "broken")) == 5
+    run(kind, flags, tmp_path / "broken", "--run.resume")
+    assert lines(tmp_path / "broken") == lines(tmp_path / "whole")
+    found, expected = (
+        load_file(tmp_path / name / "final" / "model.safetensors") for name in ("broken", "whole")
+    )
+    assert all(torch.equal(found[name], x) for name, x in expected.items())
+    summaries = [
+        json.loads((tmp_path / name / "summary.json").read_text()) for name in ("broken", "whole")
+    ]
+    for key in ("before", "after", "best", "num_tokens"):
+        assert summaries[0][key] == summaries[1][key]
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_harms_nothing(
+    parts, tmp_path, monkeypatch
+):
+    taken = Offline._iterate
+
+    def poisoned(self: Offline, step: int) -> None:
+        if step == 3:
+            handle = next(self.source.module.parameters()).register_hook(lambda g: g * math_nan)
+            try:
+                taken(self, step)
+            finally:
+                handle.remove()
+        taken(self, step)
+
+    math_nan = float("nan")
+    monkeypatch.setattr(Offline, "_iterate", poisoned)
+    folder = tmp_path / "run"
+    with pytest.raises(UserError, match=r"step 3: the gradient was inf or NaN.*learning_rate"):
+        run("sft", parts, folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["exit_reason"].startswith("stopped: step 3")
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_2"]
+    assert not (folder / "final").exists()
+
+
+def test_a_reward_model_of_labels_that_do_not_differ_is_refused_before_training(parts, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": "a", "label": 1}) + "\n" for _ in range(20)))
+    flags = [str(rows) if word.endswith("rows.jsonl") else word for word in parts]
+    with pytest.raises(UserError, match="two different values"):
+        run("reward_model", flags, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
