@@ -174,7 +174,7 @@ def assembled(settings: LanguageSettings, source: LanguageSource, folder: RunFol
         tracker=Tracker(folder.path, run.trackers, run.total_steps, main_process=processes.is_main),
         folder=folder.path,
         settings=run,
-        evaluation=settings.evaluation,
+        every=settings.evaluation.every,
         total_steps=run.total_steps,
         processes=processes,
         save_policy=lambda path: policy.save_pretrained(path, source.tokenizer),

@@ -72,7 +72,7 @@ def online(
         tracker=Tracker(folder.path, settings.run.trackers, total_steps),
         folder=folder.path,
         settings=settings.run,
-        evaluation=settings.evaluation,
+        every=settings.evaluation.every,
         total_steps=total_steps,
         processes=processes,
         save_policy=policy.save,

@@ -98,7 +98,8 @@ def _assembled(
         tracker=Tracker(folder.path, settings.run.trackers, steps, main_process=main),
         folder=folder.path,
         settings=settings.run,
-        evaluation=settings.evaluation,
+        every=settings.evaluation.every,
+        total_steps=steps,
         processes=processes,
         save_policy=save,
     )

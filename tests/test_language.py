@@ -10,7 +10,7 @@ from lmpg.models.value_head import new_value_head
 from lmpg.rewards.scorer import Scores
 from lmpg.sampling.sampler import Sampler
 from lmpg.training.language import LanguageSource
-from lmpg.training.online import RunStopped
+from lmpg.training.loop import RunStopped
 from lmpg.training.processes import Processes
 from lmpg.training.selftest import require_sound, self_test
 from lmpg.training.settings import EvaluationSettings, UpdateSettings

@@ -32,6 +32,7 @@ class GymSource:
     evaluation: EvaluationSettings
     run: GymRunSettings
     headline: str = "return_mean"
+    lower_is_better: bool = False
     unit: str = "steps"
 
     def collect(self, step: int) -> Collected:

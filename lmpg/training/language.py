@@ -24,7 +24,8 @@ from lmpg.training.language_metrics import (
     score_statistics,
     shown_samples,
 )
-from lmpg.training.online import Collected, RunStopped
+from lmpg.training.loop import RunStopped
+from lmpg.training.online import Collected
 from lmpg.training.processes import Processes, gathered_rows
 from lmpg.training.seeding import generator
 from lmpg.training.settings import EvaluationSettings, UpdateSettings
@@ -63,6 +64,7 @@ class LanguageSource:
     processes: Processes
     judge: Judge | None = None
     headline: str = "reward"
+    lower_is_better: bool = False
     unit: str = "tokens"
 
     def collect(self, step: int) -> Collected:

@@ -7,52 +7,49 @@ from contextlib import closing
 from typing import Any
 
 from lmpg.training import checkpoint
-from lmpg.training.offline import Offline
-from lmpg.training.online import Online, RunStopped
+from lmpg.training.loop import Loop, RunStopped
 from lmpg.training.report import write_report
 from lmpg.training.run_folder import FINISHED, RunFolder, versions, write_summary
 
-Loop = Online | Offline
 
-
-def carry_out(online: Loop, folder: RunFolder, name: str, facts: dict[str, Any]) -> None:
+def carry_out(loop: Loop, folder: RunFolder, name: str, facts: dict[str, Any]) -> None:
     """Train until the end or an interruption, and leave everything in the run's folder.
 
     `facts` go into the summary as they are. After an interruption the same command with
     --run.resume goes on.
     """
     started = time.perf_counter()
-    with closing(online.tracker):
-        resume(online, folder)
+    with closing(loop.tracker):
+        resume(loop, folder)
         try:
-            reason = online.run()
+            reason = loop.run()
         except RunStopped as stop:
-            _conclude(online, folder, {"exit_reason": f"stopped: {stop}"}, started, name, facts)
+            _conclude(loop, folder, {"exit_reason": f"stopped: {stop}"}, started, name, facts)
             raise
         found: dict[str, Any] = {"exit_reason": reason}
         if reason == FINISHED:
-            found["after"] = online.source.evaluate()
-            if online.processes.is_main:
-                online.save_policy(folder.path / "final")
-        _conclude(online, folder, found, started, name, facts)
+            found["after"] = loop.evaluated.evaluate()
+            if loop.processes.is_main:
+                loop.save_policy(folder.path / "final")
+        _conclude(loop, folder, found, started, name, facts)
 
 
-def resume(online: Loop, folder: RunFolder) -> None:
+def resume(loop: Loop, folder: RunFolder) -> None:
     """Go on from the newest whole checkpoint; start over where there is none yet."""
     if folder.status != "resuming":
         return
     found = checkpoint.newest(folder.checkpoints)
     if found is None:
-        online.tracker.cut_back({})
-        online.tracker.say(f"no checkpoint in {folder.path} yet: starting over")
+        loop.tracker.cut_back({})
+        loop.tracker.say(f"no checkpoint in {folder.path} yet: starting over")
         return
     step, state = found
-    online.load_state(state)
-    online.tracker.say(f"resumed {folder.path} at step {step}")
+    loop.load_state(state)
+    loop.tracker.say(f"resumed {folder.path} at step {step}")
 
 
 def _conclude(
-    online: Loop,
+    loop: Loop,
     folder: RunFolder,
     found: dict[str, Any],
     started: float,
@@ -60,9 +57,9 @@ def _conclude(
     facts: dict[str, Any],
 ) -> None:
     """summary.json, report.html and the last lines of the log; by the main process."""
-    if not online.processes.is_main:
+    if not loop.processes.is_main:
         return
-    progress, unit = online.progress, online.source.unit
+    progress, unit = loop.progress, loop.evaluated.unit
     busy = sum(progress.seconds.values())
     summary = {
         "name": name,
@@ -70,8 +67,8 @@ def _conclude(
         "before": progress.before,
         "best": progress.best,
         "steps": progress.step,
-        "num_processes": online.processes.count,
-        "device": str(online.processes.device),
+        "num_processes": loop.processes.count,
+        "device": str(loop.processes.device),
         "seconds": {**progress.seconds, "this_process": time.perf_counter() - started},
         f"num_{unit}": progress.num_steps,
         f"{unit}_per_second": progress.num_steps / busy if busy else None,

@@ -8,22 +8,17 @@ micro-batch they are: those change memory and time, never the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from lmpg.training import checkpoint
-from lmpg.training.online import Progress, RunStopped
+from lmpg.training.loop import Loop, Progress, RunStopped
 from lmpg.training.optimizer import adamw, scheduled, stepped
 from lmpg.training.processes import Processes
-from lmpg.training.settings import AnyRunSettings, OfflineEvaluationSettings, OfflineSettings
-from lmpg.training.stopping import StopRequest
-from lmpg.training.stopwatch import Stopwatch, peak_memory_gb
-from lmpg.training.tracking import Tracker
+from lmpg.training.settings import OfflineSettings
+from lmpg.training.stopwatch import Stopwatch
 
 E = TypeVar("E")
 
@@ -132,33 +127,17 @@ class OfflineUpdater(Generic[E]):
         return [mine[i : i + size] for i in range(0, len(mine), size)] or [[]]
 
 
-@dataclass
-class Offline:
-    """A run that learns from a fixed set of examples; `carry_out` takes it like an online one."""
+@dataclass(kw_only=True)
+class Offline(Loop):
+    """Learning from a fixed set of examples."""
 
     source: Objective
     updater: OfflineUpdater
-    tracker: Tracker
-    folder: Path
-    settings: AnyRunSettings
-    evaluation: OfflineEvaluationSettings
-    processes: Processes
-    save_policy: Callable[[Path], None]
-    progress: Progress = field(default_factory=Progress)
 
-    def run(self) -> str:
-        """Go on until the last step; the exit reason, `finished` or `interrupted`."""
-        if not self.progress.before:
-            self.progress.before = self.source.evaluate()
-        with StopRequest(self.processes) as stop:
-            while self.progress.step < self.updater.total_steps:
-                self._iterate(self.progress.step + 1)
-                if stop.requested():
-                    self.save()
-                    return "interrupted"
-        if self.progress.step != checkpoint.newest_step(self.folder / "checkpoints"):
-            self.save()
-        return "finished"
+    @property
+    def evaluated(self) -> Objective:
+        """The objective evaluates its module."""
+        return self.source
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit."""
@@ -180,15 +159,8 @@ class Offline:
         self.progress = Progress(**state["progress"])
         self.tracker.cut_back(state["tracker"])
 
-    def save(self) -> None:
-        """Write a checkpoint of this very moment."""
-        state = self.state()
-        if self.processes.is_main:
-            folder = self.folder / "checkpoints"
-            checkpoint.save(folder, self.progress.step, state, self.settings.keep_checkpoints)
-        self.processes.wait()
-
-    def _iterate(self, step: int) -> None:
+    def iterate(self, step: int) -> dict[str, float]:
+        """One optimizer step on the next minibatch."""
         watch = Stopwatch()
         with watch("time/update"):
             metrics = self.updater.update(step)
@@ -198,26 +170,5 @@ class Offline:
                 f"step {step}: the gradient was inf or NaN, so nothing could be learned from this "
                 "minibatch. Lower update.learning_rate, or use model.precision fp32"
             )
-        self.progress.step = step
-        tokens = sum(map(self.source.num_tokens, self.updater.minibatch(step)))
-        self.progress.num_steps += tokens
-        spent = self.progress.seconds.get("time/update", 0.0) + watch.seconds["time/update"]
-        self.progress.seconds["time/update"] = spent
-        if self.evaluation.every and step % self.evaluation.every == 0:
-            metrics |= {f"eval/{k}": v for k, v in self._evaluate_and_keep_best().items()}
-        metrics |= watch.seconds | {"num_tokens": self.progress.num_steps}
-        metrics["perf/tokens_per_second"] = tokens / watch.seconds["time/update"]
-        metrics["perf/peak_memory_gb"] = peak_memory_gb(self.processes.device)
-        self.tracker.log(step, metrics)
-        if self.settings.save_every and step % self.settings.save_every == 0:
-            self.save()
-
-    def _evaluate_and_keep_best(self) -> dict[str, float]:
-        found = self.source.evaluate()
-        sign = -1 if self.source.lower_is_better else 1
-        best = self.progress.best.get(self.source.headline)
-        if best is None or sign * found[self.source.headline] > sign * best:
-            self.progress.best = {**found, "step": self.progress.step}
-            if self.processes.is_main:
-                self.save_policy(self.folder / "best")
-        return found
+        self.progress.num_steps += sum(map(self.source.num_tokens, self.updater.minibatch(step)))
+        return metrics | watch.seconds
