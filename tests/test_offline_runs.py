@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -84,16 +85,15 @@ def test_a_run_leaves_figures_weights_and_a_report(kind, figures, parts, tmp_pat
 def test_a_run_broken_off_and_resumed_equals_one_that_was_not(kind, parts, tmp_path, monkeypatch):
     flags = [*parts, "--run.save-every", "2", "--evaluation.every", "3"]
     run(kind, flags, tmp_path / "whole")
-    iterate = Offline._iterate
+    iterate = Offline.iterate
 
-    def breaks_down(self: Offline, step: int) -> None:
-        iterate(self, step)
-        if step == 5:
-            self.tracker.close()
+    def breaks_down(self: Offline, step: int) -> dict[str, float]:
+        if step == 6:
             raise KeyboardInterrupt
+        return iterate(self, step)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Offline, "_iterate", breaks_down)
+        patched.setattr(Offline, "iterate", breaks_down)
         with pytest.raises(KeyboardInterrupt):
             run(kind, flags, tmp_path / "broken")
     assert len(lines(tmp_path / "broken")) == 5
@@ -113,19 +113,15 @@ def test_a_run_broken_off_and_resumed_equals_one_that_was_not(kind, parts, tmp_p
 def test_a_gradient_that_is_not_finite_stops_the_run_and_harms_nothing(
     parts, tmp_path, monkeypatch
 ):
-    taken = Offline._iterate
+    iterate = Offline.iterate
 
-    def poisoned(self: Offline, step: int) -> None:
+    def poisoned(self: Offline, step: int) -> dict[str, float]:
         if step == 3:
-            handle = next(self.source.module.parameters()).register_hook(lambda g: g * math_nan)
-            try:
-                taken(self, step)
-            finally:
-                handle.remove()
-        taken(self, step)
+            parameter = next(self.source.module.parameters())
+            parameter.register_hook(lambda gradient: gradient * math.nan)
+        return iterate(self, step)
 
-    math_nan = float("nan")
-    monkeypatch.setattr(Offline, "_iterate", poisoned)
+    monkeypatch.setattr(Offline, "iterate", poisoned)
     folder = tmp_path / "run"
     with pytest.raises(UserError, match=r"step 3: the gradient was inf or NaN.*learning_rate"):
         run("sft", parts, folder)

@@ -165,7 +165,6 @@ class Offline(Loop):
         with watch("time/update"):
             metrics = self.updater.update(step)
         if not math.isfinite(metrics["grad_norm"]):
-            self.save()
             raise RunStopped(
                 f"step {step}: the gradient was inf or NaN, so nothing could be learned from this "
                 "minibatch. Lower update.learning_rate, or use model.precision fp32"
