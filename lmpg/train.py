@@ -135,7 +135,7 @@ def source_of(
         sampler=Sampler(policy, settings.sampling.max_new_tokens),
         scorer=Scorer(
             settings.rewards,
-            columns={name for prompt in prompts.train for name in prompt.columns},
+            columns=dict.fromkeys(name for prompt in prompts.train for name in prompt.columns),
             device=str(processes.device),
             trust_remote_code=settings.model.trust_remote_code,
         ),

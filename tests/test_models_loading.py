@@ -85,7 +85,7 @@ def test_a_missing_folder_is_refused(tmp_path):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(UserError, match=f"could be loaded from {tmp_path}"):
+    with pytest.raises(UserError, match=f"{tmp_path}: no causal language model could be loaded"):
         load_causal_lm(str(tmp_path))
 
 

@@ -26,7 +26,7 @@ _UNBOUNDED = 2**30
 def load_tokenizer(path: str, trust_remote_code: bool = False):
     """The tokenizer of a model; one without an EOS token is refused."""
     load = transformers.AutoTokenizer.from_pretrained
-    tokenizer = _loaded("tokenizer", load, path, trust_remote_code=trust_remote_code)
+    tokenizer = _loaded("model.path", "tokenizer", load, path, trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"model.path = {path}: its tokenizer has no EOS token, expected one, because every "
@@ -77,6 +77,7 @@ def load_causal_lm(path: str | None, trust_remote_code: bool = False) -> PreTrai
         raise UserError(f"model.path = {path} is a LoRA adapter, expected a whole model; {fix}")
     load = transformers.AutoModelForCausalLM.from_pretrained
     model = _loaded(
+        "model.path",
         "causal language model",
         load,
         path,
@@ -97,6 +98,7 @@ def load_sequence_classifier(
     labels = {"num_labels": 1} if new_head else {}
     load = transformers.AutoModelForSequenceClassification.from_pretrained
     model, info = _loaded(
+        "model.path" if new_head else "rewards.models",
         "sequence classifier",
         load,
         path,
@@ -160,12 +162,13 @@ def _refuse_smaller_vocabulary(path: str | None, model: PreTrainedModel, tokeniz
         )
 
 
-def _loaded(what: str, load: Callable, path: str, **arguments) -> Any:
-    """`load(path)`, where whatever is wrong with the path becomes a UserError."""
+def _loaded(key: str, what: str, load: Callable, path: str, **arguments) -> Any:
+    """`load(path)`, where whatever is wrong with the path becomes a UserError naming `key`."""
     folder = Path(path).expanduser()
     if not folder.is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise UserError(
-            f"model path {path} does not exist, expected a folder with a {what} or a Hub id"
+            f"{key} = {path} does not exist, expected a folder with a {what} or a Hub id; "
+            "mend the path"
         )
     try:
         with quiet():
@@ -173,6 +176,6 @@ def _loaded(what: str, load: Callable, path: str, **arguments) -> Any:
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split(os.linesep)[0]
         raise UserError(
-            f"no {what} could be loaded from {path}, expected a Hub id that can be reached or a "
-            f"folder written by save_pretrained: {reason}"
+            f"{key} = {path}: no {what} could be loaded from there, expected a Hub id that can be "
+            f"reached or a folder written by save_pretrained: {reason}"
         ) from error
