@@ -94,7 +94,7 @@ def test_evenly_spread_uniforms_give_each_token_its_share_exactly():
 def test_no_uniform_gives_a_token_of_probability_zero_or_none_at_all(dtype):
     below_one = 1 - torch.finfo(dtype).eps / 2
     edges = torch.tensor([0.0, 1e-30, 0.25, 0.5, 0.75, below_one], dtype=dtype)
-    for scale in (1.0, 0.999999, 1.0000002, 1 / 3):
+    for scale in (1.0, 0.999999, 1.0000002, 1 / 3, 0.7, 1.9):
         probs = torch.tensor([0.0, 0.25, 0.0, 0.25, 0.5, 0.0, 0.0]) * scale
         tokens = tokens_at(probs.expand(len(edges), 7), edges)
         assert (probs[tokens] > 0).all(), (scale, tokens)
