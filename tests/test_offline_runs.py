@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from lmpg.models.value_head import FILE as VALUE_HEAD
 from lmpg.sections import UserError
 from lmpg.train_offline import train_reward_model, train_sft
-from lmpg.training import run_folder
 from lmpg.training.offline import Offline
 from lmpg.training.settings import OfflineSettings
+from tests.programs import launched, let_go, metrics
 from tests.tiny import save_tiny
 
 PROGRAMS = {"sft": train_sft, "reward_model": train_reward_model}
@@ -33,8 +33,7 @@ def no_world():
 def folders_given_back():
     """A process holds its run folders until it ends."""
     yield
-    for path in list(run_folder._locks):
-        run_folder._unlock(path)
+    let_go()
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +53,6 @@ def run(kind: str, flags: list[str], folder: Path, *more: str) -> None:
     PROGRAMS[kind](no_world, OfflineSettings(), words)
 
 
-def lines(folder: Path) -> list[dict]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    timed = ("time/", "perf/")
-    return [{k: v for k, v in line.items() if not k.startswith(timed)} for line in found]
-
-
 @pytest.mark.parametrize(
     ("kind", "figures"),
     [("sft", {"loss", "perplexity"}), ("reward_model", {"loss", "pair_accuracy"})],
@@ -73,7 +66,7 @@ def test_a_run_leaves_figures_weights_and_a_report(kind, figures, parts, tmp_pat
     assert summary["before"].keys() == summary["after"].keys() == figures
     assert summary["after"]["loss"] < summary["before"]["loss"]
     assert summary["best"]["step"] in (4, 8)
-    assert [line["step"] for line in lines(folder)] == list(range(1, steps + 1))
+    assert [line["step"] for line in metrics(folder)] == list(range(1, steps + 1))
     for name in ("final", "best"):
         LOADED[kind].from_pretrained(folder / name)
         assert not (folder / name / VALUE_HEAD).exists()
@@ -96,9 +89,10 @@ def test_a_run_broken_off_and_resumed_equals_one_that_was_not(kind, parts, tmp_p
         patched.setattr(Offline, "iterate", breaks_down)
         with pytest.raises(KeyboardInterrupt):
             run(kind, flags, tmp_path / "broken")
-    assert len(lines(tmp_path / "broken")) == 5
+    let_go()
+    assert len(metrics(tmp_path / "broken")) == 5
     run(kind, flags, tmp_path / "broken", "--run.resume")
-    assert lines(tmp_path / "broken") == lines(tmp_path / "whole")
+    assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
     found, expected = (
         load_file(tmp_path / name / "final" / "model.safetensors") for name in ("broken", "whole")
     )
@@ -138,3 +132,22 @@ def test_a_reward_model_of_labels_that_do_not_differ_is_refused_before_training(
     with pytest.raises(UserError, match="two different values"):
         run("reward_model", flags, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", list(PROGRAMS))
+def test_two_processes_learn_what_one_does(kind, parts, tmp_path):
+    flags = [*parts, "--evaluation.every", "2"]
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
+    script = (f"scripts/train_{kind}.py", *flags, "--run.output-dir", tmp_path / "two")
+    done = launched(*torchrun, *script)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("2 processes on cpu\n")
+    run(kind, flags, tmp_path / "one")
+    for found, expected in zip(metrics(tmp_path / "two"), metrics(tmp_path / "one"), strict=True):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    found, expected = (
+        load_file(tmp_path / name / "final" / "model.safetensors") for name in ("two", "one")
+    )
+    for name, x in expected.items():
+        assert float((found[name] - x).abs().max() / x.abs().max()) <= 1e-5
