@@ -22,10 +22,10 @@ from lmpg.sampling.sampler import Sampler
 from lmpg.sections import UserError
 from lmpg.training import checkpoint
 from lmpg.training.language import LanguageSource
-from lmpg.training.lifecycle import carry_out
+from lmpg.training.lifecycle import begin, carry_out
 from lmpg.training.online import Online
 from lmpg.training.processes import Processes
-from lmpg.training.run_folder import RunFolder, open_run
+from lmpg.training.run_folder import RunFolder
 from lmpg.training.selftest import require_sound, self_test
 from lmpg.training.tracking import Tracker
 from lmpg.training.update import Updater
@@ -42,12 +42,8 @@ def train(algorithm: str, recipe: Recipe, argv: Sequence[str] | None = None) -> 
     settings: LanguageSettings = parse(LanguageSettings[chosen], argv, preset)
     processes = Processes()
     processes.announce()
-    if settings.run.torch_threads:
-        torch.set_num_threads(settings.run.torch_threads)
-    folder = processes.on_main(lambda: open_run(settings, algorithm))
+    folder = begin(settings, algorithm, processes)
     if folder.status == "finished":
-        if processes.is_main:
-            print(f"{folder.path} has finished already; nothing to do", flush=True)
         return
     try:
         run = prepare(settings, recipe, folder, processes)

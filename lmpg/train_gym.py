@@ -7,17 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from lmpg.algorithms import ALGORITHMS
 from lmpg.cli import parse
 from lmpg.config import GymSettings, Values, merged, read_yaml
 from lmpg.sections import UserError
 from lmpg.training.gym import GymSource, make_source, num_iterations
-from lmpg.training.lifecycle import carry_out
+from lmpg.training.lifecycle import begin, carry_out
 from lmpg.training.online import Online
 from lmpg.training.processes import Processes
-from lmpg.training.run_folder import RunFolder, open_run
+from lmpg.training.run_folder import RunFolder
 from lmpg.training.tracking import Tracker
 from lmpg.training.update import Updater
 
@@ -32,11 +30,8 @@ def train(presets: Path, argv: Sequence[str]) -> None:
             f"{processes.count} processes were started, but environments are trained in one: "
             "start it with plain python (several copies step together: env.num_envs)"
         )
-    if settings.run.torch_threads:
-        torch.set_num_threads(settings.run.torch_threads)
-    folder = open_run(settings, "gym")
+    folder = begin(settings, "gym", processes)
     if folder.status == "finished":
-        print(f"{folder.path} has finished already; nothing to do", flush=True)
         return
     try:
         source = make_source(

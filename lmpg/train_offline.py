@@ -21,11 +21,11 @@ from lmpg.models.loading import (
 )
 from lmpg.recipes.world import OfflineWorld
 from lmpg.sections import UserError
-from lmpg.training.lifecycle import carry_out
+from lmpg.training.lifecycle import begin, carry_out
 from lmpg.training.offline import Objective, Offline, OfflineUpdater
 from lmpg.training.processes import Processes
 from lmpg.training.reward_modelling import BradleyTerry
-from lmpg.training.run_folder import RunFolder, open_run
+from lmpg.training.run_folder import RunFolder
 from lmpg.training.settings import OfflineSettings
 from lmpg.training.supervised import NextToken
 from lmpg.training.tracking import Tracker
@@ -61,12 +61,8 @@ def _train(
     settings = parse(kind, argv, preset)
     processes = Processes()
     processes.announce()
-    if settings.run.torch_threads:
-        torch.set_num_threads(settings.run.torch_threads)
-    folder = processes.on_main(lambda: open_run(settings, name))
+    folder = begin(settings, name, processes)
     if folder.status == "finished":
-        if processes.is_main:
-            print(f"{folder.path} has finished already; nothing to do", flush=True)
         return
     try:
         world = None

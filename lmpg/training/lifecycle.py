@@ -6,10 +6,23 @@ import time
 from contextlib import closing
 from typing import Any
 
+import torch
+
 from lmpg.training import checkpoint
 from lmpg.training.loop import Loop, RunStopped
+from lmpg.training.processes import Processes
 from lmpg.training.report import write_report
-from lmpg.training.run_folder import FINISHED, RunFolder, versions, write_summary
+from lmpg.training.run_folder import FINISHED, RunFolder, open_run, versions, write_summary
+
+
+def begin(settings: Any, name: str, processes: Processes) -> RunFolder:
+    """Take hold of the run's folder, the same on every rank; says so where it has finished."""
+    if settings.run.torch_threads:
+        torch.set_num_threads(settings.run.torch_threads)
+    folder = processes.on_main(lambda: open_run(settings, name))
+    if folder.status == "finished" and processes.is_main:
+        print(f"{folder.path} has finished already; nothing to do", flush=True)
+    return folder
 
 
 def carry_out(loop: Loop, folder: RunFolder, name: str, facts: dict[str, Any]) -> None:
