@@ -7,13 +7,30 @@ import sys
 from lmpg.tasks import addition
 
 
-def test_every_problem_appears_once_with_its_right_answer():
-    rows = addition.problems(random.Random(0))
-    assert len({row["prompt"] for row in rows}) == len(rows) == 8100
-    for row in rows:
-        a, b = row["prompt"].rstrip("=").split("+")
-        assert int(a) + int(b) == int(row["answer"])
+def numbers(row):
+    a, b = row["prompt"].rstrip("=").split("+")
+    return int(a), int(b)
+
+
+def test_parts_have_their_sizes_and_every_answer_is_right():
+    held_out, checked, train = addition.parts([101, 64], random.Random(0))
+    assert (len(held_out), len(checked)) == (101, 64)
+    rows = [*held_out, *checked, *train]
+    assert 8098 <= len({row["prompt"] for row in rows}) == len(rows) <= 8100
+    assert all(sum(numbers(row)) == int(row["answer"]) for row in rows)
     assert set("".join(row["prompt"] + row["answer"] for row in rows)) == set(addition.CHARACTERS)
+
+
+def test_no_problem_nor_its_twin_with_the_numbers_swapped_is_in_two_parts():
+    for seed in range(5):
+        parts = addition.parts([101, 64], random.Random(seed))
+        pairs = [{tuple(sorted(numbers(row))) for row in part} for part in parts]
+        assert sum(map(len, pairs)) == len(set.union(*pairs)) == 4095
+
+
+def test_parts_depend_on_the_seed_alone():
+    first, again, other = (addition.parts([50], random.Random(seed)) for seed in (3, 3, 4))
+    assert first == again != other
 
 
 def test_only_the_answer_and_nothing_else_is_right():
