@@ -17,10 +17,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from tyro.constructors import PrimitiveConstructorSpec
 
-from lmpg.algorithms import ALGORITHMS
-from lmpg.config import (
+from lmpg.algorithms import ALGORITHMS, algorithm_name
+from lmpg.sections import Section, UserError
+from lmpg.training import run_folder
+from lmpg.values import (
     Values,
-    algorithm_name,
     defaults_of,
     is_section,
     merged,
@@ -30,8 +31,6 @@ from lmpg.config import (
     read_yaml,
     validated,
 )
-from lmpg.sections import Section, UserError
-from lmpg.training import run_folder
 
 S = TypeVar("S", bound=Section)
 Preset = Mapping[str, Any] | Callable[[Values], Mapping[str, Any]]
@@ -46,8 +45,8 @@ def parse(
     algorithm (ppo if it is not given). `defaults` is a nested dict, or a function that makes one
     from what the user gave (YAML and flags as nested dicts of raw values).
     """
-    flags, config = _taken(list(sys.argv[1:] if argv is None else argv), "--config")
-    flags, name_flag = _taken(flags, "--algorithm.name")
+    flags, config = taken(list(sys.argv[1:] if argv is None else argv), "--config")
+    flags, name_flag = taken(flags, "--algorithm.name")
     from_yaml = read_yaml(config) if config else {}
     algorithm = from_yaml.get("algorithm")
     name_in_yaml = algorithm.pop("name", None) if isinstance(algorithm, dict) else None
@@ -72,7 +71,7 @@ def parse(
     return validated(settings, merged(defaults_of(settings), made, from_yaml, from_flags))
 
 
-def _taken(argv: list[str], flag: str) -> tuple[list[str], str | None]:
+def taken(argv: list[str], flag: str) -> tuple[list[str], str | None]:
     """`argv` without `flag VALUE` (or `flag=VALUE`), and the value."""
     for i, word in enumerate(argv):
         if word.startswith(f"{flag}="):
@@ -97,7 +96,7 @@ def _with_algorithm(settings: type[S], name: str | None) -> tuple[type[S], str |
     if name not in (None, own):
         raise UserError(
             f"algorithm.name = {name!r}, but this script trains with {own}; "
-            f"run scripts/train_{name}.py instead, or leave algorithm.name out"
+            f"run `lmpg train {name}` instead, or leave algorithm.name out"
         )
     return settings, own
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lmpg.algorithms import ALGORITHMS
 from lmpg.cli import parse
-from lmpg.config import GymSettings, Values, merged, read_yaml
+from lmpg.config import GymSettings
 from lmpg.sections import UserError
 from lmpg.training.gym import GymSource, make_source, num_iterations
 from lmpg.training.lifecycle import begin, carry_out
@@ -18,9 +18,10 @@ from lmpg.training.processes import Processes
 from lmpg.training.run_folder import RunFolder
 from lmpg.training.tracking import Tracker
 from lmpg.training.update import Updater
+from lmpg.values import Values, merged, read_yaml
 
 
-def train(presets: Path, argv: Sequence[str]) -> None:
+def train_gym(presets: Path, argv: Sequence[str]) -> None:
     """Train an agent; settings start from what the folder `presets` has for its environment."""
     preset = Preset(presets, has_config=any(a.split("=")[0] == "--config" for a in argv))
     settings = parse(GymSettings, argv, preset)

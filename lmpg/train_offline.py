@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lmpg.cli import parse
-from lmpg.config import OfflineLearningSettings, RewardModelSettings, SftSettings, Values
+from lmpg.config import OfflineLearningSettings, RewardModelSettings, SftSettings
 from lmpg.data.preferences import PairSet, load_pairs, pairs_from_rows
 from lmpg.data.texts import TextSet, load_texts, texts_from_rows
 from lmpg.models.folders import save_folder
@@ -19,6 +20,7 @@ from lmpg.models.loading import (
     load_sequence_classifier,
     load_tokenizer,
 )
+from lmpg.recipes import chosen_world, world_stage
 from lmpg.recipes.world import OfflineWorld
 from lmpg.sections import UserError
 from lmpg.training.lifecycle import begin, carry_out
@@ -26,39 +28,34 @@ from lmpg.training.offline import Objective, Offline, OfflineUpdater
 from lmpg.training.processes import Processes
 from lmpg.training.reward_modelling import BradleyTerry
 from lmpg.training.run_folder import RunFolder
-from lmpg.training.settings import OfflineSettings
 from lmpg.training.supervised import NextToken
 from lmpg.training.tracking import Tracker
+from lmpg.values import Values, merged
 
-Build = Callable[[], OfflineWorld]
 Saved = tuple[Objective, Callable[[Path], None]]
 
 
-def train_sft(build: Build, update: OfflineSettings, argv: Sequence[str] | None = None) -> None:
-    """Supervised fine-tuning, in a world's stage (with its `update`) or on the user's own parts."""
-    _train(SftSettings, "sft", _supervised, build, update, argv)
+@dataclass(frozen=True)
+class Stage:
+    """A kind of offline training: its settings, and what makes its objective of them."""
+
+    settings: type[OfflineLearningSettings]
+    prepare: Callable[[Any, OfflineWorld | None, Processes], Saved]
 
 
-def train_reward_model(
-    build: Build, update: OfflineSettings, argv: Sequence[str] | None = None
-) -> None:
-    """A reward model, in a world's stage (with its `update`) or on the user's own parts."""
-    _train(RewardModelSettings, "reward_model", _reward_model, build, update, argv)
+def train_stage(name: str, method: str, preset: Values, argv: Sequence[str] | None = None) -> None:
+    """Run the stage `method`, in a built-in world or on the user's own parts.
 
+    preset: settings that stand before the user's and after the world's; the run is called `name`.
+    """
+    stage = STAGES[method]
 
-def _train(
-    kind: type[OfflineLearningSettings],
-    name: str,
-    prepare: Callable[..., Saved],
-    build: Build,
-    update: OfflineSettings,
-    argv: Sequence[str] | None,
-) -> None:
-    def preset(given: Values) -> Values:
-        own = given.get("model", {}).get("path") is not None
-        return {} if own else {"update": update.model_dump()}
+    def defaults(given: Values) -> Values:
+        if given.get("model", {}).get("path") is not None:
+            return preset
+        return merged(world_stage(chosen_world(merged(preset, given)), method).preset, preset)
 
-    settings = parse(kind, argv, preset)
+    settings = parse(stage.settings, argv, defaults)
     processes = Processes()
     processes.announce()
     folder = begin(settings, name, processes)
@@ -67,9 +64,10 @@ def _train(
     try:
         world = None
         if settings.model.path is None:
+            build = world_stage(settings.data.world, method).build
             processes.on_main(lambda: build() and None)
             world = build()
-        objective, save = prepare(settings, world, processes)
+        objective, save = stage.prepare(settings, world, processes)
         run = _assembled(settings, objective, save, folder, processes)
     except UserError:
         if processes.is_main:
@@ -148,3 +146,9 @@ def _reward_model(
 def _say(data: TextSet | PairSet, processes: Processes) -> None:
     if processes.is_main:
         print(data.line(), flush=True)
+
+
+STAGES = {
+    "sft": Stage(SftSettings, _supervised),
+    "reward_model": Stage(RewardModelSettings, _reward_model),
+}

@@ -1,8 +1,7 @@
-"""Fine-tune a causal language model with GRPO; without arguments, on addition."""
+"""Fine-tune a language model with GRPO; without arguments, in the built-in addition world."""
 
 from lmpg.cli import main
-from lmpg.recipes import addition
 from lmpg.train import train
 
 if __name__ == "__main__":
-    main(lambda: train("grpo", addition))
+    main(lambda: train("grpo"))

@@ -1,8 +1,7 @@
-"""Fine-tune a causal language model with REINFORCE; without arguments, in the reviews world."""
+"""Fine-tune a language model with REINFORCE; without arguments, in the built-in reviews world."""
 
 from lmpg.cli import main
-from lmpg.recipes import reviews
 from lmpg.train import train
 
 if __name__ == "__main__":
-    main(lambda: train("reinforce", reviews))
+    main(lambda: train("reinforce"))

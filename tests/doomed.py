@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lmpg.cli import main
-from lmpg.train_gym import train as train_agent
+from lmpg.train_gym import train_gym as train_agent
 from lmpg.training.tracking import Tracker
 from tests.programs import ROOT, run_here, words
 

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +16,6 @@ from lmpg.training import checkpoint, run_folder
 from tests.tiny import save_tiny
 
 ROOT = Path(__file__).parent.parent
-NO_WORLD = SimpleNamespace(preset=lambda algorithm: {}, build=None)
 REWARD = """
 def letters(completions, number):
     scores = [completion.count("a") - len(completion) / 20 for completion in completions]
@@ -63,7 +61,7 @@ def run_here(algorithm: str, flags: dict[str, Any]) -> Path:
     """A run in this process; returns its folder."""
     folder = Path(flags["run.output-dir"])
     try:
-        train(algorithm, NO_WORLD, words(flags))
+        train(algorithm, words(flags))
     finally:
         let_go()
     return folder

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lmpg.cli import main
-from lmpg.train_gym import train as train_agent
+from lmpg.train_gym import train_gym as train_agent
 from tests.programs import ROOT, launched, let_go, own_parts, run_here, words
 from tests.tiny import tiny_tokenizer
 

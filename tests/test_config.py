@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from lmpg.algorithms import ALGORITHMS, GRPO, PPO
+from lmpg.algorithms import ALGORITHMS, GRPO, PPO, algorithm_name
 from lmpg.config import (
     GymSettings,
     LanguageSettings,
     RewardModelSettings,
     SftSettings,
-    algorithm_name,
-    defaults_of,
-    merged,
-    misplaced,
-    nearest,
-    paths_of,
-    read_yaml,
-    validated,
 )
 from lmpg.sections import Section, UserError
+from lmpg.values import defaults_of, merged, misplaced, nearest, paths_of, read_yaml, validated
 
 Settings = LanguageSettings[PPO]
 

@@ -8,7 +8,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import lmpg.train
+import lmpg.train_language
 from lmpg.models.loading import load_policy
 from lmpg.models.settings import LoraSettings, ModelSettings
 from lmpg.models.value_head import load_value_head
@@ -122,7 +122,7 @@ def test_the_reference_stays_and_with_an_adapter_it_is_no_second_model(
         found["it stayed"] = torch.equal(reference.logprobs(inputs), before)
         found["policy's way"] = (policy.evaluate(inputs).logprobs_BT - before).abs().max().item()
 
-    monkeypatch.setattr(lmpg.train, "carry_out", look)
+    monkeypatch.setattr(lmpg.train_language, "carry_out", look)
     run_here("ppo", {**parts, **lora, "run.output-dir": tmp_path / "run"})
     assert found["the same model"] == bool(lora)
     assert found["it stayed"]

@@ -4,16 +4,17 @@ import pytest
 import torch
 
 from lmpg.algorithms import GRPO, PPO
-from lmpg.data.prompts import PromptSet, prompts_from_rows
+from lmpg.data.prompts import prompts_from_rows
 from lmpg.models.policy import CausalLMPolicy
 from lmpg.models.value_head import new_value_head
 from lmpg.rewards.scorer import Scores
 from lmpg.sampling.sampler import Sampler
+from lmpg.training.evaluation import HeldOut
 from lmpg.training.language import LanguageSource
 from lmpg.training.loop import RunStopped
 from lmpg.training.processes import Processes
+from lmpg.training.responding import Responder
 from lmpg.training.selftest import require_sound, self_test
-from lmpg.training.settings import EvaluationSettings, UpdateSettings
 from tests.tiny import CONTEXT, EOS, PAD, tiny_model, tiny_tokenizer
 
 PROMPTS = ["a", "bc", "def", "ghij 1", "klmno 22", "p"]
@@ -44,21 +45,18 @@ def source_of(algorithm, scorer=None, judge=None, max_error_share=1.0, new_token
     )
     rows = [{"prompt": text, "number": i} for i, text in enumerate(PROMPTS)]
     prompts = prompts_from_rows(rows, tokenizer, 20)
+    scorer, reference = scorer or FakeScorer(), policy.reference()
+    responder = Responder(policy, Sampler(policy, new_tokens), tokenizer, 0, Processes(), 5)
     return LanguageSource(
-        policy=policy,
-        reference=policy.reference(),
-        sampler=Sampler(policy, new_tokens),
-        scorer=scorer or FakeScorer(),
-        prompts=PromptSet(prompts, prompts[:2]),
-        tokenizer=tokenizer,
+        responder=responder,
+        reference=reference,
+        scorer=scorer,
+        prompts=prompts,
+        held_out=HeldOut(responder, prompts[:2], 8, 16, scorer, reference, judge),
         algorithm=algorithm,
-        update=UpdateSettings(rollout_size=16, minibatch_size=16, microbatch_size=5),
-        evaluation=EvaluationSettings(size=8),
+        rollout_size=16,
         max_error_share=max_error_share,
         samples_every=2,
-        seed=0,
-        processes=Processes(),
-        judge=judge,
     )
 
 
@@ -102,7 +100,7 @@ def test_the_first_rollout_has_no_kl_and_its_old_logprobs_are_the_policys():
     source = source_of(PPO())
     collected = source.collect(1)
     rollout = collected.rollout
-    new = source.policy.evaluate(rollout.inputs)
+    new = source.responder.policy.evaluate(rollout.inputs)
     torch.testing.assert_close(rollout.logprobs_BT, new.logprobs_BT.detach(), atol=1e-5, rtol=0)
     torch.testing.assert_close(rollout.values_BT, new.values_BT.detach(), atol=1e-5, rtol=0)
     assert collected.metrics["objective/kl"] == pytest.approx(0, abs=1e-5)
@@ -138,12 +136,13 @@ def test_evaluation_is_the_same_each_time_and_asks_the_judge():
 
 def test_the_self_test_passes_on_a_sound_model_and_names_what_is_wrong_otherwise():
     source = source_of(PPO())
-    ids = [prompt.ids for prompt in source.prompts.train]
-    sound = self_test(source.policy, source.reference, source.sampler, ids, 0)
+    ids = [prompt.ids for prompt in source.prompts]
+    mine = source.responder
+    sound = self_test(mine.policy, source.reference, mine.sampler, ids, 0)
     assert sound.problems() == []
     assert "ratio 1.000000, KL to reference 0.000000" in sound.line()
     assert "value head 32→1" in sound.line()
-    other = source_of(PPO())
+    other = source_of(PPO()).responder
     other.policy.model.lm_head.weight.data *= 1.1
     broken = self_test(other.policy, source.reference, other.sampler, ids, 0)
     with pytest.raises(ValueError, match="KL to the reference is"):

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "lmpg"
 FOUNDATION = {"functional", "sections"}
 SIBLINGS = {"algorithms", "models", "data", "tasks"}
 MIDDLE = SIBLINGS | {"rewards", "sampling", "environments"}
+TOP = FOUNDATION | {"types", "training", "recipes", "values"} | MIDDLE
 MAY_IMPORT = {  # layer: the other parts of lmpg that it may import
     "functional": set(),
     "sections": set(),
@@ -26,11 +27,15 @@ MAY_IMPORT = {  # layer: the other parts of lmpg that it may import
     "classic": FOUNDATION | {"types", "models", "environments"},
     "training": FOUNDATION | {"types"} | MIDDLE,
     "recipes": FOUNDATION | {"types", "training"} | MIDDLE,
+    "values": {"sections"},
+    "presets": {"sections", "values"},
     "config": FOUNDATION | {"types", "training", "recipes"} | MIDDLE,
-    "cli": FOUNDATION | {"types", "training", "recipes", "config"} | MIDDLE,
-    "train": FOUNDATION | {"types", "training", "recipes", "config", "cli"} | MIDDLE,
-    "train_offline": FOUNDATION | {"types", "training", "recipes", "config", "cli"} | MIDDLE,
-    "train_gym": FOUNDATION | {"types", "training", "config", "cli"} | MIDDLE,
+    "cli": TOP | {"config"},
+    "train_language": TOP | {"config", "cli"},
+    "train_offline": TOP | {"config", "cli"},
+    "train_gym": TOP | {"config", "cli"},
+    "train": TOP | {"presets", "train_language", "train_offline"},
+    "command": TOP | {"cli", "presets", "train", "train_offline"},
 }
 LANGUAGE_MODELS = {"transformers", "peft", "tokenizers", "datasets"}
 COMMAND_LINE = {"argparse", "tyro", "yaml"}

@@ -13,20 +13,14 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from lmpg.models.value_head import FILE as VALUE_HEAD
 from lmpg.sections import UserError
-from lmpg.train_offline import train_reward_model, train_sft
+from lmpg.train import train
 from lmpg.training.offline import Offline
-from lmpg.training.settings import OfflineSettings
 from tests.programs import launched, let_go, metrics
 from tests.tiny import save_tiny
 
-PROGRAMS = {"sft": train_sft, "reward_model": train_reward_model}
 LOADED = {"sft": AutoModelForCausalLM, "reward_model": AutoModelForSequenceClassification}
 UPDATE = ["--update.minibatch-size", "8", "--update.microbatch-size", "4"]
 UPDATE += ["--update.epochs", "2", "--update.schedule", "linear"]
-
-
-def no_world():
-    raise AssertionError("the built-in world was asked for")
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +44,7 @@ def parts(tmp_path_factory) -> list[str]:
 
 def run(kind: str, flags: list[str], folder: Path, *more: str) -> None:
     words = [*flags, "--run.output-dir", str(folder), *more]
-    PROGRAMS[kind](no_world, OfflineSettings(), words)
+    train(kind, words)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +68,7 @@ def test_a_run_leaves_figures_weights_and_a_report(kind, figures, parts, tmp_pat
     assert (folder / "config.yaml").exists()
 
 
-@pytest.mark.parametrize("kind", list(PROGRAMS))
+@pytest.mark.parametrize("kind", list(LOADED))
 def test_a_run_broken_off_and_resumed_equals_one_that_was_not(kind, parts, tmp_path, monkeypatch):
     flags = [*parts, "--run.save-every", "2", "--evaluation.every", "3"]
     run(kind, flags, tmp_path / "whole")
@@ -135,7 +129,7 @@ def test_a_reward_model_of_labels_that_do_not_differ_is_refused_before_training(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", list(PROGRAMS))
+@pytest.mark.parametrize("kind", list(LOADED))
 def test_two_processes_learn_what_one_does(kind, parts, tmp_path):
     flags = [*parts, "--evaluation.every", "2"]
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)

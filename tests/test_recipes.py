@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lmpg.algorithms import ALGORITHMS
-from lmpg.config import LanguageSettings, merged
+from lmpg.config import LanguageSettings
 from lmpg.data.prompts import prompts_from_rows
 from lmpg.models.loading import load_policy, load_tokenizer
 from lmpg.models.settings import ModelSettings
@@ -17,6 +17,7 @@ from lmpg.recipes.tokenizers import byte_pair_tokenizer, character_tokenizer
 from lmpg.rewards.functions import FunctionReward
 from lmpg.sampling.sampler import Sampler
 from lmpg.training.seeding import generator
+from lmpg.values import merged
 
 SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
 SMALL |= {"num_hidden_layers": 1, "num_key_value_heads": 2}
@@ -118,7 +119,7 @@ def test_the_warm_start_of_addition_ends_when_enough_is_right(small, monkeypatch
 @pytest.mark.parametrize("recipe", [reviews, addition])
 @pytest.mark.parametrize("algorithm", list(ALGORITHMS))
 def test_every_algorithm_has_valid_settings_for_every_world(recipe, algorithm):
-    values = merged({"algorithm": {}}, recipe.preset(algorithm))
+    values = merged({"algorithm": {}}, recipe.preset(ALGORITHMS[algorithm]))
     assert LanguageSettings[ALGORITHMS[algorithm]](**values).run.total_steps > 0
 
 

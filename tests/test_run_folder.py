@@ -13,10 +13,11 @@ import pytest
 import yaml
 
 from lmpg.algorithms import PPO
-from lmpg.config import GymSettings, LanguageSettings, defaults_of, merged, validated
+from lmpg.config import GymSettings, LanguageSettings
 from lmpg.sections import UserError
 from lmpg.training import run_folder
 from lmpg.training.run_folder import open_run, read_summary, write_summary
+from lmpg.values import defaults_of, merged, validated
 
 ROOT = Path(__file__).parent.parent
 

@@ -12,6 +12,8 @@ from lmpg.sections import Section
 class DataSettings(Section):
     """Where prompts, texts or preference pairs come from."""
 
+    world: Literal["reviews", "addition"] = "reviews"
+    """Built-in world that gives model, data and reward where `model.path` is not set."""
     path: str | None = None
     """Hub name (NAME or NAME:CONFIG), or a local json, jsonl, csv or parquet file or folder."""
     eval_path: str | None = None

@@ -15,7 +15,7 @@ from lmpg.models.policy import CausalLMPolicy
 from lmpg.recipes.cache import cached
 from lmpg.recipes.stages import blank_model, read_facts, warm_start
 from lmpg.recipes.tokenizers import character_tokenizer
-from lmpg.recipes.world import World
+from lmpg.recipes.world import World, WorldStage
 from lmpg.sampling.sampler import Sampler
 from lmpg.tasks import addition as task
 from lmpg.training.seeding import generator
@@ -42,9 +42,9 @@ ENOUGH = 0.4
 CHECK_EVERY = 10
 
 
-def preset(algorithm: str) -> dict[str, Any]:
-    """Settings that suit the world, for `algorithm`."""
-    values: dict[str, Any] = {
+def preset(algorithm: type) -> dict[str, Any]:
+    """Settings that suit the world, whatever the algorithm."""
+    return {
         "sampling": {"max_new_tokens": NEW_TOKENS},
         "update": {
             "rollout_size": 512,
@@ -57,9 +57,6 @@ def preset(algorithm: str) -> dict[str, Any]:
         "evaluation": {"size": HELD_OUT, "every": 50},
         "run": {"total_steps": 300},
     }
-    if algorithm == "grpo":
-        values["algorithm"] = {"group_size": 8}
-    return values
 
 
 def build() -> World:
@@ -130,3 +127,6 @@ def _knows_enough(policy: CausalLMPolicy, tokenizer: Any, step: int) -> bool:
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
     right = task.exact_match(texts, [row["answer"] for row in rows])
     return sum(right) / len(right) >= ENOUGH
+
+
+STAGES: dict[str, WorldStage] = {}

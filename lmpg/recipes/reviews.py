@@ -17,7 +17,7 @@ from lmpg.data.rows import Row
 from lmpg.recipes.cache import cached
 from lmpg.recipes.stages import blank_model, read_facts, reward_model, warm_start
 from lmpg.recipes.tokenizers import byte_pair_tokenizer
-from lmpg.recipes.world import OfflineWorld, World
+from lmpg.recipes.world import OfflineWorld, World, WorldStage
 from lmpg.tasks import reviews as task
 from lmpg.training.settings import OfflineSettings
 
@@ -46,18 +46,20 @@ PREFERENCES = OfflineSettings(
 )
 
 
-def preset(algorithm: str) -> dict[str, Any]:
-    """Settings that suit the world, for `algorithm`."""
+def preset(algorithm: type) -> dict[str, Any]:
+    """Settings that suit the world, for an algorithm's class."""
+    fields = algorithm.model_fields  # type: ignore[attr-defined]
     values: dict[str, Any] = {
         "sampling": {"max_new_tokens": 48},
+        "algorithm": {},
         "update": {"learning_rate": 3e-4, "warmup_steps": 5},
         "evaluation": {"every": 10},
         "run": {"total_steps": 50},
     }
-    if algorithm == "ppo":
-        values["algorithm"] = {"kl_coef": 0.3, "value_coef": 0.5}
-    elif algorithm == "reinforce":
-        values["algorithm"] = {"kl_coef": 0.3}
+    if fields["kl_coef"].default:
+        values["algorithm"]["kl_coef"] = 0.3
+    if "value_coef" in fields:
+        values["algorithm"]["value_coef"] = 0.5
     return values
 
 
@@ -155,3 +157,9 @@ def _preferences() -> tuple[list[Row], list[Row]]:
         for part in (drawn, held_out)
     ]
     return parts[0], parts[1]
+
+
+STAGES = {
+    "sft": WorldStage({"update": SUPERVISED.model_dump()}, supervised),
+    "reward_model": WorldStage({"update": PREFERENCES.model_dump()}, preferences),
+}

@@ -42,11 +42,21 @@ class OfflineWorld:
     held_out_rows: list[dict[str, Any]]
 
 
-class Recipe(Protocol):
-    """A built-in world; a module with these two functions is one."""
+@dataclass(frozen=True)
+class WorldStage:
+    """An offline stage in a world: settings that suit it (nested, as in YAML), and its parts."""
 
-    def preset(self, algorithm: str) -> dict[str, Any]:
-        """Settings (nested, as in YAML) that suit the world, for `algorithm`."""
+    preset: dict[str, Any]
+    build: Callable[[], OfflineWorld]
+
+
+class Recipe(Protocol):
+    """A built-in world; a module with these is one."""
+
+    STAGES: dict[str, WorldStage]
+
+    def preset(self, algorithm: type) -> dict[str, Any]:
+        """Settings (nested, as in YAML) that suit the world, for an algorithm's class."""
         ...
 
     def build(self) -> World:

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel
 
 from lmpg import __version__
+from lmpg.algorithms import algorithm_name
 from lmpg.sections import UserError
 from lmpg.training.checkpoint import fsync
 from lmpg.training.tracking import as_json
@@ -108,7 +109,7 @@ def resolved(settings: BaseModel) -> dict[str, Any]:
     for key in ("output_dir", "resume"):
         values["run"].pop(key)
     if "algorithm" in values:
-        name = type(settings.algorithm).__name__.lower()  # type: ignore[attr-defined]
+        name = algorithm_name(type(settings.algorithm))  # type: ignore[attr-defined]
         values["algorithm"] = {"name": name, **values["algorithm"]}
     return values
 

@@ -1,0 +1,62 @@
+"""The `lmpg` command: `lmpg train NAME --section.key VALUE …`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from lmpg.algorithms import ALGORITHMS
+from lmpg.cli import main, taken
+from lmpg.presets import preset_names
+from lmpg.sections import UserError
+from lmpg.train import train
+from lmpg.train_offline import STAGES
+from lmpg.values import read_yaml
+
+
+def run(argv: Sequence[str]) -> None:
+    """Carry out a command line, `argv` without the program's name."""
+    command, *rest = argv or ["--help"]
+    if command != "train":
+        _explain(command)
+    elif rest[:1] in ([], ["-h"], ["--help"]):
+        print(_usage())
+    else:
+        train_named(rest)
+
+
+def train_named(argv: Sequence[str]) -> None:
+    """`NAME --flags`; NAME may be left out where `--config FILE` holds `algorithm.name`."""
+    if not argv[0].startswith("-"):
+        train(argv[0], argv[1:])
+        return
+    _, config = taken(list(argv), "--config")
+    name = (read_yaml(config).get("algorithm") or {}).get("name") if config else None
+    if name is None:
+        raise UserError(f"expected a method to train with before {argv[0]}\n{_usage()}")
+    train(name, argv)
+
+
+def _explain(command: str) -> None:
+    if command not in ("-h", "--help"):
+        raise UserError(f"unknown command {command!r}\n{_usage()}")
+    print(_usage())
+
+
+def _usage() -> str:
+    return (
+        "usage: lmpg train NAME [--config FILE] [--section.key VALUE …]   "
+        "(lmpg train NAME --help: all settings)\n"
+        f"algorithms: {', '.join(ALGORITHMS)}\n"
+        f"stages: {', '.join(STAGES)}\n"
+        f"presets: {', '.join(n for n in preset_names() if n not in {*ALGORITHMS, *STAGES})}"
+    )
+
+
+def entry() -> None:
+    """What the installed program `lmpg` calls."""
+    main(lambda: run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,197 @@
+"""A language-model run from settings to results: all parts, made in the order they need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lmpg.cli import parse
+from lmpg.config import LanguageSettings
+from lmpg.data.prompts import PromptSet, load_prompts, prompts_from_rows
+from lmpg.models.loading import load_policy, load_tokenizer
+from lmpg.models.policy import CausalLMPolicy
+from lmpg.models.settings import ModelSettings
+from lmpg.recipes import WORLDS, chosen_world
+from lmpg.recipes.world import World
+from lmpg.rewards.scorer import Scorer
+from lmpg.rewards.settings import RewardSettings
+from lmpg.sampling.sampler import Sampler
+from lmpg.sections import Section, UserError
+from lmpg.training import checkpoint
+from lmpg.training.evaluation import HeldOut
+from lmpg.training.language import LanguageSource
+from lmpg.training.lifecycle import begin, carry_out
+from lmpg.training.online import Online
+from lmpg.training.processes import Processes
+from lmpg.training.responding import Responder
+from lmpg.training.run_folder import RunFolder
+from lmpg.training.selftest import require_sound, self_test
+from lmpg.training.tracking import Tracker
+from lmpg.training.update import Updater
+from lmpg.values import Values, merged
+
+
+def train_language(
+    name: str, algorithm: type[Section], preset: Values, argv: Sequence[str] | None = None
+) -> None:
+    """Train a language model with `algorithm`, in a built-in world or on the user's own parts.
+
+    preset: settings that stand before the user's and after the world's; the run is called `name`.
+    """
+
+    def defaults(given: Values) -> Values:
+        if given.get("model", {}).get("path") is not None:
+            return preset
+        return merged(WORLDS[chosen_world(merged(preset, given))].preset(algorithm), preset)
+
+    settings: LanguageSettings = parse(LanguageSettings[algorithm], argv, defaults)  # type: ignore
+    processes = Processes()
+    processes.announce()
+    folder = begin(settings, name, processes)
+    if folder.status == "finished":
+        return
+    try:
+        run = prepare(settings, folder, processes)
+    except UserError:
+        if processes.is_main:
+            folder.abandon()
+        raise
+    with run.scorer:
+        carry_out(run.online, folder, name, run.facts)
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run about to start, with what must be closed at its end and said in its summary."""
+
+    online: Online
+    scorer: Scorer
+    facts: dict[str, Any]
+
+
+def with_world(settings: LanguageSettings, world: World) -> LanguageSettings:
+    """Settings in which the world's model and rewards stand where the user's own would."""
+    model = {**settings.model.model_dump(), "path": str(world.model_path)}
+    rewards = {
+        **settings.rewards.model_dump(),
+        "functions": world.reward_functions,
+        "models": world.reward_models,
+    }
+    return settings.model_copy(
+        update={"model": ModelSettings(**model), "rewards": RewardSettings(**rewards)}
+    )
+
+
+def prepare(settings: LanguageSettings, folder: RunFolder, processes: Processes) -> PreparedRun:
+    """Make every part of a run; all bad input is refused here, before any work."""
+    refuse_idle_processes(settings, processes)
+    world = None
+    if settings.model.path is None:
+        recipe = WORLDS[settings.data.world]
+        processes.on_main(lambda: recipe.build() and None)
+        world = recipe.build()
+        settings = with_world(settings, world)
+    tokenizer = load_tokenizer(str(settings.model.path), settings.model.trust_remote_code)
+    torch.manual_seed(settings.run.seed)  # LoRA's factors are drawn from the global generator
+    policy = load_policy(
+        settings.model,
+        tokenizer,
+        critic="critic" in settings.algorithm.needs,
+        temperature=settings.sampling.temperature,
+        device=processes.device,
+    )
+    source = source_of(settings, policy, tokenizer, world, processes)
+    if checkpoint.newest_step(folder.checkpoints) is None:
+        check(source)
+    online = assembled(settings, source, folder)
+    return PreparedRun(online, source.scorer, world.facts if world else {})
+
+
+def refuse_idle_processes(settings: LanguageSettings, processes: Processes) -> None:
+    """Prompts are shared out, so there must be one for each process."""
+    num_prompts = settings.update.rollout_size // settings.algorithm.group_size
+    if num_prompts < processes.count:
+        raise UserError(
+            f"update.rollout_size = {settings.update.rollout_size} responses come from "
+            f"{num_prompts} prompts, expected at least one for each of the {processes.count} "
+            "processes; set a larger update.rollout_size, or start fewer processes"
+        )
+
+
+def source_of(
+    settings: LanguageSettings,
+    policy: CausalLMPolicy,
+    tokenizer: Any,
+    world: World | None,
+    processes: Processes,
+) -> LanguageSource:
+    """Prompts, sampler, rewards and reference around the policy."""
+    prompts = prompts_for(settings, policy, tokenizer, world)
+    if processes.is_main:
+        print(prompts.line(), flush=True)
+    update, run = settings.update, settings.run
+    scorer = Scorer(
+        settings.rewards,
+        columns=dict.fromkeys(name for prompt in prompts.train for name in prompt.columns),
+        device=str(processes.device),
+        trust_remote_code=settings.model.trust_remote_code,
+    )
+    sampler = Sampler(policy, settings.sampling.max_new_tokens)
+    responder = Responder(policy, sampler, tokenizer, run.seed, processes, update.microbatch_size)
+    reference = policy.reference()
+    judge = world.judge if world else None
+    size, rows = settings.evaluation.size, update.rollout_size
+    return LanguageSource(
+        responder=responder,
+        reference=reference,
+        scorer=scorer,
+        prompts=prompts.train,
+        held_out=HeldOut(responder, prompts.held_out, size, rows, scorer, reference, judge),
+        algorithm=settings.algorithm,
+        rollout_size=update.rollout_size,
+        max_error_share=settings.rewards.max_error_share,
+        samples_every=run.samples_every,
+    )
+
+
+def prompts_for(
+    settings: LanguageSettings, policy: CausalLMPolicy, tokenizer: Any, world: World | None
+) -> PromptSet:
+    """The user's prompts or the world's, none so long that the context leaves no response."""
+    room = policy.context_length - settings.sampling.max_new_tokens
+    if world is None:
+        return load_prompts(settings.data, tokenizer, room)
+    train = prompts_from_rows(world.train_rows, tokenizer, room)
+    return PromptSet(train, prompts_from_rows(world.held_out_rows, tokenizer, room))
+
+
+def assembled(settings: LanguageSettings, source: LanguageSource, folder: RunFolder) -> Online:
+    """The loop over the source, with its optimizer and its tracker."""
+    run, processes, responder = settings.run, source.processes, source.responder
+    policy = responder.policy
+    return Online(
+        policy=policy,
+        algorithm=settings.algorithm,
+        source=source,
+        updater=Updater(policy, settings.update, run.total_steps, run.seed, processes),
+        tracker=Tracker(folder.path, run.trackers, run.total_steps, main_process=processes.is_main),
+        folder=folder.path,
+        settings=run,
+        every=settings.evaluation.every,
+        total_steps=run.total_steps,
+        processes=processes,
+        save_policy=lambda path: policy.save_pretrained(path, responder.tokenizer),
+    )
+
+
+def check(source: LanguageSource) -> None:
+    """The self-test of a new run, in one line; stops it where something is wrong."""
+    responder, prompts = source.responder, [prompt.ids for prompt in source.prompts]
+    policy = responder.policy
+    result = self_test(policy, source.reference, responder.sampler, prompts, responder.seed)
+    if source.processes.is_main:
+        print(result.line(), flush=True)
+    require_sound(result, policy.bf16)

@@ -1,0 +1,101 @@
+"""Responses of a policy to prompts: sampled, as text, with what the policy thinks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmpg.data.prompts import Prompt
+from lmpg.data.tokenizing import completion_text
+from lmpg.models.policy import CausalLMPolicy, Reference
+from lmpg.rewards.scorer import Scorer, Scores
+from lmpg.sampling.sampler import Sampler, Samples
+from lmpg.training.processes import Processes
+from lmpg.training.seeding import generator
+from lmpg.types import Evaluation
+
+Key = tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Responses:
+    """This rank's responses, one prompt for each, as text and as token ids (EOS included)."""
+
+    prompts: list[Prompt]
+    samples: Samples
+    completions: list[str]
+    ids: list[list[int]]
+
+    def scored_by(self, scorer: Scorer) -> Scores:
+        """Their scores."""
+        names = sorted({name for p in self.prompts for name in p.columns})
+        columns = {name: [p.columns.get(name) for p in self.prompts] for name in names}
+        prompts = [p.prompt for p in self.prompts]
+        return scorer.score(prompts, self.completions, self.ids, columns)
+
+
+@dataclass(frozen=True)
+class Responder:
+    """Samples from the policy; random numbers follow from the seed and a key alone.
+
+    microbatch_size: rows per forward where responses are evaluated again.
+    """
+
+    policy: CausalLMPolicy
+    sampler: Sampler
+    tokenizer: Any
+    seed: int
+    processes: Processes
+    microbatch_size: int
+
+    def respond(
+        self, prompts: list[Prompt], group_size: int, uniforms_BT: Tensor | None
+    ) -> Responses:
+        """`group_size` responses to each of this rank's prompts; None for uniforms is greedy."""
+        samples = self.sampler.sample([p.ids for p in prompts], group_size, uniforms_BT)
+        asked = [p for p in prompts for _ in range(group_size)]
+        lengths = samples.inputs["response_lengths"].tolist()
+        ids = [row[:n] for row, n in zip(samples.inputs["response_ids"].tolist(), lengths)]
+        completions = [completion_text(self.tokenizer, p.ids, r) for p, r in zip(asked, ids)]
+        return Responses(asked, samples, completions, ids)
+
+    def uniforms(self, key: Key, num_prompts: int, group_size: int) -> Tensor:
+        """This rank's rows of the global batch's uniforms [B, T], one per (response, token)."""
+        shape = (num_prompts * group_size, self.sampler.max_new_tokens)
+        drawn = torch.rand(shape, generator=generator(self.seed, *key))
+        mine = self.processes.share_of(num_prompts)
+        return drawn[mine.start * group_size : mine.stop * group_size]
+
+    @torch.no_grad()
+    def recorded(self, samples: Samples) -> Evaluation:
+        """Log-probs and values before the update: the sampler's own where they are exact (fp32),
+        else those of a fresh forward, so that the first ratio is 1."""
+        if not self.policy.bf16:
+            return Evaluation(samples.logprobs_BT, samples.entropy_BT, samples.values_BT)
+        parts = [self.policy.evaluate(inputs) for inputs in self.microbatches(samples)]
+        values = [x.values_BT for x in parts if x.values_BT is not None]
+        return Evaluation(
+            torch.cat([x.logprobs_BT for x in parts]),
+            torch.cat([x.entropy_BT for x in parts]),
+            torch.cat(values) if values else None,
+        )
+
+    def reference_logprobs(self, reference: Reference, samples: Samples) -> Tensor:
+        """log π_ref of the responses, [B, T]."""
+        return torch.cat([reference.logprobs(inputs) for inputs in self.microbatches(samples)])
+
+    def sequence_kl(self, reference: Reference, samples: Samples) -> Tensor:
+        """log π − log π_ref summed over each response, [B] in nats."""
+        known_BT = self.recorded(samples).logprobs_BT
+        difference_BT = known_BT - self.reference_logprobs(reference, samples)
+        return torch.where(samples.mask_BT, difference_BT, 0).sum(1)
+
+    def microbatches(self, samples: Samples) -> Iterator[dict[str, Tensor]]:
+        """The inputs of `microbatch_size` responses after the other."""
+        for start in range(0, len(samples.mask_BT), self.microbatch_size):
+            rows = slice(start, start + self.microbatch_size)
+            yield {name: x[rows] for name, x in samples.inputs.items()}
