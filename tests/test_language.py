@@ -30,7 +30,13 @@ class FakeScorer:
     def score(self, prompts, completions, completion_ids, columns):
         self.seen = (prompts, completions, completion_ids, columns)
         totals = [None if c[:1] in self.fails else float(len(c)) for c in completions]
-        return Scores(totals, {"length": totals}, totals.count(None), ["length: it failed"])
+        return Scores(
+            totals,
+            {"length": totals},
+            totals.count(None),
+            ["length: it failed"],
+            [[]] * len(totals),
+        )
 
 
 def source_of(algorithm, scorer=None, judge=None, max_error_share=1.0, new_tokens=12):

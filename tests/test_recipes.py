@@ -14,7 +14,8 @@ from lmpg.models.settings import ModelSettings
 from lmpg.recipes import addition, reviews
 from lmpg.recipes.stages import read_facts
 from lmpg.recipes.tokenizers import byte_pair_tokenizer, character_tokenizer
-from lmpg.rewards.functions import FunctionReward
+from lmpg.rewards.scorer import Scorer
+from lmpg.rewards.settings import RewardSettings
 from lmpg.sampling.sampler import Sampler
 from lmpg.training.seeding import generator
 from lmpg.values import merged
@@ -107,13 +108,12 @@ def test_the_warm_start_of_addition_ends_when_enough_is_right(small, monkeypatch
     monkeypatch.setattr(addition, "ENOUGH", 0.0)
     world = addition.build()
     assert f"step {addition.CHECK_EVERY}/" in capsys.readouterr().out.splitlines()[-1]
-    (spec,) = world.reward_functions
-    reward = FunctionReward(spec, timeout=60.0)
     row = world.held_out_rows[0]
     answers = [row["answer"], "x"]
     columns = {"answer": [row["answer"]] * 2}
-    assert reward.score([row["prompt"]] * 2, answers, [[], []], columns) == [1.0, 0.0]
-    reward.close()
+    with Scorer(RewardSettings(functions=world.reward_functions)) as scorer:
+        scores = scorer.score([row["prompt"]] * 2, answers, [[], []], columns)
+    assert scores.totals == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("recipe", [reviews, addition])

@@ -66,7 +66,7 @@ def scored(scorer: Scorer, completions: list[str], **columns: list):
         ("inf", "inf"),
         ("none", "None"),
         ("text", "str among"),
-        ("list", "list among"),
+        ("list", "a list of 1 numbers for a completion.*--rewards.process token or step"),
         ("short", "0 scores for 1"),
         ("none at all", "NoneType, expected a list"),
     ],
@@ -100,7 +100,7 @@ def test_a_failure_with_a_whole_completion_in_its_message_is_shortened(scorer):
 def test_all_retries_of_a_batch_share_one_budget(scorer):
     faulty = scorer(FAULTS, timeout=0.8)
     function = next(iter(faulty._rewards.values()))
-    function.retry_seconds = 1.0
+    function._workers[0].retry_seconds = 1.0
     scores = scored(faulty, ["a"] + ["hangs"] * 10 + ["a"])
     assert scores.totals == [1.0] + [None] * 11
     assert any("retries were used up" in message for message in scores.messages)

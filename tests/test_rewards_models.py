@@ -5,6 +5,7 @@ import math
 import pytest
 
 from lmpg.data.preferences import pairs_from_rows
+from lmpg.rewards.batch import Batch
 from lmpg.rewards.models import ModelReward, model_name
 from lmpg.rewards.scorer import Scorer
 from lmpg.rewards.settings import RewardSettings
@@ -24,6 +25,11 @@ class Lengths:
         return [math.inf if len(row) == 4 else float(len(row)) for row in rows]
 
 
+def answered(reward, prompt, *completions):
+    count = len(completions)
+    return reward.answer(Batch([prompt] * count, list(completions), [[1]] * count, {}))
+
+
 @pytest.fixture
 def saved_model(tmp_path):
     tiny_model("reward").save_pretrained(tmp_path / "judge")
@@ -33,7 +39,7 @@ def saved_model(tmp_path):
 
 def test_a_model_reads_prompt_and_completion_as_its_training_did():
     tokenizer, lengths = character_tokenizer(), Lengths()
-    ModelReward("judge", lengths, tokenizer, 50).score(["It was"], [" good"], [[1]], {})
+    answered(ModelReward("judge", lengths, tokenizer, 50), "It was", " good")
     pair = pairs_from_rows(
         [{"prompt": "It was", "chosen": " good", "rejected": "x"}], tokenizer, 50
     )
@@ -42,14 +48,15 @@ def test_a_model_reads_prompt_and_completion_as_its_training_did():
 
 def test_a_text_beyond_the_models_context_loses_its_beginning_but_not_bos():
     tokenizer, lengths = character_tokenizer(), Lengths()
-    ModelReward("judge", lengths, tokenizer, 6).score(["a" * 50], ["end"], [[1]], {})
+    answered(ModelReward("judge", lengths, tokenizer, 6), "a" * 50, "end")
     assert tokenizer.decode(lengths.rows[0]) == "<s>aend</s>"
 
 
 def test_a_models_infinite_score_is_no_score():
     reward = ModelReward("judge", Lengths(), character_tokenizer(), 50)
-    assert reward.score(["a", "a"], ["b", "bc"], [[1]] * 2, {}) == [None, 5.0]
-    assert reward.messages == ["the model gave inf"]
+    answer = answered(reward, "a", "b", "bc")
+    assert answer.values == [None, 5.0]
+    assert answer.messages == ["the model gave inf"]
 
 
 def test_functions_and_models_add_up(saved_model, tmp_path):

@@ -1,169 +1,103 @@
-"""A Python function of the user's as a reward, isolated in a worker process."""
+"""A Python function as a reward, isolated in worker processes."""
 
 from __future__ import annotations
 
-import json
-import os
-import time
 from collections.abc import Iterable
-from pathlib import Path
+from concurrent.futures import Future
 from typing import Any
 
-from lmpg.rewards.process import WorkerDied, WorkerProcess, WorkerTimeout, plain
+from lmpg.rewards.batch import GIVEN, Answer, Batch
+from lmpg.rewards.builtin import REFERENCES
+from lmpg.rewards.isolated import IsolatedFunction
+from lmpg.rewards.specs import KEY, parsed_spec
 from lmpg.sections import UserError
-
-GIVEN = ("prompts", "completions", "completion_ids")
-START_TIMEOUT = 120.0
-RETRY_TIMEOUTS, RETRY_SECONDS = 3, 30.0
 
 
 class FunctionReward:
-    """Scores by `FILE.py:NAME` or `package.module:NAME`; a failing sample comes back as None.
+    """Scores by `FILE.py:NAME`, `package.module:NAME` or a built-in function.
 
-    The function gets one batch per call. A batch that fails as a whole (it raises, times out,
-    dies, returns the wrong length) is tried again sample by sample. All retries of a batch share
-    max(3 timeouts, 30 seconds); samples not tried by then have no score.
-
-    name: the function's name. messages: what went wrong in the last call of `score`, one per
-    sample without a score. notes: what else there is to say about it.
+    Each of `workers` processes gets a part of every batch, in the background.
     """
 
-    def __init__(self, spec: str, timeout: float):
-        self.spec = _checked(spec)
-        self.name = spec.rpartition(":")[2]
-        self.timeout = timeout
-        self.retry_seconds = max(RETRY_TIMEOUTS * timeout, RETRY_SECONDS)
-        self.messages: list[str] = []
-        self.notes: list[str] = []
-        self._worker = WorkerProcess(self.spec, max(timeout, START_TIMEOUT))
-        self._signature = self._first_start()
+    def __init__(self, spec: str, timeout: float, workers: int = 1):
+        self.spec = parsed_spec(spec)
+        self.name = self.spec.name
+        self.qualifier = self.spec.qualifier
+        self._workers = [IsolatedFunction(self.spec, timeout) for _ in range(workers)]
+        try:
+            self._signature = self._first_start()
+            if self.spec.is_builtin:
+                self._try_options()
+        except BaseException:
+            self.close()
+            raise
 
     def check_columns(self, columns: Iterable[str]) -> None:
         """Raises if the function needs a parameter that the data has no column for."""
-        known = [*GIVEN, *columns]
+        columns = list(columns)
         for name in self._signature["required"]:
-            if name not in known:
+            if name in columns or name in (*GIVEN, "completion_steps"):
+                continue
+            if self.spec.is_builtin:
                 raise UserError(
-                    f"rewards.functions: {self.spec} has a parameter {name!r}, but the data has "
-                    f"no such column. It can have any of: {', '.join(known)}; rename it, or give "
-                    "it a default."
+                    f"{KEY}: {self.spec.text} compares with the column {name!r}, but the data has "
+                    f"only: {', '.join(columns) or 'none'}. {REFERENCES[name]}"
                 )
-
-    def score(
-        self,
-        prompts: list,
-        completions: list,
-        completion_ids: list[list[int]],
-        columns: dict[str, list],
-    ) -> list[float | None]:
-        """One finite score per completion, or None where there is none."""
-        self.messages, self.notes = [], []
-        self.check_columns(columns)
-        given = dict(zip(GIVEN, (prompts, completions, completion_ids)))
-        arguments = self._wanted({**columns, **given})
-        scores, failure = self._call(arguments, range(len(completions)))
-        if failure is None or not completions:
-            return scores
-        if len(completions) == 1:
-            self.messages.append(failure)
-            return scores
-        scores = self._one_by_one(arguments, len(completions))
-        if None not in scores:
-            self.notes.append(
-                f"the batch of {len(completions)} failed ({failure}), but each sample alone has "
-                "a score; batches are scored one by one as long as that is so, which is slow"
+            raise UserError(
+                f"{KEY}: {self.spec.text} has a parameter {name!r}, but the data has "
+                f"no such column. It can have any of: {', '.join([*GIVEN, *columns])}; rename it, "
+                "or give it a default."
             )
-        return scores
+
+    def submit(self, batch: Batch) -> PendingParts:
+        """Begins to score `batch`, each worker a part of it."""
+        self.check_columns(batch.given())
+        arguments = self._wanted(batch.given())
+        size = -(-len(batch) // len(self._workers)) or 1
+        futures = []
+        for number, start in enumerate(range(0, len(batch), size)):
+            part = {name: values[start : start + size] for name, values in arguments.items()}
+            count = min(size, len(batch) - start)
+            futures.append(self._workers[number].submit(part, count))
+        return PendingParts(futures)
 
     def close(self) -> None:
-        """Ends the worker process."""
-        self._worker.stop()
+        """Ends the worker processes."""
+        for worker in self._workers:
+            worker.close()
 
     def _wanted(self, available: dict[str, list]) -> dict[str, list]:
         if self._signature["keywords"]:
-            return available
+            fixed = self.spec.arguments
+            return {name: values for name, values in available.items() if name not in fixed}
         names = self._signature["parameters"]
         return {name: values for name, values in available.items() if name in names}
 
-    def _one_by_one(self, arguments: dict[str, list], count: int) -> list[float | None]:
-        scores: list[float | None] = []
-        deadline = time.monotonic() + self.retry_seconds
-        for index in range(count):
-            if time.monotonic() > deadline:
-                self.messages += [
-                    f"not tried again: {self.retry_seconds:g} s of retries were used up"
-                ] * (count - index)
-                return scores + [None] * (count - index)
-            single = {name: [values[index]] for name, values in arguments.items()}
-            score, failure = self._call(single, [index])
-            scores += score
-            if failure is not None:
-                self.messages.append(failure)
-        return scores
-
-    def _call(
-        self, arguments: dict[str, list], indices: Iterable[int]
-    ) -> tuple[list[float | None], str | None]:
-        """Scores of one call; a message, and no scores, if it failed as a whole."""
-        count = len(list(indices))
-        try:
-            reply = self._worker.call(arguments, count, self.timeout)
-        except WorkerTimeout:
-            return [None] * count, f"no reply within rewards.timeout of {self.timeout:g} s"
-        except (WorkerDied, BrokenPipeError) as error:
-            return [None] * count, str(error)
-        except TypeError as error:
-            raise UserError(self._unsendable(arguments, error)) from None
-        if "error" in reply:
-            return [None] * count, reply["error"]
-        self.messages += reply["problems"].values()
-        return reply["scores"], None
-
-    def _unsendable(self, arguments: dict[str, list], error: TypeError) -> str:
-        column = next(name for name, values in arguments.items() if not _sendable(values))
-        return (
-            f"rewards.functions: {self.spec} asks for the column {column!r}, which holds {error}; "
-            "only text, numbers, dates, lists and dicts of these can be passed. Convert the "
-            "column in the data."
-        )
-
     def _first_start(self) -> dict[str, Any]:
-        try:
-            reply = self._worker.start()
-        except WorkerTimeout:
-            reply = {"error": f"importing it took more than {self._worker.start_timeout:g} s"}
-        except (WorkerDied, BrokenPipeError) as error:
-            reply = {"error": f"while importing it, {error}"}
-        if "error" in reply:
-            self._worker.stop()
-            raise UserError(f"rewards.functions: cannot import {self.spec}: {reply['error']}")
+        for started in [worker.start() for worker in self._workers]:
+            reply = started.result()
+            if "error" in reply:
+                raise UserError(f"{KEY}: cannot import {self.spec.text}: {reply['error']}")
         return reply
 
+    def _try_options(self) -> None:
+        """Options of built-in functions are keyword-only, columns are not; bad ones raise now."""
+        options = self._signature["options"]
+        for names in ("parameters", "required"):
+            left = [name for name in self._signature[names] if name not in options]
+            self._signature[names] = left
+        nothing: dict[str, list] = {name: [] for name in self._signature["required"]}
+        answer = self._workers[0].submit(nothing, 0).result()
+        if answer.messages:
+            raise UserError(f"{KEY}: {self.spec.text}: {answer.messages[0]}")
 
-def _sendable(values: list) -> bool:
-    try:
-        json.dumps(values, default=plain)
-    except TypeError:
-        return False
-    return True
 
+class PendingParts:
+    """The parts of a batch, in the hands of the workers."""
 
-def _checked(spec: str) -> str:
-    """`spec` with an absolute path; raises if it isn't FILE.py:NAME or package.module:NAME."""
-    source, _, name = spec.rpartition(":")
-    if not source or not name.isidentifier():
-        raise UserError(
-            f"rewards.functions: {spec!r} names no function; expected FILE.py:NAME or "
-            "package.module:NAME."
-        )
-    if not source.endswith(".py"):
-        if os.sep in source or not all(part.isidentifier() for part in source.split(".")):
-            raise UserError(
-                f"rewards.functions: {source!r} in {spec!r} is neither a file ending in .py nor "
-                "a module; expected FILE.py:NAME or package.module:NAME."
-            )
-        return spec
-    path = Path(source).expanduser().absolute()
-    if not path.is_file():
-        raise UserError(f"rewards.functions: the file {source} of {spec!r} doesn't exist.")
-    return f"{path}:{name}"
+    def __init__(self, futures: list[Future[Answer]]):
+        self._futures = futures
+
+    def result(self) -> Answer:
+        """The answers of all parts, in the batch's order."""
+        return sum((future.result() for future in self._futures), Answer())

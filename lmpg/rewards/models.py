@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from transformers import AutoTokenizer
 from lmpg.data.tokenizing import cut_left, scored_ids, start_ids
 from lmpg.models.loading import context_length, load_sequence_classifier
 from lmpg.models.scoring import SequenceScorer
+from lmpg.rewards.batch import Answer, Batch
+from lmpg.rewards.worker import LONGEST_MESSAGE
 from lmpg.sections import UserError
 
 
@@ -26,8 +29,6 @@ class ModelReward:
         self.scorer = scorer
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
-        self.messages: list[str] = []
-        self.notes: list[str] = []
 
     @classmethod
     def load(cls, path: str, *, trust_remote_code: bool, device: str) -> ModelReward:
@@ -46,22 +47,49 @@ class ModelReward:
         context = min(context_length(model.config, tokenizer), tokenizer.model_max_length)
         return cls(model_name(path), SequenceScorer(model, tokenizer), tokenizer, context)
 
-    def score(
-        self,
-        prompts: list,
-        completions: list,
-        completion_ids: list[list[int]],
-        columns: dict[str, list],
-    ) -> list[float | None]:
-        """One finite score per completion, or None where the model's is not finite."""
+    def submit(self, batch: Batch) -> _Asked:
+        """The batch, scored when the result is asked for: models work in this process."""
+        return _Asked(self, batch)
+
+    def answer(self, batch: Batch) -> Answer:
+        """One finite score per response; sample by sample if they fail together."""
+        rows = list(zip(batch.prompts, batch.completions))
+        try:
+            return self._scores(rows)
+        except Exception as error:
+            failure = f"{type(error).__name__}: {error}"[:LONGEST_MESSAGE]
+            if len(rows) == 1:
+                return Answer([None], [failure])
+            said = f"the batch of {len(rows)} failed ({failure})"
+        answer = Answer()
+        for i in range(len(rows)):
+            answer += self.answer(replace(batch, prompts=[rows[i][0]], completions=[rows[i][1]]))
+        if None not in answer.values:
+            answer.notes.append(f"{said}, but each sample alone has a score, which is slow")
+        return answer
+
+    def _scores(self, rows: list[tuple[Any, str]]) -> Answer:
         start = start_ids(self.tokenizer)
-        ids = [scored_ids(self.tokenizer, p, c) for p, c in zip(prompts, completions)]
+        ids = [scored_ids(self.tokenizer, p, c) for p, c in rows]
         scores = self.scorer.score([cut_left(one, self.max_tokens, start) for one in ids])
-        self.messages = [f"the model gave {score}" for score in scores if not math.isfinite(score)]
-        return [float(score) if math.isfinite(score) else None for score in scores]
+        if len(scores) != len(rows):
+            raise ValueError(f"the model gave {len(scores)} scores for {len(rows)} responses")
+        return Answer(
+            [float(score) if math.isfinite(score) else None for score in scores],
+            [f"the model gave {score}" for score in scores if not math.isfinite(score)],
+        )
 
     def close(self) -> None:
         """Nothing to end."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    reward: ModelReward
+    batch: Batch
+
+    def result(self) -> Answer:
+        return self.reward.answer(self.batch)
 
 
 def model_name(path: str) -> str:

@@ -26,10 +26,15 @@ class WorkerDied(Exception):
 
 
 class WorkerProcess:
-    """One reward function's process; restarted by the next call after it was killed."""
+    """One reward function's process; restarted by the next call after it was killed.
 
-    def __init__(self, spec: str, start_timeout: float):
+    arguments: the function's fixed arguments. closed: True lets no process start any more.
+    """
+
+    def __init__(self, spec: str, start_timeout: float, arguments: dict[str, Any] | None = None):
         self.spec = spec
+        self.arguments = arguments or {}
+        self.closed = False
         self.start_timeout = start_timeout
         self._process: subprocess.Popen[bytes] | None = None
         self._finalizer: weakref.finalize | None = None
@@ -38,6 +43,8 @@ class WorkerProcess:
     def start(self) -> dict[str, Any]:
         """Starts the process, imports the function; its first reply: a signature or an error."""
         self.stop()
+        if self.closed:
+            raise WorkerDied("it has been closed")
         # -P: the folder of worker.py, which is inside this package, stays off sys.path
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(_WORKER)],
@@ -50,7 +57,12 @@ class WorkerProcess:
         for pipe in (self._process.stdin, self._process.stdout):
             os.set_blocking(pipe.fileno(), False)  # type: ignore[union-attr]
         path = [os.getcwd(), *(entry or os.getcwd() for entry in sys.path)]
-        hello = {"spec": self.spec, "sys_path": path, "parent": os.getpid()}
+        hello = {
+            "spec": self.spec,
+            "arguments": self.arguments,
+            "sys_path": path,
+            "parent": os.getpid(),
+        }
         return self._exchange(hello, self.start_timeout)
 
     def call(self, arguments: dict[str, list], count: int, timeout: float) -> dict[str, Any]:
@@ -63,6 +75,12 @@ class WorkerProcess:
         except BrokenPipeError:  # it ended after its last reply: not this call's fault
             self._restart()
             return self._exchange(request, timeout)
+
+    def kill(self) -> None:
+        """Kills the process from another thread than the one that waits for its reply."""
+        process = self._process
+        if process is not None:
+            _kill_group(process)
 
     def stop(self) -> None:
         """Kills the process and its children, if there are any."""
@@ -138,9 +156,13 @@ def _wait(pipe: int, event: int, deadline: float) -> None:
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """Ends the whole process group, whatever the function started included."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+    _kill_group(process)
     process.wait()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             pipe.close()
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -1,9 +1,10 @@
 """The process in which one reward function of the user's runs: JSON lines in, JSON lines out.
 
 It is started as a file of its own and imports nothing but the standard library, so that it is
-ready in a few milliseconds. First line in: {"spec", "sys_path", "parent"}; first line out:
-{"parameters", "required", "keywords"} or {"error"}. Then, per call, in: {"arguments", "count"};
-out: {"scores", "problems"} (a score or null each, and what was wrong with which) or {"error"}.
+ready in a few milliseconds. First line in: {"spec", "arguments", "sys_path", "parent"}; first
+line out: {"parameters", "required", "options", "keywords"} or {"error"}. Then, per call, in:
+{"arguments", "count"}; out: {"scores", "problems"} (a score, a list of them or null each, and
+what was wrong with which) or {"error"}.
 
 What the function prints goes to stderr, and its stdin is empty: the protocol has descriptors
 of its own.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -37,8 +39,8 @@ def main() -> None:
     _die_with(hello["parent"])
     sys.path[:] = hello["sys_path"]
     try:
-        function = load(hello["spec"])
-        reply = signature(function)
+        function = functools.partial(load(hello["spec"]), **hello["arguments"])
+        reply = signature(function.func, hello["arguments"])
     except BaseException as error:
         _send(replies, {"error": described(error)})
         return
@@ -64,18 +66,31 @@ def load(spec: str) -> Callable:
     return function
 
 
-def signature(function: Callable) -> dict[str, Any]:
-    """Names the function can be called with, those it must be, and whether it has **kwargs."""
+def signature(function: Callable, fixed: dict[str, Any]) -> dict[str, Any]:
+    """Names the function can be called with, those it must be, and whether it has **kwargs.
+
+    fixed: arguments that the user has set; the function must know them.
+    """
     parameters = inspect.signature(function).parameters.values()
     nameless = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
     if nameless:
         raise TypeError(f"parameters are passed by name, but {nameless[0]!r} is positional-only")
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    keywords = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    unknown = [name for name in fixed if name not in {p.name for p in named} and not keywords]
+    if unknown:
+        raise TypeError(f"it has no parameter {unknown[0]!r}. It has: {_listed(named)}")
+    open_ = [p for p in named if p.name not in fixed]
     return {
-        "parameters": [p.name for p in named],
-        "required": [p.name for p in named if p.default is p.empty],
-        "keywords": any(p.kind is p.VAR_KEYWORD for p in parameters),
+        "parameters": [p.name for p in open_],
+        "required": [p.name for p in open_ if p.default is p.empty],
+        "options": [p.name for p in open_ if p.kind is p.KEYWORD_ONLY],
+        "keywords": keywords,
     }
+
+
+def _listed(parameters: list[inspect.Parameter]) -> str:
+    return ", ".join(p.name for p in parameters) or "none"
 
 
 def answer(
@@ -122,10 +137,14 @@ def _as_list(result: Any) -> list:
     return list(result)
 
 
-def _checked(value: Any) -> tuple[float | None, str | None]:
-    """A finite score, or None and why."""
+def _checked(value: Any) -> tuple[Any, str | None]:
+    """A finite score or a list of them, or None and why."""
+    if isinstance(value, (list, tuple)) or (getattr(value, "ndim", 0) == 1 and len(value) != 1):
+        return _checked_list(list(value))
     if value is None:
         return None, "it returned None"
+    if isinstance(value, Exception):  # as asyncio.gather(..., return_exceptions=True) gives it
+        return None, described(value)
     if isinstance(value, (str, bytes)):
         return None, f"it returned a {type(value).__name__} among the scores"
     try:
@@ -133,6 +152,18 @@ def _checked(value: Any) -> tuple[float | None, str | None]:
     except Exception as error:
         return None, f"it returned a {type(value).__name__} among the scores ({error})"
     return (score, None) if math.isfinite(score) else (None, f"it returned {score}")
+
+
+def _checked_list(values: list) -> tuple[list[float] | None, str | None]:
+    """One finite number per token or step, or None and what was wrong with the first bad one."""
+    scores: list[float] = []
+    for value in values:
+        nested = isinstance(value, (list, tuple))
+        score, problem = (None, "it returned a list") if nested else _checked(value)
+        if score is None:
+            return None, f"{problem}, in a list of numbers for one completion"
+        scores.append(float(score))
+    return scores, None
 
 
 def _from_file(path: str) -> Any:

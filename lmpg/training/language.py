@@ -136,4 +136,5 @@ def gathered_scores(processes: Processes, scores: Scores) -> Scores:
         by_reward={name: gather(values) for name, values in scores.by_reward.items()},
         errors=sum(gather([scores.errors])),
         messages=gather(scores.messages),
+        steps=gather(scores.steps),
     )
