@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ import torch
 from lmpg.cli import parse
 from lmpg.config import LanguageSettings
 from lmpg.data.prompts import PromptSet, load_prompts, prompts_from_rows
+from lmpg.data.reasoning import PREFIX
+from lmpg.data.tokenizing import completion_text
 from lmpg.models.loading import load_policy, load_tokenizer
 from lmpg.models.policy import CausalLMPolicy
 from lmpg.models.settings import ModelSettings
@@ -44,7 +47,7 @@ def train_language(
 
     def defaults(given: Values) -> Values:
         if given.get("model", {}).get("path") is not None:
-            return preset
+            return merged(own_reward(given), preset)
         return merged(WORLDS[chosen_world(merged(preset, given))].preset(algorithm), preset)
 
     settings: LanguageSettings = parse(LanguageSettings[algorithm], argv, defaults)  # type: ignore
@@ -61,6 +64,14 @@ def train_language(
         raise
     with run.scorer:
         carry_out(run.online, folder, name, run.facts)
+
+
+def own_reward(given: Values) -> Values:
+    """What scores data that brings its own reward, where the user names none."""
+    source, rewards = given.get("data", {}).get("path"), given.get("rewards", {})
+    if not str(source).startswith(PREFIX) or rewards.get("functions") or rewards.get("models"):
+        return {}
+    return {"rewards": {"functions": ["reasoning_gym"]}}
 
 
 @dataclass(frozen=True)
@@ -138,6 +149,7 @@ def source_of(
         columns=dict.fromkeys(name for prompt in prompts.train for name in prompt.columns),
         device=str(processes.device),
         trust_remote_code=settings.model.trust_remote_code,
+        decode=partial(completion_text, tokenizer),
     )
     sampler = Sampler(policy, settings.sampling.max_new_tokens)
     responder = Responder(policy, sampler, tokenizer, run.seed, processes, update.microbatch_size)

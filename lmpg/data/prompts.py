@@ -45,9 +45,12 @@ def load_prompts(settings: DataSettings, tokenizer: Any, max_prompt_tokens: int)
     """Prompts of `data.path`, held-out ones from `data.eval_path` or else held back."""
     sieve = prompt_sieve(tokenizer, max_prompt_tokens, settings.overlong)
     column = settings.prompt_column or "prompt"
-    train, held_out = load_split(
-        settings, lambda rows, source: _read(rows, tokenizer, sieve, column, source)
-    )
+
+    def read(rows: list[Row], source: str) -> list[Prompt]:
+        rows = _with_answers(rows, settings.answer_column, source)
+        return _read(rows, tokenizer, sieve, column, source)
+
+    train, held_out = load_split(settings, read)
     return PromptSet(train, held_out, dict(sieve.skipped), sieve.truncated)
 
 
@@ -88,6 +91,14 @@ def _read(rows: list[Row], tokenizer: Any, sieve: Sieve, column: str, source: st
         if fitting is not None:
             prompts.append(Prompt(row[column], fitting, dict(row)))
     return sieve.some(prompts, len(rows), source)
+
+
+def _with_answers(rows: list[Row], column: str | None, source: str) -> list[Row]:
+    """Rows in which `answer` is what stands in `column`."""
+    if column is None:
+        return rows
+    require_column(rows, column, source, "--data.answer-column")
+    return [{**row, "answer": row.get(column)} for row in rows]
 
 
 def _has_content(value: Any, where: str) -> bool:

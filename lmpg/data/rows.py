@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lmpg.data.reasoning import PREFIX, reasoning_rows
 from lmpg.sections import UserError
 
 Row = dict[str, Any]
@@ -18,12 +19,15 @@ _FORMATS = ".json, .jsonl, .csv, .tsv, .parquet, .arrow or .txt"
 
 
 def read_rows(source: str, split: str, key: str = "data.path") -> list[Row]:
-    """All rows of `source`: a local file or folder, else `NAME` or `NAME:CONFIG` on the Hub.
+    """All rows of `source`: `reasoning_gym:TASK`, a local file or folder, else `NAME` or
+    `NAME:CONFIG` on the Hub.
 
     key: the setting that `source` came from, for messages.
     """
     path = Path(source).expanduser()
-    if path.is_file():
+    if source.startswith(PREFIX):
+        rows = reasoning_rows(source, key)
+    elif path.is_file():
         rows = _read_file(path, key)
     elif path.is_dir():
         rows = _read_folder(path, split, key)

@@ -15,7 +15,8 @@ class DataSettings(Section):
     world: Literal["reviews", "addition"] = "reviews"
     """Built-in world that gives model, data and reward where `model.path` is not set."""
     path: str | None = None
-    """Hub name (NAME or NAME:CONFIG), or a local json, jsonl, csv or parquet file or folder."""
+    """Hub name (NAME or NAME:CONFIG), a local json, jsonl, csv or parquet file or folder, or
+    `reasoning_gym:TASK`, a task of reasoning-gym."""
     eval_path: str | None = None
     """The same for held-out data; none holds back `num_eval` rows of `path`."""
     split: str = "train"
@@ -24,6 +25,8 @@ class DataSettings(Section):
     """Split of the held-out data; none reads `split` of `eval_path`."""
     prompt_column: str | None = None
     """Column with the prompt, text or chat messages; none looks for `prompt`."""
+    answer_column: str | None = None
+    """Column that rewards get as `answer`, the reference; none leaves `answer` as it is."""
     completion_column: str = "completion"
     """Column with the answer to a prompt, for supervised training."""
     chosen_column: str = "chosen"

@@ -8,8 +8,10 @@ from fractions import Fraction
 _SIGN = r"(?:(?<![\w)\]}])[-+])?"
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
 _PLAIN = rf"(?:{_DIGITS}(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{{1,2}}(?!\w))?"
-_NUMBER = re.compile(rf"(?P<sign>{_SIGN}\$?{_SIGN})(?P<over>{_PLAIN})(?:\s?/\s?(?P<under>{_PLAIN}))?")
-_LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*([^{}]*)\}\s*\{\s*([^{}]*)\}")
+_NUMBER = re.compile(
+    rf"(?P<sign>{_SIGN}\$?{_SIGN})(?P<over>{_PLAIN})(?:\s?/\s?(?P<under>{_PLAIN}))?"
+)
+_LATEX_FRACTION = re.compile(r"\\[dt]?frac(?:\{([^{}]*)\}|(\d))(?:\{([^{}]*)\}|(\d))")
 LONGEST = 400  # characters of a number; none that is meant as an answer has more
 
 
@@ -45,7 +47,7 @@ def _tidied(text: str) -> str:
     """One way to write what can be written in several."""
     for written, meant in (("−", "-"), ("\\$", "$"), ("{,}", ","), ("\\,", ""), ("\\!", "")):
         text = text.replace(written, meant)
-    return _LATEX_FRACTION.sub(r"\1/\2", text)
+    return _LATEX_FRACTION.sub(r"\1\2/\3\4", text)
 
 
 def _value(number: re.Match[str]) -> Fraction | None:

@@ -36,7 +36,7 @@ class Spec:
 
 def parsed_spec(text: str) -> Spec:
     """The spec that `text` is; raises if it can be none."""
-    match = re.fullmatch(r"(?:(.+?):)?([^\W\d]\w*)(\(.*\))?", text.strip(), re.DOTALL)
+    match = re.fullmatch(r"(?:(.+?):)?([^\W\d]\w*)(\(.*)?", text.strip(), re.DOTALL)
     if match is None:
         raise UserError(f"{KEY}: {text!r} names no function; expected {EXPECTED}.")
     source, name, call = match.groups()
