@@ -188,19 +188,3 @@ class Algorithm(Protocol):
         Names are `policy`, `value`, `entropy`, `kl`; `policy` is always there.
         """
         ...
-
-
-class Reward(Protocol):
-    """Scores responses; one failing sample never raises, it comes back as None."""
-
-    name: str
-
-    def score(
-        self,
-        prompts: list,
-        completions: list,
-        completion_ids: list[list[int]],
-        columns: dict[str, list],
-    ) -> list[float | None]:
-        """One finite score per completion, or None where it could not be scored."""
-        ...

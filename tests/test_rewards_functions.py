@@ -220,7 +220,7 @@ def test_a_function_that_does_not_import_is_refused_at_once(scorer, code, name, 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("reward", "names no function; expected FILE.py:NAME"),
+        ("reward", "no built-in reward 'reward'"),
         ("mine.py:", "names no function"),
         ("nowhere/mine.py:reward", "the file nowhere/mine.py of .* doesn't exist"),
         ("some/folder:reward", "neither a file ending in .py nor a module"),
