@@ -13,6 +13,7 @@ from lmpg.models.settings import ModelSettings, PolicySettings
 from lmpg.rewards.settings import RewardSettings
 from lmpg.sampling.settings import SamplingSettings
 from lmpg.sections import Section
+from lmpg.training.adaptation import TARGETS
 from lmpg.training.settings import (
     EvaluationSettings,
     GymRunSettings,
@@ -65,6 +66,41 @@ class LanguageSettings(Section, Generic[A]):
             )
         return self
 
+    @model_validator(mode="after")
+    def _ratios_of_what_was_sampled(self) -> LanguageSettings:
+        sampling = self.sampling
+        if "ratios" in self._needs() and (sampling.top_k or sampling.top_p < 1):
+            name = algorithm_name(type(self.algorithm))
+            raise ValueError(
+                f"sampling.top_k = {sampling.top_k}, sampling.top_p = {sampling.top_p} with "
+                f"algorithm.name = {name}, which compares π with the policy that sampled: tokens "
+                "that are cut off make their ratio wrong. Set top_k to 0 and top_p to 1, or take "
+                "an algorithm without ratios, as reinforce or rloo"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _annealed_settings_exist(self) -> LanguageSettings:
+        refuse_to_anneal(self.update.anneal, self.algorithm)
+        return self
+
+    def _needs(self) -> frozenset[str]:
+        return getattr(self.algorithm, "needs", frozenset())
+
+
+def refuse_to_anneal(names: tuple[str, ...], algorithm: Section) -> None:
+    """ValueError unless every one of `names` is a number of the algorithm that nothing steers."""
+    values = algorithm.model_dump()
+    possible = [name for name, value in values.items() if isinstance(value, float) and value > 0]
+    steered = [coef for target, (coef, _) in TARGETS.items() if values.get(target) is not None]
+    for name in names:
+        if name not in possible or name in steered:
+            why = "is steered to its target" if name in steered else f"is {values.get(name)!r}"
+            raise ValueError(
+                f"update.anneal = {name}, but algorithm.{name} {why}; expected some of "
+                f"{', '.join(n for n in possible if n not in steered)}"
+            )
+
 
 class GymSettings(Section, Generic[A]):
     """Train an agent in a gymnasium environment with the same algorithms."""
@@ -88,13 +124,15 @@ class GymSettings(Section, Generic[A]):
 
     @model_validator(mode="after")
     def _no_language_only_parts(self) -> GymSettings:
-        if getattr(self.algorithm, "group_size", 1) > 1:
+        needs = getattr(self.algorithm, "needs", ())
+        if getattr(self.algorithm, "group_size", 1) > 1 or "greedy" in needs:
             name = algorithm_name(type(self.algorithm))
             raise ValueError(
                 f"algorithm.name = {name} compares several responses to one prompt, which an "
-                "environment does not have. Set algorithm.name to one without group_size, as ppo"
+                "environment does not have. Set algorithm.name to one without groups, as ppo"
             )
-        if "reference" in getattr(self.algorithm, "needs", ()):
+        refuse_to_anneal(self.update.anneal, self.algorithm)
+        if "reference" in needs:
             raise ValueError(
                 "algorithm.kl_coef is not 0, but an environment has no reference policy to stay "
                 "close to. Set algorithm.kl_coef to 0"

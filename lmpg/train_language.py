@@ -151,7 +151,8 @@ def source_of(
         trust_remote_code=settings.model.trust_remote_code,
         decode=partial(completion_text, tokenizer),
     )
-    sampler = Sampler(policy, settings.sampling.max_new_tokens)
+    sampling = settings.sampling
+    sampler = Sampler(policy, sampling.max_new_tokens, sampling.top_k, sampling.top_p)
     responder = Responder(policy, sampler, tokenizer, run.seed, processes, update.microbatch_size)
     reference = policy.reference()
     judge = world.judge if world else None
@@ -183,12 +184,12 @@ def prompts_for(
 def assembled(settings: LanguageSettings, source: LanguageSource, folder: RunFolder) -> Online:
     """The loop over the source, with its optimizer and its tracker."""
     run, processes, responder = settings.run, source.processes, source.responder
-    policy = responder.policy
+    policy, length = responder.policy, settings.sampling.max_new_tokens
     return Online(
         policy=policy,
         algorithm=settings.algorithm,
         source=source,
-        updater=Updater(policy, settings.update, run.total_steps, run.seed, processes),
+        updater=Updater(policy, settings.update, run.total_steps, run.seed, processes, length),
         tracker=Tracker(folder.path, run.trackers, run.total_steps, main_process=processes.is_main),
         folder=folder.path,
         settings=run,

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lmpg.functional.advantages import gae
 from lmpg.functional.masking import Reduction
 
 
@@ -50,6 +51,7 @@ class Rollout(_Rows):
     scorable_B: False where the reward failed: out of every statistic and of the loss.
     next_values_BT: V of the state after the step; for a truncated episode that of its true last
         observation. `terminated_BT` stops the bootstrap, `ended_BT` the sum over later steps.
+    greedy_scores_B: score of the greedy response to the row's prompt, where it is asked for.
     baseline: running mean of earlier rollouts' returns (a scalar), None in the first one.
     """
 
@@ -63,6 +65,7 @@ class Rollout(_Rows):
     values_BT: Tensor | None = None
     next_values_BT: Tensor | None = None
     ref_logprobs_BT: Tensor | None = None
+    greedy_scores_B: Tensor | None = None
     baseline: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -74,8 +77,9 @@ class Rollout(_Rows):
                     f"Rollout.{field.name} has shape {tuple(value.shape)}, expected {expected} "
                     "(rows B, steps T) as mask_BT has"
                 )
-        for name, value in {**self.inputs, "scorable_B": self.scorable_B}.items():
-            if len(value) != expected[0]:
+        by_row = {"scorable_B": self.scorable_B, "greedy_scores_B": self.greedy_scores_B}
+        for name, value in {**self.inputs, **by_row}.items():
+            if value is not None and len(value) != expected[0]:
                 raise ValueError(f"Rollout {name} has {len(value)} rows, expected {expected[0]}")
         for name in ("mask_BT", "terminated_BT", "ended_BT", "scorable_B"):
             if getattr(self, name).dtype != torch.bool:
@@ -90,6 +94,21 @@ class Rollout(_Rows):
     def scores_B(self) -> Tensor:
         """Score per response: the sum of its rewards."""
         return self.rewards_BT.sum(1)
+
+    def gae(self, rewards_BT: Tensor, gamma: float, lam: float) -> Tensor:
+        """Advantages [B, T] of `rewards_BT` against the critic, see `functional.advantages`."""
+        return self._gae(rewards_BT, self.values_BT, self.next_values_BT, gamma, lam)
+
+    def returns_to_go(self, rewards_BT: Tensor, gamma: float) -> Tensor:
+        """Discounted sum of this and all later rewards, [B, T]: GAE at λ = 1 with V = 0."""
+        zeros_BT = torch.zeros_like(rewards_BT)
+        return self._gae(rewards_BT, zeros_BT, zeros_BT, gamma, 1.0)
+
+    def _gae(self, rewards_BT, values_BT, next_values_BT, gamma: float, lam: float) -> Tensor:
+        terminated_BT, ended_BT = self.terminated_BT, self.ended_BT
+        return gae(
+            rewards_BT, values_BT, next_values_BT, terminated_BT, ended_BT, self.mask_BT, gamma, lam
+        )
 
 
 @dataclass(frozen=True)
@@ -174,8 +193,17 @@ class Algorithm(Protocol):
         ...
 
     @property
+    def per_step(self) -> bool:
+        """Whether credit differs between the steps of a response, so that rewards may too."""
+        ...
+
+    @property
     def needs(self) -> frozenset[str]:
-        """Of {"critic", "reference"}: what the trainer must provide."""
+        """Of {"critic", "reference", "greedy", "ratios"}: what the trainer must provide.
+
+        greedy: the score of each prompt's greedy response. ratios: π/π_old, so that π_old must be
+        the very distribution that was sampled from.
+        """
         ...
 
     def assign_credit(self, rollout: Rollout) -> Credit:

@@ -196,9 +196,9 @@ def test_explained_variance_is_one_when_perfect_and_zero_for_a_constant():
 
 def test_loss_weights_count_tokens_or_sequences_and_sum_to_one():
     mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]]).bool()
-    token = loss_weights(mask, "token_mean")
+    token = loss_weights(mask, "token_mean", 1)
     assert token.tolist() == [[0.25, 0.25, 0.25, 0], [0.25, 0, 0, 0], [0, 0, 0, 0]]
-    sequence = loss_weights(mask, "sequence_mean")
+    sequence = loss_weights(mask, "sequence_mean", 1)
     assert sequence[0, :3].tolist() == pytest.approx([1 / 6] * 3)
     assert sequence[1, 0] == 0.5
     assert sequence.sum() == pytest.approx(1)
@@ -206,4 +206,4 @@ def test_loss_weights_count_tokens_or_sequences_and_sum_to_one():
 
 def test_loss_weights_of_an_empty_minibatch_are_zero():
     for reduction in ("token_mean", "sequence_mean"):
-        assert loss_weights(torch.zeros(2, 3).bool(), reduction).sum() == 0
+        assert loss_weights(torch.zeros(2, 3).bool(), reduction, 3).sum() == 0

@@ -48,7 +48,7 @@ def test_defaults_of_a_section_survive_when_one_of_its_settings_is_changed():
     ("section", "message"),
     [
         ({"algorithm": {"clip": -1}}, "algorithm.clip = -1: expected greater than 0"),
-        ({"update": {"schedule": "cosine"}}, "update.schedule = 'cosine': expected 'constant' or"),
+        ({"update": {"schedule": "cosin"}}, "update.schedule = 'cosin': expected 'constant', "),
         ({"run": {"seed": "x"}}, "run.seed = 'x': expected a valid integer"),
         ({"rewards": {"functions": ["a", 3]}}, "rewards.functions[1] = 3: expected a valid string"),
         ({"model": {"lora": {"rank": -8}}}, "model.lora.rank = -8: expected greater than or equal"),

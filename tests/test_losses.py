@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lmpg.functional.kl import adapted_coef, k1, k2, k3, penalised_rewards, reverse_kl_loss
+from lmpg.functional.kl import doubled_or_halved, k1, k2, k3, penalised_rewards, reverse_kl_loss
 from lmpg.functional.policy_losses import clipped_surrogate, log_ratio, policy_gradient
 from lmpg.functional.value_losses import clipped_squared_error, squared_error
 
@@ -93,7 +93,7 @@ def test_kl_of_two_normals_is_that_of_g10():
     ("kl", "expected"), [(0.151, 2.0), (0.149, 1.0), (0.067, 1.0), (0.066, 0.5)]
 )
 def test_adaptive_penalty_doubles_and_halves_as_in_g10(kl, expected):
-    assert adapted_coef(1.0, kl, target=0.1) == expected
+    assert doubled_or_halved(1.0, kl, target=0.1) == expected
 
 
 @pytest.mark.parametrize("estimator", ["k2", "k3"])

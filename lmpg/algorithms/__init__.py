@@ -3,12 +3,30 @@
 `assign_credit` turns a rollout into advantages, `loss_terms` a minibatch into per-step losses.
 """
 
+from lmpg.algorithms.cispo import CISPO
 from lmpg.algorithms.grpo import GRPO
+from lmpg.algorithms.gspo import GSPO
+from lmpg.algorithms.off_policy import OffPolicy
 from lmpg.algorithms.ppo import PPO
 from lmpg.algorithms.reinforce import REINFORCE
+from lmpg.algorithms.reinforce_plus_plus import ReinforcePlusPlus
+from lmpg.algorithms.remax import ReMax
+from lmpg.algorithms.rloo import RLOO
+from lmpg.algorithms.sapo import SAPO
 from lmpg.sections import Section
 
-ALGORITHMS: dict[str, type[Section]] = {"ppo": PPO, "reinforce": REINFORCE, "grpo": GRPO}
+ALGORITHMS: dict[str, type[Section]] = {
+    "ppo": PPO,
+    "reinforce": REINFORCE,
+    "rloo": RLOO,
+    "remax": ReMax,
+    "reinforce_plus_plus": ReinforcePlusPlus,
+    "grpo": GRPO,
+    "gspo": GSPO,
+    "cispo": CISPO,
+    "sapo": SAPO,
+    "off_policy": OffPolicy,
+}
 
 
 def algorithm_name(algorithm: type) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lmpg.functional.policy_losses import MAX_LOG_RATIO, log_ratio
 
-LossEstimator = Literal["k2", "k3"]
+Estimator = Literal["k1", "k2", "k3"]
 
 
 def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
@@ -44,21 +44,31 @@ def penalised_rewards(
 
 
 def reverse_kl_loss(
-    logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor, estimator: LossEstimator
+    logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor, estimator: Estimator
 ) -> Tensor:
     """A per-step term whose expected gradient is that of KL(π ‖ π_ref), on steps from π_old.
 
     k2 is weighted by the detached ratio ρ = π/π_old; k3 by ρ with its gradient kept.
     """
+    if estimator == "k1":
+        raise ValueError("k1 in the loss has zero expected gradient; expected k2 or k3")
     ratios = log_ratio(logprobs, old_logprobs).exp()
     if estimator == "k2":
         return ratios.detach() * k2(logprobs, ref_logprobs)
     return ratios * k3(logprobs, ref_logprobs)
 
 
-def adapted_coef(coef: float, kl: float, target: float) -> float:
+def doubled_or_halved(coef: float, kl: float, target: float) -> float:
     """PPO's adaptive penalty (arXiv 1707.06347, section 4): doubled when kl > 1.5 target, halved
     when kl < target / 1.5."""
     if kl > 1.5 * target:
         return coef * 2
     return coef / 2 if kl < target / 1.5 else coef
+
+
+def proportionally_adapted(
+    coef: float, kl: float, target: float, num_responses: float, horizon: float
+) -> float:
+    """β(1 + clip(KL/target − 1, ±0.2)·n/horizon) (arXiv 1909.08593, section 2.2)."""
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return coef * (1 + error * num_responses / horizon)

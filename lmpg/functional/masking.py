@@ -10,7 +10,9 @@ from torch import Tensor
 # A spread below this share of the largest magnitude is float32 rounding, not information.
 ROUNDING = 1e-6
 
-Reduction = Literal["token_mean", "sequence_mean"]
+WHITEN_EPS = 1e-8
+
+Reduction = Literal["token_mean", "sequence_mean", "fixed_length"]
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
@@ -34,14 +36,19 @@ def whitened(x: Tensor, mask: Tensor, eps: float) -> Tensor:
     return torch.where(spread, (x - masked_mean(x, mask)) / (std + eps), 0)
 
 
-def loss_weights(mask_BT: Tensor, reduction: Reduction) -> Tensor:
+def loss_weights(mask_BT: Tensor, reduction: Reduction, length: int) -> Tensor:
     """Weights w [B, T] with loss = Σ term·w, counted over the whole global minibatch.
 
     token_mean: every chosen step weighs the same. sequence_mean: the mean over a row's steps,
-    then over the rows that have any. Weights are 0 where the mask is, and sum to 1.
+    then over the rows that have any; these weights sum to 1. fixed_length: the sum over a row's
+    steps divided by `length`, the longest that a row can be, then the mean over the rows that
+    have any (arXiv 2503.20783, section 3.2). Weights are 0 where the mask is.
     """
     counts = mask_BT.to(torch.float32)
     if reduction == "token_mean":
         return counts / counts.sum().clamp(min=1)
     lengths_B1 = counts.sum(1, keepdim=True)
-    return counts / lengths_B1.clamp(min=1) / (lengths_B1 > 0).sum().clamp(min=1)
+    rows = (lengths_B1 > 0).sum().clamp(min=1)
+    if reduction == "fixed_length":
+        return counts / length / rows
+    return counts / lengths_B1.clamp(min=1) / rows

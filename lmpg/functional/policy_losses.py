@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 MAX_LOG_RATIO = 20.0
+RatioLevel = Literal["token", "decision", "sequence"]
 
 
 def log_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
     """log π − log π_old, clamped to ±20 so that its exponential stays finite."""
     return (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+def sequence_log_ratio(log_ratios_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Mean log-ratio over a row's steps (arXiv 2507.18071), the same on each, [B, T]."""
+    counts_B1 = mask_BT.sum(1, keepdim=True).clamp(min=1)
+    mean_B1 = torch.where(mask_BT, log_ratios_BT, 0).sum(1, keepdim=True) / counts_B1
+    return mean_B1.expand_as(log_ratios_BT)
+
+
+def importance_weights(log_ratios_BT: Tensor, mask_BT: Tensor, level: RatioLevel) -> Tensor:
+    """π/μ of what was sampled from μ, [B, T], without gradient.
+
+    token: of the step alone. decision: the product up to the step, which makes −w·A·log π unbiased
+    where A is an advantage of π (Precup, Sutton & Singh 2000, "Eligibility traces for off-policy
+    policy evaluation"). sequence: the product over the whole row, unbiased where A is a sampled
+    return, whose later steps are μ's as well.
+    """
+    steps_BT = torch.where(mask_BT, log_ratios_BT.detach(), 0)
+    if level == "decision":
+        steps_BT = steps_BT.cumsum(1)
+    elif level == "sequence":
+        steps_BT = steps_BT.sum(1, keepdim=True).expand_as(steps_BT)
+    return steps_BT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
 def policy_gradient(logprobs: Tensor, advantages: Tensor) -> Tensor:
@@ -19,13 +45,33 @@ def policy_gradient(logprobs: Tensor, advantages: Tensor) -> Tensor:
 
 
 def clipped_surrogate(
-    log_ratios: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+    log_ratios: Tensor, advantages: Tensor, clip_low: float | None, clip_high: float | None
 ) -> Tensor:
     """−min(ρA, clip(ρ, 1 − clip_low, 1 + clip_high) A) with ρ = exp(log_ratios).
 
-    arXiv 1707.06347, eq. 7; the two bounds may differ as in arXiv 2503.14476, eq. 10.
-    No gradient where a step already moved past the clip in the direction of its advantage.
+    arXiv 1707.06347, eq. 7; the two bounds may differ as in arXiv 2503.14476, eq. 10: None for
+    clip_high is the same as clip_low, None for clip_low is −ρA (eq. 6). No gradient where a step
+    already moved past the clip in the direction of its advantage.
     """
     ratios = log_ratios.exp()
-    clipped = ratios.clamp(1 - clip_low, 1 + clip_high)
+    if clip_low is None:
+        return -ratios * advantages
+    clipped = ratios.clamp(1 - clip_low, 1 + (clip_low if clip_high is None else clip_high))
     return -torch.minimum(ratios * advantages, clipped * advantages)
+
+
+def dual_clipped(losses: Tensor, advantages: Tensor, bound: float) -> Tensor:
+    """min(loss, −bound·A) where A < 0, the loss elsewhere (arXiv 1912.09729); bound > 1.
+
+    A step that became very likely although it was bad no longer dominates the batch.
+    """
+    return torch.where(advantages < 0, torch.minimum(losses, -bound * advantages), losses)
+
+
+def soft_gated_surrogate(
+    log_ratios: Tensor, advantages: Tensor, tau_positive: float, tau_negative: float
+) -> Tensor:
+    """−A σ(τ(ρ − 1)) 4/τ with τ by the sign of A (arXiv 2511.20347): the gradient fades
+    smoothly as ρ leaves 1, where a clip cuts it off."""
+    tau = torch.where(advantages > 0, tau_positive, tau_negative)
+    return -advantages * torch.sigmoid(tau * (log_ratios.exp() - 1)) * 4 / tau

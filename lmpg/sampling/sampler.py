@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from lmpg.models.inputs import accepted, mask_and_positions, pad_left
 from lmpg.models.policy import CausalLMPolicy
-from lmpg.sampling.inversion import tokens_at
+from lmpg.sampling.inversion import tokens_at, truncated
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,17 @@ class Samples:
 
 
 class Sampler:
-    """Samples at most `max_new_tokens` per response, fewer where the model's context ends."""
+    """Samples at most `max_new_tokens` per response, fewer where the model's context ends.
 
-    def __init__(self, policy: CausalLMPolicy, max_new_tokens: int):
+    With top_k or top_p tokens are drawn from fewer; what is recorded is of the whole distribution.
+    """
+
+    def __init__(
+        self, policy: CausalLMPolicy, max_new_tokens: int, top_k: int = 0, top_p: float = 1.0
+    ):
         self.policy = policy
         self.max_new_tokens = max_new_tokens
+        self.top_k, self.top_p = top_k, top_p
         # Asking which rows have finished waits for a GPU; computing them a while longer is cheaper
         self.check_every = 1 if policy.device.type == "cpu" else 16
 
@@ -54,7 +60,8 @@ class Sampler:
         with self.policy.autocast():
             decoding = _Decoding(self.policy, prompts, group_size, limits_B)
             for step in range(int(limits_B.max())):
-                decoding.choose(None if uniforms_BT is None else uniforms_BT[:, step])
+                uniforms_B = None if uniforms_BT is None else uniforms_BT[:, step]
+                decoding.choose(uniforms_B, self.top_k, self.top_p)
                 if (step + 1) % self.check_every == 0 and not decoding.drop_finished():
                     break
                 if step + 1 < int(limits_B.max()):
@@ -127,7 +134,7 @@ class _Decoding:
         output = trunk(**accepted(trunk, arguments), past_key_values=self._cache, use_cache=True)
         return output.last_hidden_state
 
-    def choose(self, uniforms_B: Tensor | None) -> None:
+    def choose(self, uniforms_B: Tensor | None, top_k: int, top_p: float) -> None:
         """The next token of every row still going, and what is recorded of it."""
         logits_RV = self._policy.head.logits(self._hidden_RD)
         logp_RV = logits_RV.log_softmax(1)
@@ -135,7 +142,8 @@ class _Decoding:
         if uniforms_B is None:
             tokens_R = logits_RV.argmax(1)
         else:
-            tokens_R = tokens_at(probs_RV, uniforms_B.index_select(0, self._rows_R))
+            drawn_from_RV = truncated(probs_RV, top_k, top_p)
+            tokens_R = tokens_at(drawn_from_RV, uniforms_B.index_select(0, self._rows_R))
         at = (self._rows_R, self._step)
         self._ids_BT[at] = tokens_R
         self._logprobs_BT[at] = logp_RV.gather(1, tokens_R[:, None])[:, 0]

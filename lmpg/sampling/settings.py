@@ -14,3 +14,7 @@ class SamplingSettings(Section):
     """Longest response, in tokens."""
     temperature: float = Field(1.0, gt=0)
     """Divides the logits, for policy, old policy and reference alike."""
+    top_k: int = Field(0, ge=0)
+    """Sample from the k likeliest tokens only; 0 from all. Log-probs stay those of all tokens."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Sample from the fewest likeliest tokens that together have this probability; 1 from all."""

@@ -22,6 +22,9 @@ class Diagnostics:
         self._largest_ratio: Tensor | None = None
         self._norms: list[Tensor] = []
         self._skipped = 0
+        self._left_out = 0
+        self._minibatch: list[Tensor] = []  # [Σ KL, steps] of each micro-batch of the newest one
+        self._stepped = False
 
     @torch.no_grad()
     def add(
@@ -38,7 +41,11 @@ class Diagnostics:
         policy_gradient = gradients["policy"][0]
         self._add("steps", mask.sum())
         self._add("ratio", ratios.sum())
-        self._add("kl", _sum(k3(batch.old_logprobs_BT, new.logprobs_BT), mask))
+        kl = _sum(k3(batch.old_logprobs_BT, new.logprobs_BT), mask)
+        self._add("kl", kl)
+        self._minibatch = [] if self._stepped else self._minibatch
+        self._minibatch.append(torch.stack([kl, mask.sum()]).double())
+        self._stepped = False
         self._add("entropy", _sum(new.entropy_BT, mask))
         self._add("with_advantage", with_advantage.sum())
         if policy_gradient is not None:
@@ -55,6 +62,17 @@ class Diagnostics:
             largest if self._largest_ratio is None else torch.maximum(largest, self._largest_ratio)
         )
 
+    def newest_kl(self) -> float:
+        """KL(π_old ‖ π) per step of the newest minibatch, over all ranks."""
+        zero = torch.zeros(2, dtype=torch.float64, device=self._processes.device)
+        kl, steps = self._processes.sum(torch.stack([zero, *self._minibatch]).sum(0)).tolist()
+        return kl / max(steps, 1.0)
+
+    def add_left_out(self) -> None:
+        """Count a minibatch that no optimizer step was taken on, as the policy had gone far
+        enough."""
+        self._left_out += 1
+
     def add_optimizer_step(self, gradient_norm: Tensor, finite: bool) -> None:
         """Count one optimizer step, by the global norm of its gradient before clipping; one whose
         gradient is not finite is not taken."""
@@ -67,10 +85,12 @@ class Diagnostics:
         """Names of design section 9: means over chosen steps of all minibatches and ranks."""
         sums = self._reduced()
         steps = max(sums["steps"], 1.0)
-        optimizer_steps = len(self._norms) + self._skipped
-        losses = {k: v / optimizer_steps for k, v in sums.items() if k.startswith("loss/")}
+        minibatches = len(self._norms) + self._skipped + self._left_out
+        losses = {k: v / minibatches for k, v in sums.items() if k.startswith("loss/")}
         found = {
             "policy/approx_kl": sums["kl"] / steps,
+            "policy/last_kl": self.newest_kl(),
+            "policy/early_stop": float(self._left_out),
             "policy/clip_fraction": sums.get("clipped", 0.0) / max(sums["with_advantage"], 1.0),
             "policy/entropy": sums["entropy"] / steps,
             "policy/ratio_mean": sums["ratio"] / steps,

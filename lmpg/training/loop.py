@@ -29,7 +29,7 @@ class Progress:
     step: int = 0
     num_steps: int = 0
     baseline: float | None = None
-    kl_coef: float | None = None
+    coefs: dict[str, float] = field(default_factory=dict)
     before: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)

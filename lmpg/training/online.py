@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 
 from lmpg.functional.advantages import explained_variance
-from lmpg.functional.kl import adapted_coef
 from lmpg.functional.masking import masked_mean
+from lmpg.training.adaptation import annealed, steered, with_fields
 from lmpg.training.loop import Loop, Progress, RunStopped
 from lmpg.training.stopwatch import Stopwatch
 from lmpg.training.update import Updater
@@ -87,17 +87,17 @@ class Online(Loop):
         self.source.load_state(state["source"])
         self.progress = Progress(**state["progress"])
         self.tracker.cut_back(state["tracker"])
-        if self.progress.kl_coef is not None:
-            self.algorithm = with_kl_coef(self.algorithm, self.progress.kl_coef)
+        self.algorithm = with_fields(self.algorithm, self.progress.coefs)
 
     def iterate(self, step: int) -> dict[str, float]:
         """Rollout → credit → update."""
         collected = self.source.collect(step)
         rollout = self._with_baseline(collected.rollout)
-        credit = self.algorithm.assign_credit(rollout)
+        algorithm = annealed(self.algorithm, self.updater.settings, step, self.total_steps)
+        credit = algorithm.assign_credit(rollout)
         watch = Stopwatch()
         with watch("time/update"):
-            updated = self.updater.update(self.algorithm, rollout, credit, step)
+            updated = self.updater.update(algorithm, rollout, credit, step)
         metrics = {**collected.metrics, **credit_metrics(rollout, credit), **updated}
         self._stop_if_nothing_is_finite(step, metrics)
         self._advance(rollout, metrics)
@@ -115,13 +115,10 @@ class Online(Loop):
         decay = self.updater.settings.baseline_decay
         old = self.progress.baseline
         self.progress.baseline = earned if old is None else decay * old + (1 - decay) * earned
-        target = getattr(self.algorithm, "kl_target", None)
-        if target is not None:
-            used = self.algorithm.kl_coef  # type: ignore[attr-defined]
-            kl_coef = adapted_coef(used, metrics["objective/kl"], target)
-            self.algorithm = with_kl_coef(self.algorithm, kl_coef)
-            self.progress.kl_coef = kl_coef
-            metrics["objective/kl_coef"] = kl_coef
+        coefs = steered(self.algorithm, metrics, len(rollout.mask_BT))
+        self.progress.coefs |= coefs
+        self.algorithm = with_fields(self.algorithm, coefs)
+        metrics |= {f"objective/{name}": value for name, value in coefs.items()}
 
     def _stop_if_nothing_is_finite(self, step: int, metrics: dict[str, float]) -> None:
         if not math.isfinite(metrics["grad_norm"]):
@@ -130,12 +127,6 @@ class Online(Loop):
                 "be learned from this rollout. Lower update.learning_rate, look at rewards in "
                 "samples.jsonl, or use model.precision fp32; then resume from the last checkpoint"
             )
-
-
-def with_kl_coef(algorithm: Algorithm, kl_coef: float) -> Algorithm:
-    """The same algorithm with another KL coefficient, validated anew."""
-    fields = algorithm.model_dump()  # type: ignore[attr-defined]
-    return type(algorithm)(**{**fields, "kl_coef": kl_coef})
 
 
 def credit_metrics(rollout: Rollout, credit: Credit) -> dict[str, float]:

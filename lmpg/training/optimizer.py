@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -21,10 +23,12 @@ def adamw(parameters: list[nn.Parameter], settings: OptimizerSettings) -> torch.
 
 
 def scheduled(settings: OptimizerSettings, step: int, total_steps: int) -> float:
-    """Learning rate of step `step` (from 1): linear warm-up, then constant or linear."""
-    rate = settings.learning_rate
+    """Learning rate of step `step` (from 1): linear warm-up, then constant, linear or cosine."""
+    rate, done = settings.learning_rate, min(1.0, (step - 1) / total_steps)
     if settings.schedule == "linear":
-        rate *= max(0.0, 1 - (step - 1) / total_steps)
+        rate *= 1 - done
+    elif settings.schedule == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * done))
     return rate * min(1.0, step / settings.warmup_steps) if settings.warmup_steps else rate
 
 

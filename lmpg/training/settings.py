@@ -14,8 +14,8 @@ class OptimizerSettings(Section):
 
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate of AdamW."""
-    schedule: Literal["constant", "linear"] = "constant"
-    """linear: down to 0 at the last step."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """linear, cosine: down to 0 at the last step."""
     warmup_steps: int = Field(0, ge=0)
     """Iterations over which the learning rate rises linearly from 0."""
     weight_decay: float = Field(0.0, ge=0)
@@ -50,6 +50,12 @@ class UpdateSettings(OptimizerSettings):
     """Passes over each rollout."""
     baseline_decay: float = Field(0.9, ge=0, lt=1)
     """Decay per iteration of the running mean return that an `ema` baseline reads."""
+
+    target_kl: float | None = Field(None, gt=0)
+    """Nats per step: the update ends before a minibatch whose KL(π_old ‖ π) is above 1.5 times
+    this; none goes through all epochs."""
+    anneal: tuple[str, ...] = ()
+    """Algorithm settings that go down linearly to 0 over the run, such as clip, entropy_coef."""
 
     @model_validator(mode="after")
     def _whole_minibatches(self) -> UpdateSettings:

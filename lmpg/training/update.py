@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from lmpg.types import Algorithm, Credit, Evaluation, Minibatch, Rollout
 class Updater:
     """Holds the optimizer. Weights of the loss are counted over the whole minibatch of all ranks,
     so micro-batches, accumulation and the number of processes never change the result.
+
+    max_length: steps that a row can have at most, for the reduction `fixed_length`.
     """
 
     def __init__(
@@ -28,12 +31,14 @@ class Updater:
         total_steps: int,
         seed: int,
         processes: Processes,
+        max_length: int = 1,
     ) -> None:
         self.policy = policy
         self.settings = settings
         self.total_steps = total_steps
         self.seed = seed
         self.processes = processes
+        self.max_length = max_length
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = adamw(self.parameters, settings)
 
@@ -48,12 +53,17 @@ class Updater:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         diagnostics = Diagnostics(self.processes)
+        for rows in self._minibatches(len(whole.mask_BT), step):
+            if not self._optimizer_step(algorithm, whole, rows, diagnostics):
+                break
+        return {**diagnostics.metrics(), "learning_rate": learning_rate}
+
+    def _minibatches(self, num_rows: int, step: int) -> Iterator[Tensor]:
+        """Row indices of each minibatch of all epochs, shuffled anew in each."""
         for epoch in range(self.settings.epochs):
             shuffle = generator(self.seed, "minibatches", step, epoch)
-            order = torch.randperm(len(whole.mask_BT), generator=shuffle)
-            for rows in order.tensor_split(self._num_minibatches(len(order))):
-                self._optimizer_step(algorithm, whole, rows, diagnostics)
-        return {**diagnostics.metrics(), "learning_rate": learning_rate}
+            order = torch.randperm(num_rows, generator=shuffle)
+            yield from order.tensor_split(self._num_minibatches(num_rows))
 
     def _num_minibatches(self, num_rows: int) -> int:
         """Of equal size as far as possible: environments may hand over a few rows more or less
@@ -61,7 +71,7 @@ class Updater:
         return max(1, round(num_rows / self.settings.minibatch_size))
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of iteration `step` (from 1): linear warm-up, then constant or linear."""
+        """Learning rate of iteration `step` (from 1): linear warm-up, then the schedule."""
         return scheduled(self.settings, step, self.total_steps)
 
     def state(self) -> dict[str, Any]:
@@ -75,17 +85,23 @@ class Updater:
 
     def _optimizer_step(
         self, algorithm: Algorithm, whole: Minibatch, rows: Tensor, diagnostics: Diagnostics
-    ) -> None:
+    ) -> bool:
+        """False where the policy has gone far enough already, so that the step is not taken."""
         mask_BT = whole.mask_BT.index_select(0, rows)
-        weights_BT = loss_weights(mask_BT, algorithm.reduction)
+        weights_BT = loss_weights(mask_BT, algorithm.reduction, self.max_length)
         mine = torch.arange(self.processes.rank, len(rows), self.processes.count)
         # with fewer rows than processes, some have none
         for part in mine.split(self.settings.microbatch_size) if len(mine) else ():
             batch = whole.rows(rows.index_select(0, part)).to(self.processes.device)
             weights = weights_BT.index_select(0, part).to(self.processes.device)
             self._accumulate(algorithm, batch, weights, diagnostics)
+        if self.settings.target_kl and diagnostics.newest_kl() > 1.5 * self.settings.target_kl:
+            self.optimizer.zero_grad(set_to_none=True)
+            diagnostics.add_left_out()
+            return False
         norm = stepped(self.optimizer, self.settings, self.processes)
         diagnostics.add_optimizer_step(norm, bool(norm.isfinite()))
+        return True
 
     def _accumulate(
         self,
@@ -97,9 +113,7 @@ class Updater:
         new = self.policy.evaluate(batch.inputs)  # type: ignore[operator]
         leaf = _detached(new)
         terms = algorithm.loss_terms(leaf, batch)
-        losses = {
-            k: (torch.where(weights_BT > 0, x, 0) * weights_BT).sum() for k, x in terms.items()
-        }
+        losses = {name: _weighted(term_BT, weights_BT) for name, term_BT in terms.items()}
         gradients = _gradients(losses, leaf)
         diagnostics.add(leaf, batch, losses, gradients)
         _backward(new, gradients)

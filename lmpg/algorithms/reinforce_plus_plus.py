@@ -1,0 +1,60 @@
+"""REINFORCE++ (arXiv 2501.03262): no critic, advantages standardised over the global batch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from lmpg.algorithms.shared.groups import group_credit
+from lmpg.algorithms.shared.regularised import Regularised
+from lmpg.functional.masking import WHITEN_EPS, whitened
+from lmpg.functional.policy_losses import clipped_surrogate, log_ratio
+from lmpg.types import Credit, Evaluation, Minibatch, Rollout
+
+
+class ReinforcePlusPlus(Regularised):
+    """Clipped surrogate on rewards-to-go, or on scores less their group's mean, standardised."""
+
+    group_size: int = Field(1, ge=1)
+    """G: responses per prompt; 2 or more for the group's mean."""
+    baseline: Literal["none", "group_mean"] = "none"
+    """group_mean: the form "REINFORCE++-baseline", one advantage for all steps of a response."""
+    clip: float = Field(0.2, gt=0)
+    """ε: the ratio π/π_old earns nothing beyond 1 ± ε."""
+
+    @model_validator(mode="after")
+    def _a_group_to_compare_with(self) -> ReinforcePlusPlus:
+        if self.baseline == "group_mean" and self.group_size < 2:
+            raise ValueError(
+                "algorithm.group_size = 1 with algorithm.baseline = group_mean: a group of one "
+                "has nothing to compare with. Set algorithm.group_size to 2 or more"
+            )
+        return self
+
+    @property
+    def per_step(self) -> bool:  # type: ignore[override]
+        """Without groups each step has a reward-to-go of its own."""
+        return self.baseline == "none"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Ratios, and a reference when there is a KL penalty."""
+        return super().needs | {"ratios"}
+
+    def assign_credit(self, rollout: Rollout) -> Credit:
+        """Undiscounted rewards-to-go or centred scores, standardised over all chosen steps."""
+        rewards_BT = self.paid(rollout)
+        if self.baseline == "none":
+            advantages_BT = rollout.returns_to_go(rewards_BT, gamma=1.0)
+        else:
+            credit = group_credit(rollout, rewards_BT, self.group_size, "centred")
+            advantages_BT = credit.advantages_BT
+        return Credit(whitened(advantages_BT, rollout.counted_BT, WHITEN_EPS), rewards_BT)
+
+    def loss_terms(self, new: Evaluation, batch: Minibatch) -> dict[str, Tensor]:
+        """`policy`, and the regularisers."""
+        ratio = log_ratio(new.logprobs_BT, batch.old_logprobs_BT)
+        policy_BT = clipped_surrogate(ratio, batch.advantages_BT, self.clip, None)
+        return {"policy": policy_BT} | self.regularisers(new, batch)

@@ -1,0 +1,62 @@
+"""Learning from responses relative to the others to the same prompt, without a critic."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from lmpg.functional.advantages import group_centred, group_standardised, leave_one_out
+from lmpg.functional.masking import Reduction
+from lmpg.sections import Section
+from lmpg.types import Credit, Rollout
+
+GroupAdvantage = Literal["standardised", "centred", "leave_one_out"]
+STD_EPS = 1e-6
+
+
+class Grouped(Section):
+    """Fields and credit of GRPO and what came of it; beside `Regularised`, whose defaults it
+    changes."""
+
+    per_step: ClassVar[bool] = False
+    group_size: int = Field(8, ge=2)
+    """G: responses per prompt; a group of one has nothing to compare with."""
+    advantage: GroupAdvantage = "standardised"
+    """(r − mean)/std as in GRPO, r − mean as in Dr. GRPO, or r − mean of the others."""
+    reduction: Reduction = "sequence_mean"
+    """token_mean: every step weighs the same; sequence_mean: every response does; fixed_length:
+    the sum over a response's steps divided by sampling.max_new_tokens."""
+    kl_coef: float = Field(0.0, ge=0)
+    """β: weight of the KL to the reference; 0 leaves it out."""
+    kl_in: Literal["reward", "loss"] = "loss"
+    """reward: a response's score is reduced by β Σ (log π − log π_ref); loss: a term of its own."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Ratios, and a reference when there is a KL penalty."""
+        return super().needs | {"ratios"}  # type: ignore[misc]
+
+    def assign_credit(self, rollout: Rollout) -> Credit:
+        """The group-relative score on every chosen step; unscorable responses stay out."""
+        rewards_BT = self.paid(rollout)  # type: ignore[attr-defined]
+        return group_credit(rollout, rewards_BT, self.group_size, self.advantage)
+
+
+def group_credit(
+    rollout: Rollout, rewards_BT: Tensor, group_size: int, advantage: GroupAdvantage
+) -> Credit:
+    """The group-relative sum of a response's rewards, on every step that it chose.
+
+    Responses without a score stay out of their group's statistics.
+    """
+    scores_PG = rewards_BT.sum(1).view(-1, group_size)
+    valid_PG = rollout.scorable_B.view(-1, group_size)
+    if advantage == "standardised":
+        advantages_PG = group_standardised(scores_PG, valid_PG, STD_EPS)
+    elif advantage == "centred":
+        advantages_PG = group_centred(scores_PG, valid_PG)
+    else:
+        advantages_PG = leave_one_out(scores_PG, valid_PG)
+    return Credit(advantages_PG.view(-1, 1) * rollout.mask_BT, rewards_BT)
