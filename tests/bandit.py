@@ -49,6 +49,7 @@ def bandit_rollout(policy, rows, seed, step, baseline=None, rewards=REWARDS):
         values_BT=old.values_BT,
         next_values_BT=torch.zeros(rows, 1),
         ref_logprobs_BT=REFERENCE.log()[arms_BT],
+        greedy_scores_B=rewards[probs.argmax()].expand(rows),
         baseline=baseline,
     )
 

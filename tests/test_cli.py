@@ -190,7 +190,12 @@ def test_help_shows_descriptions_and_the_defaults_that_will_hold(config, capsys,
     text = " ".join(capsys.readouterr().out.split())
     assert "Fine-tune a causal language model" in text
     assert "--config FILE" in text
-    for part in ("(default: 77)", "(default: 9)", "--algorithm.clip FLOAT", "{constant,linear,cosine}"):
+    for part in (
+        "(default: 77)",
+        "(default: 9)",
+        "--algorithm.clip FLOAT",
+        "{constant,linear,cosine}",
+    ):
         assert part in text
 
 

@@ -46,6 +46,6 @@ class OffPolicy(Regularised):
     def loss_terms(self, new: Evaluation, batch: Minibatch) -> dict[str, Tensor]:
         """`policy`, and the regularisers."""
         ratio = log_ratio(new.logprobs_BT, batch.old_logprobs_BT)
-        weights_BT = importance_weights(ratio, batch.mask_BT, self.ratio).clamp(max=self.ratio_cap)
+        weights_BT = importance_weights(ratio, batch.mask_BT, self.ratio, self.ratio_cap)
         policy_BT = policy_gradient(new.logprobs_BT, weights_BT * batch.advantages_BT)
         return {"policy": policy_BT} | self.regularisers(new, batch)

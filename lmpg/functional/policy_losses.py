@@ -23,8 +23,10 @@ def sequence_log_ratio(log_ratios_BT: Tensor, mask_BT: Tensor) -> Tensor:
     return mean_B1.expand_as(log_ratios_BT)
 
 
-def importance_weights(log_ratios_BT: Tensor, mask_BT: Tensor, level: RatioLevel) -> Tensor:
-    """π/μ of what was sampled from μ, [B, T], without gradient.
+def importance_weights(
+    log_ratios_BT: Tensor, mask_BT: Tensor, level: RatioLevel, cap: float | None
+) -> Tensor:
+    """min(π/μ, cap) of what was sampled from μ, [B, T], without gradient.
 
     token: of the step alone. decision: the product up to the step, which makes −w·A·log π unbiased
     where A is an advantage of π (Precup, Sutton & Singh 2000, "Eligibility traces for off-policy
@@ -36,7 +38,8 @@ def importance_weights(log_ratios_BT: Tensor, mask_BT: Tensor, level: RatioLevel
         steps_BT = steps_BT.cumsum(1)
     elif level == "sequence":
         steps_BT = steps_BT.sum(1, keepdim=True).expand_as(steps_BT)
-    return steps_BT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    weights_BT = steps_BT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    return weights_BT if cap is None else weights_BT.clamp(max=cap)
 
 
 def policy_gradient(logprobs: Tensor, advantages: Tensor) -> Tensor:
