@@ -167,6 +167,7 @@ def source_of(
         rollout_size=update.rollout_size,
         max_error_share=settings.rewards.max_error_share,
         samples_every=run.samples_every,
+        chunks=settings.rewards.chunks,
     )
 
 

@@ -1,5 +1,7 @@
 """The source of rollouts for language models: what is recorded of sampled responses."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -27,6 +29,10 @@ class FakeScorer:
         self.fails = fails
         self.seen = None
 
+    def submit(self, prompts, completions, completion_ids, columns):
+        scores = self.score(prompts, completions, completion_ids, columns)
+        return SimpleNamespace(result=lambda: scores)
+
     def score(self, prompts, completions, completion_ids, columns):
         self.seen = (prompts, completions, completion_ids, columns)
         totals = [None if c[:1] in self.fails else float(len(c)) for c in completions]
@@ -39,7 +45,7 @@ class FakeScorer:
         )
 
 
-def source_of(algorithm, scorer=None, judge=None, max_error_share=1.0, new_tokens=12):
+def source_of(algorithm, scorer=None, judge=None, max_error_share=1.0, new_tokens=12, chunks=1):
     tokenizer = tiny_tokenizer()
     policy = CausalLMPolicy(
         tiny_model(),
@@ -63,6 +69,7 @@ def source_of(algorithm, scorer=None, judge=None, max_error_share=1.0, new_token
         rollout_size=16,
         max_error_share=max_error_share,
         samples_every=2,
+        chunks=chunks,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,6 +35,18 @@ class Scores:
     errors: int
     messages: list[str]
     steps: list[list[Step]]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Scores]) -> Scores:
+        """The scores of all parts, in their order."""
+        names = parts[0].by_reward
+        return cls(
+            totals=[x for part in parts for x in part.totals],
+            by_reward={name: [x for part in parts for x in part.by_reward[name]] for name in names},
+            errors=sum(part.errors for part in parts),
+            messages=[x for part in parts for x in part.messages],
+            steps=[x for part in parts for x in part.steps],
+        )
 
 
 class Scorer:

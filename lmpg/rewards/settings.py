@@ -23,6 +23,8 @@ class RewardSettings(Section):
     """Seconds one call of a function may take before its worker process is killed."""
     workers: int = Field(1, ge=1)
     """Processes per function, which share its batches."""
+    chunks: int = Field(1, ge=1)
+    """A rollout is sampled in this many parts; each is scored while the next is sampled."""
     process: Literal["none", "token", "step"] = "none"
     """Whether functions may return a list of numbers per completion: one per token or step."""
     step_separator: str = Field("\n", min_length=1)

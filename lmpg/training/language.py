@@ -18,6 +18,7 @@ from lmpg.training.evaluation import HeldOut
 from lmpg.training.language_metrics import SHOWN, reward_metrics, rollout_metrics, shown_samples
 from lmpg.training.loop import RunStopped
 from lmpg.training.online import Collected
+from lmpg.training.overlap import scored_responses
 from lmpg.training.processes import Processes, gathered_rows
 from lmpg.training.responding import Responder, Responses
 from lmpg.training.stopwatch import Stopwatch
@@ -37,6 +38,7 @@ class LanguageSource:
     rollout_size: int
     max_error_share: float
     samples_every: int
+    chunks: int = 1
     headline: str = "reward"
     lower_is_better: bool = False
     unit: str = "tokens"
@@ -45,10 +47,7 @@ class LanguageSource:
         """Sample, score and record one rollout; RunStopped if too few responses have a score."""
         watch = Stopwatch()
         group_size = self.algorithm.group_size
-        with watch("time/sample"):
-            responses = self._responses(step)
-        with watch("time/score"):
-            scores = responses.scored_by(self.scorer)
+        responses, scores = self._responses(step, watch)
         with watch("time/reference"):
             rollout = gathered_rows(self.processes, self._rollout(responses.samples, scores))
         finished = self.processes.gather_list(responses.samples.finished_B.tolist())
@@ -80,14 +79,16 @@ class LanguageSource:
         """Those that share the sampling."""
         return self.responder.processes
 
-    def _responses(self, step: int) -> Responses:
-        """This rank's responses to the prompts of iteration `step`."""
+    def _responses(self, step: int, watch: Stopwatch) -> tuple[Responses, Scores]:
+        """This rank's responses to the prompts of iteration `step`, with their scores."""
         group_size = self.algorithm.group_size
         num_prompts = self.rollout_size // group_size
         order = prompts_for_step(len(self.prompts), step - 1, num_prompts, self.responder.seed)
         prompts = [self.prompts[i] for i in self.processes.share(order)]
         uniforms_BT = self.responder.uniforms(("sample", step), num_prompts, group_size)
-        return self.responder.respond(prompts, group_size, uniforms_BT)
+        return scored_responses(
+            self.responder, self.scorer, prompts, group_size, uniforms_BT, self.chunks, watch
+        )
 
     def _rollout(self, samples: Samples, scores: Scores) -> Rollout:
         """This rank's rows, on the CPU; the score sits on the last chosen token."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from lmpg.data.prompts import Prompt
 from lmpg.data.tokenizing import completion_text
 from lmpg.models.policy import CausalLMPolicy, Reference
-from lmpg.rewards.scorer import Scorer, Scores
+from lmpg.rewards.scorer import PendingScores, Scorer, Scores
 from lmpg.sampling.sampler import Sampler, Samples
 from lmpg.training.processes import Processes
 from lmpg.training.seeding import generator
@@ -32,10 +32,14 @@ class Responses:
 
     def scored_by(self, scorer: Scorer) -> Scores:
         """Their scores."""
+        return self.submitted_to(scorer).result()
+
+    def submitted_to(self, scorer: Scorer) -> PendingScores:
+        """Begins to score them."""
         names = sorted({name for p in self.prompts for name in p.columns})
         columns = {name: [p.columns.get(name) for p in self.prompts] for name in names}
         prompts = [p.prompt for p in self.prompts]
-        return scorer.score(prompts, self.completions, self.ids, columns)
+        return scorer.submit(prompts, self.completions, self.ids, columns)
 
 
 @dataclass(frozen=True)
