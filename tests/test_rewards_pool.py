@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -67,7 +69,7 @@ def test_workers_share_a_batch_and_scores_come_back_in_order(scorer, workers):
         assert submitted(many, texts).result().totals == list(range(count))
 
 
-def test_parts_of_a_batch_are_as_equal_as_can_be(scorer):
+def test_no_worker_gets_more_than_its_share(scorer):
     assert submitted(scorer("size", 3), ["x"] * 7).result().totals == [3, 3, 3, 3, 3, 3, 1]
 
 
@@ -115,9 +117,6 @@ def test_closing_does_not_wait_for_what_hangs(scorer):
 
 @linux
 def test_a_program_ends_although_a_function_hangs_in_the_background(tmp_path):
-    import subprocess
-    import sys
-
     (tmp_path / "mine.py").write_text(CODE)
     code = (
         "import sys\n"

@@ -114,10 +114,10 @@ def test_each_number_sits_on_the_last_token_of_its_step(scorer):
 
 
 def test_a_list_per_token_has_a_number_for_each_one_the_eos_too(scorer):
-    code = "def reward(completion_ids): return [[i / 10 for i in range(len(x))] for x in completion_ids]"
+    code = "def reward(completion_ids): return [list(range(len(x))) for x in completion_ids]"
     scores = scored(scorer(code, process="token"), "ab", "")
-    assert scores.steps == [[(0, 0), (1, 0.1), (2, 0.2)], [(0, 0)]]
-    assert scores.totals == pytest.approx([0.3, 0])
+    assert scores.steps == [[(0, 0), (1, 1), (2, 2)], [(0, 0)]]
+    assert scores.totals == [3, 0]
 
 
 def test_steps_are_weighted_added_and_part_of_the_total(scorer):
