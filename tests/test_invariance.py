@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lmpg.algorithms import ALGORITHMS
+from lmpg.presets import named_preset
+from lmpg.train_offline import STAGES
 from lmpg.training.language import LanguageSource
 from lmpg.training.online import Collected
 from lmpg.training.update import Updater
@@ -18,10 +21,29 @@ from tests.programs import launched, metrics, own_parts, run_here, weights, word
 
 TOLERANCE = 1e-5
 GROUPS = {"update.rollout-size": 20, "algorithm.group-size": 4, "algorithm.kl-coef": 0.1}
+TIGHT = {"algorithm.clip": 0.3, "algorithm.clip-high": 0.4}  # GSPO's own bounds leave no gradient
+OPTIONS = {
+    "algorithm.dual-clip": 1.5,
+    "algorithm.kl-in": "loss",
+    "algorithm.reduction": "fixed_length",
+    "algorithm.entropy-coef": 0.01,
+    "update.target-kl": 0.005,
+    "update.anneal": "clip",
+}
 KINDS = {
     "ppo": ("ppo", {}),
+    "ppo with options": ("ppo", OPTIONS),
+    "ppo_penalty": ("ppo_penalty", {}),
     "reinforce": ("reinforce", {"algorithm.baseline": "value"}),
+    "reinforce_plus_plus": ("reinforce_plus_plus", {}),
+    "reinforce_plus_plus_baseline": ("reinforce_plus_plus_baseline", GROUPS),
+    "rloo": ("rloo", GROUPS),
+    "off_policy": ("off_policy", {"algorithm.ratio": "sequence"}),
     "grpo": ("grpo", GROUPS),
+    "dr_grpo": ("dr_grpo", GROUPS),
+    "gspo": ("gspo", GROUPS | TIGHT),
+    "cispo": ("cispo", GROUPS),
+    "sapo": ("sapo", GROUPS),
     # adapters start at 0: with a small epsilon Adam makes rounding large beside them
     "lora": ("ppo", {"model.lora.rank": 8, "update.adam-eps": 1e-3}),
 }
@@ -115,6 +137,11 @@ def test_the_order_of_rows_does_not_change_the_result(runs, kind, monkeypatch):
 
     monkeypatch.setattr(Updater, "_accumulate", backwards)
     assert_same_result(runs(kind, "backwards"), runs(kind))
+
+
+def test_every_algorithm_is_here():
+    methods = [*ALGORITHMS, *STAGES]
+    assert {named_preset(name, methods)[0] for name, _ in KINDS.values()} == set(ALGORITHMS)
 
 
 @pytest.mark.slow
