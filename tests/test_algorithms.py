@@ -1,11 +1,24 @@
 """What each algorithm makes of a rollout, as numbers."""
 
+from dataclasses import replace
+
 import pydantic
 import pytest
 import torch
 
-from lmpg.algorithms import ALGORITHMS, GRPO, PPO, REINFORCE
+from lmpg.algorithms import (
+    ALGORITHMS,
+    GRPO,
+    PPO,
+    REINFORCE,
+    RLOO,
+    OffPolicy,
+    ReinforcePlusPlus,
+    ReMax,
+)
 from lmpg.types import Credit, Evaluation, Minibatch, Rollout
+
+GROUPED = ("grpo", "gspo", "cispo", "sapo", "rloo")
 
 
 def rollout_of(rewards, values=None, mask=None, scorable=None, baseline=None, truncated=False):
@@ -124,14 +137,85 @@ def test_a_critic_is_needed_by_ppo_and_by_the_value_baseline():
     assert "critic" not in REINFORCE().needs | GRPO().needs
 
 
-def test_a_group_of_one_is_refused():
-    with pytest.raises(pydantic.ValidationError, match="group_size"):
-        GRPO(group_size=1)
+@pytest.mark.parametrize(
+    ("name", "fields", "reason"),
+    [
+        *((name, {"group_size": 1}, "group_size") for name in GROUPED),
+        ("reinforce_plus_plus", {"baseline": "group_mean"}, "nothing to compare with"),
+        *(
+            (name, {"kl_coef": 0.1, "kl_in": "loss", "kl_estimator": "k1"}, "gradient is zero")
+            for name in ALGORITHMS
+        ),
+        ("ppo", {"kl_coef": 0.0, "kl_target": 3.0}, "no controller can change"),
+        ("ppo", {"dual_clip": 0.5}, "dual_clip"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_reason(name, fields, reason):
+    with pytest.raises(pydantic.ValidationError, match=reason):
+        ALGORITHMS[name](**fields)
 
 
-def test_k1_in_the_loss_is_refused():
-    with pytest.raises(pydantic.ValidationError, match="kl_estimator"):
-        GRPO(kl_coef=0.1, kl_estimator="k1")
+def test_rloo_compares_with_the_others_alone_and_the_kl_is_part_of_the_score():
+    rollout = rollout_of([[0.0, 1], [0, 2], [0, 3], [0, 4]])
+    found = RLOO(kl_coef=0, group_size=4).assign_credit(rollout).advantages_BT
+    assert found[:, 0].tolist() == pytest.approx([-2, -2 / 3, 2 / 3, 2])  # G5
+    mask = [[0, 1], [1, 1], [1, 1], [1, 1]]  # the first has one step less that costs 0.1
+    rollout = rollout_of([[0.0, 1], [0, 1], [0, 1], [0, 1]], mask=mask)
+    found = RLOO(kl_coef=2.0, group_size=4).assign_credit(rollout).advantages_BT
+    assert found[:, 1].tolist() == pytest.approx([0.2, -0.2 / 3, -0.2 / 3, -0.2 / 3])
+
+
+def test_remax_subtracts_the_greedy_score_of_the_same_prompt():
+    rollout = replace(rollout_of([[0.0, 3], [0, 1]]), greedy_scores_B=torch.tensor([1.0, 2.0]))
+    assert ReMax(kl_coef=0).assign_credit(rollout).advantages_BT.tolist() == [[2, 2], [-1, -1]]
+    penalised = ReMax(kl_coef=1.0).assign_credit(rollout).advantages_BT
+    assert penalised[0].tolist() == pytest.approx([3 - 0.2 - 1, 3 - 0.1 - 1])
+    assert "greedy" in ReMax().needs
+
+
+def test_reinforce_plus_plus_standardises_rewards_to_go_over_the_whole_batch():
+    rollout = rollout_of([[1.0, 2], [0, 4]], mask=[[1, 1], [0, 1]])
+    found = ReinforcePlusPlus(kl_coef=0).assign_credit(rollout).advantages_BT
+    to_go = torch.tensor([3.0, 2, 4])
+    expected = (to_go - to_go.mean()) / to_go.std()
+    torch.testing.assert_close(found[rollout.mask_BT], expected)
+    assert found[1, 0] == 0
+
+
+def test_reinforce_plus_plus_baseline_centres_per_group_and_scales_per_batch():
+    rollout = rollout_of([[1.0], [3.0], [10.0], [20.0]])
+    algorithm = ReinforcePlusPlus(kl_coef=0, group_size=2, baseline="group_mean")
+    centred = torch.tensor([-1.0, 1, -5, 5])
+    found = algorithm.assign_credit(rollout).advantages_BT[:, 0]
+    torch.testing.assert_close(found, centred / centred.std())
+    assert (algorithm.per_step, ReinforcePlusPlus().per_step) == (False, True)
+
+
+def test_off_policy_subtracts_the_batch_mean_unless_told_not_to():
+    rollout = rollout_of([[1.0, 2], [0, 5]])  # rewards to go: 3, 2 and 5, 5
+    found = OffPolicy(kl_coef=0).assign_credit(rollout).advantages_BT
+    assert found.tolist() == [[-0.75, -1.75], [1.25, 1.25]]
+    plain = OffPolicy(kl_coef=0, baseline="none").assign_credit(rollout).advantages_BT
+    assert plain.tolist() == [[3, 2], [5, 5]]
+
+
+def test_ppos_penalty_is_the_kl_from_the_old_policy_to_the_new():
+    p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.6, 0.4])  # G10
+    ones = torch.ones(1, 2).bool()
+    zeros = torch.zeros(1, 2)
+    batch = Minibatch({}, ones, p.log()[None], zeros, zeros, zeros)
+    new = Evaluation(q.log()[None], zeros, zeros)
+    term = PPO(clip=None, penalty_coef=2.0).loss_terms(new, batch)["penalty"]
+    assert (p * term[0]).sum().item() == pytest.approx(2 * 0.02041100, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_the_group_methods_share_grpos_credit(name):
+    rollout = rollout_of([[1.0], [2.0], [3.0], [4.0]])
+    fields = {"group_size": 4, "advantage": "centred"} if name != "rloo" else {"group_size": 4}
+    found = ALGORITHMS[name](kl_coef=0, **fields).assign_credit(rollout).advantages_BT[:, 0]
+    assert (found / found[3] * 1.5).tolist() == pytest.approx([-1.5, -0.5, 0.5, 1.5])  # G5
+    assert not ALGORITHMS[name].per_step
 
 
 def test_a_rollout_with_crossed_shapes_is_refused():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lmpg.algorithms import ALGORITHMS, GRPO, PPO, algorithm_name
+from lmpg.algorithms import ALGORITHMS, GRPO, PPO, RLOO, algorithm_name
 from lmpg.config import (
     GymSettings,
     LanguageSettings,
@@ -114,6 +114,28 @@ def test_what_is_missing_beside_an_own_part_is_named(given, missing):
     assert missing in str(error.value)
 
 
+@pytest.mark.parametrize("sampling", [{"top_p": 0.9}, {"top_k": 20}])
+def test_ratios_are_refused_for_samples_of_a_cut_off_distribution(sampling):
+    for name in ("ppo", "grpo", "off_policy"):
+        with pytest.raises(UserError, match=rf"algorithm\.name = {name}, which compares"):
+            built(LanguageSettings[ALGORITHMS[name]], sampling=sampling)
+    with pytest.raises(UserError, match=r"algorithm\.name = rloo, which compares"):
+        built(LanguageSettings[RLOO], sampling=sampling, algorithm={"kl_in": "loss"})
+    assert built(LanguageSettings[RLOO], sampling=sampling).sampling.temperature == 1
+
+
+def test_only_numbers_of_the_algorithm_that_nothing_steers_can_be_annealed():
+    anneal = {"update": {"anneal": ["clip", "kl_coef"]}}
+    assert built(Settings, **anneal).update.anneal == ("clip", "kl_coef")
+    with pytest.raises(UserError, match=r"algorithm\.kl_coef is steered to its target"):
+        built(Settings, **anneal, algorithm={"kl_target": 3.0})
+    for name in ("clipp", "whiten", "entropy_coef"):
+        with pytest.raises(UserError, match=rf"update\.anneal = {name}, .* expected some of gamma"):
+            built(Settings, update={"anneal": [name]})
+    with pytest.raises(UserError, match=r"update\.anneal = clip_high"):
+        built(GymSettings[PPO], algorithm=NO_KL, update={"anneal": ["clip_high"]})
+
+
 NO_KL = {"kl_coef": 0.0}
 
 
@@ -126,6 +148,8 @@ def test_environments_step_equally_often():
 def test_an_environment_has_neither_groups_nor_a_reference():
     with pytest.raises(UserError, match=r"algorithm\.name = grpo"):
         built(GymSettings[GRPO])
+    with pytest.raises(UserError, match=r"algorithm\.name = remax"):
+        built(GymSettings[ALGORITHMS["remax"]], algorithm=NO_KL)
     with pytest.raises(UserError, match=r"algorithm\.kl_coef is not 0"):
         built(GymSettings[PPO], algorithm={"kl_coef": 0.1})
     assert built(GymSettings[PPO], algorithm=NO_KL).algorithm == PPO(kl_coef=0.0)

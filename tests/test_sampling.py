@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lmpg.models.policy import CausalLMPolicy
-from lmpg.sampling.inversion import tokens_at
+from lmpg.sampling.inversion import tokens_at, truncated
 from lmpg.sampling.sampler import Sampler
 from tests.tiny import CONTEXT, EOS, PAD, VOCABULARY, tiny_model
 
@@ -220,3 +220,31 @@ def test_recorded_tensors_can_be_trained_on():
     evaluation = it.evaluate(samples.inputs)
     (evaluation.logprobs_BT * samples.logprobs_BT + evaluation.values_BT).sum().backward()
     assert all(p.grad is not None for p in it.parameters())
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "kept"),
+    [
+        (0, 1.0, [0.1, 0.4, 0.2, 0.3]),
+        (2, 1.0, [0, 0.4, 0, 0.3]),
+        (9, 1.0, [0.1, 0.4, 0.2, 0.3]),
+        (0, 0.7, [0, 0.4, 0, 0.3]),
+        (0, 0.71, [0, 0.4, 0.2, 0.3]),
+        (0, 0.01, [0, 0.4, 0, 0]),
+        (3, 0.7, [0, 0.4, 0, 0.3]),  # 0.7 of the 0.9 that the top 3 have
+    ],
+)
+def test_truncation_keeps_the_likeliest_tokens(top_k, top_p, kept):
+    probs = torch.tensor([[0.1, 0.4, 0.2, 0.3]], dtype=torch.float64)
+    assert truncated(probs, top_k, top_p)[0].tolist() == pytest.approx(kept)
+
+
+def test_truncated_samples_come_from_the_top_and_keep_the_whole_distributions_logprobs():
+    it = policy()
+    samples = Sampler(it, 12, top_k=3).sample(PROMPTS, 16, uniforms(64, 12))
+    fresh = it.evaluate(samples.inputs).logprobs_BT
+    torch.testing.assert_close(samples.logprobs_BT, fresh.detach(), rtol=1e-5, atol=1e-5)
+    first = {ids[0] for ids, prompt in zip(responses(samples)[:16], PROMPTS * 16)}
+    logits = it.model(torch.tensor([PROMPTS[0]])).logits[0, -1]
+    assert first <= set(logits.topk(3).indices.tolist())
+    assert len(first) > 1

@@ -120,6 +120,9 @@ def test_learning_rate_warms_up_and_falls_to_zero():
     updater = updater_for(BanditPolicy(), 10, learning_rate=1.0, schedule="linear", warmup_steps=2)
     rates = [updater.learning_rate(step) for step in (1, 2, 6, 10)]
     assert rates == pytest.approx([0.5, 0.9, 0.5, 0.1])
+    cosine = updater_for(BanditPolicy(), 10, learning_rate=1.0, schedule="cosine")
+    rates = [cosine.learning_rate(step) for step in (1, 6, 11)]
+    assert rates == pytest.approx([1.0, 0.5, 0.0])
     constant = updater_for(BanditPolicy(), 10, learning_rate=1.0)
     assert constant.learning_rate(10) == 1
 
@@ -144,3 +147,22 @@ def test_credit_of_masked_steps_never_reaches_a_minibatch():
     scorable = torch.tensor([True] * 7 + [False])
     rollout = type(rollout)(**{**vars(rollout), "scorable_B": scorable})
     assert Minibatch.of(rollout, PPO().assign_credit(rollout)).mask_BT.sum() == 7
+
+
+def test_an_update_ends_where_the_policy_has_gone_far_enough():
+    def updated(target_kl):
+        policy = BanditPolicy()
+        rollout = bandit_rollout(policy, 64, 0, 1)
+        settings = {"learning_rate": 0.1, "minibatch_size": 16, "microbatch_size": 5, "epochs": 3}
+        updater = updater_for(policy, rollout_size=64, target_kl=target_kl, **settings)
+        credit = PPO(kl_coef=0).assign_credit(rollout)
+        found = updater.update(PPO(kl_coef=0), rollout, credit, 1)
+        return found, updater.optimizer.state[policy.theta]["step"]
+
+    found, steps = updated(0.01)
+    assert 1 <= steps < 12
+    assert found["policy/early_stop"] == 1
+    assert found["policy/last_kl"] > 1.5 * 0.01  # of the minibatch that was left out
+    assert found["policy/approx_kl"] < found["policy/last_kl"]
+    found, steps = updated(None)
+    assert (steps, found["policy/early_stop"]) == (12, 0)

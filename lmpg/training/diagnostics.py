@@ -76,6 +76,7 @@ class Diagnostics:
     def add_optimizer_step(self, gradient_norm: Tensor, finite: bool) -> None:
         """Count one optimizer step, by the global norm of its gradient before clipping; one whose
         gradient is not finite is not taken."""
+        self._stepped = True
         if finite:
             self._norms.append(gradient_norm.detach())
         else:
