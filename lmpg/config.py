@@ -17,6 +17,7 @@ from lmpg.training.adaptation import TARGETS
 from lmpg.training.settings import (
     EvaluationSettings,
     GymRunSettings,
+    LanguageEvaluationSettings,
     OfflineEvaluationSettings,
     OfflineRunSettings,
     OfflineSettings,
@@ -36,7 +37,7 @@ class LanguageSettings(Section, Generic[A]):
     sampling: SamplingSettings = SamplingSettings()
     algorithm: A
     update: UpdateSettings = UpdateSettings()
-    evaluation: EvaluationSettings = EvaluationSettings()
+    evaluation: LanguageEvaluationSettings = LanguageEvaluationSettings()
     run: RunSettings = RunSettings()
 
     @model_validator(mode="after")
@@ -76,6 +77,57 @@ class LanguageSettings(Section, Generic[A]):
                 f"algorithm.name = {name}, which compares π with the policy that sampled: tokens "
                 "that are cut off make their ratio wrong. Set top_k to 0 and top_p to 1, or take "
                 "an algorithm without ratios, as reinforce or rloo"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rewards_that_the_algorithm_can_use(self) -> LanguageSettings:
+        rewards, name = self.rewards, algorithm_name(type(self.algorithm))
+        if rewards.process != "none" and not getattr(self.algorithm, "per_step", True):
+            raise ValueError(
+                f"rewards.process = {rewards.process} with algorithm.name = {name}, which compares "
+                "whole responses: rewards of single tokens or steps would be summed. Set "
+                "rewards.process to none, or take an algorithm with credit per step, as ppo"
+            )
+        if rewards.truncated == "bootstrap" and "critic" not in self._needs():
+            raise ValueError(
+                f"rewards.truncated = bootstrap with algorithm.name = {name}, which has no critic "
+                "to say what would have come. Set rewards.truncated to score, zero or mask, or "
+                "take an algorithm with a critic, as ppo"
+            )
+        longest = self.sampling.max_new_tokens
+        if rewards.overlong_tokens > longest:
+            raise ValueError(
+                f"rewards.overlong_tokens = {rewards.overlong_tokens}, but no response is longer "
+                f"than sampling.max_new_tokens = {longest}: even an empty one would lose "
+                "something. Set rewards.overlong_tokens lower"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_to_refill(self) -> LanguageSettings:
+        refills = self.sampling.max_refills
+        if refills and getattr(self.algorithm, "group_size", 1) == 1:
+            name = algorithm_name(type(self.algorithm))
+            raise ValueError(
+                f"sampling.max_refills = {refills} with algorithm.name = {name}, whose groups have "
+                "one response each: none has a spread. Set sampling.max_refills to 0, or take an "
+                "algorithm with groups, as grpo"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_critic_to_choose(self) -> LanguageSettings:
+        critic, name = self.model.critic, algorithm_name(type(self.algorithm))
+        if critic != "shared" and "critic" not in self._needs():
+            raise ValueError(
+                f"model.critic = {critic}, but algorithm.name = {name} has no critic. Leave "
+                "model.critic out, or take an algorithm with a critic, as ppo"
+            )
+        if critic == "reward_model" and self.model.path and not self.rewards.models:
+            raise ValueError(
+                "model.critic = reward_model, but there are no rewards.models to start from. Set "
+                "model.critic to separate, or give --rewards.models PATH"
             )
         return self
 
@@ -158,6 +210,15 @@ class OfflineLearningSettings(Section):
             raise ValueError(
                 f"{named}, but {missing[0]} is missing: your own model and data are given "
                 "together, or neither for the world built into the script"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _no_critic(self) -> OfflineLearningSettings:
+        if self.model.critic != "shared":
+            raise ValueError(
+                f"model.critic = {self.model.critic}, but learning from fixed data has no critic. "
+                "Leave model.critic out"
             )
         return self
 

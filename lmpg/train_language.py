@@ -15,7 +15,7 @@ from lmpg.data.prompts import PromptSet, load_prompts, prompts_from_rows
 from lmpg.data.reasoning import PREFIX
 from lmpg.data.tokenizing import completion_text
 from lmpg.models.loading import load_policy, load_tokenizer
-from lmpg.models.policy import CausalLMPolicy
+from lmpg.models.policy import CausalLMPolicy, Reference
 from lmpg.models.settings import ModelSettings
 from lmpg.recipes import WORLDS, chosen_world
 from lmpg.recipes.world import World
@@ -32,6 +32,7 @@ from lmpg.training.processes import Processes
 from lmpg.training.responding import Responder
 from lmpg.training.run_folder import RunFolder
 from lmpg.training.selftest import require_sound, self_test
+from lmpg.training.shaping import Shaping
 from lmpg.training.tracking import Tracker
 from lmpg.training.update import Updater
 from lmpg.values import Values, merged
@@ -113,6 +114,7 @@ def prepare(settings: LanguageSettings, folder: RunFolder, processes: Processes)
         critic="critic" in settings.algorithm.needs,
         temperature=settings.sampling.temperature,
         device=processes.device,
+        reward_model=next(iter(settings.rewards.models), None),
     )
     source = source_of(settings, policy, tokenizer, world, processes)
     if checkpoint.newest_step(folder.checkpoints) is None:
@@ -154,21 +156,34 @@ def source_of(
     sampling = settings.sampling
     sampler = Sampler(policy, sampling.max_new_tokens, sampling.top_k, sampling.top_p)
     responder = Responder(policy, sampler, tokenizer, run.seed, processes, update.microbatch_size)
-    reference = policy.reference()
+    reference, compared = references(settings, policy)
     judge = world.judge if world else None
     size, rows = settings.evaluation.size, update.rollout_size
     return LanguageSource(
         responder=responder,
         reference=reference,
         scorer=scorer,
+        shaping=Shaping(settings.rewards, sampling.max_new_tokens),
         prompts=prompts.train,
-        held_out=HeldOut(responder, prompts.held_out, size, rows, scorer, reference, judge),
+        held_out=HeldOut(responder, prompts.held_out, size, rows, scorer, compared, judge),
         algorithm=settings.algorithm,
         rollout_size=update.rollout_size,
         max_error_share=settings.rewards.max_error_share,
         samples_every=run.samples_every,
         chunks=settings.rewards.chunks,
+        max_refills=sampling.max_refills,
     )
+
+
+def references(
+    settings: LanguageSettings, policy: CausalLMPolicy
+) -> tuple[Reference | None, Reference | None]:
+    """The policy as it is now, for training and for evaluation; no copy where nobody asks."""
+    learning = "reference" in settings.algorithm.needs
+    if not learning and not settings.evaluation.kl:
+        return None, None
+    found = policy.reference()
+    return found if learning else None, found if settings.evaluation.kl else None
 
 
 def prompts_for(
@@ -205,7 +220,8 @@ def check(source: LanguageSource) -> None:
     """The self-test of a new run, in one line; stops it where something is wrong."""
     responder, prompts = source.responder, [prompt.ids for prompt in source.prompts]
     policy = responder.policy
-    result = self_test(policy, source.reference, responder.sampler, prompts, responder.seed)
+    reference = source.reference or source.held_out.reference
+    result = self_test(policy, reference, responder.sampler, prompts, responder.seed)
     if source.processes.is_main:
         print(result.line(), flush=True)
     require_sound(result, policy.bf16)

@@ -38,6 +38,7 @@ KINDS = {
     "reinforce_plus_plus": ("reinforce_plus_plus", {}),
     "reinforce_plus_plus_baseline": ("reinforce_plus_plus_baseline", GROUPS),
     "rloo": ("rloo", GROUPS),
+    "remax": ("remax", {}),
     "off_policy": ("off_policy", {"algorithm.ratio": "sequence"}),
     "grpo": ("grpo", GROUPS),
     "dr_grpo": ("dr_grpo", GROUPS),

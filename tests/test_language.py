@@ -10,6 +10,7 @@ from lmpg.data.prompts import prompts_from_rows
 from lmpg.models.policy import CausalLMPolicy
 from lmpg.models.value_head import new_value_head
 from lmpg.rewards.scorer import Scores
+from lmpg.rewards.settings import RewardSettings
 from lmpg.sampling.sampler import Sampler
 from lmpg.training.evaluation import HeldOut
 from lmpg.training.language import LanguageSource
@@ -17,6 +18,7 @@ from lmpg.training.loop import RunStopped
 from lmpg.training.processes import Processes
 from lmpg.training.responding import Responder
 from lmpg.training.selftest import require_sound, self_test
+from lmpg.training.shaping import Shaping
 from tests.tiny import CONTEXT, EOS, PAD, tiny_model, tiny_tokenizer
 
 PROMPTS = ["a", "bc", "def", "ghij 1", "klmno 22", "p"]
@@ -45,7 +47,16 @@ class FakeScorer:
         )
 
 
-def source_of(algorithm, scorer=None, judge=None, max_error_share=1.0, new_tokens=12, chunks=1):
+def source_of(
+    algorithm,
+    scorer=None,
+    judge=None,
+    max_error_share=1.0,
+    new_tokens=12,
+    chunks=1,
+    max_refills=0,
+    **rewards,
+):
     tokenizer = tiny_tokenizer()
     policy = CausalLMPolicy(
         tiny_model(),
@@ -63,6 +74,7 @@ def source_of(algorithm, scorer=None, judge=None, max_error_share=1.0, new_token
         responder=responder,
         reference=reference,
         scorer=scorer,
+        shaping=Shaping(RewardSettings(**rewards), new_tokens),
         prompts=prompts,
         held_out=HeldOut(responder, prompts[:2], 8, 16, scorer, reference, judge),
         algorithm=algorithm,
@@ -70,6 +82,7 @@ def source_of(algorithm, scorer=None, judge=None, max_error_share=1.0, new_token
         max_error_share=max_error_share,
         samples_every=2,
         chunks=chunks,
+        max_refills=max_refills,
     )
 
 

@@ -29,6 +29,15 @@ def prompts_for_step(num_prompts: int, step: int, prompts_per_step: int, seed: i
     ]
 
 
+def other_prompts(num_prompts: int, step: int, used: list[int], count: int, seed: int) -> list[int]:
+    """Indices of `count` further prompts for a step (counted from 0), in an order of its own; those
+    in `used` come only when all others have."""
+    order = _shuffled(num_prompts, "other", step, seed).tolist()
+    before = set(used)
+    order = [i for i in order if i not in before] + [i for i in order if i in before]
+    return [order[i % num_prompts] for i in range(count)]
+
+
 def held_out_split(num_rows: int, num_eval: int) -> tuple[list[int], list[int]]:
     """Indices (train, held out) in file order: the last min(num_eval, 20%) of a shuffle.
 

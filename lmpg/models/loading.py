@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lmpg.models import value_head as value_heads
+from lmpg.models.critic import FOLDER, SeparateCritic, critic_from_classifier, critic_like
 from lmpg.models.folders import quiet
 from lmpg.models.head import refuse_unknown_head
 from lmpg.models.lora import with_adapter
@@ -43,8 +44,10 @@ def load_policy(
     critic: bool,
     temperature: float,
     device: torch.device | str = "cpu",
+    reward_model: str | None = None,
 ) -> CausalLMPolicy:
-    """The model of `settings.path` as a policy; with `critic`, its saved value head or a new one.
+    """The model of `settings.path` as a policy; with `critic`, the one that the settings ask for:
+    its saved one, one like `reward_model`, or a new one.
 
     LoRA factors are drawn from torch's global generator, nothing else is random.
     """
@@ -52,18 +55,48 @@ def load_policy(
     _refuse_smaller_vocabulary(settings.path, model, tokenizer)
     eos_token_ids = all_eos_token_ids(model, tokenizer)
     pad_token_id = tokenizer.pad_token_id
-    lora = settings.lora
+    lora, shared = settings.lora, settings.critic == "shared"
+    context = context_length(model.config, tokenizer)
+    separate = None
+    if critic and not shared:  # before an adapter changes and freezes the trunk that is copied
+        separate = load_critic(settings, model, tokenizer, reward_model)
+        context = min(context, context_length(separate.trunk.config, tokenizer))
     policy = CausalLMPolicy(
         with_adapter(model, lora) if lora.rank > 0 else model,
-        _value_head(settings.path, model) if critic else None,
+        _value_head(settings.path, model) if critic and shared else None,
         temperature=temperature,
         eos_token_ids=eos_token_ids,
         pad_token_id=eos_token_ids[0] if pad_token_id is None else pad_token_id,
-        context_length=context_length(model.config, tokenizer),
+        context_length=context,
         bf16=settings.precision == "bf16",
+        critic=separate,
     ).to(device)
     refuse_unknown_head(policy)
     return policy
+
+
+def load_critic(
+    settings: ModelSettings, model: PreTrainedModel, tokenizer, reward_model: str | None
+) -> SeparateCritic:
+    """A critic with weights of its own: from the reward model, from critic/ in the policy's folder,
+    or a copy of the policy's trunk."""
+    remote = settings.trust_remote_code
+    if settings.critic == "reward_model":
+        if reward_model is None:
+            raise UserError(
+                "model.critic = reward_model, but there are no rewards.models to start from. Set "
+                "model.critic to separate, or give --rewards.models PATH"
+            )
+        _refuse_other_vocabulary(reward_model, tokenizer, remote)
+        classifier = load_sequence_classifier(reward_model, trust_remote_code=remote)
+        return critic_from_classifier(reward_model, classifier)
+    folder = Path(str(settings.path)).expanduser() / FOLDER
+    if not (folder / value_heads.FILE).is_file():
+        return critic_like(model)
+    load = transformers.AutoModel.from_pretrained
+    options = {"dtype": torch.float32, "trust_remote_code": remote}
+    trunk = _loaded("model.path", "critic", load, str(folder), **options)
+    return SeparateCritic(trunk, value_heads.load_value_head(folder))
 
 
 def load_causal_lm(path: str | None, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -148,6 +181,19 @@ def _value_head(path: str | None, model: PreTrainedModel) -> nn.Linear:
             f"{hidden_size}, the model's hidden size; remove the file to start a new value head"
         )
     return head
+
+
+def _refuse_other_vocabulary(path: str, tokenizer, trust_remote_code: bool) -> None:
+    load = transformers.AutoTokenizer.from_pretrained
+    other = _loaded("rewards.models", "tokenizer", load, path, trust_remote_code=trust_remote_code)
+    mine, its = tokenizer.get_vocab(), other.get_vocab()
+    if mine != its:
+        apart = sum(mine.get(token) != its.get(token) for token in mine.keys() | its.keys())
+        raise UserError(
+            f"model.critic = reward_model, but the tokenizer of rewards.models: {path} differs "
+            f"from that of model.path in {apart} tokens, expected the same vocabulary, as the "
+            "critic reads the policy's token ids. Set model.critic to separate"
+        )
 
 
 def _refuse_smaller_vocabulary(path: str | None, model: PreTrainedModel, tokenizer) -> None:

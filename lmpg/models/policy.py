@@ -1,4 +1,4 @@
-"""A causal language model as a policy over tokens, with an optional value head on its trunk."""
+"""A causal language model as a policy over tokens, with an optional critic."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lmpg.models.critic import FOLDER, SeparateCritic
 from lmpg.models.folders import save_folder
 from lmpg.models.head import Head
-from lmpg.models.inputs import accepted, forward_arguments, trimmed
 from lmpg.models.lora import adapter_off, save_adapter_and_merged, unwrapped
+from lmpg.models.states import ResponseStates, response_states
 from lmpg.models.value_head import save_value_head
 from lmpg.sections import UserError
 from lmpg.types import Evaluation
@@ -23,6 +24,7 @@ from lmpg.types import Evaluation
 class CausalLMPolicy(nn.Module):
     """π(token | prompt, tokens before it) of a transformers or peft model; always in eval mode.
 
+    value_head: a critic on the policy's own trunk. critic: one with weights of its own.
     temperature divides the logits, everywhere. bf16 computes in autocast over fp32 weights.
     """
 
@@ -36,10 +38,12 @@ class CausalLMPolicy(nn.Module):
         pad_token_id: int,
         context_length: int,
         bf16: bool = False,
+        critic: SeparateCritic | None = None,
     ):
         super().__init__()
         self.model = model
         self.value_head = value_head
+        self.critic = critic
         self.temperature = temperature
         self.eos_token_ids = eos_token_ids
         self.pad_token_id = pad_token_id
@@ -73,40 +77,38 @@ class CausalLMPolicy(nn.Module):
 
     def evaluate(self, inputs: dict[str, Tensor]) -> Evaluation:
         """Log-probs, entropy and values of the response tokens, [B, T], float32, 0 in padding."""
-        hidden_ND, ids_N, slots_N = self._steps(inputs)
+        states, logprobs_BT, entropy_BT = self._chosen(inputs)
+        return Evaluation(logprobs_BT, entropy_BT, self._values(inputs, states))
+
+    def logprobs(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Log-probs alone, of which a critic is not asked."""
+        return self._chosen(inputs)[1]
+
+    def state_values(self, inputs: dict[str, Tensor]) -> Tensor:
+        """V of the state before each response token, [B, T]; needs a critic."""
+        if self.critic is None:
+            with self.autocast():
+                states = response_states(self.trunk, inputs)
+            return states.spread(self.values(states.hidden_ND))
         with self.autocast():
-            logprobs_N, entropy_N = self.head.token_logprobs(hidden_ND, ids_N)
-        values_N = None if self.value_head is None else self.values(hidden_ND)
-        shape = inputs["response_ids"].shape
-
-        def spread(x_N: Tensor) -> Tensor:
-            return x_N.new_zeros(shape.numel()).index_copy(0, slots_N, x_N).view(shape)
-
-        values_BT = None if values_N is None else spread(values_N)
-        return Evaluation(spread(logprobs_N), spread(entropy_N), values_BT)
+            return self.critic.values(inputs)
 
     def values(self, hidden: Tensor) -> Tensor:
-        """V of the states that the hidden states [..., D] stand for, float32 [...]."""
+        """The value head's V of the states that hidden states [..., D] stand for, float32 [...]."""
         assert self.value_head is not None
         with torch.autocast(self.device.type, enabled=False):
             return self.value_head(hidden.float()).squeeze(-1)
 
-    def _steps(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the N response tokens: the hidden state before each, its id, its place in [B·T]."""
-        rows = trimmed(inputs)
-        response_BT, lengths_B = rows["response_ids"], rows["response_lengths"]
-        num_steps = response_BT.shape[1]
+    def _chosen(self, inputs: dict[str, Tensor]) -> tuple[ResponseStates, Tensor, Tensor]:
         with self.autocast():
-            arguments = accepted(self.trunk, forward_arguments(rows))
-            output = self.trunk(**arguments, use_cache=False)
-        hidden_BTD = output.last_hidden_state[:, -num_steps:]
-        step_T = torch.arange(num_steps, device=lengths_B.device)
-        row_N, step_N = (step_T < lengths_B[:, None]).nonzero(as_tuple=True)
-        # index_select, not x[index]: its backward is deterministic
-        flat_N = row_N * num_steps + step_N
-        hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, flat_N)
-        slots_N = row_N * inputs["response_ids"].shape[1] + step_N
-        return hidden_ND, response_BT.flatten().index_select(0, flat_N), slots_N
+            states = response_states(self.trunk, inputs)
+            logprobs_N, entropy_N = self.head.token_logprobs(states.hidden_ND, states.ids_N)
+        return states, states.spread(logprobs_N), states.spread(entropy_N)
+
+    def _values(self, inputs: dict[str, Tensor], states: ResponseStates) -> Tensor | None:
+        if self.critic is not None:
+            return self.state_values(inputs)
+        return None if self.value_head is None else states.spread(self.values(states.hidden_ND))
 
     @torch.no_grad()
     def plain_logprobs(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -156,7 +158,8 @@ class CausalLMPolicy(nn.Module):
     def save_pretrained(self, folder: Path | str, tokenizer) -> None:
         """A folder for plain transformers; with LoRA the adapter, and the whole model in merged/.
 
-        The value head lies beside the model in value_head.safetensors.
+        The value head lies beside the model in value_head.safetensors; a critic with weights of
+        its own is a folder critic/ with a value head of its own.
         """
         folder = Path(folder)
         if self.model is self.causal_lm:
@@ -165,6 +168,8 @@ class CausalLMPolicy(nn.Module):
             save_adapter_and_merged(self.model, folder, tokenizer)
         if self.value_head is not None:
             save_value_head(self.value_head, folder)
+        if self.critic is not None:
+            self.critic.save_pretrained(folder / FOLDER, tokenizer)
 
 
 class Reference:
@@ -178,9 +183,9 @@ class Reference:
     def logprobs(self, inputs: dict[str, Tensor]) -> Tensor:
         """log π_ref of the response tokens, [B, T], float32, 0 in padding."""
         if not self._shared:
-            return self._policy.evaluate(inputs).logprobs_BT
+            return self._policy.logprobs(inputs)
         with self._policy.without_adapter():
-            return self._policy.evaluate(inputs).logprobs_BT
+            return self._policy.logprobs(inputs)
 
 
 def _frozen_copy(policy: CausalLMPolicy) -> CausalLMPolicy:

@@ -29,6 +29,9 @@ class ModelSettings(Section):
     """bf16 computes in autocast over fp32 weights."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for models whose code you have read."""
+    critic: Literal["shared", "separate", "reward_model"] = "shared"
+    """Of algorithms that have one: a value head on the policy's trunk; a second copy of the trunk
+    with a value head, trained as a whole; or one that starts as the first of rewards.models."""
     lora: LoraSettings = LoraSettings()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -27,6 +27,16 @@ class Samples:
     entropy_BT: Tensor
     values_BT: Tensor | None
     finished_B: Tensor
+
+    def rows(self, index: Tensor) -> Samples:
+        """The same with only the rows in `index` (int64 [N]), in that order."""
+
+        def picked(x):
+            if isinstance(x, dict):
+                return {name: picked(value) for name, value in x.items()}
+            return None if x is None else x.index_select(0, index.to(x.device))
+
+        return Samples(*(picked(getattr(self, field.name)) for field in fields(self)))
 
 
 class Sampler:

@@ -18,3 +18,6 @@ class SamplingSettings(Section):
     """Sample from the k likeliest tokens only; 0 from all. Log-probs stay those of all tokens."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Sample from the fewest likeliest tokens that together have this probability; 1 from all."""
+    max_refills: int = Field(0, ge=0)
+    """Rounds at most in which groups without spread in their scores are replaced by groups for
+    other prompts (DAPO's dynamic sampling); 0 keeps them."""

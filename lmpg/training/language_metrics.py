@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from lmpg.data.prompts import Prompt
-from lmpg.functional.advantages import group_centred
 from lmpg.functional.masking import masked_mean
 from lmpg.rewards.scorer import Scores
 from lmpg.types import Rollout
-
-SHOWN = 4
 
 
 def mean(values: list[float]) -> float:
@@ -31,46 +26,44 @@ def score_statistics(totals: list[float | None]) -> dict[str, float]:
     }
 
 
-def reward_metrics(scores: Scores) -> dict[str, float]:
-    """Per reward its mean and std, and how many responses have none."""
-    found = score_statistics(scores.totals) | {"reward_errors": float(scores.errors)}
-    for name, values in scores.by_reward.items():
-        statistics = score_statistics(values)
+def reward_metrics(scores: list[Scores], greedy_errors: int) -> dict[str, float]:
+    """Of everything that was sampled: per reward its mean and std, and how many responses have
+    none."""
+    errors = sum(x.errors for x in scores) + greedy_errors
+    totals = [total for x in scores for total in x.totals]
+    found = score_statistics(totals) | {"reward_errors": float(errors)}
+    for name in scores[0].by_reward:
+        statistics = score_statistics([value for x in scores for value in x.by_reward[name]])
         found[f"rewards/{name}/mean"] = statistics["reward"]
         found[f"rewards/{name}/std"] = statistics["reward_std"]
     return found
 
 
-def rollout_metrics(rollout: Rollout, group_size: int, finished: list[bool]) -> dict[str, float]:
-    """Score, KL and entropy per response (nats), lengths (tokens), groups without spread."""
+def rollout_metrics(
+    rollout: Rollout, raw: list[float | None], finished: list[bool], *, shaped: bool
+) -> dict[str, float]:
+    """Score, KL and entropy per response (nats), and lengths (tokens); `raw` scores are those
+    before shaping."""
     lengths_B = rollout.mask_BT.sum(1)
+    raw_B = torch.tensor([0.0 if x is None else x for x in raw])
     found = {
-        "objective/scores": float(masked_mean(rollout.scores_B, rollout.scorable_B)),
+        "objective/scores": float(masked_mean(raw_B, rollout.scorable_B)),
         "objective/entropy": _per_response(-rollout.logprobs_BT, rollout),
         "completions/mean_length": float(lengths_B.double().mean()),
         "completions/min_length": float(lengths_B.min()),
         "completions/max_length": float(lengths_B.max()),
         "completions/clipped_ratio": 1 - sum(finished) / len(finished),
     }
+    if shaped:
+        found["objective/shaped_scores"] = float(masked_mean(rollout.scores_B, rollout.scorable_B))
+    if rollout.greedy_scores_B is not None:
+        found["objective/greedy_scores"] = float(
+            masked_mean(rollout.greedy_scores_B, rollout.scorable_B)
+        )
     if rollout.ref_logprobs_BT is not None:
         log_ratio_BT = rollout.logprobs_BT - rollout.ref_logprobs_BT
         found["objective/kl"] = _per_response(log_ratio_BT, rollout)
-    if group_size > 1:
-        shape = (-1, group_size)
-        centred_PG = group_centred(rollout.scores_B.view(shape), rollout.scorable_B.view(shape))
-        found["frac_reward_zero_std"] = float((centred_PG == 0).all(1).double().mean())
     return found
-
-
-def shown_samples(
-    prompts: list[Prompt], completions: list[str], totals: list[float | None]
-) -> list[dict[str, Any]]:
-    """A few responses for samples.jsonl."""
-    rows = zip(prompts, completions, totals)
-    return [
-        {"prompt": prompt.prompt, "completion": completion, "score": score}
-        for prompt, completion, score in list(rows)[:SHOWN]
-    ]
 
 
 def _per_response(x_BT: Tensor, rollout: Rollout) -> float:

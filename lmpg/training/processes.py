@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import psutil
@@ -25,7 +25,6 @@ from lmpg.sections import UserError
 from lmpg.types import Rollout
 
 T = TypeVar("T")
-R = TypeVar("R", bound=Rollout)
 
 
 class Processes:
@@ -96,16 +95,6 @@ class Processes:
         """All ranks' items in rank order, on every rank."""
         return gather_object(items) if self.count > 1 else items
 
-    def gather_rows(self, x: Tensor, fill: float = 0, pad: str = "right") -> Tensor:
-        """Rows of all ranks in rank order; the second dimension is padded to the longest."""
-        if self.count == 1:
-            return x
-        parts = [part.to(x.device) for part in self.gather_list([x.cpu()])]
-        if x.ndim > 1:
-            width = max(part.shape[1] for part in parts)
-            parts = [_padded(part, width, fill, pad) for part in parts]
-        return torch.cat(parts)
-
     def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
         """Replace every gradient by its sum over ranks; one without a gradient counts as 0."""
         if self.count == 1:
@@ -154,22 +143,27 @@ def on_cpu() -> bool:
     )
 
 
-def _padded(x: Tensor, width: int, fill: float, pad: str) -> Tensor:
-    missing = width - x.shape[1]
-    return F.pad(x, (missing, 0) if pad == "left" else (0, missing), value=fill)
+def joined(rollouts: list[Rollout]) -> Rollout:
+    """All rows of several rollouts, one after the other, padded to the longest; `prompt_ids` on the
+    left, everything else on the right."""
+    if len(rollouts) == 1:
+        return rollouts[0]
+
+    def together(name: str, values: list[Any]) -> Any:
+        if isinstance(values[0], dict):
+            return {k: together(k, [value[k] for value in values]) for k in values[0]}
+        if not isinstance(values[0], Tensor) or values[0].ndim == 0:
+            return values[0]
+        return _stacked(values, left=name == "prompt_ids")
+
+    names = [f.name for f in fields(Rollout)]
+    found = {name: together(name, [getattr(r, name) for r in rollouts]) for name in names}
+    return Rollout(**found)
 
 
-def gathered_rows(processes: Processes, rows: R) -> R:
-    """A rollout's rows from all ranks, on every rank; `prompt_ids` are padded on the left."""
-    if processes.count == 1:
-        return rows
-
-    def gathered(name: str, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: gathered(k, v) for k, v in value.items()}
-        if not isinstance(value, Tensor) or value.ndim == 0:
-            return value
-        return processes.gather_rows(value, pad="left" if name == "prompt_ids" else "right")
-
-    changed = {f.name: gathered(f.name, getattr(rows, f.name)) for f in fields(rows)}
-    return replace(rows, **changed)
+def _stacked(parts: list[Tensor], left: bool) -> Tensor:
+    if parts[0].ndim > 1:
+        width = max(part.shape[1] for part in parts)
+        missing = [width - part.shape[1] for part in parts]
+        parts = [F.pad(x, (n, 0) if left else (0, n)) for x, n in zip(parts, missing)]
+    return torch.cat(parts)

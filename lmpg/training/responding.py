@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from lmpg.data.prompts import Prompt
 from lmpg.data.tokenizing import completion_text
 from lmpg.models.policy import CausalLMPolicy, Reference
+from lmpg.models.states import one_token_more
 from lmpg.rewards.scorer import PendingScores, Scorer, Scores
 from lmpg.sampling.sampler import Sampler, Samples
 from lmpg.training.processes import Processes
@@ -29,6 +30,11 @@ class Responses:
     samples: Samples
     completions: list[str]
     ids: list[list[int]]
+
+    @property
+    def finished(self) -> list[bool]:
+        """Whether each ended by an EOS token, not at the limit."""
+        return self.samples.finished_B.tolist()
 
     def scored_by(self, scorer: Scorer) -> Scores:
         """Their scores."""
@@ -79,8 +85,11 @@ class Responder:
         """Log-probs and values before the update: the sampler's own where they are exact (fp32),
         else those of a fresh forward, so that the first ratio is 1."""
         if not self.policy.bf16:
-            return Evaluation(samples.logprobs_BT, samples.entropy_BT, samples.values_BT)
-        parts = [self.policy.evaluate(inputs) for inputs in self.microbatches(samples)]
+            values_BT = samples.values_BT
+            if self.policy.critic is not None:
+                values_BT = self._evaluated(samples.inputs, self.policy.state_values)
+            return Evaluation(samples.logprobs_BT, samples.entropy_BT, values_BT)
+        parts = [self.policy.evaluate(inputs) for inputs in self.microbatches(samples.inputs)]
         values = [x.values_BT for x in parts if x.values_BT is not None]
         return Evaluation(
             torch.cat([x.logprobs_BT for x in parts]),
@@ -88,9 +97,15 @@ class Responder:
             torch.cat(values) if values else None,
         )
 
+    @torch.no_grad()
+    def values_after(self, samples: Samples) -> Tensor:
+        """V of the state after each response's last token, [B]."""
+        values_BT = self._evaluated(one_token_more(samples.inputs), self.policy.state_values)
+        return values_BT.gather(1, samples.inputs["response_lengths"][:, None])[:, 0]
+
     def reference_logprobs(self, reference: Reference, samples: Samples) -> Tensor:
         """log π_ref of the responses, [B, T]."""
-        return torch.cat([reference.logprobs(inputs) for inputs in self.microbatches(samples)])
+        return self._evaluated(samples.inputs, reference.logprobs)
 
     def sequence_kl(self, reference: Reference, samples: Samples) -> Tensor:
         """log π − log π_ref summed over each response, [B] in nats."""
@@ -98,8 +113,13 @@ class Responder:
         difference_BT = known_BT - self.reference_logprobs(reference, samples)
         return torch.where(samples.mask_BT, difference_BT, 0).sum(1)
 
-    def microbatches(self, samples: Samples) -> Iterator[dict[str, Tensor]]:
+    def microbatches(self, inputs: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         """The inputs of `microbatch_size` responses after the other."""
-        for start in range(0, len(samples.mask_BT), self.microbatch_size):
+        for start in range(0, len(inputs["response_lengths"]), self.microbatch_size):
             rows = slice(start, start + self.microbatch_size)
-            yield {name: x[rows] for name, x in samples.inputs.items()}
+            yield {name: x[rows] for name, x in inputs.items()}
+
+    def _evaluated(
+        self, inputs: dict[str, Tensor], evaluate: Callable[[dict[str, Tensor]], Tensor]
+    ) -> Tensor:
+        return torch.cat([evaluate(part) for part in self.microbatches(inputs)])

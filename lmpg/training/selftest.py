@@ -31,6 +31,7 @@ class SelfTest:
     padding: float
     logits: float
     eos_token_ids: tuple[int, ...]
+    critic: str
     value_head: tuple[int, int] | None
 
     def line(self) -> str:
@@ -40,7 +41,7 @@ class SelfTest:
             f"self-test: ratio {self.ratio:.6f}, KL to reference {self.reference_kl:.6f}, "
             f"padded vs unpadded {self.padding:.1e}, sampled vs fresh {self.sampler:.1e}, "
             f"vs model's own logits {self.logits:.1e}, EOS ids {list(self.eos_token_ids)}, "
-            f"value head {head}"
+            f"critic {self.critic}, value head {head}"
         )
 
     def problems(self) -> list[str]:
@@ -83,7 +84,7 @@ def self_test(
     old_BT = new.logprobs_BT if policy.bf16 else samples.logprobs_BT
     mask_BT = samples.mask_BT
     ref_BT = new.logprobs_BT if reference is None else reference.logprobs(samples.inputs)
-    head = policy.value_head
+    head = policy.value_head if policy.critic is None else policy.critic.head
     return SelfTest(
         ratio=float((new.logprobs_BT - old_BT)[mask_BT].exp().mean()),
         reference_kl=float((new.logprobs_BT - ref_BT)[mask_BT].mean()),
@@ -91,6 +92,7 @@ def self_test(
         padding=_deviation(_one_by_one(policy, samples.inputs), new.logprobs_BT, mask_BT),
         logits=_deviation(policy.plain_logprobs(samples.inputs), new.logprobs_BT, mask_BT),
         eos_token_ids=policy.eos_token_ids,
+        critic="none" if head is None else getattr(policy.critic, "kind", "shared"),
         value_head=None if head is None else (head.in_features, head.out_features),
     )
 

@@ -77,6 +77,13 @@ class EvaluationSettings(Section):
     """Responses per evaluation (gym: episodes)."""
 
 
+class LanguageEvaluationSettings(EvaluationSettings):
+    """Held-out evaluation of a language model trained on its own responses."""
+
+    kl: bool = True
+    """Measure the KL to the policy that training started from, a copy of which stays in memory."""
+
+
 class OfflineEvaluationSettings(Section):
     """Held-out evaluation, before and after training and in between."""
 
