@@ -39,6 +39,23 @@ class Sieve:
         self.truncated += 1
         return cut_left(ids, self.max_tokens, self.start)
 
+    def before(self, prompt: list[int], answer: int, where: str) -> list[int] | None:
+        """The part of `prompt` that fits before an answer of so many tokens, which stays whole;
+        None where the row is to be skipped."""
+        if len(prompt) + answer <= self.max_tokens:
+            return prompt
+        room = self.max_tokens - answer
+        if self.overlong == "truncate-left" and room <= len(self.start):
+            self.skipped["overlong answer"] += 1
+            return None
+        if self.overlong == "truncate-left":
+            self.truncated += 1
+            return cut_left(prompt, room, self.start)
+        if self.overlong == "skip":
+            self.skipped["overlong"] += 1
+            return None
+        raise UserError(f"{where}: {self._too_long(len(prompt) + answer)}")
+
     def some(self, examples: list, num_rows: int, source: str) -> list:
         """`examples`; raises if there are none, saying what became of the rows."""
         if not examples:

@@ -14,8 +14,9 @@ from lmpg.data.lengths import Sieve, size_line
 from lmpg.data.order import epoch_order, random_numbers
 from lmpg.data.rows import Row, columns_of, require_column
 from lmpg.data.settings import DataSettings
+from lmpg.data.shared_prefix import preference, require_preference_columns
 from lmpg.data.splits import load_split
-from lmpg.data.tokenizing import is_messages, scored_ids, start_ids
+from lmpg.data.tokenizing import scored_ids, start_ids
 from lmpg.sections import UserError
 
 
@@ -25,6 +26,8 @@ class Pair:
 
     chosen_ids: list[int]
     rejected_ids: list[int]
+    margin: float = 0.0
+    """How much higher it is to score."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,7 @@ def examples_from_rows(
             "names are set with --data.chosen-column, --data.rejected-column, "
             "--data.prompt-column and --data.label-column."
         )
-    require_column(rows, settings.chosen_column, source, "--data.chosen-column")
-    require_column(rows, settings.rejected_column, source, "--data.rejected-column")
+    require_preference_columns(rows, settings, source)
     return _preferences(rows, tokenizer, sieve, settings, source)
 
 
@@ -126,42 +128,24 @@ def match_labels(labels: list[float], epoch: int, seed: int) -> list[tuple[int, 
 def _preferences(
     rows: list[Row], tokenizer: Any, sieve: Sieve, settings: DataSettings, source: str
 ) -> list[Pair]:
-    prompt_column = settings.prompt_column or "prompt"
-    if settings.prompt_column is not None:
-        require_column(rows, prompt_column, source, "--data.prompt-column")
+    if settings.margin_column != "margin":
+        require_column(rows, settings.margin_column, source, "--data.margin-column")
     pairs = []
     for number, row in enumerate(rows, start=1):
         where = f"{source}, row {number}"
-        chosen: Any = row.get(settings.chosen_column)
-        rejected: Any = row.get(settings.rejected_column)
-        if not _usable(chosen, rejected, sieve, where):
+        found = preference(row, settings, where)
+        reason = found.unusable() if found else "empty"
+        if found is None or reason:
+            sieve.skipped[str(reason)] += 1
             continue
-        whole = isinstance(chosen, list) and chosen[0]["role"] != "assistant"
-        prompt = "" if whole or not row.get(prompt_column) else row[prompt_column]
-        if not prompt and isinstance(chosen, list):
-            prompt = []
-        better = sieve.fit(scored_ids(tokenizer, prompt, chosen), where)
-        worse = better and sieve.fit(scored_ids(tokenizer, prompt, rejected), where)
+        margin = row.get(settings.margin_column)
+        margin = 0.0 if margin is None else margin
+        _check_number(margin, f"{where}, column {settings.margin_column!r}", "the margin")
+        better = sieve.fit(scored_ids(tokenizer, found.prompt, found.chosen), where)
+        worse = better and sieve.fit(scored_ids(tokenizer, found.prompt, found.rejected), where)
         if better and worse:
-            pairs.append(Pair(better, worse))
+            pairs.append(Pair(better, worse, float(margin)))
     return sieve.some(pairs, len(rows), source)
-
-
-def _usable(chosen: Any, rejected: Any, sieve: Sieve, where: str) -> bool:
-    """False, counted, for pairs that express no preference; raises for what is no text."""
-    if not chosen or not rejected:
-        sieve.skipped["empty"] += 1
-        return False
-    for value in (chosen, rejected):
-        if not isinstance(value, str) and not is_messages(value):
-            raise UserError(
-                f"{where}: chosen and rejected hold {type(value).__name__} {str(value)[:60]!r}, "
-                "expected text or chat messages."
-            )
-    if chosen == rejected:
-        sieve.skipped["identical"] += 1
-        return False
-    return True
 
 
 def _labelled_texts(
@@ -176,15 +160,14 @@ def _labelled_texts(
         if not text or label is None:
             sieve.skipped["empty"] += 1
             continue
-        _check_label(label, f"{where}, column {settings.label_column!r}")
+        where_label = f"{where}, column {settings.label_column!r}"
+        _check_number(label, where_label, "any higher label beats any lower")
         ids = sieve.fit(scored_ids(tokenizer, "" if isinstance(text, str) else [], text), where)
         if ids is not None:
             texts.append(LabelledText(ids, float(label)))
     return sieve.some(texts, len(rows), source)
 
 
-def _check_label(label: Any, where: str) -> None:
-    if not isinstance(label, (int, float)) or not math.isfinite(label):
-        raise UserError(
-            f"{where} holds {label!r}, expected a finite number: any higher label beats any lower."
-        )
+def _check_number(value: Any, where: str, what: str) -> None:
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise UserError(f"{where} holds {value!r}, expected a finite number: {what}.")

@@ -8,6 +8,7 @@ from typing import Any
 from lmpg.data.lengths import Sieve, size_line
 from lmpg.data.rows import Row, columns_of, require_column
 from lmpg.data.settings import DataSettings
+from lmpg.data.shared_prefix import with_prompt_column
 from lmpg.data.splits import load_split
 from lmpg.data.tokenizing import Messages, is_messages, many_prompt_ids, prompt_ids, start_ids
 from lmpg.sections import UserError
@@ -47,6 +48,7 @@ def load_prompts(settings: DataSettings, tokenizer: Any, max_prompt_tokens: int)
     column = settings.prompt_column or "prompt"
 
     def read(rows: list[Row], source: str) -> list[Prompt]:
+        rows = with_prompt_column(rows, settings, source)
         rows = _with_answers(rows, settings.answer_column, source)
         return _read(rows, tokenizer, sieve, column, source)
 

@@ -30,12 +30,22 @@ class DataSettings(Section):
     completion_column: str = "completion"
     """Column with the answer to a prompt, for supervised training."""
     chosen_column: str = "chosen"
-    """Column with the better answer of a pair, for reward models."""
+    """Column with the better answer of a pair, for reward models and DPO."""
     rejected_column: str = "rejected"
-    """Column with the worse answer of a pair, for reward models."""
+    """Column with the worse answer of a pair, for reward models and DPO."""
+    margin_column: str = "margin"
+    """Column with how much higher the better answer is to score, for reward models."""
     label_column: str = "label"
-    """Column with a number per text: any higher label beats any lower, for reward models."""
+    """Column with a label: for reward models a number, where any higher beats any lower; for KTO
+    true or false, or two numbers of which the higher one marks desirable answers."""
     overlong: Literal["error", "skip", "truncate-left"] = "error"
     """What to do with a prompt that leaves no room for the response in the model's context."""
     num_eval: int = Field(256, ge=1)
     """Held-out rows at most that evaluation uses."""
+
+
+class TextSettings(DataSettings):
+    """Where texts come from, and how they lie in a batch."""
+
+    packing: bool = False
+    """Several texts in a row of up to the model's context; minibatches then count rows."""

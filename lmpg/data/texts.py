@@ -1,17 +1,20 @@
 """Texts for supervised training, with the tokens that are to be learned marked.
 
 From rows with `prompt` and `completion` (only the completion is learned), `messages` (only the
-assistant's turns), or `text` (all of it). Text and completions end with EOS.
+assistant's turns), `text` (all of it), or preferences (only the chosen answer). Text and
+completions end with EOS.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from lmpg.data.lengths import Sieve, size_line
 from lmpg.data.rows import Row, columns_of, require_column
 from lmpg.data.settings import DataSettings
+from lmpg.data.shared_prefix import is_empty, is_preference, preference
 from lmpg.data.splits import load_split
 from lmpg.data.tokenizing import (
     Messages,
@@ -31,6 +34,11 @@ class Text:
 
     ids: list[int]
     learned: list[bool]
+
+    @property
+    def start(self) -> int:
+        """Index of the first token to be predicted: the length of what is only read."""
+        return self.learned.index(True)
 
 
 @dataclass(frozen=True)
@@ -65,19 +73,37 @@ def texts_from_rows(rows: list[Row], tokenizer: Any, max_tokens: int) -> list[Te
 def _read(
     rows: list[Row], tokenizer: Any, sieve: Sieve, settings: DataSettings, source: str
 ) -> list[Text]:
-    column, completion = _columns(rows, settings, source)
     texts = []
-    for number, row in enumerate(rows, start=1):
-        where = f"{source}, row {number}"
-        first, answer = row.get(column), row.get(completion) if completion else None
-        if not first or (completion and not answer):
+    for where, first, answer in _parts(rows, settings, source):
+        if first is None:
             sieve.skipped["empty"] += 1
             continue
-        text = _text(tokenizer, first, answer, where)
-        ids = sieve.fit(text.ids, where)
-        if ids is not None:
-            texts.append(_cut(text, ids))
+        text = fitting(whole_text(tokenizer, first, answer, where), sieve, where, answer)
+        if text is not None:
+            texts.append(text)
     return sieve.some(texts, len(rows), source)
+
+
+def _parts(rows: list[Row], settings: DataSettings, source: str) -> Iterator[tuple[str, Any, Any]]:
+    """Of each row where it is, its text or prompt (None if it is of no use), and its completion
+    (None if there is none, as the whole text is learned)."""
+    of_preferences = _only_preferences(rows, settings)
+    column, completion = ("", None) if of_preferences else _columns(rows, settings, source)
+    for number, row in enumerate(rows, start=1):
+        where = f"{source}, row {number}"
+        if of_preferences:
+            found = preference(row, settings, where)
+            usable = found is not None and not is_empty(found.chosen)
+            yield (where, found.prompt, found.chosen) if found and usable else (where, None, None)
+            continue
+        first, answer = row.get(column), row.get(completion) if completion else None
+        usable = first and not (completion and is_empty(answer))
+        yield (where, first, answer) if usable else (where, None, None)
+
+
+def _only_preferences(rows: list[Row], settings: DataSettings) -> bool:
+    given = {settings.completion_column, "text", "messages"} & set(columns_of(rows))
+    return is_preference(rows, settings) and not given
 
 
 def _columns(rows: list[Row], settings: DataSettings, source: str) -> tuple[str, str | None]:
@@ -100,7 +126,8 @@ def _columns(rows: list[Row], settings: DataSettings, source: str) -> tuple[str,
     )
 
 
-def _text(tokenizer: Any, first: Any, answer: Any, where: str) -> Text:
+def whole_text(tokenizer: Any, first: Any, answer: Any, where: str) -> Text:
+    """Ids of a prompt and its completion, which is learned; of a text alone if answer is None."""
     for value in (first, answer):
         if not (value is None or isinstance(value, str) or is_messages(value)):
             raise UserError(
@@ -117,7 +144,8 @@ def _text(tokenizer: Any, first: Any, answer: Any, where: str) -> Text:
         return Text(ids, [False] + [True] * (len(ids) - 1))
     before = prompt_ids(tokenizer, first)
     after = _ended(tokenizer, continuation_ids(tokenizer, first, answer))
-    return Text(before + after, [False] * len(before) + [True] * len(after))
+    learned = [False] * len(before) + [True] * len(after)
+    return Text(before + after, [False, *learned[1:]])  # nothing predicts the very first token
 
 
 def _chat(tokenizer: Any, messages: Messages, known: int, where: str) -> Text:
@@ -152,7 +180,17 @@ def _ended(tokenizer: Any, ids: list[int]) -> list[int]:
     return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
 
 
-def _cut(text: Text, ids: list[int]) -> Text:
+def fitting(text: Text, sieve: Sieve, where: str, answer: Any = None) -> Text | None:
+    """`text` within the context, or None; of a prompt and its answer only the prompt is cut."""
+    if answer is None:
+        ids = sieve.fit(text.ids, where)
+    else:
+        before = sieve.before(text.ids[: text.start], len(text.ids) - text.start, where)
+        ids = None if before is None else before + text.ids[text.start :]
+    return None if ids is None else cut(text, ids)
+
+
+def cut(text: Text, ids: list[int]) -> Text:
     """`text` after its ids were cut on the left (their first may be the BOS that was kept)."""
     learned = text.learned[len(text.learned) - len(ids) :]
     return Text(ids, [False, *learned[1:]])

@@ -1,15 +1,65 @@
-"""Losses and figures of preferences: which of two is better."""
+"""Losses and figures of preferences: which of two is better, or whether one is good.
+
+z stands for how much more a model prefers the chosen one, in nats.
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
-def bradley_terry(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """−log σ(chosen − rejected), the loss of a reward model's two scores (Bradley & Terry 1952;
-    arXiv 2203.02155, equation 1 for K = 2); in nats, ln 2 for equal scores."""
-    return -F.logsigmoid(chosen - rejected)
+def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) -> Tensor:
+    """−log σ(chosen − rejected − margin), the loss of a reward model's two scores (Bradley & Terry
+    1952; arXiv 2203.02155, equation 1 for K = 2; the margin: arXiv 2307.09288, equation 2); in
+    nats, ln 2 for equal scores."""
+    return -F.logsigmoid(chosen - rejected - margin)
+
+
+def off_centre(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """(chosen + rejected)², 0 where both scores lie evenly around 0 (arXiv 2312.09244)."""
+    return (chosen + rejected).square()
+
+
+def sigmoid_loss(z: Tensor) -> Tensor:
+    """−log σ(z): DPO for z = β(Δ_chosen − Δ_rejected) (arXiv 2305.18290, equation 7), SimPO for
+    the difference of mean log-probs times β, less γ (arXiv 2405.14734, equation 6)."""
+    return -F.logsigmoid(z)
+
+
+def conservative_loss(z: Tensor, *, smoothing: float) -> Tensor:
+    """−(1 − ε) log σ(z) − ε log σ(−z): the labels are wrong with probability ε (cDPO; arXiv
+    2403.00409, equation 6). Least at σ(z) = 1 − ε."""
+    return (1 - smoothing) * sigmoid_loss(z) + smoothing * sigmoid_loss(-z)
+
+
+def robust_loss(z: Tensor, *, smoothing: float) -> Tensor:
+    """(−(1 − ε) log σ(z) + ε log σ(−z)) / (1 − 2ε): over labels that are wrong with probability ε
+    its mean is the loss of the true ones (arXiv 2403.00409, equation 12)."""
+    mixed = (1 - smoothing) * sigmoid_loss(z) - smoothing * sigmoid_loss(-z)
+    return mixed / (1 - 2 * smoothing)
+
+
+def hinge_loss(z: Tensor) -> Tensor:
+    """max(0, 1 − z) (arXiv 2305.10425, 2309.06657)."""
+    return F.relu(1 - z)
+
+
+def ipo_loss(difference: Tensor, *, beta: float) -> Tensor:
+    """(Δ_chosen − Δ_rejected − 1/(2β))², Δ the mean per token (arXiv 2310.12036, equation 17)."""
+    return (difference - 1 / (2 * beta)).square()
+
+
+def kto_loss(
+    log_ratio: Tensor, desirable: Tensor, drift: Tensor, *, beta: float, weights: tuple[float, float]
+) -> Tensor:
+    """λ_D(1 − σ(β(Δ − z))) where desirable, λ_U(1 − σ(β(z − Δ))) where not (arXiv 2402.01306,
+    equation 8); z, the drift, has no gradient. weights: (λ_D, λ_U). In [0, λ]."""
+    gain = beta * (log_ratio - drift.detach())
+    return torch.where(
+        desirable, weights[0] * torch.sigmoid(-gain), weights[1] * torch.sigmoid(gain)
+    )
 
 
 def won(chosen: Tensor, rejected: Tensor) -> Tensor:

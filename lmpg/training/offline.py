@@ -50,6 +50,11 @@ class Objective(Protocol[E]):
         """Tokens that the model reads for it."""
         ...
 
+    def survey(self, batch: list[E], parts: list[list[E]]) -> None:
+        """Look at a minibatch as a whole before it is learned from: all of its examples, and this
+        rank's micro-batches of them."""
+        ...
+
     def sums(self, examples: list[E]) -> dict[str, Tensor]:
         """`loss`, with gradient, and further figures, each summed over the examples' terms."""
         ...
@@ -95,7 +100,9 @@ class OfflineUpdater(Generic[E]):
         batch = self.minibatch(step)
         weight = sum(map(self.objective.weight, batch))
         sums: dict[str, Tensor] = {}
-        for part in self._microbatches(batch):
+        parts = self._microbatches(batch)
+        self.objective.survey(batch, parts)
+        for part in parts:
             found = self.objective.sums(part)
             if part:
                 (found["loss"] / weight).backward()

@@ -48,6 +48,9 @@ class BradleyTerry:
         """Tokens to be read."""
         return len(example.chosen_ids) + len(example.rejected_ids)
 
+    def survey(self, batch: list[Pair], parts: list[list[Pair]]) -> None:
+        """Nothing has to be known of a minibatch as a whole."""
+
     def sums(self, examples: list[Pair]) -> dict[str, Tensor]:
         """Summed loss, and the number of pairs that are ranked rightly."""
         device = self.processes.device

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lmpg.data.order import epoch_order
 from lmpg.data.texts import Text
-from lmpg.models.inputs import language_inputs, pad_right
 from lmpg.models.policy import CausalLMPolicy
+from lmpg.training.learned_steps import evaluated_texts
 from lmpg.training.processes import Processes
 
 EVALUATED_TOGETHER = 64
@@ -49,20 +49,15 @@ class NextToken:
         """Tokens to be read."""
         return len(example.ids)
 
+    def survey(self, batch: list[Text], parts: list[list[Text]]) -> None:
+        """Nothing has to be known of a minibatch as a whole."""
+
     def sums(self, examples: list[Text]) -> dict[str, Tensor]:
         """Summed loss, and the summed entropy of the predictions."""
         device = self.module.device
         if not examples:
             return {name: torch.zeros((), device=device) for name in ("loss", "entropy")}
-        starts = [text.learned.index(True) for text in examples]
-        inputs = language_inputs(
-            [text.ids[:start] for text, start in zip(examples, starts)],
-            [text.ids[start:] for text, start in zip(examples, starts)],
-            self.module.pad_token_id,
-        )
-        learned = [list(map(int, x.learned[start:])) for x, start in zip(examples, starts)]
-        mask_BT = pad_right(learned, 0).bool().to(device)
-        new = self.module.evaluate({name: x.to(device) for name, x in inputs.items()})
+        new, mask_BT = evaluated_texts(self.module, examples)
         return {
             "loss": -torch.where(mask_BT, new.logprobs_BT, 0).sum(),
             "entropy": torch.where(mask_BT, new.entropy_BT, 0).sum(),
