@@ -87,12 +87,13 @@ def _with_algorithm(settings: type[S], name: str | None) -> tuple[type[S], str |
     """The settings class with its algorithm filled in, and that algorithm's name."""
     if "algorithm" not in settings.model_fields:
         return settings, None
-    if name is not None and name not in ALGORITHMS:
+    generic = bool(settings.__pydantic_generic_metadata__["parameters"])
+    own = None if generic else algorithm_name(settings.model_fields["algorithm"].annotation)  # type: ignore[arg-type]
+    if name not in (None, own, *ALGORITHMS):
         raise UserError(f"algorithm.name = {name!r}: expected one of {', '.join(ALGORITHMS)}")
-    if settings.__pydantic_generic_metadata__["parameters"]:
+    if generic:
         name = name or "ppo"
         return settings[ALGORITHMS[name]], name  # type: ignore[index]
-    own = algorithm_name(settings.model_fields["algorithm"].annotation)  # type: ignore[arg-type]
     if name not in (None, own):
         raise UserError(
             f"algorithm.name = {name!r}, but this script trains with {own}; "

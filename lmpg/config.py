@@ -7,13 +7,16 @@ from typing import Generic, TypeVar
 from pydantic import model_validator
 
 from lmpg.algorithms import algorithm_name
-from lmpg.data.settings import DataSettings
+from lmpg.data.settings import DataSettings, TextSettings
 from lmpg.environments.settings import EnvSettings
 from lmpg.models.settings import ModelSettings, PolicySettings
 from lmpg.rewards.settings import RewardSettings
 from lmpg.sampling.settings import SamplingSettings
 from lmpg.sections import Section
 from lmpg.training.adaptation import TARGETS
+from lmpg.training.dpo import DPO
+from lmpg.training.kto import KTO
+from lmpg.training.reward_modelling import RewardModel
 from lmpg.training.settings import (
     EvaluationSettings,
     GymRunSettings,
@@ -22,6 +25,7 @@ from lmpg.training.settings import (
     OfflineRunSettings,
     OfflineSettings,
     RunSettings,
+    SampledEvaluationSettings,
     UpdateSettings,
 )
 
@@ -47,6 +51,8 @@ class LanguageSettings(Section, Generic[A]):
             "data.path": self.data.path,
             "rewards.functions or rewards.models": self.rewards.functions or self.rewards.models,
         }
+        if self.model.path and str(self.data.path).startswith("world:"):
+            return self  # the world's rewards go with its data
         missing = [name for name, value in given.items() if not value]
         if missing and len(missing) < len(given):
             named = "; ".join(f"{name} = {value}" for name, value in given.items() if value)
@@ -223,12 +229,36 @@ class OfflineLearningSettings(Section):
         return self
 
 
-class SftSettings(OfflineLearningSettings):
+class SampledStageSettings(OfflineLearningSettings):
+    """Learn a policy from a fixed set; what it writes may be looked at, too."""
+
+    evaluation: SampledEvaluationSettings = SampledEvaluationSettings()
+
+
+class SftSettings(SampledStageSettings):
     """Supervised fine-tuning of a causal language model."""
+
+    data: TextSettings = TextSettings()
+
+
+class DpoSettings(SampledStageSettings):
+    """Direct preference optimisation of a causal language model, and its variants."""
+
+    algorithm: DPO = DPO()
+    update: OfflineSettings = OfflineSettings(learning_rate=1e-6)
+
+
+class KtoSettings(SampledStageSettings):
+    """KTO: a causal language model learns from answers that are desirable or not."""
+
+    algorithm: KTO = KTO()
+    update: OfflineSettings = OfflineSettings(learning_rate=1e-6)
 
 
 class RewardModelSettings(OfflineLearningSettings):
     """Training of a reward model on preferences."""
+
+    algorithm: RewardModel = RewardModel()
 
     @model_validator(mode="after")
     def _no_adapter(self) -> RewardModelSettings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from lmpg.data.tokenizing import completion_text
 from lmpg.models.loading import load_policy, load_tokenizer
 from lmpg.models.policy import CausalLMPolicy, Reference
 from lmpg.models.settings import ModelSettings
-from lmpg.recipes import WORLDS, chosen_world
+from lmpg.recipes import WORLDS, world_asked_for
 from lmpg.recipes.world import World
 from lmpg.rewards.scorer import Scorer
 from lmpg.rewards.settings import RewardSettings
@@ -47,9 +48,9 @@ def train_language(
     """
 
     def defaults(given: Values) -> Values:
-        if given.get("model", {}).get("path") is not None:
-            return merged(own_reward(given), preset)
-        return merged(WORLDS[chosen_world(merged(preset, given))].preset(algorithm), preset)
+        world = world_asked_for(merged(preset, given))
+        below = own_reward(given) if world is None else WORLDS[world].preset(algorithm)
+        return merged(below, preset)
 
     settings: LanguageSettings = parse(LanguageSettings[algorithm], argv, defaults)  # type: ignore
     processes = Processes()
@@ -85,13 +86,11 @@ class PreparedRun:
 
 
 def with_world(settings: LanguageSettings, world: World) -> LanguageSettings:
-    """Settings in which the world's model and rewards stand where the user's own would."""
+    """Settings in which the world's model and rewards stand where the user has none."""
     model = {**settings.model.model_dump(), "path": str(world.model_path)}
-    rewards = {
-        **settings.rewards.model_dump(),
-        "functions": world.reward_functions,
-        "models": world.reward_models,
-    }
+    rewards = settings.rewards.model_dump()
+    if not (settings.rewards.functions or settings.rewards.models):
+        rewards |= {"functions": world.reward_functions, "models": world.reward_models}
     return settings.model_copy(
         update={"model": ModelSettings(**model), "rewards": RewardSettings(**rewards)}
     )
@@ -100,12 +99,8 @@ def with_world(settings: LanguageSettings, world: World) -> LanguageSettings:
 def prepare(settings: LanguageSettings, folder: RunFolder, processes: Processes) -> PreparedRun:
     """Make every part of a run; all bad input is refused here, before any work."""
     refuse_idle_processes(settings, processes)
-    world = None
-    if settings.model.path is None:
-        recipe = WORLDS[settings.data.world]
-        processes.on_main(lambda: recipe.build() and None)
-        world = recipe.build()
-        settings = with_world(settings, world)
+    world = _built(settings, processes)
+    settings = with_world(settings, world) if world else settings
     tokenizer = load_tokenizer(str(settings.model.path), settings.model.trust_remote_code)
     torch.manual_seed(settings.run.seed)  # LoRA's factors are drawn from the global generator
     policy = load_policy(
@@ -121,6 +116,21 @@ def prepare(settings: LanguageSettings, folder: RunFolder, processes: Processes)
         check(source)
     online = assembled(settings, source, folder)
     return PreparedRun(online, source.scorer, world.facts if world else {})
+
+
+def _built(settings: LanguageSettings, processes: Processes) -> World | None:
+    """The built-in world that the settings ask for, made by the main process."""
+    name = world_asked_for(settings.model_dump())
+    if name is None:
+        return None
+    start = Path(settings.model.path) if settings.model.path else None
+    own_rewards = bool(settings.rewards.functions or settings.rewards.models)
+
+    def build() -> World:
+        return WORLDS[name].build(start, not own_rewards)
+
+    processes.on_main(lambda: build() and None)
+    return build()
 
 
 def refuse_idle_processes(settings: LanguageSettings, processes: Processes) -> None:

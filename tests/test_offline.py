@@ -10,76 +10,27 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lmpg.data.preferences import LabelledText, Pair, PairSet
+from lmpg.data.preferences import LabelledText, Pair
 from lmpg.data.texts import Text
-from lmpg.models.policy import CausalLMPolicy
 from lmpg.training.offline import OfflineUpdater
 from lmpg.training.processes import Alone
-from lmpg.training.reward_modelling import BradleyTerry
 from lmpg.training.settings import OfflineSettings
-from lmpg.training.supervised import NextToken
-from tests.tiny import CONTEXT, EOS, PAD, VOCABULARY, tiny_model, tiny_tokenizer
+from tests.objectives import (
+    MADE,
+    A,
+    B,
+    largest_difference,
+    learned,
+    preferences,
+    random_ids,
+    random_pairs,
+    random_texts,
+    supervised,
+)
+from tests.tiny import EOS
 
 TOLERANCE = 1e-5
-A, B = 3, 4
-
-
-def random_ids(count: int, seed: int) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(3, 20, (count,), generator=generator).tolist()
-    return [torch.randint(B + 1, VOCABULARY, (n,), generator=generator).tolist() for n in lengths]
-
-
-def random_texts(count: int, seed: int = 0) -> list[Text]:
-    """Whole texts, completions of prompts, and turns with a gap between them."""
-    kinds = [
-        lambda n: [False] + [True] * (n - 1),
-        lambda n: [False] * (n // 2 + 1) + [True] * (n - n // 2 - 1),
-        lambda n: [False, True] + [False] * (n - 3) + [True],
-    ]
-    return [Text(ids, kinds[i % 3](len(ids))) for i, ids in enumerate(random_ids(count, seed))]
-
-
-def random_pairs(count: int, seed: int = 0) -> list[Pair]:
-    ids = random_ids(2 * count, seed)
-    return [Pair(ids[i], ids[i + count]) for i in range(count)]
-
-
-def supervised(train: list[Text], held_out: list[Text] | None = None, processes=None):
-    policy = CausalLMPolicy(
-        tiny_model(),
-        None,
-        temperature=1.0,
-        eos_token_ids=(EOS,),
-        pad_token_id=PAD,
-        context_length=CONTEXT,
-    )
-    return NextToken(policy, train, held_out or train, 0, processes or Alone())
-
-
-def preferences(train: list, held_out: list | None = None, processes=None) -> BradleyTerry:
-    pairs = PairSet(train, held_out or train)
-    return BradleyTerry(tiny_model("reward"), tiny_tokenizer(), pairs, 0, processes or Alone())
-
-
-MADE = {
-    "supervised": lambda processes=None: supervised(random_texts(11), processes=processes),
-    "preferences": lambda processes=None: preferences(random_pairs(11), processes=processes),
-}
-both = pytest.mark.parametrize("kind", list(MADE))
-
-
-def learned(objective, steps: int, **changes) -> dict[str, torch.Tensor]:
-    """The weights after `steps` steps."""
-    settings = {"learning_rate": 1e-3, "minibatch_size": 6, "epochs": 3, **changes}
-    updater = OfflineUpdater(objective, OfflineSettings(**settings), Alone())
-    for step in range(1, steps + 1):
-        updater.update(step)
-    return copy.deepcopy(objective.module.state_dict())
-
-
-def largest_difference(found: dict, expected: dict) -> float:
-    return max(float((found[k] - x).abs().max() / x.abs().max()) for k, x in expected.items())
+every_kind = pytest.mark.parametrize("kind", list(MADE))
 
 
 def test_supervised_loss_is_the_mean_cross_entropy_of_the_learned_tokens():
@@ -136,7 +87,7 @@ def test_pair_accuracy_of_labelled_texts_is_over_every_pair_with_different_label
     assert objective.evaluate()["pair_accuracy"] == pytest.approx(sum(wins) / len(wins))
 
 
-@both
+@every_kind
 def test_microbatches_do_not_change_what_is_learned(kind):
     whole = learned(MADE[kind](), 4, microbatch_size=100)
     for size in (1, 4):
@@ -159,22 +110,31 @@ class Rank(Alone):
         return x
 
 
+def of_rank(kind: str, processes: Rank):
+    """The objective of one rank; what it learns of whole minibatches it learns alone here."""
+    objective = MADE[kind]()
+    objective.processes = processes
+    survey = objective.survey
+    objective.survey = lambda batch, parts: survey(batch, [batch])
+    return objective
+
+
 @pytest.mark.parametrize("size", [1, 6])
-@both
+@every_kind
 def test_gradients_of_two_processes_add_up_to_those_of_one(kind, size):
     found = []
     for processes in (Rank(0), Rank(1), Rank(0)):
         if len(found) == 2:
             processes.count = 1
         settings = OfflineSettings(minibatch_size=size, microbatch_size=2, max_grad_norm=1e9)
-        OfflineUpdater(MADE[kind](processes), settings, processes).update(1)
+        OfflineUpdater(of_rank(kind, processes), settings, processes).update(1)
         found.append(torch.cat([gradient.flatten() for gradient in processes.gradients]))
     first, second, whole = found
     torch.testing.assert_close(first + second, whole, atol=1e-6, rtol=1e-4)
     assert whole.norm() > 0.01
 
 
-@both
+@every_kind
 def test_every_example_is_used_once_per_epoch_in_minibatches_of_like_size(kind):
     objective = MADE[kind]()
     updater = OfflineUpdater(objective, OfflineSettings(minibatch_size=4, epochs=2), Alone())
@@ -188,7 +148,7 @@ def test_every_example_is_used_once_per_epoch_in_minibatches_of_like_size(kind):
     assert sorted(map(repr, first)) == sorted(map(repr, second))
 
 
-@both
+@every_kind
 def test_a_loaded_state_goes_on_bit_for_bit(kind):
     settings = OfflineSettings(minibatch_size=4, epochs=2, warmup_steps=2, schedule="linear")
     straight = OfflineUpdater(MADE[kind](), settings, Alone())

@@ -3,6 +3,8 @@
 `assign_credit` turns a rollout into advantages, `loss_terms` a minibatch into per-step losses.
 """
 
+import re
+
 from lmpg.algorithms.cispo import CISPO
 from lmpg.algorithms.grpo import GRPO
 from lmpg.algorithms.gspo import GSPO
@@ -30,5 +32,6 @@ ALGORITHMS: dict[str, type[Section]] = {
 
 
 def algorithm_name(algorithm: type) -> str:
-    """What `algorithm.name` in a YAML file calls an algorithm's class."""
-    return next((k for k, a in ALGORITHMS.items() if a is algorithm), algorithm.__name__.lower())
+    """What `algorithm.name` in a YAML file calls an algorithm's class; stages have some too."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", algorithm.__name__).lower()
+    return next((name for name, a in ALGORITHMS.items() if a is algorithm), words)

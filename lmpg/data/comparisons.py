@@ -80,8 +80,8 @@ def load_answers(settings: DataSettings, tokenizer: Any, max_tokens: int) -> Jud
     train, held_out = load_split(
         settings, lambda rows, source: _judged(rows, tokenizer, sieve, settings, source)
     )
-    parts = [mismatched(part, max_tokens, sieve.start) for part in (train, held_out)]
-    return JudgedSet(*parts, dict(sieve.skipped), sieve.truncated)
+    train, held_out = (mismatched(part, max_tokens, sieve.start) for part in (train, held_out))
+    return JudgedSet(train, held_out, dict(sieve.skipped), sieve.truncated)
 
 
 def comparisons_from_rows(
@@ -96,11 +96,12 @@ def comparisons_from_rows(
     require_preference_columns(rows, settings, source)
     found = []
     for where, each in _preferences(rows, sieve, settings, source):
-        texts = [whole_text(tokenizer, each.prompt, x, where) for x in (each.chosen, each.rejected)]
-        longest = max(len(text.ids) - text.start for text in texts)
-        before = sieve.before(texts[0].ids[: texts[0].start], longest, where)
+        chosen = whole_text(tokenizer, each.prompt, each.chosen, where)
+        rejected = whole_text(tokenizer, each.prompt, each.rejected, where)
+        longest = max(len(text.ids) - text.start for text in (chosen, rejected))
+        before = sieve.before(chosen.ids[: chosen.start], longest, where)
         if before is not None:
-            found.append(Comparison(*(_after(before, text) for text in texts)))
+            found.append(Comparison(_after(before, chosen), _after(before, rejected)))
     return sieve.some(found, len(rows), source)
 
 
@@ -110,9 +111,7 @@ def answers_from_rows(rows: list[Row], tokenizer: Any, sieve: Sieve) -> list[Ans
     return mismatched(judged, sieve.max_tokens, sieve.start)
 
 
-def mismatched(
-    judged: list[tuple[Text, bool]], max_tokens: int, start: list[int]
-) -> list[Answer]:
+def mismatched(judged: list[tuple[Text, bool]], max_tokens: int, start: list[int]) -> list[Answer]:
     """Each answer beside its prompt with the answer to another prompt: its neighbour's in a fixed
     shuffle, or the next one's whose prompt differs."""
     order = random_numbers("mismatched", len(judged)).permutation(len(judged)).tolist()

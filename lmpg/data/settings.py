@@ -16,7 +16,8 @@ class DataSettings(Section):
     """Built-in world that gives model, data and reward where `model.path` is not set."""
     path: str | None = None
     """Hub name (NAME or NAME:CONFIG), a local json, jsonl, csv or parquet file or folder, or
-    `reasoning_gym:TASK`, a task of reasoning-gym."""
+    `reasoning_gym:TASK`, a task of reasoning-gym; `world:NAME` trains your own model on the data
+    of a built-in world."""
     eval_path: str | None = None
     """The same for held-out data; none holds back `num_eval` rows of `path`."""
     split: str = "train"

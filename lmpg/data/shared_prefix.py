@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
-from os.path import commonprefix
 from typing import Any
 
 from lmpg.data.rows import Row, columns_of, require_column
@@ -24,7 +23,8 @@ _OTHER = r"(?:Human|User|System|Instruction|Input|Question)"
 _TURN = re.compile(
     rf"(?:^|\n)[#* ]*(?:(?P<open>{_ASSISTANT})|{_OTHER}):"
     r"|<\|(?:im_start|start_header_id)\|>(?:(?P<mark>assistant)|\w+)(?:<\|end_header_id\|>)?\n+"
-    r"|<start_of_turn>(?:(?P<model>model)|\w+)\n|(?P<inst>\[/INST\])|<\|(?:(?P<tag>assistant)|user)\|>"
+    r"|<start_of_turn>(?:(?P<model>model)|\w+)\n|(?P<inst>\[/INST\])"
+    r"|<\|(?:(?P<tag>assistant)|user)\|>"
 )
 
 
@@ -109,7 +109,9 @@ def _shared_messages(chosen: Messages, rejected: Messages) -> int:
 
 def _boundary(chosen: str, rejected: str) -> int:
     """Characters of the shared prompt: up to the assistant's last turn, else whole words."""
-    shared = commonprefix([chosen, rejected])
+    pairs = enumerate(zip(chosen, rejected))
+    length = min(len(chosen), len(rejected))
+    shared = chosen[: next((i for i, (a, b) in pairs if a != b), length)]
     turns = list(_TURN.finditer(shared))
     if turns and any(turns[-1].groupdict().values()):
         return turns[-1].end()

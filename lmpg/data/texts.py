@@ -93,11 +93,11 @@ def _parts(rows: list[Row], settings: DataSettings, source: str) -> Iterator[tup
         where = f"{source}, row {number}"
         if of_preferences:
             found = preference(row, settings, where)
-            usable = found is not None and not is_empty(found.chosen)
-            yield (where, found.prompt, found.chosen) if found and usable else (where, None, None)
+            answered = found is not None and not is_empty(found.chosen)
+            yield (where, found.prompt, found.chosen) if found and answered else (where, None, None)
             continue
         first, answer = row.get(column), row.get(completion) if completion else None
-        usable = first and not (completion and is_empty(answer))
+        usable = bool(first) and not (completion and is_empty(answer))
         yield (where, first, answer) if usable else (where, None, None)
 
 

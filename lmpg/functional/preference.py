@@ -52,7 +52,12 @@ def ipo_loss(difference: Tensor, *, beta: float) -> Tensor:
 
 
 def kto_loss(
-    log_ratio: Tensor, desirable: Tensor, drift: Tensor, *, beta: float, weights: tuple[float, float]
+    log_ratio: Tensor,
+    desirable: Tensor,
+    drift: Tensor,
+    *,
+    beta: float,
+    weights: tuple[float, float],
 ) -> Tensor:
     """λ_D(1 − σ(β(Δ − z))) where desirable, λ_U(1 − σ(β(z − Δ))) where not (arXiv 2402.01306,
     equation 8); z, the drift, has no gradient. weights: (λ_D, λ_U). In [0, λ]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from functools import cache
 from pathlib import Path
@@ -11,11 +12,13 @@ import torch
 
 from lmpg.data.prompts import Prompt
 from lmpg.data.rows import Row
+from lmpg.models.loading import load_policy, load_tokenizer
 from lmpg.models.policy import CausalLMPolicy
+from lmpg.models.settings import ModelSettings
 from lmpg.recipes.cache import cached
 from lmpg.recipes.stages import blank_model, read_facts, warm_start
 from lmpg.recipes.tokenizers import character_tokenizer
-from lmpg.recipes.world import World, WorldStage
+from lmpg.recipes.world import Judge, OfflineWorld, World, WorldStage
 from lmpg.sampling.sampler import Sampler
 from lmpg.tasks import addition as task
 from lmpg.training.seeding import generator
@@ -40,6 +43,9 @@ SUPERVISED = OfflineSettings(
 ENOUGH = 0.4
 """The warm start ends when this share of sampled answers is right."""
 CHECK_EVERY = 10
+ANSWERS = 8
+"""Sampled per problem, to be compared."""
+TOGETHER = 512
 
 
 def preset(algorithm: type) -> dict[str, Any]:
@@ -59,16 +65,15 @@ def preset(algorithm: type) -> dict[str, Any]:
     }
 
 
-def build() -> World:
+def build(start: Path | None = None, rewards: bool = True) -> World:
     """The world, from the cache where it has been made before."""
-    start = _started()
     return World(
-        model_path=start,
+        model_path=start or _started(),
         train_rows=_problems()["train"],
         held_out_rows=_problems()["held out"],
         judge=accuracy,
         reward_functions=("lmpg.tasks.addition:exact_match",),
-        facts={"warm_start": read_facts(start)},
+        facts={} if start else {"warm_start": read_facts(_started())},
     )
 
 
@@ -120,13 +125,99 @@ def _knows_enough(policy: CausalLMPolicy, tokenizer: Any, step: int) -> bool:
         return False
     rows = _problems()["checked"]
     uniforms = torch.rand((len(rows), NEW_TOKENS), generator=generator(SEED, "check", step))
-    prompts = [tokenizer(row["prompt"])["input_ids"] for row in rows]
-    samples = Sampler(policy, NEW_TOKENS).sample(prompts, 1, uniforms)
-    lengths = samples.inputs["response_lengths"].tolist()
-    ids = [r[:n] for r, n in zip(samples.inputs["response_ids"].tolist(), lengths)]
-    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    texts = _answers(policy, tokenizer, rows, uniforms)
     right = task.exact_match(texts, [row["answer"] for row in rows])
     return sum(right) / len(right) >= ENOUGH
 
 
-STAGES: dict[str, WorldStage] = {}
+def _answers(
+    policy: CausalLMPolicy, tokenizer: Any, rows: list[Row], uniforms_BT: torch.Tensor
+) -> list[str]:
+    """Sampled answers to every problem, as many as there are rows of random numbers for each."""
+    each = len(uniforms_BT) // len(rows)
+    texts: list[str] = []
+    for start in range(0, len(rows), TOGETHER):
+        part = rows[start : start + TOGETHER]
+        prompts = [tokenizer(row["prompt"])["input_ids"] for row in part]
+        uniforms = uniforms_BT[start * each : (start + len(part)) * each]
+        samples = Sampler(policy, NEW_TOKENS).sample(prompts, each, uniforms)
+        lengths = samples.inputs["response_lengths"].tolist()
+        ids = [r[:n] for r, n in zip(samples.inputs["response_ids"].tolist(), lengths)]
+        texts += tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return texts
+
+
+def supervised(start: Path | None = None) -> OfflineWorld:
+    """The warm start, as supervised training finds it: a blank model and solved problems."""
+    return OfflineWorld(start or _blank(), _as_texts("train"), _as_texts("checked"), *_looked_at())
+
+
+def comparisons(start: Path | None = None) -> OfflineWorld:
+    """The warm start, and its own answers: right beside wrong ones to the same problem."""
+    return OfflineWorld(start or _started(), _pairs("train"), _pairs("checked"), *_looked_at())
+
+
+def judgements(start: Path | None = None) -> OfflineWorld:
+    """The warm start, and its own answers, right or wrong."""
+    train, checked = _different_answers("train"), _different_answers("checked")
+    return OfflineWorld(start or _started(), train, checked, *_looked_at())
+
+
+def _looked_at() -> tuple[list[Row], Judge]:
+    return _problems()["held out"], accuracy
+
+
+def _pairs(part: str) -> list[Row]:
+    """Columns `prompt`, `chosen`, `rejected`: a right answer with each different wrong one."""
+    rows = _different_answers(part)
+    right = {row["prompt"]: row["completion"] for row in rows if row["label"]}
+    return [
+        {"prompt": row["prompt"], "chosen": right[row["prompt"]], "rejected": row["completion"]}
+        for row in rows
+        if not row["label"] and row["prompt"] in right
+    ]
+
+
+def _different_answers(part: str) -> list[Row]:
+    """Columns `prompt`, `completion`, `label`: what the warm start answers, each only once."""
+    lines = (_answered() / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in dict.fromkeys(lines)]
+    return [row for row in rows if row["completion"]]
+
+
+def _answered() -> Path:
+    """The warm start's sampled answers to the problems of training and of checking."""
+    start = _started()
+
+    def make(folder: Path) -> None:
+        for part in ("train", "checked"):
+            rows = _problems()[part]
+            asked = [row for row in rows for _ in range(ANSWERS)]
+            texts = sampled_answers(start, rows, ANSWERS, part)
+            right = task.exact_match(texts, [row["answer"] for row in asked])
+            lines = [
+                json.dumps({"prompt": row["prompt"], "completion": text, "label": bool(score)})
+                for row, text, score in zip(asked, texts, right)
+            ]
+            (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    return cached("addition-answers", {"from": start.name, "answers": ANSWERS}, make)
+
+
+def sampled_answers(model: Path, rows: list[Row], each: int, key: str) -> list[str]:
+    """`each` sampled answers to every problem, in their order."""
+    tokenizer = load_tokenizer(str(model))
+    policy = load_policy(ModelSettings(path=str(model)), tokenizer, critic=False, temperature=1.0)
+    uniforms = torch.rand((len(rows) * each, NEW_TOKENS), generator=generator(SEED, key))
+    return _answers(policy, tokenizer, rows, uniforms)
+
+
+SAMPLED = {"size": HELD_OUT, "max_new_tokens": NEW_TOKENS}
+DIRECT = OfflineSettings(
+    learning_rate=3e-4, schedule="linear", minibatch_size=128, microbatch_size=128, epochs=2
+)
+STAGES = {
+    "sft": WorldStage({"update": SUPERVISED.model_dump(), "evaluation": SAMPLED}, supervised),
+    "dpo": WorldStage({"update": DIRECT.model_dump(), "evaluation": SAMPLED}, comparisons),
+    "kto": WorldStage({"update": DIRECT.model_dump(), "evaluation": SAMPLED}, judgements),
+}

@@ -17,7 +17,7 @@ from lmpg.data.rows import Row
 from lmpg.recipes.cache import cached
 from lmpg.recipes.stages import blank_model, read_facts, reward_model, warm_start
 from lmpg.recipes.tokenizers import byte_pair_tokenizer
-from lmpg.recipes.world import OfflineWorld, World, WorldStage
+from lmpg.recipes.world import Judge, OfflineWorld, World, WorldStage
 from lmpg.tasks import reviews as task
 from lmpg.training.settings import OfflineSettings
 
@@ -27,6 +27,7 @@ SEED = 7
 HELD_OUT, OPENINGS = 256, 1216
 TEXTS, PAIRS = 9600, 3072
 VOCABULARY = 768
+NEW_TOKENS = 48
 SHAPE = {
     "hidden_size": 224,
     "intermediate_size": 384,
@@ -50,7 +51,7 @@ def preset(algorithm: type) -> dict[str, Any]:
     """Settings that suit the world, for an algorithm's class."""
     fields = algorithm.model_fields  # type: ignore[attr-defined]
     values: dict[str, Any] = {
-        "sampling": {"max_new_tokens": 48},
+        "sampling": {"max_new_tokens": NEW_TOKENS},
         "algorithm": {},
         "update": {"learning_rate": 3e-4, "warmup_steps": 5},
         "evaluation": {"every": 10},
@@ -63,17 +64,17 @@ def preset(algorithm: type) -> dict[str, Any]:
     return values
 
 
-def build() -> World:
+def build(start: Path | None = None, rewards: bool = True) -> World:
     """The world, from the cache where it has been made before."""
-    start, judge = _started(), _reward_model()
+    judge = _reward_model() if rewards else None
     train, held_out = _openings()
     return World(
-        model_path=start,
+        model_path=start or _started(),
         train_rows=[{"prompt": opening} for opening in train],
         held_out_rows=[{"prompt": opening} for opening in held_out],
         judge=gold,
-        reward_models=(str(judge),),
-        facts={"reward_model_pair_accuracy": read_facts(judge)["pair_accuracy"]},
+        reward_models=(str(judge),) if judge else (),
+        facts={"reward_model_pair_accuracy": read_facts(judge)["pair_accuracy"]} if judge else {},
     )
 
 
@@ -82,14 +83,18 @@ def gold(prompts: list[Prompt], completions: list[str]) -> dict[str, float]:
     return task.gold([str(prompt.prompt) for prompt in prompts], completions)
 
 
-def supervised() -> OfflineWorld:
+def supervised(start: Path | None = None) -> OfflineWorld:
     """The warm start, as supervised training finds it: a blank model and reviews."""
-    return OfflineWorld(_blank(), *_texts())
+    return OfflineWorld(start or _blank(), *_texts(), *_looked_at())
 
 
-def preferences() -> OfflineWorld:
-    """The reward model, as its training finds it: the warm start and raters' preferences."""
-    return OfflineWorld(_started(), *_preferences())
+def preferences(start: Path | None = None) -> OfflineWorld:
+    """Raters' preferences, and the warm start that a reward model or DPO starts from."""
+    return OfflineWorld(start or _started(), *_preferences(), *_looked_at())
+
+
+def _looked_at() -> tuple[list[Row], Judge]:
+    return [{"prompt": opening} for opening in _openings()[1]], gold
 
 
 def _blank() -> Path:
@@ -159,7 +164,13 @@ def _preferences() -> tuple[list[Row], list[Row]]:
     return parts[0], parts[1]
 
 
+SAMPLED = {"size": HELD_OUT, "max_new_tokens": NEW_TOKENS}
+DIRECT = OfflineSettings(
+    learning_rate=3e-4, schedule="linear", warmup_steps=10, minibatch_size=32, microbatch_size=32
+)
 STAGES = {
-    "sft": WorldStage({"update": SUPERVISED.model_dump()}, supervised),
+    "sft": WorldStage({"update": SUPERVISED.model_dump(), "evaluation": SAMPLED}, supervised),
     "reward_model": WorldStage({"update": PREFERENCES.model_dump()}, preferences),
+    "dpo": WorldStage({"update": DIRECT.model_dump(), "evaluation": SAMPLED}, preferences),
+    "kto": WorldStage({"update": DIRECT.model_dump(), "evaluation": SAMPLED}, preferences),
 }

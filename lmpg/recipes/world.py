@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from lmpg.data.prompts import Prompt
 
+Judge = Callable[[list[Prompt], list[str]], dict[str, float]]
+
 
 @dataclass(frozen=True)
 class World:
@@ -24,7 +26,7 @@ class World:
     model_path: Path
     train_rows: list[dict[str, Any]]
     held_out_rows: list[dict[str, Any]]
-    judge: Callable[[list[Prompt], list[str]], dict[str, float]]
+    judge: Judge
     reward_functions: tuple[str, ...] = ()
     reward_models: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
@@ -35,19 +37,25 @@ class OfflineWorld:
     """A stage of a world as supervised or reward-model training finds it.
 
     model_path: what it starts from. Rows have the default columns of such data.
+    prompt_rows: held-out prompts as a World has them, for samples to look at, and their judge.
     """
 
     model_path: Path
     train_rows: list[dict[str, Any]]
     held_out_rows: list[dict[str, Any]]
+    prompt_rows: list[dict[str, Any]] = field(default_factory=list)
+    judge: Judge | None = None
 
 
 @dataclass(frozen=True)
 class WorldStage:
-    """An offline stage in a world: settings that suit it (nested, as in YAML), and its parts."""
+    """An offline stage in a world: settings that suit it (nested, as in YAML), and its parts.
+
+    build: from the model to start from, or None for the world's own.
+    """
 
     preset: dict[str, Any]
-    build: Callable[[], OfflineWorld]
+    build: Callable[[Path | None], OfflineWorld]
 
 
 class Recipe(Protocol):
@@ -59,6 +67,7 @@ class Recipe(Protocol):
         """Settings (nested, as in YAML) that suit the world, for an algorithm's class."""
         ...
 
-    def build(self) -> World:
-        """The world, from the cache where it has been made before."""
+    def build(self, start: Path | None = None, rewards: bool = True) -> World:
+        """The world, from the cache where it has been made before; with a model to start from
+        instead of its own, or without rewards, where the user gives those."""
         ...

@@ -50,7 +50,8 @@ class JudgedObjective(ABC, Generic[J, M]):
         self.processes = processes
         self.rows = rows
         self.sampled = sampled
-        self.train, self.held_out = (self._referred(part) for part in parts)
+        self.train: list[J] = self._referred(parts[0])
+        self.held_out: list[J] = self._referred(parts[1])
 
     @abstractmethod
     def texts(self, example: J) -> tuple[Text, Text]:

@@ -83,7 +83,9 @@ class Judging(JudgedObjective[Answer, KTO]):
         found = self.gathered(answers)
         good = torch.tensor([answer.desirable for answer in answers])
         rewards = torch.tensor(found["rewards/chosen"]) * self._shares[0]
-        rewards = torch.where(good, rewards, torch.tensor(found["rewards/rejected"]) * self._shares[1])
+        rewards = torch.where(
+            good, rewards, torch.tensor(found["rewards/rejected"]) * self._shares[1]
+        )
         higher, lower = all_comparisons(rewards, good.float())
         return {
             "loss": mean(found["loss"]),
@@ -93,7 +95,7 @@ class Judging(JudgedObjective[Answer, KTO]):
 
     @torch.no_grad()
     def _measured_drift(self, parts: list[list[Answer]], count: int) -> Tensor:
-        """max(0, the mean of log π − log π_ref on mismatched pairs), over the parts of all ranks."""
+        """max(0, mean of log π − log π_ref on mismatched pairs), over the parts of all ranks."""
         total = torch.zeros((), dtype=torch.float64)
         for part in parts:
             if part:

@@ -5,16 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from lmpg.data.preferences import LabelledText, Pair, PairSet
-from lmpg.functional.preference import all_comparisons, bradley_terry, won
+from lmpg.functional.preference import all_comparisons, bradley_terry, off_centre, won
 from lmpg.models.scoring import SequenceScorer, sequence_scores
+from lmpg.sections import Section
 from lmpg.training.processes import Processes
 
 
+class RewardModel(Section):
+    """What is asked of the two scores of a pair."""
+
+    margin: float = Field(0.0, ge=0)
+    """By how much the chosen text is to score higher; a pair's own margin is added."""
+    centring: float = Field(0.0, ge=0)
+    """c: weight of (chosen + rejected)² in the loss, which keeps scores around 0; 0.01 is usual."""
+
+
 class BradleyTerry:
-    """−log σ(score of the chosen text − score of the rejected one), meant over pairs."""
+    """−log σ(score of the chosen text − score of the rejected one − margin), meant over pairs,
+    and a term that centres scores on 0 where that is asked for."""
 
     headline = "pair_accuracy"
     lower_is_better = False
@@ -28,6 +40,7 @@ class BradleyTerry:
         seed: int,
         processes: Processes,
         bf16: bool = False,
+        method: RewardModel | None = None,
     ) -> None:
         self.module = model.eval()  # no dropout: scores while learning are those of later use
         self.scorer = SequenceScorer(model, tokenizer)
@@ -35,6 +48,7 @@ class BradleyTerry:
         self.seed = seed
         self.processes = processes
         self.bf16 = bf16
+        self.method = method or RewardModel()
 
     def epoch(self, number: int) -> list[Pair]:
         """All pairs, shuffled; labelled texts meet new partners in each epoch."""
@@ -60,7 +74,7 @@ class BradleyTerry:
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
             chosen, rejected = sequence_scores(self.module, ids).chunk(2)
         return {
-            "loss": bradley_terry(chosen, rejected).sum(),
+            "loss": self._loss(chosen, rejected, [pair.margin for pair in examples]).sum(),
             "pair_accuracy": won(chosen.detach(), rejected.detach()).sum(),
         }
 
@@ -72,13 +86,22 @@ class BradleyTerry:
         if isinstance(held_out[0], LabelledText):
             labels = torch.tensor([text.label for text in held_out], dtype=torch.float64)
             chosen, rejected = all_comparisons(self._scores([x.ids for x in held_out]), labels)
+            margins = [0.0] * len(chosen)
         else:
             chosen = self._scores([pair.chosen_ids for pair in held_out])
             rejected = self._scores([pair.rejected_ids for pair in held_out])
+            margins = [pair.margin for pair in held_out]
         return {
             "pair_accuracy": float(won(chosen, rejected).mean()),
-            "loss": float(bradley_terry(chosen, rejected).mean()),
+            "loss": float(self._loss(chosen, rejected, margins).mean()),
         }
+
+    def _loss(self, chosen: Tensor, rejected: Tensor, margins: list[float]) -> Tensor:
+        margin = torch.tensor(margins, device=chosen.device) + self.method.margin
+        loss = bradley_terry(chosen, rejected, margin)
+        if self.method.centring:
+            loss = loss + self.method.centring * off_centre(chosen, rejected)
+        return loss
 
     def _scores(self, ids: list[list[int]]) -> Tensor:
         with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.bf16):

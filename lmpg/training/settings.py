@@ -91,6 +91,15 @@ class OfflineEvaluationSettings(Section):
     """Optimizer steps between evaluations; 0 evaluates only before and after. Keeps `best/`."""
 
 
+class SampledEvaluationSettings(OfflineEvaluationSettings):
+    """Held-out evaluation, before and after training and in between."""
+
+    size: int = Field(0, ge=0)
+    """Responses to held-out prompts that are sampled per evaluation; 0 samples none."""
+    max_new_tokens: int = Field(48, ge=1)
+    """Longest of these, in tokens."""
+
+
 class AnyRunSettings(Section):
     """What every run has, whatever its length is counted in."""
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from lmpg.data.order import epoch_order
 from lmpg.data.texts import Text
 from lmpg.models.policy import CausalLMPolicy
+from lmpg.training.evaluation import HeldOut
 from lmpg.training.learned_steps import evaluated_texts
 from lmpg.training.processes import Processes
 
@@ -30,12 +31,14 @@ class NextToken:
         held_out: list[Text],
         seed: int,
         processes: Processes,
+        sampled: HeldOut | None = None,
     ) -> None:
         self.module = policy
         self.train = [text for text in train if any(text.learned)]
         self.held_out = [text for text in held_out if any(text.learned)]
         self.seed = seed
         self.processes = processes
+        self.sampled = sampled
 
     def epoch(self, number: int) -> list[Text]:
         """All texts, shuffled anew for each epoch."""
@@ -65,10 +68,12 @@ class NextToken:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """loss: nats per held-out token. perplexity: e to that."""
+        """loss: nats per held-out token. perplexity: e to that. And figures of sampled responses
+        where they are asked for."""
         mine = self.processes.share(sorted(self.held_out, key=self.num_tokens))
         starts = range(0, len(mine), EVALUATED_TOGETHER)
         parts = [self.sums(mine[i : i + EVALUATED_TOGETHER])["loss"] for i in starts]
         total = torch.stack([torch.zeros((), device=self.module.device), *parts]).double().sum()
         loss = float(self.processes.sum(total)) / sum(map(self.weight, self.held_out))
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+        found = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+        return found | (self.sampled.evaluate() if self.sampled else {})

@@ -1,0 +1,40 @@
+"""Reward models: a causal language model gets a new head and learns to score texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lmpg.config import RewardModelSettings
+from lmpg.data.preferences import PairSet, load_pairs, pairs_from_rows
+from lmpg.models.folders import save_folder
+from lmpg.models.loading import context_length, load_sequence_classifier, load_tokenizer
+from lmpg.recipes.world import OfflineWorld
+from lmpg.stages.prepared import Prepared
+from lmpg.training.processes import Processes
+from lmpg.training.reward_modelling import BradleyTerry
+
+
+def reward_model(
+    settings: RewardModelSettings, world: OfflineWorld | None, processes: Processes
+) -> Prepared:
+    """The chosen text is to score above the rejected one."""
+    trust = settings.model.trust_remote_code
+    path = str(settings.model.path or (world and world.model_path))
+    tokenizer = load_tokenizer(path, trust)
+    torch.manual_seed(settings.run.seed)  # the new head is drawn from the global generator
+    model: Any = load_sequence_classifier(path, new_head=True, trust_remote_code=trust)
+    model.to(processes.device)
+    context = min(context_length(model.config, tokenizer), tokenizer.model_max_length)
+    if world is None:
+        pairs = load_pairs(settings.data, tokenizer, context)
+    else:
+        pairs = PairSet(
+            pairs_from_rows(world.train_rows, tokenizer, context),
+            pairs_from_rows(world.held_out_rows, tokenizer, context),
+        )
+    bf16 = settings.model.precision == "bf16"
+    seed, method = settings.run.seed, settings.algorithm
+    objective = BradleyTerry(model, tokenizer, pairs, seed, processes, bf16, method)
+    return Prepared(objective, lambda folder: save_folder(folder, model, tokenizer), pairs.line())

@@ -1,0 +1,27 @@
+"""Supervised fine-tuning: a causal language model learns texts."""
+
+from __future__ import annotations
+
+from lmpg.config import SftSettings
+from lmpg.data.texts import TextSet, load_texts, texts_from_rows
+from lmpg.recipes.world import OfflineWorld
+from lmpg.stages.prepared import Prepared, loaded_policy, sampled
+from lmpg.training.processes import Processes
+from lmpg.training.supervised import NextToken
+
+
+def sft(settings: SftSettings, world: OfflineWorld | None, processes: Processes) -> Prepared:
+    """The mean log-prob of every learned token, to be raised."""
+    policy, tokenizer = loaded_policy(settings, world, processes)
+    context = policy.context_length
+    if world is None:
+        texts = load_texts(settings.data, tokenizer, context)
+    else:
+        texts = TextSet(
+            texts_from_rows(world.train_rows, tokenizer, context),
+            texts_from_rows(world.held_out_rows, tokenizer, context),
+        )
+    samples = sampled(settings, world, policy, tokenizer, texts.held_out, processes)
+    seed = settings.run.seed
+    objective = NextToken(policy, texts.train, texts.held_out, seed, processes, samples)
+    return Prepared(objective, lambda path: policy.save_pretrained(path, tokenizer), texts.line())
