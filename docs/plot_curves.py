@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 
 LABELS = {
     "reward": "reward-model score",
+    "gold": "gold: share positive and grammatical",
     "gold_positive": "gold: share positive",
     "gold_grammatical": "gold: share grammatical",
     "kl": "KL to reference (nats per response)",

@@ -104,3 +104,16 @@ def test_planted_breaches_are_found():
     risky = "import pickle\neval('1')\ntorch.load(p)\ntorch.load(p, weights_only=True)\nm.eval()"
     assert sorted(unsafe(ast.parse(risky))) == ["eval", "pickle", "torch.load"]
     assert unhelpful_names(ast.parse("def get_x(): ...\ndef _compute_y(): ...\ndef gets(): ..."))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "lmpg" / "algorithms").glob("*.py")))
+def test_an_algorithm_is_one_short_file(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 60
+
+
+def test_no_code_asks_which_algorithm_it_is():
+    asking = re.compile(r"(algorithm|name|method)\s*(==|!=|in)\s*[\[({]?[\"'](\w+)[\"']")
+    names = {path.stem for path in (ROOT / "lmpg" / "algorithms").glob("*.py")}
+    for path in (ROOT / "lmpg").rglob("*.py"):
+        asked = {match[3] for match in asking.finditer(path.read_text(encoding="utf-8"))}
+        assert not asked & names, path

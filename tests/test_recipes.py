@@ -95,7 +95,7 @@ def test_the_gold_scorer_only_judges(small):
     assert world.reward_functions == ()
     prompts = prompts_from_rows(world.held_out_rows, load_tokenizer(str(world.model_path)), 60)
     found = world.judge(prompts, ["delicious"] * len(prompts))
-    assert found == {"gold_positive": 1.0, "gold_grammatical": 0.0}
+    assert found == {"gold": 0.0, "gold_positive": 1.0, "gold_grammatical": 0.0}
 
 
 def test_problems_to_learn_to_check_and_to_test_are_disjoint():

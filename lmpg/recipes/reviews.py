@@ -50,15 +50,16 @@ PREFERENCES = OfflineSettings(
 def preset(algorithm: type) -> dict[str, Any]:
     """Settings that suit the world, for an algorithm's class."""
     fields = algorithm.model_fields  # type: ignore[attr-defined]
+    ratios = "ratios" in algorithm().needs
     values: dict[str, Any] = {
         "sampling": {"max_new_tokens": NEW_TOKENS},
         "algorithm": {},
-        "update": {"learning_rate": 3e-4, "warmup_steps": 5},
+        # a gradient without ratios is right for the policy that sampled, so once is enough
+        "update": {"learning_rate": 3e-4, "warmup_steps": 5, "epochs": 4 if ratios else 1},
         "evaluation": {"every": 10},
         "run": {"total_steps": 50},
     }
-    if fields["kl_coef"].default:
-        values["algorithm"]["kl_coef"] = 0.3
+    values["algorithm"]["kl_coef"] = 0.3 if fields["kl_in"].default == "reward" else 0.2
     if "value_coef" in fields:
         values["algorithm"]["value_coef"] = 0.5
     return values
@@ -79,7 +80,7 @@ def build(start: Path | None = None, rewards: bool = True) -> World:
 
 
 def gold(prompts: list[Prompt], completions: list[str]) -> dict[str, float]:
-    """gold_positive and gold_grammatical: shares of the responses; never shown to training."""
+    """Shares: gold_positive, gold_grammatical, gold (both at once); never shown to training."""
     return task.gold([str(prompt.prompt) for prompt in prompts], completions)
 
 

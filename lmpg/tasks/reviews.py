@@ -97,11 +97,15 @@ def is_grammatical(opening: str, response: str) -> bool:
 
 
 def gold(prompts: list[str], completions: list[str]) -> dict[str, float]:
-    """Shares of the responses with a positive mood, and of those that are in the grammar."""
+    """Shares of the responses with a positive mood, of those that are in the grammar, and of
+    those that are both."""
     number = max(len(completions), 1)
+    positive = [mood(x) > 0 for x in completions]
+    grammatical = list(map(is_grammatical, prompts, completions))
     return {
-        "gold_positive": sum(mood(x) > 0 for x in completions) / number,
-        "gold_grammatical": sum(map(is_grammatical, prompts, completions)) / number,
+        "gold": sum(map(all, zip(positive, grammatical))) / number,
+        "gold_positive": sum(positive) / number,
+        "gold_grammatical": sum(grammatical) / number,
     }
 
 

@@ -57,6 +57,7 @@ MEANING = {
     "length": "tokens per response",
     "accuracy": "share of right answers",
     "pair_accuracy": "share of pairs ranked rightly",
+    "gold": "share that is both positive and grammatical; never shown to training",
     "gold_positive": "share the gold scorer calls positive; never shown to training",
     "gold_grammatical": "share the grammar accepts; never shown to training",
     "return_mean": "mean return of deterministic episodes",
