@@ -42,6 +42,8 @@ KINDS = {
     "off_policy": ("off_policy", {"algorithm.ratio": "sequence"}),
     "grpo": ("grpo", GROUPS),
     "dr_grpo": ("dr_grpo", GROUPS),
+    "dapo": ("dapo", GROUPS | {"sampling.max-refills": 2, "rewards.overlong-tokens": 4}),
+    "remax": ("remax", {}),
     "gspo": ("gspo", GROUPS | TIGHT),
     "cispo": ("cispo", GROUPS),
     "sapo": ("sapo", GROUPS),
