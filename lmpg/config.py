@@ -130,6 +130,7 @@ class LanguageSettings(Section, Generic[A]):
                 f"model.critic = {critic}, but algorithm.name = {name} has no critic. Leave "
                 "model.critic out, or take an algorithm with a critic, as ppo"
             )
+        refuse_critic_rate(self.update, self._needs(), name)
         if critic == "reward_model" and self.model.path and not self.rewards.models:
             raise ValueError(
                 "model.critic = reward_model, but there are no rewards.models to start from. Set "
@@ -144,6 +145,15 @@ class LanguageSettings(Section, Generic[A]):
 
     def _needs(self) -> frozenset[str]:
         return getattr(self.algorithm, "needs", frozenset())
+
+
+def refuse_critic_rate(update: UpdateSettings, needs: frozenset[str], name: str) -> None:
+    """ValueError where the critic is given a learning rate, but there is none."""
+    if update.critic_learning_rate is not None and "critic" not in needs:
+        raise ValueError(
+            f"update.critic_learning_rate = {update.critic_learning_rate}, but algorithm.name = "
+            f"{name} has no critic. Leave it out, or take an algorithm with a critic, as ppo"
+        )
 
 
 def refuse_to_anneal(names: tuple[str, ...], algorithm: Section) -> None:
@@ -182,7 +192,7 @@ class GymSettings(Section, Generic[A]):
 
     @model_validator(mode="after")
     def _no_language_only_parts(self) -> GymSettings:
-        needs = getattr(self.algorithm, "needs", ())
+        needs: frozenset[str] = getattr(self.algorithm, "needs", frozenset())
         if getattr(self.algorithm, "group_size", 1) > 1 or "greedy" in needs:
             name = algorithm_name(type(self.algorithm))
             raise ValueError(
@@ -190,6 +200,7 @@ class GymSettings(Section, Generic[A]):
                 "environment does not have. Set algorithm.name to one without groups, as ppo"
             )
         refuse_to_anneal(self.update.anneal, self.algorithm)
+        refuse_critic_rate(self.update, needs, algorithm_name(type(self.algorithm)))
         if "reference" in needs:
             raise ValueError(
                 "algorithm.kl_coef is not 0, but an environment has no reference policy to stay "

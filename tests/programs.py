@@ -20,6 +20,10 @@ REWARD = """
 def letters(completions, number):
     scores = [completion.count("a") - len(completion) / 20 for completion in completions]
     return [None if n % 7 == 3 else score for n, score in zip(number, scores)]
+
+
+def coarse(completions, number):
+    return [None if n % 7 == 3 else float("a" in c) for n, c in zip(number, completions)]
 """
 SMALL = {
     "sampling.max-new-tokens": 12,
@@ -46,6 +50,25 @@ def own_parts(folder: Path) -> dict[str, Any]:
         "rewards.functions": f"{folder / 'reward.py'}:letters",
         **SMALL,
     }
+
+
+def with_kind(parts: dict[str, Any], kind: dict[str, Any]) -> dict[str, Any]:
+    """Flags of `kind` over the parts; for refills a reward that few groups have a spread in."""
+    reward = str(parts["rewards.functions"])
+    if "sampling.max-refills" in kind:
+        reward = reward.replace(":letters", ":coarse")
+    return {**parts, "rewards.functions": reward, **kind}
+
+
+SHAPED = {
+    "rewards.normalise": "running",
+    "rewards.score-clip": 1.5,
+    "rewards.missing-eos-penalty": 0.2,
+    "rewards.overlong-tokens": 4,
+    "rewards.truncated": "bootstrap",
+    "model.critic": "separate",
+    "update.critic-learning-rate": 1e-3,
+}
 
 
 def words(flags: dict[str, Any]) -> list[str]:

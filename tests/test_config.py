@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from lmpg.algorithms import ALGORITHMS, GRPO, PPO, RLOO, algorithm_name
+from lmpg.algorithms import (
+    ALGORITHMS,
+    GRPO,
+    PPO,
+    REINFORCE,
+    RLOO,
+    ReinforcePlusPlus,
+    ReMax,
+    algorithm_name,
+)
 from lmpg.config import (
     GymSettings,
     LanguageSettings,
@@ -134,6 +143,53 @@ def test_only_numbers_of_the_algorithm_that_nothing_steers_can_be_annealed():
             built(Settings, update={"anneal": [name]})
     with pytest.raises(UserError, match=r"update\.anneal = clip_high"):
         built(GymSettings[PPO], algorithm=NO_KL, update={"anneal": ["clip_high"]})
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "section", "message"),
+    [
+        (PPO, {"rewards": {"overlong_tokens": 49}},
+         r"overlong_tokens = 49, .* sampling\.max_new_tokens = 48"),
+        (PPO, {"rewards": {"truncated": "mask", "missing_eos_penalty": 1}},
+         r"missing_eos_penalty = 1\.0 with rewards\.truncated = mask"),
+        (PPO, {"rewards": {"score_clip": 0}}, r"score_clip = 0: expected greater than 0"),
+        (GRPO, {"rewards": {"truncated": "bootstrap"}},
+         r"truncated = bootstrap with algorithm\.name = grpo, which has no critic"),
+        (REINFORCE, {"rewards": {"truncated": "bootstrap"}}, r"name = reinforce, which has no cri"),
+        (GRPO, {"rewards": {"process": "step"}},
+         r"process = step with algorithm\.name = grpo, which compares whole responses"),
+        (RLOO, {"rewards": {"process": "token"}}, r"algorithm\.name = rloo, which compares whole"),
+        (ReMax, {"rewards": {"process": "token"}}, r"algorithm\.name = remax, which compares who"),
+        (PPO, {"sampling": {"max_refills": 2}},
+         r"max_refills = 2 with algorithm\.name = ppo, whose groups have one response"),
+        (ReinforcePlusPlus, {"sampling": {"max_refills": 2}}, r"whose groups have one response"),
+        (GRPO, {"model": {"critic": "separate"}},
+         r"model\.critic = separate, but algorithm\.name = grpo has no critic"),
+        (PPO, {**OWN, "model": {"path": "my-model", "critic": "reward_model"}},
+         r"critic = reward_model, but there are no rewards\.models"),
+        (GRPO, {"update": {"critic_learning_rate": 1e-3}},
+         r"critic_learning_rate = 0\.001, but algorithm\.name = grpo has no critic"),
+        (PPO, {"update": {"critic_learning_rate": 0}}, r"critic_learning_rate = 0: expected grea"),
+    ],
+)  # fmt: skip
+def test_what_the_algorithm_cannot_do_is_refused_with_the_reason(algorithm, section, message):
+    with pytest.raises(UserError, match=message):
+        built(LanguageSettings[algorithm], **section)
+
+
+def test_what_the_algorithm_can_do_is_accepted():
+    built(Settings, rewards={"truncated": "bootstrap", "overlong_tokens": 48, "process": "step"})
+    built(Settings, model={"critic": "separate"}, update={"critic_learning_rate": 1e-3})
+    built(Settings, model={"critic": "reward_model"})  # a world may bring a reward model
+    built(
+        LanguageSettings[REINFORCE], algorithm={"baseline": "value"}, model={"critic": "separate"}
+    )
+    built(LanguageSettings[GRPO], sampling={"max_refills": 2})
+
+
+def test_learning_from_fixed_data_has_no_critic():
+    with pytest.raises(UserError, match=r"model\.critic = separate, but learning from fixed data"):
+        built(SftSettings, model={"critic": "separate"})
 
 
 NO_KL = {"kl_coef": 0.0}

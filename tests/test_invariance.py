@@ -17,7 +17,16 @@ from lmpg.train_offline import STAGES
 from lmpg.training.language import LanguageSource
 from lmpg.training.online import Collected
 from lmpg.training.update import Updater
-from tests.programs import launched, metrics, own_parts, run_here, weights, words
+from tests.programs import (
+    SHAPED,
+    launched,
+    metrics,
+    own_parts,
+    run_here,
+    weights,
+    with_kind,
+    words,
+)
 
 TOLERANCE = 1e-5
 GROUPS = {"update.rollout-size": 20, "algorithm.group-size": 4, "algorithm.kl-coef": 0.1}
@@ -47,6 +56,8 @@ KINDS = {
     "gspo": ("gspo", GROUPS | TIGHT),
     "cispo": ("cispo", GROUPS),
     "sapo": ("sapo", GROUPS),
+    "shaped": ("ppo", SHAPED),
+    "refilled": ("grpo", GROUPS | {"sampling.max-refills": 3}),
     # adapters start at 0: with a small epsilon Adam makes rounding large beside them
     "lora": ("ppo", {"model.lora.rank": 8, "update.adam-eps": 1e-3}),
 }
@@ -65,7 +76,7 @@ class Runs:
     def flags(self, kind: str, name: str, **changes: object) -> dict:
         """Everything but the algorithm's name; `changes` as on the command line."""
         output = {"run.output-dir": str(self.folder / kind / name)}
-        return {**self.parts, **KINDS[kind][1], **output, **changes}
+        return {**with_kind(self.parts, KINDS[kind][1]), **output, **changes}
 
     def __call__(self, kind: str, name: str = "plain", **changes: object) -> Path:
         folder = self.folder / kind / name

@@ -12,7 +12,7 @@ import pytest
 from lmpg.training import checkpoint
 from lmpg.training.tracking import Tracker
 from tests.doomed import live, moments
-from tests.programs import metrics, outcome, own_parts, run_here
+from tests.programs import SHAPED, metrics, outcome, own_parts, run_here, with_kind
 
 LENGTH = {
     "run.total-steps": 4,
@@ -34,6 +34,8 @@ KINDS = {
     "ppo": ("ppo", {"algorithm.kl-target": 0.01}),
     "reinforce": ("reinforce", {"algorithm.baseline": "ema"}),
     "lora": ("ppo", {"model.lora.rank": 8}),
+    "shaped": ("ppo", SHAPED),
+    "refilled": ("grpo", {"algorithm.group-size": 4, "sampling.max-refills": 2}),
     "cartpole": ("gym", {"env.id": "CartPole-v1", **AGENT}),
     "pendulum": ("gym", {"env.id": "Pendulum-v1", **AGENT}),
 }
@@ -130,7 +132,7 @@ def test_a_finished_run_can_be_made_longer(whole, flags):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_killed_again_and_again_ends_as_if_nothing_had_happened(kind, parts, tmp_path):
     program, own = KINDS[kind]
-    flags = own if program == "gym" else {**parts, **LENGTH, **own}
+    flags = own if program == "gym" else {**with_kind(parts, own), **LENGTH}
     killed = {**flags, "run.output-dir": tmp_path / "killed", "run.resume": True}
     whole = {**flags, "run.output-dir": tmp_path / "whole"}
     number = moments(program, whole)

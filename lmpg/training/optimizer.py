@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lmpg.training.processes import Processes
-from lmpg.training.settings import OptimizerSettings
+from lmpg.training.settings import OptimizerSettings, UpdateSettings
+
+CRITIC = ("critic.", "value_head.")  # how the parameters of a policy's critic are called
 
 
 def adamw(parameters: list[nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
@@ -20,6 +22,20 @@ def adamw(parameters: list[nn.Parameter], settings: OptimizerSettings) -> torch.
         weight_decay=settings.weight_decay,
         fused=True,
     )
+
+
+def policy_adamw(policy: nn.Module, settings: UpdateSettings) -> torch.optim.AdamW:
+    """The optimizer of a policy; `scale` of a group is its learning rate in that of the others."""
+    named = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
+    optimizer = adamw([p for _, p in named], settings)
+    optimizer.param_groups[0]["scale"] = 1.0
+    critic = [p for name, p in named if name.startswith(CRITIC)]
+    if settings.critic_learning_rate is not None and critic:
+        rest = [p for name, p in named if not name.startswith(CRITIC)]
+        optimizer.param_groups[0]["params"] = rest
+        scale = settings.critic_learning_rate / settings.learning_rate
+        optimizer.add_param_group({"params": critic, "scale": scale})
+    return optimizer
 
 
 def scheduled(settings: OptimizerSettings, step: int, total_steps: int) -> float:

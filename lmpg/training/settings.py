@@ -48,6 +48,9 @@ class UpdateSettings(OptimizerSettings):
     """Responses (or steps) per forward and backward on one process: memory, never the result."""
     epochs: int = Field(4, ge=1)
     """Passes over each rollout."""
+    critic_learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate of the critic (on a shared trunk: of its value head alone), with the same
+    schedule; none takes learning_rate."""
     baseline_decay: float = Field(0.9, ge=0, lt=1)
     """Decay per iteration of the running mean return that an `ema` baseline reads."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lmpg.functional.masking import loss_weights
 from lmpg.training.diagnostics import Diagnostics
-from lmpg.training.optimizer import adamw, scheduled, stepped
+from lmpg.training.optimizer import policy_adamw, scheduled, stepped
 from lmpg.training.processes import Processes
 from lmpg.training.seeding import generator
 from lmpg.training.settings import UpdateSettings
@@ -39,8 +39,7 @@ class Updater:
         self.seed = seed
         self.processes = processes
         self.max_length = max_length
-        self.parameters = [p for p in policy.parameters() if p.requires_grad]
-        self.optimizer = adamw(self.parameters, settings)
+        self.optimizer = policy_adamw(policy, settings)
 
     def update(
         self, algorithm: Algorithm, rollout: Rollout, credit: Credit, step: int
@@ -51,7 +50,7 @@ class Updater:
             whole = _chosen_steps(whole)
         learning_rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["scale"]
         diagnostics = Diagnostics(self.processes)
         for rows in self._minibatches(len(whole.mask_BT), step):
             if not self._optimizer_step(algorithm, whole, rows, diagnostics):
