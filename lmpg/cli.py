@@ -107,7 +107,7 @@ def _wrong_flags(settings: type[BaseModel], argv: list[str]) -> list[str]:
     known = {f"--{path}".replace("_", "-"): path for path in paths_of(settings)}
     seen: set[str] = set()
     problems = []
-    for flag, words in _groups(argv):
+    for flag, words in groups(argv):
         if flag not in known:
             problems.append(_unknown(flag, words, list(known.values())))
         elif flag in seen:
@@ -119,7 +119,7 @@ def _wrong_flags(settings: type[BaseModel], argv: list[str]) -> list[str]:
     return problems
 
 
-def _groups(argv: list[str]) -> list[tuple[str, list[str]]]:
+def groups(argv: list[str]) -> list[tuple[str, list[str]]]:
     """Each flag (written with dashes) and the words up to the next one; --help is left out."""
     groups: list[tuple[str, list[str]]] = []
     for word in argv:

@@ -7,17 +7,20 @@ from collections.abc import Sequence
 
 from lmpg.algorithms import ALGORITHMS
 from lmpg.cli import main, taken
+from lmpg.pipeline import pipeline
 from lmpg.presets import preset_names
 from lmpg.sections import UserError
+from lmpg.stages import STAGES
 from lmpg.train import train
-from lmpg.train_offline import STAGES
 from lmpg.values import read_yaml
 
 
 def run(argv: Sequence[str]) -> None:
     """Carry out a command line, `argv` without the program's name."""
     command, *rest = argv or ["--help"]
-    if command != "train":
+    if command == "pipeline":
+        pipeline(rest)
+    elif command != "train":
         _explain(command)
     elif rest[:1] in ([], ["-h"], ["--help"]):
         print(_usage())
@@ -47,6 +50,7 @@ def _usage() -> str:
     return (
         "usage: lmpg train NAME [--config FILE] [--section.key VALUE …]   "
         "(lmpg train NAME --help: all settings)\n"
+        "       lmpg pipeline STAGE STAGE …   (lmpg pipeline: more)\n"
         f"algorithms: {', '.join(ALGORITHMS)}\n"
         f"stages: {', '.join(STAGES)}\n"
         f"presets: {', '.join(n for n in preset_names() if n not in {*ALGORITHMS, *STAGES})}"

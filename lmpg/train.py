@@ -5,15 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lmpg.algorithms import ALGORITHMS
+from lmpg.config import LanguageSettings
 from lmpg.presets import named_preset
-from lmpg.train_language import train_language
-from lmpg.train_offline import STAGES, train_stage
+from lmpg.sections import Section
+from lmpg.stages import STAGES
+from lmpg.train_language import language_settings, train_language
+from lmpg.train_offline import stage_settings, train_stage
+
+METHODS = [*ALGORITHMS, *STAGES]
 
 
 def train(name: str, argv: Sequence[str] | None = None) -> None:
     """Train with the method or preset `name`; `argv` holds its flags (None: the command line's)."""
-    method, preset = named_preset(name, [*ALGORITHMS, *STAGES])
+    method, preset = named_preset(name, METHODS)
     if method in ALGORITHMS:
         train_language(name, ALGORITHMS[method], preset, argv)
     else:
         train_stage(name, method, preset, argv)
+
+
+def settings_class(method: str) -> type[Section]:
+    """The settings of a method."""
+    if method in STAGES:
+        return STAGES[method].settings
+    return LanguageSettings[ALGORITHMS[method]]  # type: ignore
+
+
+def settings_of(name: str, argv: Sequence[str]) -> Section:
+    """The settings that `train` would train with; bad ones are refused."""
+    method, preset = named_preset(name, METHODS)
+    if method in ALGORITHMS:
+        return language_settings(ALGORITHMS[method], preset, argv)
+    return stage_settings(method, preset, argv)

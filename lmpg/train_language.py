@@ -46,13 +46,7 @@ def train_language(
 
     preset: settings that stand before the user's and after the world's; the run is called `name`.
     """
-
-    def defaults(given: Values) -> Values:
-        world = world_asked_for(merged(preset, given))
-        below = own_reward(given) if world is None else WORLDS[world].preset(algorithm)
-        return merged(below, preset)
-
-    settings: LanguageSettings = parse(LanguageSettings[algorithm], argv, defaults)  # type: ignore
+    settings = language_settings(algorithm, preset, argv)
     processes = Processes()
     processes.announce()
     folder = begin(settings, name, processes)
@@ -66,6 +60,19 @@ def train_language(
         raise
     with run.scorer:
         carry_out(run.online, folder, name, run.facts)
+
+
+def language_settings(
+    algorithm: type[Section], preset: Values, argv: Sequence[str] | None
+) -> LanguageSettings:
+    """The settings of a run, with what suits the world below the preset."""
+
+    def defaults(given: Values) -> Values:
+        world = world_asked_for(merged(preset, given))
+        below = own_reward(given) if world is None else WORLDS[world].preset(algorithm)
+        return merged(below, preset)
+
+    return parse(LanguageSettings[algorithm], argv, defaults)  # type: ignore
 
 
 def own_reward(given: Values) -> Values:

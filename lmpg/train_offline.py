@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from lmpg.cli import parse
@@ -26,7 +26,7 @@ def train_stage(name: str, method: str, preset: Values, argv: Sequence[str] | No
     preset: settings that stand before the user's and after the world's; the run is called `name`.
     """
     stage = STAGES[method]
-    settings = parse(stage.settings, argv, stage_defaults(method, preset))
+    settings = stage_settings(method, preset, argv)
     processes = Processes()
     processes.announce()
     folder = begin(settings, name, processes)
@@ -45,14 +45,16 @@ def train_stage(name: str, method: str, preset: Values, argv: Sequence[str] | No
     carry_out(run, folder, name, {})
 
 
-def stage_defaults(method: str, preset: Values) -> Callable[[Values], Values]:
-    """The preset of a stage over what suits the world, where a run has one."""
+def stage_settings(
+    method: str, preset: Values, argv: Sequence[str] | None
+) -> OfflineLearningSettings:
+    """The settings of a stage, with what suits the world below the preset."""
 
     def defaults(given: Values) -> Values:
         world = world_asked_for(merged(preset, given))
         return preset if world is None else merged(world_stage(world, method).preset, preset)
 
-    return defaults
+    return parse(STAGES[method].settings, argv, defaults)
 
 
 def _world(

@@ -35,8 +35,9 @@ MAY_IMPORT = {  # layer: the other parts of lmpg that it may import
     "stages": TOP | {"config"},
     "train_offline": TOP | {"config", "cli", "stages"},
     "train_gym": TOP | {"config", "cli"},
-    "train": TOP | {"presets", "train_language", "train_offline"},
-    "command": TOP | {"cli", "presets", "train", "train_offline"},
+    "train": TOP | {"config", "presets", "stages", "train_language", "train_offline"},
+    "pipeline": TOP | {"cli", "presets", "stages", "train"},
+    "command": TOP | {"cli", "pipeline", "presets", "stages", "train"},
 }
 LANGUAGE_MODELS = {"transformers", "peft", "tokenizers", "datasets"}
 COMMAND_LINE = {"argparse", "tyro", "yaml"}

@@ -73,7 +73,7 @@ def open_run(settings: Any, name: str) -> RunFolder:
     (without resume), a run with other settings (with resume), or files that are no run.
     """
     run = settings.run
-    path = Path(run.output_dir) if run.output_dir else _fresh_name(name)
+    path = Path(run.output_dir) if run.output_dir else fresh_name(name)
     _make(path)
     _lock(path)
     try:
@@ -140,7 +140,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _fresh_name(name: str) -> Path:
+def fresh_name(name: str) -> Path:
+    """runs/NAME-TIME, which does not exist yet."""
     stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, n = Path("runs") / stem, 1
     while path.exists():

@@ -1,0 +1,9 @@
+"""Several stages in one command: python scripts/pipeline.py sft reward_model ppo."""
+
+import sys
+
+from lmpg.cli import main
+from lmpg.pipeline import pipeline
+
+if __name__ == "__main__":
+    main(lambda: pipeline(sys.argv[1:]))
