@@ -52,12 +52,10 @@ KINDS = {
     "grpo": ("grpo", GROUPS),
     "dr_grpo": ("dr_grpo", GROUPS),
     "dapo": ("dapo", GROUPS | {"sampling.max-refills": 2, "rewards.overlong-tokens": 4}),
-    "remax": ("remax", {}),
     "gspo": ("gspo", GROUPS | TIGHT),
     "cispo": ("cispo", GROUPS),
     "sapo": ("sapo", GROUPS),
     "shaped": ("ppo", SHAPED),
-    "refilled": ("grpo", GROUPS | {"sampling.max-refills": 3}),
     # adapters start at 0: with a small epsilon Adam makes rounding large beside them
     "lora": ("ppo", {"model.lora.rank": 8, "update.adam-eps": 1e-3}),
 }

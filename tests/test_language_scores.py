@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from lmpg.algorithms import GRPO, PPO, ReMax
+from lmpg.training.loop import RunStopped
+from lmpg.training.settings import UpdateSettings
+from lmpg.training.update import Updater
 from tests.test_language import FakeScorer, source_of
 
 
@@ -109,6 +112,13 @@ def test_masked_truncated_responses_leave_the_loss_but_are_no_errors():
     assert collected.metrics["reward_errors"] == 0
 
 
+def test_masked_truncated_responses_stay_out_of_the_running_statistics():
+    source = source_of(PPO(), truncated="mask", normalise="running")
+    rollout = source.collect(1).rollout
+    assert source.state()["scores"]["count"] == (~truncated_rows(rollout)).sum()
+    assert rollout.scores_B[rollout.scorable_B].mean() == pytest.approx(0, abs=1e-6)
+
+
 def test_truncation_bootstraps_with_the_value_after_the_last_token():
     source = source_of(PPO(), truncated="bootstrap")
     policy = source.responder.policy
@@ -153,3 +163,26 @@ def test_no_reference_is_needed_where_nobody_asks_for_kl():
     collected = source.collect(1)
     assert collected.rollout.ref_logprobs_BT is None
     assert "objective/kl" not in collected.metrics
+
+
+def test_a_step_that_is_stopped_leaves_no_trace_in_the_statistics():
+    source = source_of(
+        PPO(), FakeScorer(fails="aeiou0123456789"), max_error_share=0.01, normalise="running"
+    )
+    with pytest.raises(RunStopped):
+        source.collect(1)
+    assert source.state()["scores"]["count"] == 0
+
+
+def test_the_critic_is_updated_with_its_own_learning_rate():
+    source = source_of(PPO())
+    rollout = source.collect(1).rollout
+    policy = source.responder.policy
+    before = {name: x.clone() for name, x in policy.trainable_state().items()}
+    settings = UpdateSettings(learning_rate=1e-4, critic_learning_rate=1e-30, epochs=1)
+    updater = Updater(policy, settings, 10, 0, source.processes, 12)
+    algorithm = PPO(kl_coef=0.0)
+    updater.update(algorithm, rollout, algorithm.assign_credit(rollout), 1)
+    moved = {n: float((x - before[n]).abs().max()) for n, x in policy.trainable_state().items()}
+    assert max(moved.pop("value_head.weight"), moved.pop("value_head.bias")) < 1e-20
+    assert max(moved.values()) > 1e-5

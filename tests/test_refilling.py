@@ -10,6 +10,7 @@ from lmpg.algorithms import GRPO
 from lmpg.data.order import other_prompts, prompts_for_step
 from lmpg.functional.advantages import group_centred
 from lmpg.training.refilling import filled
+from lmpg.training.responding import Responder
 from lmpg.training.stopwatch import Stopwatch
 from tests.test_language import FakeScorer, source_of
 
@@ -104,16 +105,30 @@ def test_a_refilled_rollout_has_the_same_shape_and_more_groups_with_spread():
     torch.testing.assert_close(refilled.rollout.ref_logprobs_BT, new, atol=1e-5, rtol=0)
 
 
-def test_kept_groups_stay_in_their_places():
-    plain, refilled = grouped(0).collect(2).rollout, grouped(5).collect(2).rollout
-    for place, spread in enumerate(spreads(plain)):
-        if spread:
-            rows = slice(4 * place, 4 * place + 4)
-            lengths = plain.inputs["response_lengths"][rows]
-            assert torch.equal(refilled.inputs["response_lengths"][rows], lengths)
-            width = int(lengths.max())
-            ids = plain.inputs["response_ids"][rows, :width]
-            assert torch.equal(refilled.inputs["response_ids"][rows, :width], ids)
+def test_kept_groups_stay_in_their_places_beside_new_ones():
+    plain, refilled = grouped(0).collect(8).rollout, grouped(5).collect(8).rollout
+    assert spreads(plain) == [False, True, False, False]
+    assert spreads(refilled) == [True, True, False, False]
+    for place in (1, 2, 3):  # 0 is new; what is missing at the bound is as it was
+        rows = slice(4 * place, 4 * place + 4)
+        lengths = plain.inputs["response_lengths"][rows]
+        assert torch.equal(refilled.inputs["response_lengths"][rows], lengths)
+        width = int(lengths.max())
+        ids = plain.inputs["response_ids"][rows, :width]
+        assert torch.equal(refilled.inputs["response_ids"][rows, :width], ids)
+
+
+def test_every_round_has_random_numbers_of_its_own(monkeypatch):
+    keys, uniforms = [], Responder.uniforms
+    monkeypatch.setattr(
+        Responder,
+        "uniforms",
+        lambda self, key, *rest: keys.append(key) or uniforms(self, key, *rest),
+    )
+    source = grouped(3)
+    source.collect(3)
+    source.collect(9)
+    assert len(set(keys)) == len(keys) == 8
 
 
 def test_responses_without_a_score_give_a_group_no_spread_and_count_as_errors_in_every_round():
