@@ -13,6 +13,7 @@ from lmpg.models.policy import CausalLMPolicy
 from lmpg.training.dpo import DPO, Comparing
 from lmpg.training.kto import KTO, Judging
 from lmpg.training.offline import OfflineUpdater
+from lmpg.training.packed import PackedNextToken
 from lmpg.training.processes import Alone
 from lmpg.training.reward_modelling import BradleyTerry
 from lmpg.training.settings import OfflineSettings
@@ -83,6 +84,11 @@ def supervised(train: list[Text], held_out: list[Text] | None = None, processes=
     return NextToken(tiny_policy(), train, held_out or train, 0, processes or Alone())
 
 
+def packed(train: list[Text], held_out: list[Text] | None = None, processes=None):
+    """Next-token prediction on rows of several texts."""
+    return PackedNextToken(supervised(train, held_out, processes))
+
+
 def preferences(train: list, held_out: list | None = None, processes=None) -> BradleyTerry:
     """A reward model."""
     pairs = PairSet(train, held_out or train)
@@ -119,6 +125,7 @@ def moved(objective):
 
 MADE = {
     "supervised": lambda processes=None: supervised(random_texts(11), processes=processes),
+    "packed": lambda processes=None: packed(random_texts(60), processes=processes),
     "preferences": lambda processes=None: preferences(random_pairs(11), processes=processes),
     "dpo": lambda processes=None: comparing(random_comparisons(11), processes=processes),
     "kto": lambda processes=None: judging(random_answers(11), processes=processes),

@@ -159,8 +159,7 @@ def comparisons(start: Path | None = None) -> OfflineWorld:
 
 def judgements(start: Path | None = None) -> OfflineWorld:
     """The warm start, and its own answers, right or wrong."""
-    train, checked = _different_answers("train"), _different_answers("checked")
-    return OfflineWorld(start or _started(), train, checked, *_looked_at())
+    return OfflineWorld(start or _started(), _judged("train"), _judged("checked"), *_looked_at())
 
 
 def _looked_at() -> tuple[list[Row], Judge]:
@@ -168,8 +167,8 @@ def _looked_at() -> tuple[list[Row], Judge]:
 
 
 def _pairs(part: str) -> list[Row]:
-    """Columns `prompt`, `chosen`, `rejected`: a right answer with each different wrong one."""
-    rows = _different_answers(part)
+    """Columns `prompt`, `chosen`, `rejected`: each wrong answer with a right one, if there is."""
+    rows = _judged(part)
     right = {row["prompt"]: row["completion"] for row in rows if row["label"]}
     return [
         {"prompt": row["prompt"], "chosen": right[row["prompt"]], "rejected": row["completion"]}
@@ -178,11 +177,10 @@ def _pairs(part: str) -> list[Row]:
     ]
 
 
-def _different_answers(part: str) -> list[Row]:
-    """Columns `prompt`, `completion`, `label`: what the warm start answers, each only once."""
+def _judged(part: str) -> list[Row]:
+    """Columns `prompt`, `completion`, `label`: what the warm start answers, and if it is right."""
     lines = (_answered() / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in dict.fromkeys(lines)]
-    return [row for row in rows if row["completion"]]
+    return [row for row in map(json.loads, lines) if row["completion"]]
 
 
 def _answered() -> Path:
@@ -214,10 +212,20 @@ def sampled_answers(model: Path, rows: list[Row], each: int, key: str) -> list[s
 
 SAMPLED = {"size": HELD_OUT, "max_new_tokens": NEW_TOKENS}
 DIRECT = OfflineSettings(
-    learning_rate=3e-4, schedule="linear", minibatch_size=128, microbatch_size=128, epochs=2
+    learning_rate=1e-3, schedule="linear", minibatch_size=128, microbatch_size=128
 )
+DPO: dict[str, Any] = {
+    "algorithm": {"beta": 1.0},
+    "update": {**DIRECT.model_dump(), "epochs": 2},
+    "evaluation": SAMPLED,
+}
+KTO: dict[str, Any] = {
+    "algorithm": {"beta": 2.0, "desirable_weight": 2.0},
+    "update": DIRECT.model_dump(),
+    "evaluation": SAMPLED,
+}
 STAGES = {
     "sft": WorldStage({"update": SUPERVISED.model_dump(), "evaluation": SAMPLED}, supervised),
-    "dpo": WorldStage({"update": DIRECT.model_dump(), "evaluation": SAMPLED}, comparisons),
-    "kto": WorldStage({"update": DIRECT.model_dump(), "evaluation": SAMPLED}, judgements),
+    "dpo": WorldStage(DPO, comparisons),
+    "kto": WorldStage(KTO, judgements),
 }

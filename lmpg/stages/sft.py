@@ -6,6 +6,7 @@ from lmpg.config import SftSettings
 from lmpg.data.texts import TextSet, load_texts, texts_from_rows
 from lmpg.recipes.world import OfflineWorld
 from lmpg.stages.prepared import Prepared, loaded_policy, sampled
+from lmpg.training.packed import PackedNextToken
 from lmpg.training.processes import Processes
 from lmpg.training.supervised import NextToken
 
@@ -23,5 +24,9 @@ def sft(settings: SftSettings, world: OfflineWorld | None, processes: Processes)
         )
     samples = sampled(settings, world, policy, tokenizer, texts.held_out, processes)
     seed = settings.run.seed
-    objective = NextToken(policy, texts.train, texts.held_out, seed, processes, samples)
-    return Prepared(objective, lambda path: policy.save_pretrained(path, tokenizer), texts.line())
+    plain = NextToken(policy, texts.train, texts.held_out, seed, processes, samples)
+    objective = PackedNextToken(plain) if settings.data.packing else plain
+    rows = f"; packed into {len(objective.epoch(0))} rows" if settings.data.packing else ""
+    return Prepared(
+        objective, lambda path: policy.save_pretrained(path, tokenizer), texts.line() + rows
+    )
