@@ -17,7 +17,7 @@ from lmpg.cli import groups
 from lmpg.presets import named_preset
 from lmpg.recipes import PREFIX, chosen_world
 from lmpg.sections import UserError
-from lmpg.train import METHODS, settings_class, settings_of, train
+from lmpg.train import methods, settings_class, settings_of, train
 from lmpg.training import run_folder
 from lmpg.training.processes import Processes
 from lmpg.training.run_folder import FINISHED, RunFolder, fresh_name, read_summary
@@ -65,7 +65,7 @@ def pipeline(argv: Sequence[str]) -> None:
     processes = Processes()
     folder, resume = _own_flags(given, processes)
     steps = [
-        Step(name, named_preset(name, METHODS)[0], folder / f"{i}_{name}")
+        Step(name, named_preset(name, methods())[0], folder / f"{i}_{name}")
         for i, name in enumerate(names, start=1)
     ]
     _hand_out([(flag, words) for flag, words in given if flag not in OWN], steps)
@@ -165,7 +165,7 @@ def _connect(steps: list[Step], number: int) -> None:
 def _world(steps: list[Step]) -> str:
     """The one that a flag names, or else a preset."""
     flags = [step.flags["--data.world"][0] for step in steps if "--data.world" in step.flags]
-    presets = [named_preset(x.name, METHODS)[1].get("data", {}) for x in steps]
+    presets = [named_preset(x.name, methods())[1].get("data", {}) for x in steps]
     named = [*flags, *(data["world"] for data in presets if "world" in data)]
     return named[0] if named else chosen_world({})
 

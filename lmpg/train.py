@@ -12,12 +12,15 @@ from lmpg.stages import STAGES
 from lmpg.train_language import language_settings, train_language
 from lmpg.train_offline import stage_settings, train_stage
 
-METHODS = [*ALGORITHMS, *STAGES]
+
+def methods() -> list[str]:
+    """Names of all algorithms and stages; presets stand for one of them."""
+    return [*ALGORITHMS, *STAGES]
 
 
 def train(name: str, argv: Sequence[str] | None = None) -> None:
     """Train with the method or preset `name`; `argv` holds its flags (None: the command line's)."""
-    method, preset = named_preset(name, METHODS)
+    method, preset = named_preset(name, methods())
     if method in ALGORITHMS:
         train_language(name, ALGORITHMS[method], preset, argv)
     else:
@@ -33,7 +36,7 @@ def settings_class(method: str) -> type[Section]:
 
 def settings_of(name: str, argv: Sequence[str]) -> Section:
     """The settings that `train` would train with; bad ones are refused."""
-    method, preset = named_preset(name, METHODS)
+    method, preset = named_preset(name, methods())
     if method in ALGORITHMS:
         return language_settings(ALGORITHMS[method], preset, argv)
     return stage_settings(method, preset, argv)
