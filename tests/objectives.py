@@ -89,10 +89,11 @@ def packed(train: list[Text], held_out: list[Text] | None = None, processes=None
     return PackedNextToken(supervised(train, held_out, processes))
 
 
-def preferences(train: list, held_out: list | None = None, processes=None) -> BradleyTerry:
+def preferences(train, held_out=None, processes=None, method=None) -> BradleyTerry:
     """A reward model."""
     pairs = PairSet(train, held_out or train)
-    return BradleyTerry(tiny_model("reward"), tiny_tokenizer(), pairs, 0, processes or Alone())
+    parts = tiny_model("reward"), tiny_tokenizer(), pairs, 0, processes or Alone()
+    return BradleyTerry(*parts, method=method)
 
 
 def comparing(train: list, held_out: list | None = None, processes=None, method=None, policy=None):

@@ -59,6 +59,16 @@ def test_chat_pairs_may_repeat_the_prompt_or_not(whole):
     assert texts_of(pairs) == [(f"{expected}yes</s>", f"{expected}no</s>")]
 
 
+def test_pairs_have_the_margin_of_their_row(load):
+    rows = [{"chosen": f"a{i}", "rejected": "b", "margin": i / 4, "gap": 9.0} for i in range(6)]
+    assert {pair.margin for pair in load(rows).epoch(0, 0)} <= {i / 4 for i in range(6)}
+    assert {pair.margin for pair in load(rows, margin_column="gap").epoch(0, 0)} == {9.0}
+    with pytest.raises(UserError, match=r"row 1, column 'margin' holds 'big', expected a finite"):
+        load([{**rows[0], "margin": "big"}] * 5)
+    with pytest.raises(UserError, match=r"no column 'gpa'.*--data.margin-column gap"):
+        load(rows, margin_column="gpa")
+
+
 def test_rows_without_a_preference_are_skipped_and_counted(load):
     rows = [{"chosen": f"a{i}", "rejected": "b"} for i in range(10)]
     rows += [{"chosen": "same", "rejected": "same"}, {"chosen": "", "rejected": "b"}]

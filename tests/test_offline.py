@@ -14,6 +14,7 @@ from lmpg.data.preferences import LabelledText, Pair
 from lmpg.data.texts import Text
 from lmpg.training.offline import OfflineUpdater
 from lmpg.training.processes import Alone
+from lmpg.training.reward_modelling import RewardModel
 from lmpg.training.settings import OfflineSettings
 from tests.objectives import (
     MADE,
@@ -72,6 +73,19 @@ def test_pair_accuracy_of_preferences_is_the_share_of_pairs_won():
     assert found["pair_accuracy"] == pytest.approx(expected / 10)
     losses = [math.log1p(math.exp(b - a)) for a, b in scores]
     assert found["loss"] == pytest.approx(sum(losses) / 10, rel=1e-4)
+
+
+def test_a_margin_and_a_term_that_centres_scores_enter_the_loss_of_a_reward_model():
+    pairs = [Pair(x.chosen_ids, x.rejected_ids, i / 2) for i, x in enumerate(random_pairs(5))]
+    objective = preferences(pairs, method=RewardModel(margin=0.25, centring=0.1))
+    losses = []
+    for pair in pairs:
+        ids = (pair.chosen_ids, pair.rejected_ids)
+        a, b = (objective.module(torch.tensor([x])).logits.item() for x in ids)
+        losses.append(math.log1p(math.exp(b - a + 0.25 + pair.margin)) + 0.1 * (a + b) ** 2)
+    assert objective.evaluate()["loss"] == pytest.approx(sum(losses) / 5, rel=1e-4)
+    updater = OfflineUpdater(objective, OfflineSettings(minibatch_size=5), Alone())
+    assert updater.update(1)["loss"] == pytest.approx(sum(losses) / 5, rel=1e-4)
 
 
 def test_pair_accuracy_of_labelled_texts_is_over_every_pair_with_different_labels():
