@@ -73,7 +73,7 @@ def saved(folder: Path, kind: str) -> Path:
     ("kind", "steps", "figures"),
     [
         ("sft", 10, {"loss", "perplexity"}),  # 40 texts, twice
-        ("packed", 10, {"loss", "perplexity"}),  # 10 rows, twice
+        ("packed", 12, {"loss", "perplexity"}),  # 12 rows, twice
         ("reward_model", 6, {"loss", "pair_accuracy"}),  # 20 pairs of texts
         ("dpo", 10, JUDGED),
         ("lora", 10, JUDGED),

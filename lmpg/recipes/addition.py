@@ -226,6 +226,7 @@ KTO: dict[str, Any] = {
     "algorithm": {"beta": 2.0, "desirable_weight": 2.0},
     "update": DIRECT.model_dump(),
     "evaluation": SAMPLED,
+    "run": {"total_steps": 300},
 }
 STAGES = {
     "sft": WorldStage({"update": SUPERVISED.model_dump(), "evaluation": SAMPLED}, supervised),
