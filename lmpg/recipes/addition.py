@@ -224,9 +224,8 @@ DPO: dict[str, Any] = {
 }
 KTO: dict[str, Any] = {
     "algorithm": {"beta": 2.0, "desirable_weight": 2.0},
-    "update": DIRECT.model_dump(),
+    "update": {**DIRECT.model_dump(), "learning_rate": 6e-4, "warmup_steps": 20},
     "evaluation": SAMPLED,
-    "run": {"total_steps": 300},
 }
 STAGES = {
     "sft": WorldStage({"update": SUPERVISED.model_dump(), "evaluation": SAMPLED}, supervised),
