@@ -20,6 +20,7 @@ from tests.objectives import (
     answered,
     comparing,
     judging,
+    moved,
     random_answers,
     random_comparisons,
     random_ids,
@@ -156,6 +157,19 @@ def test_training_starts_with_no_margin_and_the_loss_of_chance():
     found = comparing(random_comparisons(6), policy=policy).evaluate()
     assert found["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert found["margin"] == pytest.approx(0, abs=1e-6)
+
+
+def test_in_bf16_losses_and_gradients_are_near_those_of_fp32():
+    found = []
+    for bf16 in (False, True):
+        objective = moved(comparing(random_comparisons(8), policy=tiny_policy(bf16=bf16)))
+        loss = objective.sums(objective.train)["loss"]
+        loss.backward()
+        grads = [p.grad.flatten() for p in objective.module.parameters()]
+        assert loss.dtype == grads[0].dtype == torch.float32
+        found.append((loss.item(), torch.cat(grads)))
+    assert found[1][0] == pytest.approx(found[0][0], rel=0.02)
+    assert torch.cosine_similarity(found[0][1], found[1][1], dim=0) > 0.99
 
 
 def test_with_an_adapter_the_reference_is_the_model_below_it():

@@ -58,6 +58,16 @@ def test_a_texts_log_probs_do_not_depend_on_its_neighbours():
         torch.testing.assert_close(found[before : before + len(alone)], alone, atol=1e-5, rtol=1e-5)
 
 
+def test_packed_rows_in_bf16_are_near_those_of_fp32():
+    texts = random_texts(9)
+    rows = [
+        PackedNextToken(NextToken(tiny_policy(bf16=x), texts, texts, 0, Alone())) for x in (0, 1)
+    ]
+    full, half = (objective.sums(objective.rows)["loss"].item() for objective in rows)
+    assert half == pytest.approx(full, rel=0.01)
+    assert half != full
+
+
 def test_a_token_looks_at_itself_and_the_earlier_ones_of_its_text():
     seen = (block_mask(torch.tensor([[1, 1, 2, 2, 0]]))[0, 0] == 0).int().tolist()
     assert seen == [
