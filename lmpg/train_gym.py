@@ -12,7 +12,7 @@ from lmpg.cli import parse
 from lmpg.config import GymSettings
 from lmpg.sections import UserError
 from lmpg.training.gym import GymSource, make_source, num_iterations
-from lmpg.training.lifecycle import begin, carry_out
+from lmpg.training.lifecycle import begin, carry_out, refusals_leave_nothing
 from lmpg.training.online import Online
 from lmpg.training.processes import Processes
 from lmpg.training.run_folder import RunFolder
@@ -34,7 +34,7 @@ def train_gym(presets: Path, argv: Sequence[str]) -> None:
     folder = begin(settings, "gym", processes)
     if folder.status == "finished":
         return
-    try:
+    with refusals_leave_nothing(folder, processes):
         source = make_source(
             settings.env,
             settings.policy,
@@ -43,9 +43,6 @@ def train_gym(presets: Path, argv: Sequence[str]) -> None:
             settings.evaluation,
             settings.run,
         )
-    except UserError:
-        folder.abandon()
-        raise
     print("\n".join([*preset.said, *first_lines(source)]), flush=True)
     facts = {"env": settings.env.id, "evaluation": evaluation_words(source)}
     try:

@@ -27,7 +27,7 @@ from lmpg.sections import Section, UserError
 from lmpg.training import checkpoint
 from lmpg.training.evaluation import HeldOut
 from lmpg.training.language import LanguageSource
-from lmpg.training.lifecycle import begin, carry_out
+from lmpg.training.lifecycle import begin, carry_out, refusals_leave_nothing
 from lmpg.training.online import Online
 from lmpg.training.processes import Processes
 from lmpg.training.responding import Responder
@@ -52,12 +52,8 @@ def train_language(
     folder = begin(settings, name, processes)
     if folder.status == "finished":
         return
-    try:
+    with refusals_leave_nothing(folder, processes):
         run = prepare(settings, folder, processes)
-    except UserError:
-        if processes.is_main:
-            folder.abandon()
-        raise
     with run.scorer:
         carry_out(run.online, folder, name, run.facts)
 

@@ -9,10 +9,9 @@ from lmpg.cli import parse
 from lmpg.config import OfflineLearningSettings
 from lmpg.recipes import world_asked_for, world_stage
 from lmpg.recipes.world import OfflineWorld
-from lmpg.sections import UserError
 from lmpg.stages import STAGES
 from lmpg.stages.prepared import Prepared
-from lmpg.training.lifecycle import begin, carry_out
+from lmpg.training.lifecycle import begin, carry_out, refusals_leave_nothing
 from lmpg.training.offline import Offline, OfflineUpdater
 from lmpg.training.processes import Processes
 from lmpg.training.run_folder import RunFolder
@@ -32,16 +31,12 @@ def train_stage(name: str, method: str, preset: Values, argv: Sequence[str] | No
     folder = begin(settings, name, processes)
     if folder.status == "finished":
         return
-    try:
+    with refusals_leave_nothing(folder, processes):
         world = _world(settings, method, processes)
         prepared = stage.prepare(settings, world, processes)
         if processes.is_main:
             print(prepared.line, flush=True)
         run = _assembled(settings, prepared, folder, processes)
-    except UserError:
-        if processes.is_main:
-            folder.abandon()
-        raise
     carry_out(run, folder, name, {})
 
 

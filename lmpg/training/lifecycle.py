@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
 
+from lmpg.sections import UserError
 from lmpg.training import checkpoint
 from lmpg.training.loop import Loop, RunStopped
 from lmpg.training.processes import Processes
@@ -23,6 +25,17 @@ def begin(settings: Any, name: str, processes: Processes) -> RunFolder:
     if folder.status == "finished" and processes.is_main:
         print(f"{folder.path} has finished already; nothing to do", flush=True)
     return folder
+
+
+@contextmanager
+def refusals_leave_nothing(folder: RunFolder, processes: Processes) -> Iterator[None]:
+    """Bad input that is refused while a run is prepared leaves no folder behind."""
+    try:
+        yield
+    except UserError:
+        if processes.is_main:
+            folder.abandon()
+        raise
 
 
 def carry_out(loop: Loop, folder: RunFolder, name: str, facts: dict[str, Any]) -> None:
