@@ -61,7 +61,8 @@ def test_a_texts_log_probs_do_not_depend_on_its_neighbours():
 def test_packed_rows_in_bf16_are_near_those_of_fp32():
     texts = random_texts(9)
     rows = [
-        PackedNextToken(NextToken(tiny_policy(bf16=x), texts, texts, 0, Alone())) for x in (0, 1)
+        PackedNextToken(NextToken(tiny_policy(bf16=x), texts, texts, 0, Alone()))
+        for x in (False, True)
     ]
     full, half = (objective.sums(objective.rows)["loss"].item() for objective in rows)
     assert half == pytest.approx(full, rel=0.01)
