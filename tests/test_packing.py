@@ -60,11 +60,11 @@ def test_a_texts_log_probs_do_not_depend_on_its_neighbours():
 
 def test_packed_rows_in_bf16_are_near_those_of_fp32():
     texts = random_texts(9)
-    rows = [
-        PackedNextToken(NextToken(tiny_policy(bf16=x), texts, texts, 0, Alone()))
-        for x in (False, True)
-    ]
-    full, half = (objective.sums(objective.rows)["loss"].item() for objective in rows)
+    losses = []
+    for bf16 in (False, True):
+        rows = PackedNextToken(NextToken(tiny_policy(bf16=bf16), texts, texts, 0, Alone()))
+        losses.append(rows.sums(rows.rows)["loss"].item())
+    full, half = losses
     assert half == pytest.approx(full, rel=0.01)
     assert half != full
 
