@@ -39,6 +39,7 @@ def draw(out: Path, metric: str, runs: list[Path]) -> None:
         axis.plot(*points[-1], marker, color=colour, ms=8, mec="black", mew=0.6, label=name)
     axis.set_xscale("symlog", linthresh=1)
     axis.set_xlim(left=0)
+    axis.set_xticks(ticks := [0, 1, 2, 5, 10, 20, 50], [str(tick) for tick in ticks])
     axis.set_xlabel(LABELS["kl"])
     axis.set_ylabel(LABELS.get(metric, metric))
     axis.grid(alpha=0.3)
