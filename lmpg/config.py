@@ -106,7 +106,7 @@ class LanguageSettings(Section, Generic[A]):
             raise ValueError(
                 f"rewards.overlong_tokens = {rewards.overlong_tokens}, but no response is longer "
                 f"than sampling.max_new_tokens = {longest}: even an empty one would lose "
-                "something. Set rewards.overlong_tokens lower"
+                "something. Set rewards.overlong_tokens lower, 0 for none (the preset dapo sets 10)"
             )
         return self
 
@@ -159,11 +159,16 @@ def refuse_critic_rate(update: UpdateSettings, needs: frozenset[str], name: str)
 def refuse_to_anneal(names: tuple[str, ...], algorithm: Section) -> None:
     """ValueError unless every one of `names` is a number of the algorithm that nothing steers."""
     values = algorithm.model_dump()
-    possible = [name for name, value in values.items() if isinstance(value, float) and value > 0]
+    numbers = [name for name, value in values.items() if isinstance(value, float) and value > 0]
+    possible = [name for name in numbers if "clip" in name or name.endswith("_coef")]
     steered = [coef for target, (coef, _) in TARGETS.items() if values.get(target) is not None]
     for name in names:
         if name not in possible or name in steered:
-            why = "is steered to its target" if name in steered else f"is {values.get(name)!r}"
+            why = "is steered to its target" if name in steered else "cannot be annealed"
+            if name in values and not values[name]:
+                why = f"is {values[name]!r}"
+            elif name not in values:
+                why = "does not exist"
             raise ValueError(
                 f"update.anneal = {name}, but algorithm.{name} {why}; expected some of "
                 f"{', '.join(n for n in possible if n not in steered)}"

@@ -128,6 +128,8 @@ def _built(settings: LanguageSettings, processes: Processes) -> World | None:
         return None
     start = Path(settings.model.path) if settings.model.path else None
     own_rewards = bool(settings.rewards.functions or settings.rewards.models)
+    if processes.is_main:
+        print(f"built-in world: {name} (data.world)", flush=True)
 
     def build() -> World:
         return WORLDS[name].build(start, not own_rewards)

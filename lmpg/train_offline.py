@@ -60,6 +60,8 @@ def _world(
     if name is None:
         return None
     build = world_stage(name, method).build
+    if processes.is_main:
+        print(f"built-in world: {name} (data.world)", flush=True)
     start = Path(settings.model.path) if settings.model.path else None
     processes.on_main(lambda: build(start) and None)
     return build(start)

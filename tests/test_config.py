@@ -139,7 +139,7 @@ def test_only_numbers_of_the_algorithm_that_nothing_steers_can_be_annealed():
     with pytest.raises(UserError, match=r"algorithm\.kl_coef is steered to its target"):
         built(Settings, **anneal, algorithm={"kl_target": 3.0})
     for name in ("clipp", "whiten", "entropy_coef"):
-        with pytest.raises(UserError, match=rf"update\.anneal = {name}, .* expected some of gamma"):
+        with pytest.raises(UserError, match=rf"anneal = {name}, .* expected some of value_coef"):
             built(Settings, update={"anneal": [name]})
     with pytest.raises(UserError, match=r"update\.anneal = clip_high"):
         built(GymSettings[PPO], algorithm=NO_KL, update={"anneal": ["clip_high"]})

@@ -19,7 +19,7 @@ from lmpg.training.processes import Processes
 from lmpg.training.responding import Responder
 from lmpg.training.selftest import require_sound, self_test
 from lmpg.training.shaping import Shaping
-from tests.tiny import CONTEXT, EOS, PAD, tiny_model, tiny_tokenizer
+from tests.tiny import CHARACTERS, CONTEXT, EOS, PAD, tiny_model, tiny_tokenizer
 
 PROMPTS = ["a", "bc", "def", "ghij 1", "klmno 22", "p"]
 
@@ -174,3 +174,31 @@ def test_the_self_test_passes_on_a_sound_model_and_names_what_is_wrong_otherwise
     with pytest.raises(ValueError, match="KL to the reference is"):
         require_sound(broken, bf16=False)
     require_sound(broken, bf16=True)
+
+
+def test_an_evaluation_that_cannot_be_scored_stops_the_run_before_it_begins():
+    with pytest.raises(RunStopped, match=r"before training: 8 of 8 held-out responses"):
+        source_of(PPO(), FakeScorer(fails=CHARACTERS), max_error_share=0.5).evaluate()
+    tolerant = source_of(PPO(), FakeScorer(fails=CHARACTERS))
+    assert tolerant.evaluate()["reward_errors"] == 8
+    begun = source_of(PPO(), max_error_share=0.5)
+    begun.collect(1)
+    assert "reward_errors" not in begun.evaluate()
+    begun.held_out.scorer.fails = CHARACTERS
+    assert begun.evaluate()["reward_errors"] == 8  # later on the rollouts decide
+
+
+class Indifferent(FakeScorer):
+    def score(self, prompts, completions, completion_ids, columns):
+        return super().score(prompts, ["same"] * len(completions), completion_ids, columns)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "why"), [(Indifferent(), "the same score"), (FakeScorer(CHARACTERS), "no response")]
+)
+def test_steps_that_nothing_can_be_learned_from_are_told_of_once(scorer, why, caplog):
+    source = source_of(GRPO(group_size=4), scorer)
+    source.collect(1)
+    source.collect(2)
+    (said,) = [r.getMessage() for r in caplog.records if "nothing can be learned" in r.getMessage()]
+    assert why in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def test_a_model_that_gives_too_few_scores_gives_none():
 
     reward = ModelReward("judge", Short(), tiny_tokenizer(), 50)
     scorer = Scorer.__new__(Scorer)
-    scorer.weights, scorer._said = (1.0,), set()
+    scorer.weights, scorer._said = (1.0,), defaultdict(set)
     batch = Batch(["p"] * 2, ["a", "b"], [[1], [1]], {})
     scores = PendingScores(scorer, batch, {"judge": reward.submit(batch)}).result()
     assert scores.totals == [None, None]

@@ -12,6 +12,7 @@ from lmpg.data.tokenizing import completion_text
 from lmpg.rewards.scorer import Scorer
 from lmpg.rewards.settings import RewardSettings
 from lmpg.rewards.steps import pieces, step_places, token_widths
+from lmpg.sections import UserError
 from tests.tiny import EOS, tiny_tokenizer
 from tests.tiny_tokenizers import character_tokenizer
 
@@ -150,6 +151,14 @@ def test_a_list_that_cannot_be_placed_costs_its_sample_the_score(scorer, process
     assert scores.totals == [1.0, None]
     assert scores.steps == [[], []]
     assert message in scores.messages[0]
+
+
+def test_steps_are_refused_at_the_start_to_a_function_that_gets_none(tmp_path):
+    (tmp_path / "mine.py").write_text("def reward(completion_steps):\n    return []\n")
+    function = f"{tmp_path / 'mine.py'}:reward"
+    with pytest.raises(UserError, match=r"only with --rewards\.process step"):
+        Scorer(RewardSettings(functions=(function,)), columns=["answer"])
+    Scorer(RewardSettings(functions=(function,), process="step"), columns=["answer"]).close()
 
 
 def test_a_sample_without_a_score_has_no_steps_either(scorer):

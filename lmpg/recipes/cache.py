@@ -35,6 +35,7 @@ def cached(name: str, settings: dict[str, Any], make: Callable[[Path], None]) ->
         return folder
     with _lock(folder):
         if not is_whole(folder):
+            print(f"making {name} once, kept in {folder.parent}", flush=True)
             _fill(folder, make, text)
     return folder
 

@@ -36,8 +36,13 @@ class FunctionReward:
         """Raises if the function needs a parameter that the data has no column for."""
         columns = list(columns)
         for name in self._signature["required"]:
-            if name in columns or name in (*GIVEN, "completion_steps"):
+            if name in columns or name in GIVEN:
                 continue
+            if name == "completion_steps":
+                raise UserError(
+                    f"{KEY}: {self.spec.text} has a parameter 'completion_steps', which there is "
+                    "only with --rewards.process step"
+                )
             if self.spec.is_builtin:
                 raise UserError(
                     f"{KEY}: {self.spec.text} compares with the column {name!r}, but the data has "

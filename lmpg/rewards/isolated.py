@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import queue
 import threading
 import time
@@ -17,6 +18,7 @@ from lmpg.rewards.process import WorkerDied, WorkerProcess, WorkerTimeout, plain
 from lmpg.rewards.specs import KEY, Spec
 from lmpg.sections import UserError
 
+logger = logging.getLogger(__name__)
 START_TIMEOUT = 120.0
 RETRY_TIMEOUTS, RETRY_SECONDS = 3, 30.0
 Arguments = dict[str, list]
@@ -35,6 +37,7 @@ class IsolatedFunction:
         self.timeout = timeout
         self.retry_seconds = max(RETRY_TIMEOUTS * timeout, RETRY_SECONDS)
         self._process = WorkerProcess(spec.function, max(timeout, START_TIMEOUT), spec.arguments)
+        self._retries_told = False
         self._jobs: queue.SimpleQueue = queue.SimpleQueue()
         # The thread lives as long as the process: a process dies with the thread that started it.
         # It is a daemon so that a program can end while a function hangs.
@@ -73,12 +76,16 @@ class IsolatedFunction:
             return {"error": f"while importing it, {error}"}
 
     def _answer(self, arguments: Arguments, count: int) -> Answer:
+        started = time.monotonic()
         answer, failure = self._call(arguments, count)
+        slow = time.monotonic() - started >= self.timeout
         if failure is None:
             return answer
         if count <= 1:
             answer.messages.append(failure)
             return answer
+        if slow:
+            self._tell_of_retries(count, failure)
         answer = self._one_by_one(arguments, count)
         if None not in answer.values:
             answer.notes.append(
@@ -86,6 +93,19 @@ class IsolatedFunction:
                 "a score; batches are scored one by one as long as that is so, which is slow"
             )
         return answer
+
+    def _tell_of_retries(self, count: int, failure: str) -> None:
+        """Once, and before they begin: a function that hangs would be waited for in silence."""
+        if not self._retries_told:
+            self._retries_told = True
+            logger.warning(
+                "reward %s: a batch failed (%s); its %d responses are tried one by one, for at "
+                "most %g s (said once)",
+                self.spec.name,
+                failure,
+                count,
+                self.retry_seconds,
+            )
 
     def _one_by_one(self, arguments: Arguments, count: int) -> Answer:
         answer = Answer()

@@ -15,7 +15,7 @@ from lmpg.rewards.steps import Decode, pieces, step_places
 from lmpg.sections import UserError
 
 logger = logging.getLogger(__name__)
-MAX_WARNINGS = 20
+MAX_WARNINGS = 5  # of each reward
 Step = tuple[int, float]
 Placed = defaultdict[int, float]  # token index → weighted reward
 
@@ -74,7 +74,7 @@ class Scorer:
         self._settings = settings
         self._decode = decode
         self._rewards: dict[str, Reward] = {}
-        self._said: set[tuple[str, str]] = set()
+        self._said: defaultdict[str, set[str]] = defaultdict(set)
         try:
             self._add_functions(settings, columns)
             if settings.models:
@@ -131,10 +131,12 @@ class Scorer:
 
     def warn_once(self, name: str, texts: list[str]) -> None:
         """Logs what is new of what the reward `name` has to say."""
+        said = self._said[name]
         for text in dict.fromkeys(texts):
-            if (name, text) not in self._said and len(self._said) < MAX_WARNINGS:
-                self._said.add((name, text))
-                logger.warning("reward %s: %s (said once)", name, text)
+            if text not in said and len(said) < MAX_WARNINGS:
+                said.add(text)
+                last = "; no more is said of this reward" if len(said) == MAX_WARNINGS else ""
+                logger.warning("reward %s: %s (said once%s)", name, text, last)
 
     def _with_places(self, batch: Batch) -> Batch:
         ids = batch.completion_ids
@@ -153,6 +155,8 @@ class Scorer:
 
     def _add_functions(self, settings: RewardSettings, columns: Iterable[str] | None) -> None:
         known = None if columns is None else list(columns)
+        if known is not None and settings.process == "step":
+            known.append("completion_steps")
         for spec in settings.functions:
             reward = FunctionReward(spec, settings.timeout, settings.workers)
             self._add(reward, reward.qualifier)

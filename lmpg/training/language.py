@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from lmpg.models.policy import Reference
 from lmpg.rewards.scorer import Scorer
 from lmpg.training.evaluation import HeldOut
 from lmpg.training.language_metrics import reward_metrics, rollout_metrics
+from lmpg.training.loop import RunStopped
 from lmpg.training.online import Collected
 from lmpg.training.overlap import scored_responses
 from lmpg.training.processes import Processes
@@ -21,7 +23,9 @@ from lmpg.training.responding import Key, Responder
 from lmpg.training.rounds import Rounds
 from lmpg.training.shaping import Shaping
 from lmpg.training.stopwatch import Stopwatch
-from lmpg.types import Algorithm
+from lmpg.types import Algorithm, Rollout
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -43,12 +47,15 @@ class LanguageSource:
     samples_every: int
     chunks: int = 1
     max_refills: int = 0
+    begun: bool = False
+    idle_told: bool = False
     headline: str = "reward"
     lower_is_better: bool = False
     unit: str = "tokens"
 
     def collect(self, step: int) -> Collected:
         """Sample and score, shape, record; RunStopped if too few responses have a score."""
+        self.begun = True
         watch, group_size = Stopwatch(), self.algorithm.group_size
         draw = partial(self._sampled_and_scored, watch, step, [])
         rounds = Rounds(step, group_size, self.max_error_share, self.shaping, self.processes, draw)
@@ -61,8 +68,20 @@ class LanguageSource:
         return Collected(recorded.rollout, metrics, recorded.shown[:SHOWN] if due else [])
 
     def evaluate(self) -> dict[str, float]:
-        """Figures of responses to held-out prompts; see `lmpg.training.evaluation`."""
-        return self.held_out.evaluate()
+        """Figures of responses to held-out prompts; see `lmpg.training.evaluation`.
+
+        RunStopped before anything was learned, where too few of them have a score.
+        """
+        found, size = self.held_out.evaluate(), self.held_out.size
+        errors = int(found.get("reward_errors", 0))
+        if not self.begun and errors > self.max_error_share * size:
+            said = "\n  ".join(self.held_out.messages[:5])
+            raise RunStopped(
+                f"before training: {errors} of {size} held-out responses could not be scored, more "
+                f"than rewards.max_error_share = {self.max_error_share} allows. Mend the reward "
+                f"and start again. The reward said:\n  {said}"
+            )
+        return found
 
     def state(self) -> dict[str, Any]:
         """Statistics of scores; prompts and random numbers follow from the seed and the step."""
@@ -134,4 +153,16 @@ class LanguageSource:
         found |= reward_metrics(rounds.scores, rounds.greedy_errors)
         if self.algorithm.group_size > 1:
             found["frac_reward_zero_std"] = filling.without_spread
+        self._tell_if_idle(recorded.rollout, filling)
         return found | (filling.metrics() if self.max_refills else {})
+
+    def _tell_if_idle(self, rollout: Rollout, filling: Filling) -> None:
+        """Once: a step that nothing can be learned from looks like any other in the log."""
+        why = None
+        if not rollout.counted_BT.any():
+            why = "no response counts: all are without a score or masked (rewards.truncated)"
+        elif self.algorithm.group_size > 1 and filling.without_spread == 1:
+            why = "the responses of each group have the same score, so none is better than another"
+        if why and not self.idle_told and self.processes.is_main:
+            self.idle_told = True
+            logger.warning("nothing can be learned from this step: %s (said once)", why)

@@ -108,7 +108,15 @@ def _conclude(
 
 def _closing_lines(summary: dict[str, Any], folder: RunFolder) -> str:
     before, after = summary["before"], summary.get("after", {})
-    lines = [f"{name:>18}  {before[name]:9.3f} → {after[name]:9.3f}" for name in after]
+    lines = [
+        f"{name:>18}  {_shown(before.get(name))} → {_shown(value)}" for name, value in after.items()
+    ]
     header = f"{'':>18}  {'before':>9}   {'after':>9}"
-    where = f"{summary['exit_reason']} after {summary['steps']} steps: {folder.path}/report.html"
+    reason = summary["exit_reason"].partition(":")[0]  # why it stopped is told by the error
+    where = f"{reason} after {summary['steps']} steps: {folder.path}/report.html"
     return "\n".join([header, *lines, where] if after else [where])
+
+
+def _shown(value: float | None) -> str:
+    """A figure in nine places; never −0.000."""
+    return f"{'':>9}" if value is None else f"{round(value, 3) + 0.0:9.3f}"

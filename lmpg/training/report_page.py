@@ -34,8 +34,8 @@ h2 { font-size: 18px; margin: 36px 0 12px; }
 .grid-of-figures { display: grid; gap: 14px;
   grid-template-columns: repeat(auto-fill, minmax(min(320px, 100%), 1fr)); }
 figure { margin: 0; padding: 10px 10px 4px; }
-figcaption { display: flex; justify-content: space-between; gap: 8px; padding: 0 4px 4px;
-  font-size: 13px; overflow-wrap: anywhere; }
+figcaption { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 8px;
+  padding: 0 4px 4px; font-size: 13px; overflow-wrap: anywhere; }
 figcaption span { color: var(--muted); white-space: nowrap; font-variant-numeric: tabular-nums; }
 svg { width: 100%; height: auto; display: block; }
 svg text { font-size: 10px; fill: var(--muted); font-variant-numeric: tabular-nums; }
