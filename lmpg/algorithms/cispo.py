@@ -7,13 +7,17 @@ from torch import Tensor
 
 from lmpg.algorithms.shared.groups import Grouped
 from lmpg.algorithms.shared.regularised import Regularised
+from lmpg.functional.masking import Reduction
 from lmpg.functional.policy_losses import importance_weights, log_ratio, policy_gradient
 from lmpg.types import Evaluation, Minibatch
 
 
 class CISPO(Grouped, Regularised):
-    """−sg[min(ρ, c)]·A·log π, and GRPO's credit."""
+    """−sg[min(ρ, c)]·A·log π, and GRPO's credit; the mean over all tokens (equation 4)."""
 
+    reduction: Reduction = "token_mean"
+    """token_mean: every step weighs the same; sequence_mean: every response does; fixed_length:
+    the sum over a response's steps divided by sampling.max_new_tokens."""
     ratio_cap: float = Field(5.0, ge=1)
     """c: the largest weight ρ; a cap on ρ itself, not a distance from 1 as `clip` is elsewhere."""
 
