@@ -11,7 +11,7 @@ from lmpg.pipeline import pipeline
 from lmpg.presets import preset_names
 from lmpg.sections import UserError
 from lmpg.stages import STAGES
-from lmpg.train import train
+from lmpg.train import methods, train
 from lmpg.values import read_yaml
 
 
@@ -34,10 +34,16 @@ def train_named(argv: Sequence[str]) -> None:
         train(argv[0], argv[1:])
         return
     _, config = taken(list(argv), "--config")
-    name = (read_yaml(config).get("algorithm") or {}).get("name") if config else None
+    section = read_yaml(config).get("algorithm") if config else None
+    name = section.get("name") if isinstance(section, dict) else None
     if name is None:
         raise UserError(f"expected a method to train with before {argv[0]}\n{_usage()}")
-    train(name, argv)
+    if name in preset_names() and name not in methods():
+        raise UserError(
+            f"{config}: algorithm.name = {name} is a preset, expected an algorithm; leave it out "
+            f"and run `lmpg train {name} --config {config}`"
+        )
+    train(str(name), argv)
 
 
 def _explain(command: str) -> None:

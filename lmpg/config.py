@@ -13,7 +13,7 @@ from lmpg.models.settings import ModelSettings, PolicySettings
 from lmpg.rewards.settings import RewardSettings
 from lmpg.sampling.settings import SamplingSettings
 from lmpg.sections import Section
-from lmpg.training.adaptation import TARGETS
+from lmpg.training.adaptation import refuse_what_cannot_change
 from lmpg.training.dpo import DPO
 from lmpg.training.kto import KTO
 from lmpg.training.reward_modelling import RewardModel
@@ -76,13 +76,15 @@ class LanguageSettings(Section, Generic[A]):
     @model_validator(mode="after")
     def _ratios_of_what_was_sampled(self) -> LanguageSettings:
         sampling = self.sampling
-        if "ratios" in self._needs() and (sampling.top_k or sampling.top_p < 1):
+        compared = self._needs() & {"ratios", "reference"}
+        if compared and (sampling.top_k or sampling.top_p < 1):
             name = algorithm_name(type(self.algorithm))
+            what = "the policy that sampled" if "ratios" in compared else "the reference"
             raise ValueError(
                 f"sampling.top_k = {sampling.top_k}, sampling.top_p = {sampling.top_p} with "
-                f"algorithm.name = {name}, which compares π with the policy that sampled: tokens "
-                "that are cut off make their ratio wrong. Set top_k to 0 and top_p to 1, or take "
-                "an algorithm without ratios, as reinforce or rloo"
+                f"algorithm.name = {name}, which compares π with {what}: where tokens are cut off, "
+                "ratios and KL of what is left are wrong. Set top_k to 0 and top_p to 1, or take "
+                "an algorithm without ratios, as reinforce or rloo, with algorithm.kl_coef 0"
             )
         return self
 
@@ -139,8 +141,8 @@ class LanguageSettings(Section, Generic[A]):
         return self
 
     @model_validator(mode="after")
-    def _annealed_settings_exist(self) -> LanguageSettings:
-        refuse_to_anneal(self.update.anneal, self.algorithm)
+    def _coefficients_that_can_change(self) -> LanguageSettings:
+        refuse_what_cannot_change(self.update, self.algorithm)
         return self
 
     def _needs(self) -> frozenset[str]:
@@ -154,25 +156,6 @@ def refuse_critic_rate(update: UpdateSettings, needs: frozenset[str], name: str)
             f"update.critic_learning_rate = {update.critic_learning_rate}, but algorithm.name = "
             f"{name} has no critic. Leave it out, or take an algorithm with a critic, as ppo"
         )
-
-
-def refuse_to_anneal(names: tuple[str, ...], algorithm: Section) -> None:
-    """ValueError unless every one of `names` is a number of the algorithm that nothing steers."""
-    values = algorithm.model_dump()
-    numbers = [name for name, value in values.items() if isinstance(value, float) and value > 0]
-    possible = [name for name in numbers if "clip" in name or name.endswith("_coef")]
-    steered = [coef for target, (coef, _) in TARGETS.items() if values.get(target) is not None]
-    for name in names:
-        if name not in possible or name in steered:
-            why = "is steered to its target" if name in steered else "cannot be annealed"
-            if name in values and not values[name]:
-                why = f"is {values[name]!r}"
-            elif name not in values:
-                why = "does not exist"
-            raise ValueError(
-                f"update.anneal = {name}, but algorithm.{name} {why}; expected some of "
-                f"{', '.join(n for n in possible if n not in steered)}"
-            )
 
 
 class GymSettings(Section, Generic[A]):
@@ -204,8 +187,15 @@ class GymSettings(Section, Generic[A]):
                 f"algorithm.name = {name} compares several responses to one prompt, which an "
                 "environment does not have. Set algorithm.name to one without groups, as ppo"
             )
-        refuse_to_anneal(self.update.anneal, self.algorithm)
+        refuse_what_cannot_change(self.update, self.algorithm)
         refuse_critic_rate(self.update, needs, algorithm_name(type(self.algorithm)))
+        for key, single in (("reduction", "token_mean"), ("ratio", "token")):
+            value = getattr(self.algorithm, key, single)
+            if value != single:
+                raise ValueError(
+                    f"algorithm.{key} = {value}, but environment steps are learned from one by "
+                    f"one, in minibatches that know no episode. Set algorithm.{key} to {single}"
+                )
         if "reference" in needs:
             raise ValueError(
                 "algorithm.kl_coef is not 0, but an environment has no reference policy to stay "

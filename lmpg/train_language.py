@@ -65,10 +65,16 @@ def language_settings(
 
     def defaults(given: Values) -> Values:
         world = world_asked_for(merged(preset, given))
-        below = own_reward(given) if world is None else WORLDS[world].preset(algorithm)
-        return merged(below, preset)
+        if world is not None:
+            return merged(WORLDS[world].preset(algorithm), preset)
+        return merged(own_reward(given), passes(algorithm), preset)
 
     return parse(LanguageSettings[algorithm], argv, defaults)  # type: ignore
+
+
+def passes(algorithm: type[Section]) -> Values:
+    """Without ratios each step is for the policy that sampled, which only the first pass is."""
+    return {} if "ratios" in algorithm().needs else {"update": {"epochs": 1}}  # type: ignore
 
 
 def own_reward(given: Values) -> Values:
@@ -163,7 +169,7 @@ def source_of(
     update, run = settings.update, settings.run
     scorer = Scorer(
         settings.rewards,
-        columns=dict.fromkeys(name for prompt in prompts.train for name in prompt.columns),
+        columns=prompts.columns,
         device=str(processes.device),
         trust_remote_code=settings.model.trust_remote_code,
         decode=partial(completion_text, tokenizer),

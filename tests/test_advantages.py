@@ -11,7 +11,7 @@ from lmpg.functional.advantages import (
     leave_one_out,
     next_chosen,
 )
-from lmpg.functional.masking import loss_weights, masked_mean, masked_variance, whitened
+from lmpg.functional.masking import WHITEN_EPS, loss_weights, masked_mean, masked_variance, whitened
 
 R, V = [1.0, 2.0, 3.0], [0.5, 1.0, 1.5]
 
@@ -207,3 +207,11 @@ def test_loss_weights_count_tokens_or_sequences_and_sum_to_one():
 def test_loss_weights_of_an_empty_minibatch_are_zero():
     for reduction in ("token_mean", "sequence_mean"):
         assert loss_weights(torch.zeros(2, 3).bool(), reduction, 3).sum() == 0
+
+
+def test_rounding_of_log_probs_in_small_rewards_is_no_spread():
+    noise = 1e-8 * torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    for constant in (0.0, 0.5):
+        x, all_of_it = constant + noise, torch.ones(4, 8, dtype=torch.bool)
+        assert not whitened(x, all_of_it, WHITEN_EPS).any()
+        assert not group_standardised(x, all_of_it, 1e-6).any()

@@ -17,7 +17,6 @@ from lmpg.algorithms import (
 from lmpg.config import (
     GymSettings,
     LanguageSettings,
-    RewardModelSettings,
     SftSettings,
 )
 from lmpg.sections import Section, UserError
@@ -130,7 +129,10 @@ def test_ratios_are_refused_for_samples_of_a_cut_off_distribution(sampling):
             built(LanguageSettings[ALGORITHMS[name]], sampling=sampling)
     with pytest.raises(UserError, match=r"algorithm\.name = rloo, which compares"):
         built(LanguageSettings[RLOO], sampling=sampling, algorithm={"kl_in": "loss"})
-    assert built(LanguageSettings[RLOO], sampling=sampling).sampling.temperature == 1
+    with pytest.raises(UserError, match=r"which compares π with the reference"):
+        built(LanguageSettings[RLOO], sampling=sampling)
+    found = built(LanguageSettings[RLOO], sampling=sampling, algorithm={"kl_coef": 0})
+    assert found.sampling.temperature == 1
 
 
 def test_only_numbers_of_the_algorithm_that_nothing_steers_can_be_annealed():
@@ -141,6 +143,8 @@ def test_only_numbers_of_the_algorithm_that_nothing_steers_can_be_annealed():
     for name in ("clipp", "whiten", "entropy_coef"):
         with pytest.raises(UserError, match=rf"anneal = {name}, .* expected some of value_coef"):
             built(Settings, update={"anneal": [name]})
+    with pytest.raises(UserError, match=r"algorithm\.dual_clip cannot be annealed"):
+        built(Settings, update={"anneal": ["dual_clip"]}, algorithm={"dual_clip": 3.0})
     with pytest.raises(UserError, match=r"update\.anneal = clip_high"):
         built(GymSettings[PPO], algorithm=NO_KL, update={"anneal": ["clip_high"]})
 
@@ -286,15 +290,3 @@ def test_the_nearest_name_is_found_across_sections_or_not_at_all():
     assert nearest("clip", known) == "algorithm.clip"
     assert nearest("sampling.lam", known) == "algorithm.lam"
     assert nearest("quux.zzz", known) is None
-
-
-@pytest.mark.parametrize("settings", [SftSettings, RewardModelSettings, Settings])
-def test_all_settings_have_a_description(settings):
-    def descriptions(section):
-        for name, field in section.model_fields.items():
-            if hasattr(field.annotation, "model_fields"):
-                yield from descriptions(field.annotation)
-            else:
-                yield name, field.description
-
-    assert [name for name, text in descriptions(settings) if not text] == []

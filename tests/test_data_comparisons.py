@@ -190,3 +190,13 @@ def test_a_mismatched_answer_is_another_prompts_and_fits_into_the_context():
         assert set(other.ids[: other.start]) == set(text.ids[:5])
         assert (other.ids[other.start] - 10) // 2 != text.ids[0]
         assert all(other.learned[other.start :])
+
+
+def test_answers_with_nothing_before_them_to_begin_from_alike_are_skipped(settings):
+    """Without a prompt and a BOS the first token of each answer would be its prompt."""
+    rows = [{"prompt": "", "chosen": "good", "rejected": "bad"}] * 3
+    rows += [{"prompt": "p", "chosen": "good", "rejected": "bad"}] * 7
+    found = load_comparisons(settings(rows), character_tokenizer(bos=False), 32)
+    assert found.skipped == {"without a common prompt": 3}
+    answers = load_answers(settings(rows), character_tokenizer(bos=False), 32)
+    assert answers.skipped == {"without a common prompt": 3}

@@ -130,3 +130,14 @@ def test_chat_and_text_prompts_may_be_mixed():
 def test_a_path_is_required():
     with pytest.raises(UserError, match=r"data.path is missing.*--data.path"):
         load_prompts(DataSettings(), character_tokenizer(), 9)
+
+
+def test_a_column_that_some_rows_lack_is_none_there_and_one_of_training_alone_is_not_offered(
+    load, tmp_path
+):
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text(json.dumps({"prompt": "p", "answer": 1}) + "\n")
+    rows = [{"prompt": f"q{i}", "answer": i} | ({"hint": "h"} if i else {}) for i in range(5)]
+    prompts = load(rows, eval_path=str(held_out))
+    assert [p.columns["hint"] for p in prompts.train] == [None, "h", "h", "h", "h"]
+    assert prompts.columns == ["prompt", "answer"]

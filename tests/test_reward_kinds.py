@@ -189,3 +189,13 @@ def test_runs_of_one_process_and_of_two_go_on_whatever_their_rewards_do(tmp_path
         assert len(together) == len(alone) == 2
         for line, other in zip(together, alone):
             assert line == pytest.approx(other, rel=1e-4, abs=1e-5)
+
+
+def test_a_score_that_float32_cannot_hold_is_none(tmp_path):
+    (tmp_path / "mine.py").write_text("def huge(completions): return [1.0, 1e300, 1e30]")
+    settings = RewardSettings(functions=(f"{tmp_path / 'mine.py'}:huge",), weights=(1e10,))
+    with Scorer(settings) as scorer:
+        found = scored(scorer, ["a", "b", "c"])
+    assert found.totals == [1e10, None, None]
+    assert (found.errors, len(found.messages)) == (2, 1)
+    assert "2 of 3 without a score: it is beyond ±1e+18" in found.messages[0]

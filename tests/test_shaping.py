@@ -154,3 +154,9 @@ def test_process_rewards_are_scaled_as_the_total_is():
     assert found.totals == [pytest.approx(-(0.5**0.5)), pytest.approx(0.5**0.5)]
     zeroed = shaped([1.0, 3.0], None, [False, True], steps, truncated="zero")
     assert zeroed.steps == [[], []]
+
+
+def test_process_rewards_of_scores_without_spread_are_not_blown_up():
+    found = shaped([2.0, 2.0], steps=[[(1, 2.0)], [(3, 2.0)]], normalise="running")
+    assert found.totals == [0, 0]
+    assert found.steps == [[(1, 2.0)], [(3, 2.0)]]

@@ -1,6 +1,7 @@
 """The update: invariance to how it is cut up, G19's first step, and when it ends."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -166,3 +167,13 @@ def test_an_update_ends_where_the_policy_has_gone_far_enough():
     assert found["policy/approx_kl"] < found["policy/last_kl"]
     found, steps = updated(None)
     assert (steps, found["policy/early_stop"]) == (12, 0)
+
+
+def test_an_update_that_ends_before_its_first_step_is_no_failure():
+    policy = BanditPolicy()
+    rollout = bandit_rollout(policy, 64, 0, 1)
+    rollout = replace(rollout, logprobs_BT=rollout.logprobs_BT + 1)
+    updater = updater_for(policy, rollout_size=64, minibatch_size=16, target_kl=0.01)
+    algorithm = PPO(kl_coef=0)
+    found = updater.update(algorithm, rollout, algorithm.assign_credit(rollout), 1)
+    assert (found["policy/early_stop"], found["grad_norm"]) == (1, 0)

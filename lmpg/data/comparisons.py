@@ -98,6 +98,9 @@ def comparisons_from_rows(
     for where, each in _preferences(rows, sieve, settings, source):
         chosen = whole_text(tokenizer, each.prompt, each.chosen, where)
         rejected = whole_text(tokenizer, each.prompt, each.rejected, where)
+        if chosen.ids[: chosen.start] != rejected.ids[: rejected.start]:
+            sieve.skipped["without a common prompt"] += 1  # no prompt and no BOS before the answers
+            continue
         longest = max(len(text.ids) - text.start for text in (chosen, rejected))
         before = sieve.before(chosen.ids[: chosen.start], longest, where)
         if before is not None:

@@ -34,8 +34,9 @@ class PromptSet:
 
     @property
     def columns(self) -> list[str]:
-        """Names of all columns that rewards may ask for."""
-        return columns_of(prompt.columns for prompt in [*self.train, *self.held_out])
+        """Names of the columns that rewards may ask for: those that both parts have."""
+        held_out = columns_of(prompt.columns for prompt in self.held_out)
+        return [name for name in columns_of(p.columns for p in self.train) if name in held_out]
 
     def line(self) -> str:
         """How many prompts there are, and what was left out, for the log."""
@@ -87,11 +88,11 @@ def _read(rows: list[Row], tokenizer: Any, sieve: Sieve, column: str, source: st
             kept.append((number, row))
         else:
             sieve.skipped["empty"] += 1
-    prompts = []
+    prompts, names = [], columns_of(rows)
     for (number, row), ids in zip(kept, _ids([row[column] for _, row in kept], tokenizer)):
         fitting = sieve.fit(ids, f"{source}, row {number}")
         if fitting is not None:
-            prompts.append(Prompt(row[column], fitting, dict(row)))
+            prompts.append(Prompt(row[column], fitting, dict.fromkeys(names) | row))
     return sieve.some(prompts, len(rows), source)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lmpg.functional.masking import ROUNDING, masked_mean
+from lmpg.functional.masking import masked_mean, rounding
 
 
 def gae(
@@ -55,8 +55,8 @@ def group_centred(scores_PG: Tensor, valid_PG: Tensor) -> Tensor:
     known_PG = torch.where(valid_PG, scores_PG, 0.0)
     mean_P1 = known_PG.sum(1, keepdim=True) / valid_PG.sum(1, keepdim=True).clamp(min=1)
     centred_PG = torch.where(valid_PG, known_PG - mean_P1, 0.0)
-    rounding_P1 = ROUNDING * known_PG.abs().amax(1, keepdim=True)
-    return torch.where(centred_PG.abs().amax(1, keepdim=True) > rounding_P1, centred_PG, 0.0)
+    noise_P1 = rounding(known_PG.abs().amax(1, keepdim=True))
+    return torch.where(centred_PG.abs().amax(1, keepdim=True) > noise_P1, centred_PG, 0.0)
 
 
 def group_standardised(scores_PG: Tensor, valid_PG: Tensor, eps: float) -> Tensor:

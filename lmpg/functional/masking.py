@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-# A spread below this share of the largest magnitude is float32 rounding, not information.
 ROUNDING = 1e-6
+"""A spread below this share of the largest magnitude is float32 rounding, not information; nor is
+one below this itself: the log-probs of a KL penalty bring rounding of their own."""
 
 WHITEN_EPS = 1e-8
 
@@ -32,8 +33,13 @@ def whitened(x: Tensor, mask: Tensor, eps: float) -> Tensor:
     A single element, or elements without spread beyond rounding, become 0.
     """
     std = masked_variance(x, mask).sqrt()
-    spread = mask & (std > ROUNDING * torch.where(mask, x, 0).abs().max())
+    spread = mask & (std > rounding(torch.where(mask, x, 0).abs().max()))
     return torch.where(spread, (x - masked_mean(x, mask)) / (std + eps), 0)
+
+
+def rounding(largest: Tensor) -> Tensor:
+    """The spread up to which numbers as large as this are all the same."""
+    return ROUNDING * largest.clamp(min=1)
 
 
 def loss_weights(mask_BT: Tensor, reduction: Reduction, length: int) -> Tensor:

@@ -16,6 +16,7 @@ from lmpg.sections import UserError
 
 logger = logging.getLogger(__name__)
 MAX_WARNINGS = 5  # of each reward
+LARGEST = 1e18  # of a score's magnitude
 Step = tuple[int, float]
 Placed = defaultdict[int, float]  # token index → weighted reward
 
@@ -192,6 +193,8 @@ class PendingScores:
                 said = f"{count} of {len(self._batch)} without a score: {text}"
                 messages.append(f"{name}: {said}")
         totals = [self._total(scores) for scores in zip(*by_reward.values())]
+        totals, too_large = _bounded(totals, steps)
+        messages += too_large
         placed = [sorted(x.items()) if t is not None else [] for x, t in zip(steps, totals)]
         return Scores(totals, by_reward, totals.count(None), messages, placed)
 
@@ -199,6 +202,23 @@ class PendingScores:
         if any(score is None for score in scores):
             return None
         return sum(weight * score for weight, score in zip(self._scorer.weights, scores))  # type: ignore
+
+
+def _bounded(
+    totals: list[float | None], steps: list[Placed]
+) -> tuple[list[float | None], list[str]]:
+    """Without totals that float32 could not hold the square of, and what there is to say of them.
+
+    A score that is finite in float64 would else be inf in the loss, or in its spread.
+    """
+
+    def fits(total: float | None, placed: Placed) -> bool:
+        return total is None or all(abs(x) < LARGEST for x in (total, *placed.values()))
+
+    kept = [t if fits(t, placed) else None for t, placed in zip(totals, steps)]
+    lost = kept.count(None) - totals.count(None)
+    said = f"{lost} of {len(kept)} without a score: it is beyond ±{LARGEST:g}, expected less"
+    return kept, [said] if lost else []
 
 
 def _summed(answer: Answer, batch: Batch, weight: float, steps: list[Placed]) -> list[float | None]:

@@ -6,6 +6,7 @@ An algorithm is frozen, so each change makes a new one, validated anew.
 from __future__ import annotations
 
 from lmpg.functional.kl import doubled_or_halved, proportionally_adapted
+from lmpg.sections import Section
 from lmpg.training.settings import UpdateSettings
 from lmpg.types import Algorithm
 
@@ -49,3 +50,40 @@ def with_fields(algorithm: Algorithm, changed: dict[str, float]) -> Algorithm:
         return algorithm
     fields = algorithm.model_dump()  # type: ignore[attr-defined]
     return type(algorithm)(**{**fields, **changed})
+
+
+def refuse_what_cannot_change(update: UpdateSettings, algorithm: Section) -> None:
+    """ValueError where a coefficient that is to be annealed or steered cannot be."""
+    for name in update.anneal:
+        _refuse_to_anneal(name, algorithm)
+    target = getattr(algorithm, "penalty_target", None)
+    if target and update.epochs * update.rollout_size == update.minibatch_size:
+        raise ValueError(
+            f"algorithm.penalty_target = {target} with one optimizer step per rollout "
+            "(update.epochs = 1, update.minibatch_size = update.rollout_size): the KL to the "
+            "policy that sampled is 0 before it. Set update.epochs to 2 or more"
+        )
+
+
+def _refuse_to_anneal(name: str, algorithm: Section) -> None:
+    values = algorithm.model_dump()
+    steered = [coef for target, (coef, _) in TARGETS.items() if values.get(target) is not None]
+    possible = [
+        key
+        for key, value in values.items()
+        if isinstance(value, float)
+        and value > 0
+        and key not in steered
+        and (key in ("clip", "clip_high", "value_clip") or key.endswith("_coef"))
+    ]
+    if name in possible:
+        return
+    why = "is steered to its target" if name in steered else "cannot be annealed"
+    if name not in values:
+        why = "does not exist"
+    elif not values[name]:
+        why = f"is {values[name]!r}"
+    raise ValueError(
+        f"update.anneal = {name}, but algorithm.{name} {why}; expected some of "
+        f"{', '.join(possible)}"
+    )

@@ -98,12 +98,18 @@ class Diagnostics:
             "policy/ratio_max": self._global_max(),
             **losses,
             "loss/total": sum(losses.values()),
-            "grad_norm": float(torch.stack(self._norms).mean()) if self._norms else float("nan"),
+            "grad_norm": self._mean_norm(),
             "skipped_updates": float(self._skipped),
         }
         if "off_target" in sums:
             found["value/clip_fraction"] = sums["value_clipped"] / max(sums["off_target"], 1.0)
         return found
+
+    def _mean_norm(self) -> float:
+        if self._norms:
+            return float(torch.stack(self._norms).mean())
+        # 0 where the policy had gone far enough before the first step: that is no failure
+        return float("nan") if self._skipped else 0.0
 
     def _add(self, name: str, value: Tensor) -> None:
         value = value.detach().to(torch.float64)

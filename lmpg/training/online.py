@@ -114,7 +114,8 @@ class Online(Loop):
         earned = metrics["objective/rlhf_reward"]
         decay = self.updater.settings.baseline_decay
         old = self.progress.baseline
-        self.progress.baseline = earned if old is None else decay * old + (1 - decay) * earned
+        if rollout.scorable_B.any():  # else nothing was earned, not 0
+            self.progress.baseline = earned if old is None else decay * old + (1 - decay) * earned
         coefs = steered(self.algorithm, metrics, len(rollout.mask_BT))
         self.progress.coefs |= coefs
         self.algorithm = with_fields(self.algorithm, coefs)

@@ -11,6 +11,7 @@ from lmpg.rewards.settings import RewardSettings
 from lmpg.training.responding import Responses
 
 STD_EPS = 1e-8  # beside it the std of scores that are all the same is no divisor
+NO_SPREAD = 1e-6  # a std that says nothing: running scores are then centred, not scaled
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class Shaping:
         )
 
     def _scale(self) -> float:
-        return 1.0 if self.settings.normalise == "none" else 1 / (self.seen.std + STD_EPS)
+        known = self.settings.normalise != "none" and self.seen.std > NO_SPREAD
+        return 1 / (self.seen.std + STD_EPS) if known else 1.0
 
     def _shaped(self, score: float, length: int, finished: bool) -> float:
         settings = self.settings

@@ -40,10 +40,22 @@ class Regularised(Section):
                 "algorithm.kl_estimator = k1 with algorithm.kl_in = loss: its expected gradient "
                 "is zero there, so it holds nothing back. Set algorithm.kl_estimator to k3 or k2"
             )
-        if self.kl_target and not self.kl_coef:
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_steer_and_to_widen(self) -> Regularised:
+        for target, coef in (("kl_target", "kl_coef"), ("penalty_target", "penalty_coef")):
+            wanted = getattr(self, target, None)
+            if wanted and not getattr(self, coef):
+                raise ValueError(
+                    f"algorithm.{target} = {wanted} with algorithm.{coef} = 0, which no "
+                    f"controller can change. Set an algorithm.{coef} above 0 to start from"
+                )
+        high = getattr(self, "clip_high", None)
+        if high is not None and getattr(self, "clip", None) is None:
             raise ValueError(
-                f"algorithm.kl_target = {self.kl_target} with algorithm.kl_coef = 0, which no "
-                "controller can change. Set an algorithm.kl_coef above 0 to start from"
+                f"algorithm.clip_high = {high} with algorithm.clip = none, which does not clip. "
+                "Set algorithm.clip too, or leave algorithm.clip_high out"
             )
         return self
 
