@@ -11,9 +11,12 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from lmpg.environments.problems import register_problems
 from lmpg.environments.rewind import Rewindable
 from lmpg.environments.settings import EnvSettings
 from lmpg.sections import UserError
+
+register_problems()
 
 
 def make_envs(settings: EnvSettings, num_envs: int) -> VectorEnv:
