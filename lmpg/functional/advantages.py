@@ -37,6 +37,30 @@ def gae(
     return torch.where(mask_BT, advantages_TB.T, 0.0)
 
 
+def n_step_advantages(
+    rewards_BT: Tensor,
+    values_BT: Tensor,
+    next_values_BT: Tensor,
+    terminated_BT: Tensor,
+    ended_BT: Tensor,
+    mask_BT: Tensor,
+    gamma: float,
+    n: int,
+) -> Tensor:
+    """A^(n)_t = r_t + … + γ^(n−1) r_{t+n−1} + γ^n V(s_{t+n}) − V(s_t), n ≥ 1, [B, T].
+
+    arXiv 1506.02438, eq. 11–14; fewer steps where the episode ends before. Arguments as in `gae`,
+    which is their mixture (1 − λ) Σ_n λ^(n−1) A^(n) (eq. 16).
+    """
+    bootstrap_BT = torch.where(terminated_BT, 0.0, next_values_BT)
+    deltas_BT = rewards_BT + gamma * bootstrap_BT - values_BT
+    advantages_BT = deltas_BT
+    for _ in range(n - 1):
+        later_BT = next_chosen(advantages_BT, mask_BT)
+        advantages_BT = deltas_BT + torch.where(ended_BT, 0.0, gamma * later_BT)
+    return torch.where(mask_BT, advantages_BT, 0.0)
+
+
 def next_chosen(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """For each step, the value at the next step that `mask_BT` marks; 0 after the last one."""
     next_TB = torch.zeros_like(values_BT.T)
