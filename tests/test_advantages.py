@@ -9,6 +9,7 @@ from lmpg.functional.advantages import (
     group_centred,
     group_standardised,
     leave_one_out,
+    n_step_advantages,
     next_chosen,
 )
 from lmpg.functional.masking import WHITEN_EPS, loss_weights, masked_mean, masked_variance, whitened
@@ -99,6 +100,33 @@ def test_gae_equals_the_double_sum_over_later_deltas():
                 if ended[b, k]:
                     break
             torch.testing.assert_close(found[b, t], total)
+
+
+def test_n_step_advantages_of_g1_are_sums_of_rewards_and_one_value():
+    row = lambda x: torch.tensor([x], dtype=torch.float64)  # noqa: E731
+    no, yes = torch.zeros(1, 3).bool(), torch.ones(1, 3).bool()
+    found = [
+        n_step_advantages(row(R), row(V), row([1, 1.5, 2]), no, no, yes, 0.9, n)[0].tolist()
+        for n in (1, 2, 3, 9)
+    ]
+    assert found[0] == pytest.approx([1.4, 2.35, 3.3])
+    assert found[1] == pytest.approx([1 + 1.8 + 0.81 * 1.5 - 0.5, 2 + 2.7 + 0.81 * 2 - 1, 3.3])
+    assert found[2] == pytest.approx([1 + 1.8 + 2.43 + 0.729 * 2 - 0.5, 5.32, 3.3])
+    assert found[3] == found[2]
+
+
+def test_gae_is_the_mixture_of_all_n_step_advantages():
+    g = torch.Generator().manual_seed(3)
+    rewards, values, after = torch.rand(3, 50, 7, generator=g, dtype=torch.float64)
+    terminated = torch.rand(50, 7, generator=g) < 0.1
+    ended = terminated | (torch.rand(50, 7, generator=g) < 0.1)
+    mask = torch.rand(50, 7, generator=g) < 0.8
+    known = (rewards, values, after, terminated, ended, mask, 0.9)
+    lam, mixture = 0.7, torch.zeros(50, 7, dtype=torch.float64)
+    for n in range(1, 7):
+        mixture += (1 - lam) * lam ** (n - 1) * n_step_advantages(*known, n)
+    mixture += lam**6 * n_step_advantages(*known, 7)  # the sum ends with the row
+    torch.testing.assert_close(mixture, gae(*known, lam))
 
 
 def test_gae_bridges_over_steps_the_policy_did_not_choose():

@@ -11,7 +11,8 @@ from lmpg.environments.problems.finite import FiniteMDP
 def performance_difference(mdp: FiniteMDP, new_SA: np.ndarray, old_SA: np.ndarray) -> float:
     """η(new) − η(old) = Σ_s ρ_new(s) Σ_a new(a | s) A_old(s, a).
 
-    Kakade & Langford 2002, lemma 6.1. The visits are the *new* policy's, the advantages the old one's.
+    Kakade & Langford 2002, lemma 6.1. The visits are the *new* policy's,
+    the advantages the old one's.
     """
     return float(visitation(mdp, new_SA, mdp.gamma) @ _expected_advantage(mdp, new_SA, old_SA))
 
