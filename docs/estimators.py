@@ -80,7 +80,7 @@ def draw(s: Setting, num_episodes: int) -> None:
     left.set_title("each point a λ")
     right.set_xlabel("λ")
     right.set_ylabel("root mean squared error of a batch")
-    right.set_title("the best λ (dots) of the wrong V grows with the batch")
+    right.set_title("the wrong V's best λ (dots) grows with the batch")
     right.set_yscale("log")
     right.legend(fontsize=8, frameon=False, ncols=2, loc="upper center")
     left.legend(frameon=False)
