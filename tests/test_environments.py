@@ -175,7 +175,7 @@ def test_cartpole_steps_natively_and_can_be_told_not_to():
 def test_continuous_actions_are_clipped_for_the_environment_only():
     envs = make_envs(EnvSettings(id="Pendulum-v1"), 2)
     runner = Runner(envs, "Pendulum-v1", seed=0)
-    actions = Actions.of(envs.single_action_space, "Pendulum-v1")
+    actions = Actions.of(envs.single_action_space, "Pendulum-v1", squash=False)
     assert actions.for_env(np.array([[-9.0], [1.5]], np.float32)).tolist() == [[-2.0], [1.5]]
     policy = agent(runner, initial_log_std=2.0)
     drawn = runner.collect(policy, 40, generator(0)).inputs["actions"]
@@ -193,7 +193,7 @@ def test_discrete_spaces_are_one_hot_and_may_start_anywhere():
     space = gymnasium.spaces.Discrete(3, start=5)
     features = Observations.of(space, "x").features(np.array([5, 7]))
     assert features.tolist() == [[1, 0, 0], [0, 0, 1]]
-    assert Actions.of(space, "x").for_env(np.array([0, 2])).tolist() == [5, 7]
+    assert Actions.of(space, "x", squash=False).for_env(np.array([0, 2])).tolist() == [5, 7]
 
 
 def test_evaluation_counts_the_first_episode_of_each_environment():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -15,6 +16,7 @@ from lmpg.sections import UserError
 from lmpg.training.seeding import generator
 
 DISCRETE, CONTINUOUS = ActionSpec("discrete", 3), ActionSpec("continuous", 2)
+JOINT = ActionSpec("multi-discrete", 2, (3, 2))
 
 
 def made(actions: ActionSpec, critic: bool = True, **settings) -> MLPPolicy:
@@ -99,15 +101,75 @@ def test_without_a_critic_there_are_no_values():
     assert made(CONTINUOUS).evaluate(inputs).values_BT.shape == (2, 3)
 
 
-@pytest.mark.parametrize("actions", [DISCRETE, CONTINUOUS])
-def test_a_saved_policy_comes_back(actions, tmp_path):
-    policy = made(actions, hidden_sizes=(8,), activation="relu")
+@pytest.mark.parametrize(
+    ("actions", "settings"),
+    [
+        (DISCRETE, {}),
+        (CONTINUOUS, {}),
+        (JOINT, {}),
+        (DISCRETE, {"trunk": "shared"}),
+        (CONTINUOUS, {"squash": True}),
+        (CONTINUOUS, {"log_std": "fixed", "initial_log_std": -1.5}),
+    ],
+)
+def test_a_saved_policy_comes_back(actions, settings, tmp_path):
+    policy = made(actions, hidden_sizes=(8,), activation="relu", **settings)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.1
     policy.save(tmp_path)
     assert {p.suffix for p in tmp_path.iterdir()} == {".safetensors", ".json"}
     features = np.ones((2, 4), dtype=np.float32)
-    assert np.array_equal(load_policy(tmp_path).act(features, None), policy.act(features, None))
+    loaded, noise = load_policy(tmp_path), policy.noise(1, 2, generator(0))[0]
+    assert np.array_equal(loaded.act(features, None), policy.act(features, None))
+    assert np.array_equal(loaded.act(features, noise), policy.act(features, noise))
+    assert torch.equal(loaded.values(torch.ones(2, 4)), policy.values(torch.ones(2, 4)))
+    assert loaded.squash == policy.squash
+
+
+def test_a_policy_saved_before_there_were_joint_choices_is_still_read(tmp_path):
+    policy = made(DISCRETE)
+    policy.save(tmp_path)
+    described = json.loads((tmp_path / "policy.json").read_text())
+    del described["actions"]["choices"], described["policy"]["trunk"]
+    (tmp_path / "policy.json").write_text(json.dumps(described))
+    assert load_policy(tmp_path).action_spec == DISCRETE
 
 
 def test_loading_what_is_no_policy_names_the_folder(tmp_path):
     with pytest.raises(UserError, match=r"policy\.json"):
         load_policy(tmp_path)
+
+
+def test_a_shared_trunk_is_trained_by_actor_and_critic():
+    policy = made(DISCRETE, hidden_sizes=(8, 8), trunk="shared")
+    trunk = policy.actor[0].weight
+    features = torch.randn(6, 4, generator=generator(0))
+    new = policy.evaluate({"observations": features, "actions": torch.zeros(6, dtype=torch.int64)})
+    torch.testing.assert_close(new.values_BT, policy.values(features))
+    for term in (new.values_BT.sum(), new.logprobs_BT.sum()):
+        (slope,) = torch.autograd.grad(term, trunk, retain_graph=True)
+        assert slope.abs().sum() > 0
+    assert sum(p.numel() for p in policy.critic.parameters()) == 9
+    apart = made(DISCRETE, hidden_sizes=(8, 8))
+    new = apart.evaluate({"observations": features, "actions": torch.zeros(6, dtype=torch.int64)})
+    (slope,) = torch.autograd.grad(new.values_BT.sum(), apart.actor[0].weight, allow_unused=True)
+    assert slope is None
+
+
+def test_a_shared_trunk_acts_as_it_evaluates():
+    policy = made(DISCRETE, hidden_sizes=(8,), trunk="shared")
+    with torch.no_grad():
+        policy.actor[-1].weight.mul_(100)
+    features = torch.randn(20, 4, generator=generator(0))
+    acted = torch.from_numpy(policy.act(features.numpy(), None))
+    outcomes = [
+        policy.evaluate({"observations": features, "actions": torch.full((20,), a)}).logprobs_BT
+        for a in range(3)
+    ]
+    assert torch.equal(acted, torch.stack(outcomes).argmax(0))
+
+
+def test_a_trunk_without_a_critic_to_share_it_is_refused():
+    with pytest.raises(UserError, match=r"policy\.trunk = shared, but the algorithm has no critic"):
+        made(DISCRETE, critic=False, trunk="shared")

@@ -34,7 +34,7 @@ def play(policy: ActingPolicy, settings: EnvSettings, num_episodes: int, seed: i
     envs = make_envs(settings, num_episodes)
     try:
         observations = Observations.of(envs.single_observation_space, settings.id)
-        actions = Actions.of(envs.single_action_space, settings.id)
+        actions = Actions.of(envs.single_action_space, settings.id, policy.squash)
         raw, _ = envs.reset(seed=seed)
         alive = np.ones(num_episodes, dtype=bool)
         returns, lengths = np.zeros(num_episodes), np.zeros(num_episodes, dtype=np.int64)

@@ -26,6 +26,8 @@ RECENT_EPISODES = 100
 class ActingPolicy(Protocol):
     """What the runner needs of a policy; `lmpg.models.mlp.MLPPolicy` is one."""
 
+    squash: bool
+
     def noise(self, num_steps: int, num_envs: int, generator: torch.Generator) -> np.ndarray:
         """What acting consumes, [steps, envs, …]."""
         ...
@@ -44,13 +46,16 @@ class ActingPolicy(Protocol):
 
 
 class Runner:
-    """Holds the environments, where they are, and what their present episodes have earned."""
+    """Holds the environments, where they are, and what their present episodes have earned.
 
-    def __init__(self, envs: VectorEnv, env_id: str, seed: int) -> None:
+    squash: as in `Actions`.
+    """
+
+    def __init__(self, envs: VectorEnv, env_id: str, seed: int, squash: bool = False) -> None:
         self.envs = envs
         self.num_envs = envs.num_envs
         self.observations = Observations.of(envs.single_observation_space, env_id)
-        self.actions = Actions.of(envs.single_action_space, env_id)
+        self.actions = Actions.of(envs.single_action_space, env_id, squash)
         self.mode = AutoresetMode(envs.metadata["autoreset_mode"])
         self.num_steps = 0
         self.episodes: deque[tuple[float, int]] = deque(maxlen=RECENT_EPISODES)

@@ -40,27 +40,45 @@ class Observations:
 
 @dataclass(frozen=True)
 class Actions:
-    """Between the policy's actions and the environment's."""
+    """Between the policy's actions and the environment's.
+
+    squash: the policy's actions are brought into the bounds by tanh, instead of cut there.
+    """
 
     spec: ActionSpec
-    space: spaces.Discrete | spaces.Box
+    space: spaces.Discrete | spaces.MultiDiscrete | spaces.Box
+    squash: bool = False
 
     @classmethod
-    def of(cls, space: Space, env_id: str) -> Actions:
-        """The distribution that fits `space`; others than Discrete and Box are refused."""
+    def of(cls, space: Space, env_id: str, squash: bool) -> Actions:
+        """The distribution that fits `space`; others than Discrete, MultiDiscrete and Box are
+        refused, and those without bounds where actions are to be squashed into them."""
+        if squash and not (isinstance(space, spaces.Box) and space.is_bounded()):
+            raise UserError(
+                f"policy.squash brings actions into their bounds, but those of env.id = {env_id} "
+                f"are {space}. Leave policy.squash out"
+            )
         if isinstance(space, spaces.Discrete):
             return cls(ActionSpec("discrete", int(space.n)), space)
+        if isinstance(space, spaces.MultiDiscrete):
+            choices = tuple(int(n) for n in space.nvec.flat)
+            return cls(ActionSpec("multi-discrete", len(choices), choices), space)
         if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
-            return cls(ActionSpec("continuous", int(np.prod(space.shape))), space)
+            return cls(ActionSpec("continuous", int(np.prod(space.shape))), space, squash)
         raise UserError(
-            f"env.id = {env_id}: its actions are {space}, expected Discrete or a Box of floats. "
-            "Wrap the environment so that it has one of these, register it and give its id"
+            f"env.id = {env_id}: its actions are {space}, expected Discrete, MultiDiscrete or a "
+            "Box of floats. Wrap the environment so that it has one of these, register it and give "
+            "its id"
         )
 
     def for_env(self, actions: np.ndarray) -> np.ndarray:
-        """As the environment takes them: shifted to its start, or clipped to its bounds."""
-        if isinstance(self.space, spaces.Box):
-            shaped = actions.reshape(len(actions), *self.space.shape)
-            clipped = np.clip(shaped, self.space.low, self.space.high)
-            return clipped.astype(self.space.dtype, copy=False)
-        return actions + self.space.start if self.space.start else actions
+        """As the environment takes them: shifted to its start, or brought into its bounds."""
+        if isinstance(self.space, spaces.Discrete):
+            return actions + self.space.start if self.space.start else actions
+        shaped = actions.reshape(len(actions), *self.space.shape)
+        if isinstance(self.space, spaces.MultiDiscrete):
+            return shaped + self.space.start
+        low, high = self.space.low, self.space.high
+        if self.squash:
+            shaped = low + (np.tanh(shaped) + 1) / 2 * (high - low)
+        return np.clip(shaped, low, high).astype(self.space.dtype, copy=False)

@@ -60,15 +60,22 @@ class Categorical(nn.Module):
 
 
 class DiagonalGaussian(nn.Module):
-    """N(outputs, σ²) per action dimension, with a learned σ that is the same in every state.
+    """N(outputs, σ²) per action dimension, with a σ that is the same in every state.
 
-    Log-probabilities are those of the action as drawn, before the environment's bounds clip it.
+    σ is learned unless it is `fixed`. Log-probabilities are those of the action as drawn, before
+    the environment's bounds clip it.
     """
 
-    def __init__(self, num_dimensions: int, initial_log_std: float) -> None:
+    log_std: Tensor
+
+    def __init__(self, num_dimensions: int, initial_log_std: float, fixed: bool = False) -> None:
         super().__init__()
         self.num_outputs = num_dimensions
-        self.log_std = nn.Parameter(torch.full((num_dimensions,), initial_log_std))
+        log_std = torch.full((num_dimensions,), initial_log_std)
+        if fixed:
+            self.register_buffer("log_std", log_std)
+        else:
+            self.log_std = nn.Parameter(log_std)
 
     def logprobs_and_entropy(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Sums over the action's dimensions."""

@@ -1,4 +1,4 @@
-"""Small policies for environments with few numbers: actor and critic MLPs that share nothing."""
+"""Small policies for environments with few numbers: actor and critic are MLPs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lmpg.models.action_distributions import Categorical, DiagonalGaussian
+from lmpg.models.action_distributions import ActionDistribution, Categorical, DiagonalGaussian
+from lmpg.models.multi_discrete import MultiDiscrete
 from lmpg.models.settings import PolicySettings
+from lmpg.models.squashed import SquashedGaussian
 from lmpg.sections import UserError
 from lmpg.types import Evaluation
 
@@ -29,10 +31,12 @@ _FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @dataclass(frozen=True)
 class ActionSpec:
-    """Discrete: `size` choices. Continuous: `size` real numbers."""
+    """Discrete: `size` choices. Continuous: `size` real numbers. Multi-discrete: `size` numbers
+    of which each has as many choices as `choices` says."""
 
-    kind: Literal["discrete", "continuous"]
+    kind: Literal["discrete", "continuous", "multi-discrete"]
     size: int
+    choices: tuple[int, ...] = ()
 
 
 class MLPPolicy(nn.Module):
@@ -43,14 +47,17 @@ class MLPPolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.num_features, self.action_spec, self.settings = num_features, actions, settings
-        self.distribution = (
-            Categorical(actions.size)
-            if actions.kind == "discrete"
-            else DiagonalGaussian(actions.size, settings.initial_log_std)
-        )
+        self.distribution = distribution_of(actions, settings)
+        self.shared, self.squash = settings.trunk == "shared", settings.squash
+        if self.shared and not critic:
+            raise UserError(
+                "policy.trunk = shared, but the algorithm has no critic that could share it. Leave "
+                "policy.trunk out, or take an algorithm with a critic, as ppo"
+            )
         sizes = (num_features, *settings.hidden_sizes)
         self.actor = _mlp((*sizes, self.distribution.num_outputs), settings.activation)
-        self.critic = _mlp((*sizes, 1), settings.activation) if critic else None
+        read = sizes[-1:] if self.shared else sizes
+        self.critic = _mlp((*read, 1), settings.activation) if critic else None
 
     def initialise(self, generator: torch.Generator) -> None:
         """Orthogonal weights of gain √2, at the actor's output 0.01, the critic's 1; no biases."""
@@ -65,17 +72,19 @@ class MLPPolicy(nn.Module):
     def evaluate(self, inputs: dict[str, Tensor]) -> Evaluation:
         """Of `observations` [B, T, features] and the `actions` taken there."""
         observations = inputs["observations"]
-        logprobs_BT, entropy_BT = self.distribution.logprobs_and_entropy(
-            self.actor(observations), inputs["actions"]
-        )
-        values_BT = None if self.critic is None else self.values(observations)
+        if self.shared:
+            observations = self.actor[:-1](observations)
+        outputs = self.actor[-1](observations) if self.shared else self.actor(observations)
+        values_BT = None if self.critic is None else self.critic(observations).squeeze(-1)
+        logprobs_BT, entropy_BT = self.distribution.logprobs_and_entropy(outputs, inputs["actions"])
         return Evaluation(logprobs_BT, entropy_BT, values_BT)
 
     def values(self, observations: Tensor) -> Tensor:
         """V(s), shaped like `observations` without its last dimension."""
         if self.critic is None:
             raise ValueError("this policy was made without a critic")
-        return self.critic(observations).squeeze(-1)
+        read = self.actor[:-1](observations) if self.shared else observations
+        return self.critic(read).squeeze(-1)
 
     def act(self, features: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
         """Actions for features [B, F], sampled with `noise`; without it the most likely ones."""
@@ -124,14 +133,25 @@ def load_policy(folder: str | Path) -> MLPPolicy:
     if not path.is_file():
         raise UserError(f"{folder} holds no policy.json; expected the final/ folder of a gym run")
     described = json.loads(path.read_text())
+    actions = described["actions"]
     policy = MLPPolicy(
         described["num_features"],
-        ActionSpec(**described["actions"]),
+        ActionSpec(**{**actions, "choices": tuple(actions.get("choices", ()))}),
         PolicySettings(**described["policy"]),
         described["critic"],
     )
     policy.load_trainable_state(load_file(path.with_name("policy.safetensors")))
     return policy
+
+
+def distribution_of(actions: ActionSpec, settings: PolicySettings) -> ActionDistribution:
+    """What the actor's outputs mean for such actions; a module."""
+    if actions.kind == "discrete":
+        return Categorical(actions.size)
+    if actions.kind == "multi-discrete":
+        return MultiDiscrete(actions.choices)
+    kind = SquashedGaussian if settings.squash else DiagonalGaussian
+    return kind(actions.size, settings.initial_log_std, fixed=settings.log_std == "fixed")
 
 
 def _mlp(sizes: tuple[int, ...], activation: str) -> nn.Sequential:

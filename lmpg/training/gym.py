@@ -84,7 +84,7 @@ def make_source(
 ) -> GymSource:
     """Environments and a fresh policy for them, all drawn from `run.seed`."""
     envs = make_envs(env, env.num_envs)
-    runner = Runner(envs, env.id, env_seed(run.seed, "environments"))
+    runner = Runner(envs, env.id, env_seed(run.seed, "environments"), policy.squash)
     critic = "critic" in algorithm.needs
     agent = MLPPolicy(runner.observations.size, runner.actions.spec, policy, critic)
     agent.initialise(generator(run.seed, "policy"))
