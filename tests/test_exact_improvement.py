@@ -117,6 +117,14 @@ def test_conservative_policy_iteration_goes_up_at_every_step_to_the_best(seed):
     assert performance(mdp, pi_SA) == pytest.approx(best, abs=1e-7)
 
 
+def test_the_share_of_the_greedy_policy_is_the_one_that_the_bound_likes_best():
+    """One-state chain, γ = .9, p = .5: 𝔸 = 1/11/.55, ε = 1/11, so α = .01/.55/3.6."""
+    _, etas = conservative_policy_iteration(one_state_chain(), np.array([[0.5, 0.5]]), 0.1)
+    p = 0.5 + 0.5 * 0.01 / 0.55 / 3.6
+    assert etas[0] == pytest.approx(10 / 11)
+    assert etas[1] == pytest.approx(p / (1 - 0.9 * (1 - p)))
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_natural_gradient_goes_to_the_best(seed):
     mdp, best = small(seed)

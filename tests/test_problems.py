@@ -124,6 +124,8 @@ def test_self_play_circles_but_its_average_goes_to_a_third_each():  # G14
     np.testing.assert_allclose(played.mean(0), 1 / 3, atol=0.005)
     assert abs(played[-10_000:] - 1 / 3).max() > 0.2  # it never settles
     np.testing.assert_allclose(played[0], start)
+    lead = start[0] * np.exp(0.02 * np.array([0.4, -0.4, 0.0]))  # against (.2, .2, .6)
+    np.testing.assert_allclose(played[1, 0], lead / lead.sum())
 
 
 def test_the_best_gains_are_those_of_g17_and_no_other_gain_pays_more():
