@@ -13,7 +13,7 @@ from lmpg.environments.problems.aliased import short_corridor
 from lmpg.environments.problems.chains import three_state_chain
 from lmpg.environments.problems.finite import FiniteEnv, FiniteMDP
 from lmpg.environments.problems.gait import Gait, speed
-from lmpg.environments.problems.lqr import best_gain
+from lmpg.environments.problems.lqr import LQR, best_gain
 from lmpg.environments.problems.puck import Puck, braking
 from lmpg.environments.problems.rock_paper_scissors import RockPaperScissors, self_play
 from lmpg.environments.settings import EnvSettings
@@ -133,7 +133,7 @@ def test_the_best_gains_are_those_of_g17_and_no_other_gain_pays_more():
     assert best_gain(0.9) == pytest.approx(0.588403, abs=1e-6)
 
     def discounted(gain):
-        env = gymnasium.make("lmpg/LQR-v0")
+        env = LQR()
         (x,), _ = env.reset(seed=0)
         first, total = x, 0.0
         for t in range(50):

@@ -14,7 +14,7 @@ PROBLEMS: dict[str, tuple[str, int | None]] = {  # name: (where its class is, ti
     "AliasedGridworld": ("aliased:AliasedGridworld", 1000),
     "Bandit": ("bandit:Bandit", None),
     "RockPaperScissors": ("rock_paper_scissors:RockPaperScissors", None),
-    "LQR": ("lqr:LQR", 50),
+    "LQR": ("lqr:LQR", 10),
     "Puck": ("puck:Puck", 200),
     "Gait": ("gait:Gait", None),
 }
