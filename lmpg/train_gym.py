@@ -21,8 +21,11 @@ from lmpg.training.update import Updater
 from lmpg.values import Values, merged, read_yaml
 
 
-def train_gym(presets: Path, argv: Sequence[str]) -> None:
-    """Train an agent; settings start from what the folder `presets` has for its environment."""
+def train_gym(presets: Path, argv: Sequence[str]) -> Path:
+    """Train an agent; settings start from what the folder `presets` has for its environment.
+
+    Returns the run's folder.
+    """
     preset = Preset(presets, has_config=any(a.split("=")[0] == "--config" for a in argv))
     settings = parse(GymSettings, argv, preset)
     processes = Processes(cpu=True)
@@ -33,7 +36,8 @@ def train_gym(presets: Path, argv: Sequence[str]) -> None:
         )
     folder = begin(settings, "gym", processes)
     if folder.status == "finished":
-        return
+        folder.close()
+        return folder.path
     with refusals_leave_nothing(folder, processes):
         source = make_source(
             settings.env,
@@ -49,6 +53,8 @@ def train_gym(presets: Path, argv: Sequence[str]) -> None:
         carry_out(online(settings, source, folder, processes), folder, "gym", facts)
     finally:
         source.runner.close()
+    folder.close()
+    return folder.path
 
 
 def online(
@@ -68,7 +74,8 @@ def online(
         every=settings.evaluation.every,
         total_steps=total_steps,
         processes=processes,
-        save_policy=policy.save,
+        save_policy=lambda path: source.agent.save(path),
+        reached=source.reached,
     )
 
 
@@ -88,7 +95,10 @@ def first_lines(source: GymSource) -> list[str]:
 
 def evaluation_words(source: GymSource) -> str:
     """How episodes are played for `before`, `after` and `best`."""
-    return f"{source.evaluation.size} deterministic episodes in separate environments"
+    return (
+        f"{source.evaluation.size} episodes of {source.evaluation.actions} actions, in separate "
+        "environments"
+    )
 
 
 @dataclass

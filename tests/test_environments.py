@@ -8,8 +8,10 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from lmpg.environments.agent import Agent
 from lmpg.environments.evaluation import play
 from lmpg.environments.making import make_envs
+from lmpg.environments.normalisation import Normaliser
 from lmpg.environments.runner import Runner
 from lmpg.environments.settings import EnvSettings
 from lmpg.environments.spaces import Actions, Observations
@@ -201,7 +203,7 @@ def test_evaluation_counts_the_first_episode_of_each_environment():
     try:
         settings = EnvSettings(id="LmpgCounter-v0")
         runner = Runner(make_envs(settings, 1), settings.id, seed=0)
-        episodes = play(agent(runner), settings, 4, seed=0)
+        episodes = play(Agent(agent(runner), Normaliser()), settings, 4, seed=0)
     finally:
         del gymnasium.registry["LmpgCounter-v0"]
     assert episodes.returns.tolist() == [9.0] * 4

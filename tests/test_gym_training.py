@@ -30,6 +30,7 @@ from lmpg.training.update import Updater
 
 ROOT = Path(__file__).parent.parent
 PRESETS = ROOT / "configs" / "gym"
+NORMALISED = ["--env.normalise-observations", "True", "--env.normalise-rewards", "True"]
 
 
 def settings(*argv: str) -> GymSettings:
@@ -149,9 +150,11 @@ def comparable(run_dir: Path) -> tuple[list[dict], dict[str, torch.Tensor]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
-def test_a_killed_run_that_is_resumed_equals_one_that_was_not(env_id, tmp_path):
-    flags = ["--env.id", env_id, "--update.rollout-size", 256, "--update.minibatch-size", 128]
+@pytest.mark.parametrize(
+    "env", [["CartPole-v1"], ["Pendulum-v1"], ["CartPole-v1", *NORMALISED]], ids=" ".join
+)
+def test_a_killed_run_that_is_resumed_equals_one_that_was_not(env, tmp_path):
+    flags = ["--env.id", *env, "--update.rollout-size", 256, "--update.minibatch-size", 128]
     flags += ["--update.epochs", 4, "--env.num-envs", 4, "--run.save-every", 3]
     flags += ["--run.total-timesteps", 10_000, "--evaluation.size", 4, "--run.output-dir"]
     assert program(*flags, tmp_path / "whole").wait() == 0
