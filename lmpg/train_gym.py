@@ -103,7 +103,8 @@ def evaluation_words(source: GymSource) -> str:
 
 @dataclass
 class Preset:
-    """Settings for any environment, and over them those for the one that was asked for.
+    """Settings for any environment, and over them those for the method and environment that were
+    asked for (METHOD_ENV.yaml), or PPO's.
 
     A `--config` file stands instead of the latter. `said` tells which file was taken.
     """
@@ -116,18 +117,21 @@ class Preset:
         """The preset for what the user gave."""
         found = read_yaml(str(self.folder / "default.yaml"))
         env_id = given.get("env", {}).get("id", found["env"]["id"])
-        own = self.folder / f"{file_stem(env_id)}.yaml"
-        if not self.has_config and own.is_file():
-            found = merged(found, read_yaml(str(own)))
-            self.said = [f"settings for {env_id} from {own}"]
+        method = given["algorithm"]["name"]
+        own = [self.folder / f"{name}_{file_stem(env_id)}.yaml" for name in (method, "ppo")]
+        known = next((path for path in own if path.is_file()), None)
+        if not self.has_config and known:
+            found = merged(found, read_yaml(str(known)))
+            self.said = [f"settings for {env_id} from {known}"]
         elif not self.has_config:
             self.said = [f"no settings for {env_id} in {self.folder}: general ones"]
-        return with_fields_of(given["algorithm"]["name"], found)
+        return with_fields_of(method, found)
 
 
 def file_stem(env_id: str) -> str:
-    """CartPole-v1 → cartpole_v1."""
-    return re.sub(r"[^a-z0-9]+", "_", env_id.lower())
+    """CartPole-v1 → cartpole, lmpg/Corridor-v0 → corridor."""
+    name = re.sub(r"-v\d+$", "", env_id.rpartition("/")[2].rpartition(":")[2])
+    return re.sub(r"[^a-z0-9]+", "_", name.lower())
 
 
 def with_fields_of(algorithm: str, values: Values) -> Values:
