@@ -117,6 +117,16 @@ def test_truncation_bootstraps_the_true_last_observation_but_termination_does_no
     assert rollout.terminated_BT[0, ends[:4]].tolist() == [True, True, True, False]
 
 
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_each_transition_knows_its_time_in_the_episode_across_rollouts(mode):
+    runner = Runner(counters(mode), "counter", seed=0)
+    policy = agent(runner)
+    for until in (14, 37, 60):  # none is the end of an episode
+        rollout = runner.collect(policy, until, generator(0))
+        seen = rollout.inputs["observations"][..., 1]
+        assert torch.equal(rollout.times_BT[rollout.mask_BT].float(), seen[rollout.mask_BT])
+
+
 def test_episodes_go_on_across_rollouts():
     runner = Runner(counters(AutoresetMode.SAME_STEP), "counter", seed=0)
     policy = agent(runner)

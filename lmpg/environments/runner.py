@@ -96,7 +96,8 @@ class Runner:
         raw, rewards, terminated, truncated, info = self.envs.step(self.actions.for_env(actions))
         ended = (terminated | truncated) & chosen
         paid = self.normaliser.paid(rewards * chosen, chosen, ended)
-        column = Column(features, actions, paid, chosen, terminated & chosen, ended)
+        times = self._lengths.copy()
+        column = Column(features, actions, paid, chosen, terminated & chosen, ended, times)
         self._features = self.observations.features(raw)
         self._count(rewards, column)
         if self.mode is AutoresetMode.NEXT_STEP:
