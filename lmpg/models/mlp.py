@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,17 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmpg.models.action_distributions import ActionDistribution, Categorical, DiagonalGaussian
+from lmpg.models.flat_mlp import FlatMLP
 from lmpg.models.multi_discrete import MultiDiscrete
 from lmpg.models.settings import PolicySettings
 from lmpg.models.squashed import SquashedGaussian
 from lmpg.sections import UserError
 from lmpg.types import Evaluation
-
-_MODULES: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
-_FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "tanh": np.tanh,
-    "relu": lambda x: np.maximum(x, 0),
-}
 
 
 @dataclass(frozen=True)
@@ -55,26 +47,22 @@ class MLPPolicy(nn.Module):
                 "policy.trunk out, or take an algorithm with a critic, as ppo"
             )
         sizes = (num_features, *settings.hidden_sizes)
-        self.actor = _mlp((*sizes, self.distribution.num_outputs), settings.activation)
+        self.actor = FlatMLP((*sizes, self.distribution.num_outputs), settings.activation)
         read = sizes[-1:] if self.shared else sizes
-        self.critic = _mlp((*read, 1), settings.activation) if critic else None
+        self.critic = FlatMLP((*read, 1), settings.activation) if critic else None
 
     def initialise(self, generator: torch.Generator) -> None:
         """Orthogonal weights of gain √2, at the actor's output 0.01, the critic's 1; no biases."""
-        for network, last_gain in ((self.actor, 0.01), (self.critic, 1.0)):
-            *hidden, last = _linears(network) if network is not None else [None]
-            for layer in (*hidden, last):
-                if layer is not None:
-                    gain = last_gain if layer is last else math.sqrt(2)
-                    nn.init.orthogonal_(layer.weight, gain, generator=generator)
-                    nn.init.zeros_(layer.bias)
+        self.actor.initialise(0.01, generator)
+        if self.critic is not None:
+            self.critic.initialise(1.0, generator)
 
     def evaluate(self, inputs: dict[str, Tensor]) -> Evaluation:
         """Of `observations` [B, T, features] and the `actions` taken there."""
         observations = inputs["observations"]
         if self.shared:
-            observations = self.actor[:-1](observations)
-        outputs = self.actor[-1](observations) if self.shared else self.actor(observations)
+            observations = self.actor.hidden(observations)
+        outputs = self.actor.last(observations) if self.shared else self.actor(observations)
         values_BT = None if self.critic is None else self.critic(observations).squeeze(-1)
         logprobs_BT, entropy_BT = self.distribution.logprobs_and_entropy(outputs, inputs["actions"])
         return Evaluation(logprobs_BT, entropy_BT, values_BT)
@@ -83,12 +71,12 @@ class MLPPolicy(nn.Module):
         """V(s), shaped like `observations` without its last dimension."""
         if self.critic is None:
             raise ValueError("this policy was made without a critic")
-        read = self.actor[:-1](observations) if self.shared else observations
+        read = self.actor.hidden(observations) if self.shared else observations
         return self.critic(read).squeeze(-1)
 
     def act(self, features: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
         """Actions for features [B, F], sampled with `noise`; without it the most likely ones."""
-        outputs = self._actor_outputs(features)
+        outputs = self.actor.outputs(features)
         if noise is None:
             return self.distribution.mode(outputs)
         return self.distribution.sample(outputs, noise)
@@ -96,14 +84,6 @@ class MLPPolicy(nn.Module):
     def noise(self, num_steps: int, num_envs: int, generator: torch.Generator) -> np.ndarray:
         """What `act` consumes, [steps, envs, …]."""
         return self.distribution.noise(num_steps, num_envs, generator)
-
-    def _actor_outputs(self, features: np.ndarray) -> np.ndarray:
-        activate = _FUNCTIONS[self.settings.activation]
-        *hidden, last = _linears(self.actor)
-        x = features
-        for layer in hidden:
-            x = activate(x @ layer.weight.detach().numpy().T + layer.bias.detach().numpy())
-        return x @ last.weight.detach().numpy().T + last.bias.detach().numpy()
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Every tensor the optimizer changes, by name."""
@@ -152,14 +132,3 @@ def distribution_of(actions: ActionSpec, settings: PolicySettings) -> ActionDist
         return MultiDiscrete(actions.choices)
     kind = SquashedGaussian if settings.squash else DiagonalGaussian
     return kind(actions.size, settings.initial_log_std, fixed=settings.log_std == "fixed")
-
-
-def _mlp(sizes: tuple[int, ...], activation: str) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in itertools.pairwise(sizes):
-        layers += [nn.Linear(fan_in, fan_out), _MODULES[activation]()]
-    return nn.Sequential(*layers[:-1])
-
-
-def _linears(network: nn.Sequential) -> list[nn.Linear]:
-    return [layer for layer in network if isinstance(layer, nn.Linear)]
