@@ -12,6 +12,7 @@ from gymnasium import spaces
 from torch import distributions
 
 from lmpg.algorithms import PPO
+from lmpg.config import GymSettings
 from lmpg.environments.evaluation import play
 from lmpg.environments.settings import EnvSettings
 from lmpg.environments.spaces import Actions
@@ -23,7 +24,6 @@ from lmpg.models.squashed import SquashedGaussian
 from lmpg.sections import UserError
 from lmpg.training.gym import make_source
 from lmpg.training.seeding import generator
-from lmpg.training.settings import EvaluationSettings, GymRunSettings, UpdateSettings
 
 DISCRETE, CONTINUOUS = ActionSpec("discrete", 3), ActionSpec("continuous", 2)
 
@@ -103,15 +103,17 @@ def test_squashing_needs_bounds(env_id):
 
 
 def source_of(env_id: str, **policy):
-    update = UpdateSettings(rollout_size=64, minibatch_size=64, microbatch_size=64)
-    return make_source(
-        EnvSettings(id=env_id, num_envs=2),
-        PolicySettings(**policy),
-        PPO(),
-        update,
-        EvaluationSettings(size=2),
-        GymRunSettings(total_timesteps=64),
+    s = GymSettings[PPO].model_validate(
+        {
+            "env": {"id": env_id, "num_envs": 2},
+            "policy": policy,
+            "algorithm": {"kl_coef": 0},
+            "update": {"rollout_size": 64, "minibatch_size": 64, "microbatch_size": 64},
+            "evaluation": {"size": 2},
+            "run": {"total_timesteps": 64},
+        }
     )
+    return make_source(s.env, s.policy, s.algorithm, s.update, s.evaluation, s.run)
 
 
 def test_squashed_actions_are_recorded_as_drawn_and_reach_the_environment_squashed():
@@ -143,8 +145,8 @@ def test_evaluation_squashes_too():
     gymnasium.register("LmpgSent-v0", Sent)
     try:
         policy = made(ActionSpec("continuous", 1), squash=True, hidden_sizes=())
-        with torch.no_grad():
-            policy.actor[-1].bias.fill_(0.5)
+        weights = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.5])  # μ = .5
+        torch.nn.utils.vector_to_parameters(weights, policy.actor.parameters())
         episodes = play(policy, EnvSettings(id="LmpgSent-v0"), 2, seed=0)
     finally:
         del gymnasium.registry["LmpgSent-v0"]

@@ -141,26 +141,29 @@ def test_loading_what_is_no_policy_names_the_folder(tmp_path):
         load_policy(tmp_path)
 
 
+def slope_in_the_actor(term: torch.Tensor, policy: MLPPolicy) -> torch.Tensor | None:
+    first = next(iter(policy.actor.parameters()))
+    return torch.autograd.grad(term, first, retain_graph=True, allow_unused=True)[0]
+
+
 def test_a_shared_trunk_is_trained_by_actor_and_critic():
-    policy = made(DISCRETE, hidden_sizes=(8, 8), trunk="shared")
-    trunk = policy.actor[0].weight
     features = torch.randn(6, 4, generator=generator(0))
-    new = policy.evaluate({"observations": features, "actions": torch.zeros(6, dtype=torch.int64)})
+    inputs = {"observations": features, "actions": torch.zeros(6, dtype=torch.int64)}
+    policy = made(DISCRETE, hidden_sizes=(8, 8), trunk="shared")
+    new = policy.evaluate(inputs)
     torch.testing.assert_close(new.values_BT, policy.values(features))
     for term in (new.values_BT.sum(), new.logprobs_BT.sum()):
-        (slope,) = torch.autograd.grad(term, trunk, retain_graph=True)
-        assert slope.abs().sum() > 0
+        assert slope_in_the_actor(term, policy).abs().sum() > 0
     assert sum(p.numel() for p in policy.critic.parameters()) == 9
     apart = made(DISCRETE, hidden_sizes=(8, 8))
-    new = apart.evaluate({"observations": features, "actions": torch.zeros(6, dtype=torch.int64)})
-    (slope,) = torch.autograd.grad(new.values_BT.sum(), apart.actor[0].weight, allow_unused=True)
-    assert slope is None
+    assert slope_in_the_actor(apart.evaluate(inputs).values_BT.sum(), apart) is None
 
 
 def test_a_shared_trunk_acts_as_it_evaluates():
     policy = made(DISCRETE, hidden_sizes=(8,), trunk="shared")
     with torch.no_grad():
-        policy.actor[-1].weight.mul_(100)
+        for parameter in policy.parameters():
+            parameter += torch.randn(parameter.shape, generator=generator(1))
     features = torch.randn(20, 4, generator=generator(0))
     acted = torch.from_numpy(policy.act(features.numpy(), None))
     outcomes = [
@@ -168,6 +171,7 @@ def test_a_shared_trunk_acts_as_it_evaluates():
         for a in range(3)
     ]
     assert torch.equal(acted, torch.stack(outcomes).argmax(0))
+    assert len(acted.unique()) > 1
 
 
 def test_a_trunk_without_a_critic_to_share_it_is_refused():
