@@ -13,7 +13,9 @@ from torch import distributions
 
 from lmpg.algorithms import PPO
 from lmpg.config import GymSettings
+from lmpg.environments.agent import Agent
 from lmpg.environments.evaluation import play
+from lmpg.environments.normalisation import Normaliser
 from lmpg.environments.settings import EnvSettings
 from lmpg.environments.spaces import Actions
 from lmpg.models.action_distributions import DiagonalGaussian
@@ -147,7 +149,7 @@ def test_evaluation_squashes_too():
         policy = made(ActionSpec("continuous", 1), squash=True, hidden_sizes=())
         weights = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.5])  # μ = .5
         torch.nn.utils.vector_to_parameters(weights, policy.actor.parameters())
-        episodes = play(policy, EnvSettings(id="LmpgSent-v0"), 2, seed=0)
+        episodes = play(Agent(policy, Normaliser()), EnvSettings(id="LmpgSent-v0"), 2, seed=0)
     finally:
         del gymnasium.registry["LmpgSent-v0"]
     np.testing.assert_allclose(episodes.returns, 2 * math.tanh(0.5), rtol=1e-6)
