@@ -21,7 +21,7 @@ from lmpg.classic.exact.improvement import (
     value_iteration,
 )
 from lmpg.classic.exact.values import advantages, performance, state_values
-from lmpg.environments.problems.chains import one_state_chain
+from lmpg.environments.problems.chains import cyclic_chain, one_state_chain
 from lmpg.environments.problems.finite import FiniteMDP, random_mdp
 
 
@@ -101,6 +101,10 @@ def test_policy_iteration_finds_what_value_iteration_finds(seed):
     assert advantages(mdp, best_SA).max() < 1e-9
     with_ends = FiniteMDP(0.8 * mdp.P_SAS, mdp.r_SA, mdp.start_S, mdp.gamma)
     assert advantages(with_ends, policy_iteration(with_ends, old_SA)).max() < 1e-9
+
+
+def test_value_iteration_goes_on_until_the_values_and_not_the_changes_are_right():
+    np.testing.assert_allclose(value_iteration(cyclic_chain(), 0.1), 50, atol=0.1)  # G3
 
 
 def small(seed: int) -> tuple[FiniteMDP, float]:
