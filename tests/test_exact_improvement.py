@@ -149,4 +149,4 @@ def test_the_exact_policy_gradient_goes_to_the_best(seed):
         while performance(mdp, softmax_policy(mdp, theta_OA + step * gradient_OA)) < eta:
             step /= 2
         theta_OA, step = theta_OA + step * gradient_OA, 2 * step
-    assert performance(mdp, softmax_policy(mdp, theta_OA)) == pytest.approx(best, abs=1e-3)
+    assert performance(mdp, softmax_policy(mdp, theta_OA)) == pytest.approx(best, abs=1e-5)
