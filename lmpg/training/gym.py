@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from lmpg.environments.evaluation import play
 from lmpg.environments.making import make_envs
@@ -14,11 +14,24 @@ from lmpg.models.mlp import MLPPolicy
 from lmpg.models.settings import PolicySettings
 from lmpg.training.online import Collected
 from lmpg.training.seeding import generator
-from lmpg.training.settings import EvaluationSettings, GymRunSettings, UpdateSettings
+from lmpg.training.settings import (
+    BatchSettings,
+    EvaluationSettings,
+    GymRunSettings,
+    UpdateSettings,
+)
 from lmpg.training.stopwatch import Stopwatch
-from lmpg.types import Algorithm
 
 _log = logging.getLogger(__name__)
+
+
+class Learner(Protocol):
+    """An algorithm or a textbook method."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """`critic` where the policy must have one."""
+        ...
 
 
 @dataclass
@@ -28,7 +41,7 @@ class GymSource:
     policy: MLPPolicy
     runner: Runner
     env: EnvSettings
-    update: UpdateSettings
+    update: UpdateSettings | BatchSettings
     evaluation: EvaluationSettings
     run: GymRunSettings
     headline: str = "return_mean"
@@ -77,8 +90,8 @@ class GymSource:
 def make_source(
     env: EnvSettings,
     policy: PolicySettings,
-    algorithm: Algorithm,
-    update: UpdateSettings,
+    algorithm: Learner,
+    update: UpdateSettings | BatchSettings,
     evaluation: EvaluationSettings,
     run: GymRunSettings,
 ) -> GymSource:
@@ -91,7 +104,7 @@ def make_source(
     return GymSource(agent, runner, env, update, evaluation, run)
 
 
-def num_iterations(run: GymRunSettings, update: UpdateSettings) -> int:
+def num_iterations(run: GymRunSettings, update: UpdateSettings | BatchSettings) -> int:
     """Rollouts until `run.total_timesteps`; the last one may be shorter."""
     return -(-run.total_timesteps // update.rollout_size)
 

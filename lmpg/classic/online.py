@@ -1,0 +1,101 @@
+"""What methods that learn as they live share: one environment, one transition after the other."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmpg.environments.runner import Runner
+from lmpg.models.flat import actor_parameters, critic_parameters, gradient
+from lmpg.models.mlp import MLPPolicy
+from lmpg.sections import Section
+
+Metrics = dict[str, float]
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Transition:
+    """s, a, r, s′ (a truncated or terminated episode's true last observation), and how it ended.
+
+    s, s′ [F]; a [] or [D]. ended: terminated or truncated. start: s′, or the state that the next
+    episode starts in where this one ended; None where it is not known yet.
+    """
+
+    s: Tensor
+    a: Tensor
+    r: float
+    s_next: Tensor
+    terminated: bool
+    ended: bool
+
+
+class OnlineMethod(Section):
+    """Learns in the one environment of a runner, whose episodes need not end for it."""
+
+    online: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"critic"})
+
+    @abstractmethod
+    def prepared(self, policy: MLPPolicy, seed: int) -> State:
+        """What it knows before the first step, beside the policy's weights."""
+
+    @abstractmethod
+    def iterate(
+        self,
+        policy: MLPPolicy,
+        runner: Runner,
+        state: State,
+        until: int,
+        generator: torch.Generator,
+    ) -> Metrics:
+        """Learn until `runner.num_steps` is exactly `until`; what is learned beside the policy's
+        weights is put into `state`.
+        """
+
+
+def transitions(
+    policy: MLPPolicy, runner: Runner, until: int, generator: torch.Generator | None
+) -> Iterator[Transition]:
+    """Live until `runner.num_steps` is `until`, each action drawn from the policy of that moment.
+
+    generator: of the actions; None takes the most likely ones.
+    """
+    while runner.num_steps < until:
+        noise = None if generator is None else policy.noise(1, 1, generator)[0]
+        column = runner.step(policy, noise)
+        if not column.chosen[0]:  # the environment only reset
+            continue
+        seen = runner.features if column.last is None else column.last
+        yield Transition(
+            s=torch.from_numpy(column.features[0]),
+            a=torch.from_numpy(np.asarray(column.actions[0])),
+            r=float(column.rewards[0]),
+            s_next=torch.from_numpy(seen[0]),
+            terminated=bool(column.terminated[0]),
+            ended=bool(column.ended[0]),
+        )
+
+
+def score(policy: MLPPolicy, t: Transition) -> Tensor:
+    """∇_θ log π(a | s), [n]."""
+    log_π = policy.logprobs({"observations": t.s, "actions": t.a})
+    return gradient(log_π, actor_parameters(policy))
+
+
+def value_and_gradient(policy: MLPPolicy, s: Tensor) -> tuple[Tensor, Tensor]:
+    """V(s) and ∇_w V(s), [m]."""
+    V = policy.values(s)
+    return V.detach(), gradient(V, critic_parameters(policy))
+
+
+@torch.no_grad()
+def next_value(policy: MLPPolicy, t: Transition) -> Tensor:
+    """V(s′), 0 after termination; truncation keeps it."""
+    return policy.values(t.s_next) * (not t.terminated)
