@@ -38,7 +38,8 @@ class TextbookSettings(Section, Generic[M]):
         return self
 
 
-_SHARED: Any = {name: GymSettings[algorithm] for name, algorithm in ALGORITHMS.items()}
-_OWN: Any = {name: TextbookSettings[method] for name, method in METHODS.items()}
+# each on one line: pydantic looks for docstrings from the line on that makes a class
+_SHARED: Any = {name: GymSettings[a] for name, a in ALGORITHMS.items()}  # type: ignore[valid-type]
+_OWN: Any = {name: TextbookSettings[m] for name, m in METHODS.items()}  # type: ignore[valid-type]
 GYM_METHODS: dict[str, type[Any]] = {**_SHARED, **_OWN}
 """What `algorithm.name` makes of a run in an environment."""

@@ -24,7 +24,7 @@ State = dict[str, Any]
 
 @dataclass(frozen=True)
 class Steps:
-    """The N chosen steps of a rollout. Advantages are whitened, returns = advantage + V are not."""
+    """The N chosen steps of a rollout. The returns, advantage + V, are never whitened."""
 
     observations: Tensor
     actions: Tensor
@@ -34,15 +34,16 @@ class Steps:
     old_values: Tensor
 
     @classmethod
-    def of(cls, rollout: Rollout, gamma: float, lam: float) -> Steps:
+    def of(cls, rollout: Rollout, gamma: float, lam: float, whiten: bool) -> Steps:
         """With GAE's advantages: a truncated episode bootstraps, a terminated one does not."""
         advantages_BT = rollout.gae(rollout.rewards_BT, gamma, lam)
         mask_BT, values_BT = rollout.mask_BT, rollout.values_BT
         assert values_BT is not None
+        judged_BT = whitened(advantages_BT, mask_BT, WHITEN_EPS) if whiten else advantages_BT
         return cls(
             observations=rollout.inputs["observations"][mask_BT],
             actions=rollout.inputs["actions"][mask_BT],
-            advantages=whitened(advantages_BT, mask_BT, WHITEN_EPS)[mask_BT],
+            advantages=judged_BT[mask_BT],
             returns=(advantages_BT + values_BT)[mask_BT],
             old_logprobs=rollout.logprobs_BT[mask_BT],
             old_values=values_BT[mask_BT],
@@ -61,6 +62,8 @@ class BatchMethod(Section):
     """Discount γ per step."""
     lam: float = Field(0.95, ge=0, le=1)
     """λ of the advantages: 0 trusts the critic, 1 the sampled returns."""
+    whiten_advantages: bool = True
+    """Whether each rollout's advantages are brought to mean 0 and standard deviation 1."""
     critic_learning_rate: float = Field(1e-3, gt=0)
     """Of the critic's Adam, which is the only optimizer."""
     critic_epochs: int = Field(10, ge=0)
@@ -80,7 +83,7 @@ class BatchMethod(Section):
         self, policy: MLPPolicy, rollout: Rollout, state: State, generator: torch.Generator
     ) -> Metrics:
         """Learn once from `rollout`; the returns are those of the critic before it is fitted."""
-        steps = Steps.of(rollout, self.gamma, self.lam)
+        steps = Steps.of(rollout, self.gamma, self.lam, self.whiten_advantages)
         found = self.improve(policy, steps)
         return found | self._fit_critic(policy, steps, state, generator)
 

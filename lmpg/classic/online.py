@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from lmpg.environments.runner import Runner
@@ -22,16 +23,17 @@ State = dict[str, Any]
 
 @dataclass(frozen=True)
 class Transition:
-    """s, a, r, s′ (a truncated or terminated episode's true last observation), and how it ended.
+    """s [F], a ([] or [D]), r, s′ [F], and whether the episode ended with it (one way or other).
 
-    s, s′ [F]; a [] or [D]. ended: terminated or truncated. start: s′, or the state that the next
-    episode starts in where this one ended; None where it is not known yet.
+    s_next is an ended episode's true last observation. s_then is what is seen next: s′, or the
+    first observation of the next episode.
     """
 
     s: Tensor
     a: Tensor
     r: float
     s_next: Tensor
+    s_then: Tensor
     terminated: bool
     ended: bool
 
@@ -68,19 +70,23 @@ def transitions(
     generator: of the actions; None takes the most likely ones.
     """
     while runner.num_steps < until:
-        noise = None if generator is None else policy.noise(1, 1, generator)[0]
-        column = runner.step(policy, noise)
-        if not column.chosen[0]:  # the environment only reset
-            continue
+        column = runner.step(policy, _noise(policy, generator))
         seen = runner.features if column.last is None else column.last
+        if column.ended[0] and runner.mode is AutoresetMode.NEXT_STEP:
+            runner.step(policy, None)  # only resets
         yield Transition(
             s=torch.from_numpy(column.features[0]),
             a=torch.from_numpy(np.asarray(column.actions[0])),
             r=float(column.rewards[0]),
             s_next=torch.from_numpy(seen[0]),
+            s_then=torch.from_numpy(runner.features[0]),
             terminated=bool(column.terminated[0]),
             ended=bool(column.ended[0]),
         )
+
+
+def _noise(policy: MLPPolicy, generator: torch.Generator | None) -> np.ndarray | None:
+    return None if generator is None else policy.noise(1, 1, generator)[0]
 
 
 def score(policy: MLPPolicy, t: Transition) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lmpg.classic.batches import BatchMethod, Metrics, Steps
 from lmpg.functional.conjugate_gradients import conjugate_gradients
+from lmpg.functional.policy_losses import log_ratio
 from lmpg.models.flat import (
     actor_parameters,
     distribution,
@@ -63,7 +64,7 @@ class TRPO(BatchMethod):
 
         def surrogate_and_kl() -> tuple[Tensor, Tensor]:
             inputs = {"observations": steps.observations, "actions": steps.actions}
-            ratio = (policy.logprobs(inputs) - steps.old_logprobs).exp()
+            ratio = log_ratio(policy.logprobs(inputs), steps.old_logprobs).exp()
             kl = mean_kl(old, distribution(policy, steps.observations))
             return (ratio * steps.advantages).mean(), kl
 
