@@ -51,7 +51,13 @@ class Scripted(gymnasium.Env):
         self.t += 1
         over = self.t == len(self.rewards)
         seen = self.states[min(self.t, len(self.states) - 1)]
-        return seen, self.rewards[self.t - 1], over and self.terminal, over and not self.terminal, {}
+        return (
+            seen,
+            self.rewards[self.t - 1],
+            over and self.terminal,
+            over and not self.terminal,
+            {},
+        )
 
 
 class Chain(gymnasium.Env):
@@ -112,6 +118,7 @@ def tabular(runner: Runner, critic: bool = True, aliased: bool = False) -> MLPPo
     return policy
 
 
+@torch.no_grad()
 def p_right(policy: MLPPolicy) -> float:
     """Probability of action 1 in the first state."""
     first = torch.eye(policy.num_features)[0]

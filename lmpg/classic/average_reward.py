@@ -59,11 +59,11 @@ class AverageReward(OnlineMethod):
         """Live and learn; `value/average_reward` is R̄."""
         θ, w = actor_parameters(policy), critic_parameters(policy)
         for t in transitions(policy, runner, until, generator):
-            V, grad_V = value_and_gradient(policy, t.s)
+            v, grad_v = value_and_gradient(policy, w, t.s)
             with torch.no_grad():
-                δ = t.r - state["average"] + policy.values(t.s_then) - V
-            state["z_w"] = self.critic_lam * state["z_w"] + grad_V
-            state["z_θ"] = self.actor_lam * state["z_θ"] + score(policy, t)
+                δ = t.r - state["average"] + policy.values(t.s_then) - v
+            state["z_w"] = self.critic_lam * state["z_w"] + grad_v
+            state["z_θ"] = self.actor_lam * state["z_θ"] + score(policy, θ, t)
             state["average"] = state["average"] + self.average_step_size * δ
             move(w, self.critic_step_size * δ * state["z_w"])
             move(θ, self.actor_step_size * δ * state["z_θ"])

@@ -52,19 +52,19 @@ class LstdActorCritic(OnlineMethod):
     ) -> Metrics:
         """One step of the actor; `value/td_error` is the mean |δ|."""
         A, b, z = self.memory * state["A"], self.memory * state["b"], state["z"]
-        seen = []
+        θ, seen = actor_parameters(policy), []
         for t in transitions(policy, runner, until, generator):
             φ, φ_next = _features(t.s), _features(t.s_next) * (not t.terminated)
             z = self.gamma * self.lam * z + φ
             A += torch.outer(z, φ - self.gamma * φ_next)
             b += z * t.r
             z = torch.zeros_like(z) if t.ended else z
-            seen.append((φ, t.r, φ_next, score(policy, t)))
+            seen.append((φ, t.r, φ_next, score(policy, θ, t)))
         w = torch.linalg.solve(A + self.ridge * len(seen) * torch.eye(len(b)), b)
         state |= {"A": A, "b": b, "z": z, "w": w}
         φs, rs, φs_next, ψs = (torch.stack([torch.as_tensor(x) for x in c]) for c in zip(*seen))
         δs = (rs + self.gamma * φs_next @ w - φs @ w).float()
-        move(actor_parameters(policy), self.step_size * (δs[:, None] * ψs).mean(0))
+        move(θ, self.step_size * (δs[:, None] * ψs).mean(0))
         return {"value/td_error": float(δs.abs().mean())}
 
 

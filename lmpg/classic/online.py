@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from lmpg.environments.runner import Runner
-from lmpg.models.flat import actor_parameters, critic_parameters, gradient
+from lmpg.models.flat import Parameters, gradient
 from lmpg.models.mlp import MLPPolicy
 from lmpg.sections import Section
 
@@ -89,19 +89,18 @@ def _noise(policy: MLPPolicy, generator: torch.Generator | None) -> np.ndarray |
     return None if generator is None else policy.noise(1, 1, generator)[0]
 
 
-def score(policy: MLPPolicy, t: Transition) -> Tensor:
+def score(policy: MLPPolicy, θ: Parameters, t: Transition) -> Tensor:
     """∇_θ log π(a | s), [n]."""
-    log_π = policy.logprobs({"observations": t.s, "actions": t.a})
-    return gradient(log_π, actor_parameters(policy))
+    return gradient(policy.logprobs({"observations": t.s, "actions": t.a}), θ)
 
 
-def value_and_gradient(policy: MLPPolicy, s: Tensor) -> tuple[Tensor, Tensor]:
-    """V(s) and ∇_w V(s), [m]."""
-    V = policy.values(s)
-    return V.detach(), gradient(V, critic_parameters(policy))
+def value_and_gradient(policy: MLPPolicy, w: Parameters, s: Tensor) -> tuple[Tensor, Tensor]:
+    """v̂(s) and ∇_w v̂(s), [m]."""
+    v = policy.values(s)
+    return v.detach(), gradient(v, w)
 
 
 @torch.no_grad()
 def next_value(policy: MLPPolicy, t: Transition) -> Tensor:
-    """V(s′), 0 after termination; truncation keeps it."""
+    """v̂(s′), 0 after termination; truncation keeps it."""
     return policy.values(t.s_next) * (not t.terminated)

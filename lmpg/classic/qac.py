@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lmpg.classic.online import Metrics, OnlineMethod, State, Transition, score, transitions
 from lmpg.environments.runner import Runner
-from lmpg.models.flat import actor_parameters, move
+from lmpg.models.flat import Parameters, actor_parameters, move
 from lmpg.models.mlp import MLPPolicy
 from lmpg.sections import UserError
 
@@ -54,25 +54,27 @@ class QAC(OnlineMethod):
         generator: torch.Generator,
     ) -> Metrics:
         """Live and learn; `value/td_error` is the mean |δ|."""
-        errors = []
+        θ, errors = actor_parameters(policy), []
         for t in transitions(policy, runner, until, generator):
             if state["waiting"] is not None:
                 Q_next = _Q(state["w"], t.s)[t.a]
-                errors.append(self._learn(policy, Transition(**state["waiting"]), Q_next, state))
+                errors.append(self._learn(policy, θ, Transition(**state["waiting"]), Q_next, state))
             state["waiting"] = None if t.ended else vars(t)
             if t.ended:
                 π = policy.actor(t.s_next).softmax(-1).detach()
                 Q_next = (π @ _Q(state["w"], t.s_next)) * (not t.terminated)
-                errors.append(self._learn(policy, t, Q_next, state))
+                errors.append(self._learn(policy, θ, t, Q_next, state))
         return {"value/td_error": float(torch.stack(errors).mean())} if errors else {}
 
-    def _learn(self, policy: MLPPolicy, t: Transition, Q_next: Tensor, state: State) -> Tensor:
+    def _learn(
+        self, policy: MLPPolicy, θ: Parameters, t: Transition, Q_next: Tensor, state: State
+    ) -> Tensor:
         """From one step; |δ|."""
         Q = _Q(state["w"], t.s)
         π = policy.actor(t.s).softmax(-1).detach()
         worth = Q[t.a] - π @ Q if self.baseline else Q[t.a]
         δ = t.r + self.gamma * Q_next - Q[t.a]
-        move(actor_parameters(policy), self.actor_step_size * worth * score(policy, t))
+        move(θ, self.actor_step_size * worth * score(policy, θ, t))
         state["w"][t.a] += self.critic_step_size * δ * _features(t.s)
         return δ.abs()
 

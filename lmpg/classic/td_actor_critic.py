@@ -55,10 +55,10 @@ class TdActorCritic(OnlineMethod):
         θ, w = actor_parameters(policy), critic_parameters(policy)
         γ, errors = self.gamma, []
         for t in transitions(policy, runner, until, generator):
-            V, grad_V = value_and_gradient(policy, t.s)
-            δ = t.r + γ * next_value(policy, t) - V
-            direction = score(policy, t)
-            move(w, self.critic_step_size * δ * grad_V)
+            v, grad_v = value_and_gradient(policy, w, t.s)
+            δ = t.r + γ * next_value(policy, t) - v
+            direction = score(policy, θ, t)
+            move(w, self.critic_step_size * δ * grad_v)
             move(θ, self.actor_step_size * state["I"] * δ * direction)
             if self.discount_states:
                 state["I"] = 1.0 if t.ended else γ * state["I"]

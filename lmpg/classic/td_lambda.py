@@ -69,10 +69,10 @@ class TdLambda(OnlineMethod):
         Δθ, Δw = torch.zeros_like(state["z_θ"]), torch.zeros_like(state["z_w"])
         γ, errors = self.gamma, []
         for t in transitions(policy, runner, until, generator):
-            V, grad_V = value_and_gradient(policy, t.s)
-            δ = t.r + γ * next_value(policy, t) - V
-            z_w = traced(state["z_w"], grad_V, γ * self.critic_lam, self.trace)
-            z_θ = γ * self.actor_lam * state["z_θ"] + state["I"] * score(policy, t)
+            v, grad_v = value_and_gradient(policy, w, t.s)
+            δ = t.r + γ * next_value(policy, t) - v
+            z_w = traced(state["z_w"], grad_v, γ * self.critic_lam, self.trace)
+            z_θ = γ * self.actor_lam * state["z_θ"] + state["I"] * score(policy, θ, t)
             Δw += self.critic_step_size * δ * z_w
             Δθ += self.actor_step_size * δ * z_θ
             if not self.offline:
