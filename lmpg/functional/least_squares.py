@@ -22,5 +22,5 @@ def least_squares(features: Tensor, targets: Tensor, damping: float) -> Tensor:
 
 def _solved(matrix: Tensor, vector: Tensor, damping: float) -> Tensor:
     """(M + damping I)⁻¹ v for a symmetric positive semidefinite M."""
-    damped = matrix + damping * torch.eye(len(matrix))
+    damped = matrix + damping * torch.eye(len(matrix), dtype=matrix.dtype)
     return torch.linalg.solve(damped, vector)
