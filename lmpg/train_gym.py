@@ -119,7 +119,7 @@ class Preset:
             self.said = [f"settings for {env_id} from {own}"]
         elif not self.has_config:
             self.said = [f"no settings for {env_id} in {self.folder}: general ones"]
-        return known_to(GYM_METHODS[given["algorithm"]["name"]], found)
+        return fitting(GYM_METHODS[given["algorithm"]["name"]], found)
 
 
 def file_stem(env_id: str) -> str:
@@ -127,10 +127,13 @@ def file_stem(env_id: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", env_id.lower())
 
 
-def known_to(settings: type[Any], values: Values) -> Values:
-    """Presets are written for PPO; another algorithm takes the settings that it has as well."""
+def fitting(settings: type[Any], values: Values) -> Values:
+    """Presets are written for PPO; another algorithm takes the settings that it has as well, and
+    a method that learns step by step a single environment."""
     paths = set(paths_of(settings))
-    return {
+    kept = {
         section: {k: v for k, v in fields.items() if f"{section}.{k}" in paths}
         for section, fields in values.items()
     }
+    online = getattr(settings.model_fields["algorithm"].annotation, "online", False)
+    return merged(kept, {"env": {"num_envs": 1}}) if online else kept

@@ -23,7 +23,13 @@ from lmpg.models.mlp import MLPPolicy
 from lmpg.training.seeding import generator
 from tests.corridor import BEST_P, BEST_V, Corridor, living, p_right, tabular
 
-FITTED = {"gamma": 1.0, "lam": 0.9, "damping": 0.0, "critic_epochs": 2, "critic_minibatch_size": 250}
+FITTED = {
+    "gamma": 1.0,
+    "lam": 0.9,
+    "damping": 0.0,
+    "critic_epochs": 2,
+    "critic_minibatch_size": 250,
+}
 
 
 def learned(phases: list[tuple[Any, int]], chunk: int, num_envs: int) -> tuple[float, float]:

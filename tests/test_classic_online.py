@@ -58,7 +58,9 @@ def test_replacing_traces_make_the_increments_of_g6():
 def test_online_td_lambda_makes_the_values_of_g6():
     method = TdLambda(**STILL | {"critic_step_size": 0.1}, critic_lam=0.8)
     _, change = lived(method, DISTINCT)
-    assert (torch.tensor(V) + change)[:3].tolist() == pytest.approx([0.88696, 1.343, 1.65], abs=1e-5)
+    assert (torch.tensor(V) + change)[:3].tolist() == pytest.approx(
+        [0.88696, 1.343, 1.65], abs=1e-5
+    )
 
 
 def test_traces_go_on_over_the_end_of_an_iteration_and_end_with_the_episode():

@@ -76,9 +76,7 @@ def test_the_score_of_a_linear_gaussian_is_its_closed_form():
 def test_the_scores_are_the_gradients_of_each_step_alone(hidden):
     policy, s, a = made(DISCRETE, *hidden), observed(4), torch.tensor([0, 2, 1, 1])
     one_by_one = [
-        gradient(
-            policy.logprobs({"observations": s[i], "actions": a[i]}), actor_parameters(policy)
-        )
+        gradient(policy.logprobs({"observations": s[i], "actions": a[i]}), actor_parameters(policy))
         for i in range(4)
     ]
     torch.testing.assert_close(scores(policy, s, a), torch.stack(one_by_one))
@@ -122,7 +120,9 @@ def test_conjugate_gradients_solve_in_as_many_steps_as_there_are_unknowns():
 
 def test_conjugate_gradients_of_a_singular_matrix_have_least_norm():
     A, b = torch.tensor([[0.25, -0.25], [-0.25, 0.25]]), torch.tensor([0.25, -0.25])
-    torch.testing.assert_close(conjugate_gradients(A.matmul, b, 10, 1e-5), torch.tensor([0.5, -0.5]))
+    torch.testing.assert_close(
+        conjugate_gradients(A.matmul, b, 10, 1e-5), torch.tensor([0.5, -0.5])
+    )
 
 
 @pytest.mark.parametrize("rows", [3, 20])

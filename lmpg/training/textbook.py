@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from lmpg.classic.batches import BatchMethod
 from lmpg.classic.online import OnlineMethod
@@ -49,9 +52,10 @@ class Textbook(Loop):
 
     def iterate(self, step: int) -> dict[str, float]:
         """A rollout and what is learned from it, or steps that are learned from one by one."""
+        before = copy.deepcopy((self.source.policy.trainable_state(), self.learned))
         found = self._learned_by(self.method, step)
+        self._stop_if_something_is_not_finite(step, *before)
         self.progress.num_steps = self.source.runner.num_steps
-        self._stop_if_something_is_not_finite(step)
         return found
 
     def _learned_by(self, method: BatchMethod | OnlineMethod, step: int) -> dict[str, float]:
@@ -68,11 +72,16 @@ class Textbook(Loop):
             found = method.update(policy, collected.rollout, self.learned, shuffle)
         return collected.metrics | found | watch.seconds
 
-    def _stop_if_something_is_not_finite(self, step: int) -> None:
+    def _stop_if_something_is_not_finite(
+        self, step: int, weights: dict[str, Tensor], learned: dict[str, Any]
+    ) -> None:
+        """Back to what was known before, which is then saved."""
         tensors = self.source.policy.trainable_state()
         broken = [name for name, x in tensors.items() if not x.isfinite().all()]
         if broken:
+            self.source.policy.load_trainable_state(weights)
+            self.learned = learned
             raise RunStopped(
-                f"step {step}: {broken[0]} became inf or NaN. Start anew with smaller step sizes "
-                "(algorithm.…), or resume from an earlier checkpoint of the folder"
+                f"step {step}: {broken[0]} became inf or NaN. Start a run with smaller step sizes "
+                "(algorithm.…, see --help)"
             )
