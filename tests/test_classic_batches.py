@@ -59,6 +59,14 @@ def test_the_natural_gradient_step_of_g12(method):
     assert policy.actor[0].bias.softmax(0)[0].item() == pytest.approx(0.731059, abs=1e-5)
 
 
+@pytest.mark.parametrize("method", NATURAL, ids=["cg", "inverse", "compatible critic"])
+def test_damping_is_added_to_the_fisher_information_whose_eigenvalue_is_a_half(method):
+    policy = bandit()
+    damped = type(method)(**method.model_dump() | {"damping": 0.1})
+    updated(damped, policy, pulls(policy, [0, 1], (1.0, 0.0)))
+    assert policy.actor[0].bias.tolist() == pytest.approx([0.25 / 0.6, -0.25 / 0.6], abs=1e-5)
+
+
 def test_the_trpo_step_of_g12():
     policy = bandit()
     found = updated(TRPO(**RAW), policy, pulls(policy, [0, 1], (1.0, 0.0)))
@@ -85,6 +93,15 @@ def test_trpo_stays_where_no_step_is_an_improvement():
     found = updated(TRPO(**RAW), policy, pulls(policy, [0, 1, 0], (0.0, 0.0)))
     assert found["policy/step_scale"] == 0
     assert policy.actor[0].bias.tolist() == [1.0, 0.0]
+
+
+def test_trpos_line_search_takes_no_step_downhill_and_goes_back_to_where_it_started():
+    policy, method = bandit(), TRPO(**RAW)
+    steps = Steps.of(pulls(policy, [0, 1], (1.0, 0.0)), 1.0, 1.0, whiten=False)
+    downhill = torch.tensor([-0.5, 0.5])
+    judged = method._objective(policy, steps)
+    assert method._line_search(policy, torch.tensor(0.1), downhill, judged) == (0.0, 0.0)
+    assert policy.actor[0].bias.tolist() == [0, 0]
 
 
 def some_steps(policy: MLPPolicy, observations: torch.Tensor) -> Steps:

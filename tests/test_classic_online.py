@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import gymnasium
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from lmpg.classic import (
     TdActorCritic,
     TdLambda,
 )
+from lmpg.classic.online import transitions
 from lmpg.environments.making import make_envs
 from lmpg.environments.runner import Runner
 from lmpg.environments.settings import EnvSettings
@@ -69,6 +72,21 @@ def test_traces_go_on_over_the_end_of_an_iteration_and_end_with_the_episode():
     assert (change * 1e4).tolist() == pytest.approx([3.8696, 3.43, 1.5, 0], abs=0.01)
     _, twice = lived(method, DISTINCT, steps=(2, 6))
     assert (twice * 1e4).tolist() == pytest.approx([7.7392, 6.86, 3.0, 0], abs=0.01)
+
+
+@pytest.mark.parametrize("vectorization", ["native", "sync"])
+def test_every_transition_starts_where_life_went_on_and_ends_at_its_true_last_state(vectorization):
+    settings = EnvSettings(id="CartPole-v1", num_envs=1, vectorization=vectorization)
+    runner = Runner(make_envs(settings, 1), settings.id, 0)
+    lived = list(transitions(tabular(runner), runner, 101, generator("act")))
+    runner.close()
+    assert len(lived) == runner.num_steps == 101
+    for t, after in itertools.pairwise(lived):
+        assert torch.equal(t.s_then, after.s)
+        assert torch.equal(t.s_next, t.s_then) != t.ended
+        assert (t.s_next[[0, 2]].abs() > torch.tensor([2.4, 0.2094])).any() == t.terminated
+    assert sum(t.r for t in lived) == 101
+    assert sum(t.ended for t in lived) > 2
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.8])
@@ -157,6 +175,16 @@ def test_least_squares_td_solves_for_the_values_of_its_sample(lam):
         method.iterate(policy, runner, state, 150, generator("act"))
     values = (state["w"][:4] + state["w"][4])[:3]
     assert values.tolist() == pytest.approx([5.23, 4.7, 3.0], abs=1e-3)
+
+
+def test_least_squares_td_at_lambda_1_is_the_mean_return_of_states_that_look_alike():
+    """Returns 1 + .9·2 and 2 of each episode; its trace ends with it."""
+    method = LstdActorCritic(gamma=0.9, lam=1, step_size=0, ridge=1e-9)
+    with living(Scripted, states=[0, 0], rewards=[1.0, 2.0], num_states=1, terminal=True) as runner:
+        policy = tabular(runner, critic=False)
+        state = method.prepared(policy, 0)
+        method.iterate(policy, runner, state, 10, generator("act"))
+    assert float(state["w"].sum()) == pytest.approx(2.4, abs=1e-4)
 
 
 def test_least_squares_td_bootstraps_after_truncation():
