@@ -6,11 +6,12 @@ import contextlib
 
 import gymnasium
 import torch
+from torch import nn
 
 from lmpg.environments.making import make_envs
 from lmpg.environments.runner import Runner
 from lmpg.environments.settings import EnvSettings
-from lmpg.models.mlp import MLPPolicy
+from lmpg.models.mlp import ActionSpec, MLPPolicy
 from lmpg.models.settings import PolicySettings
 
 BEST_P, BEST_V = 0.585786, -11.6569  # G16
@@ -104,18 +105,39 @@ def living(kind: type[gymnasium.Env], num_envs: int = 1, seed: int = 0, **kwargs
         del gymnasium.registry["LmpgTested-v0"]
 
 
-def tabular(runner: Runner, critic: bool = True, aliased: bool = False) -> MLPPolicy:
-    """Linear in one-hot states, all weights 0, no bias in the critic; `aliased`: the actor has
-    its bias alone, the same in every state."""
-    settings = PolicySettings(hidden_sizes=())
-    policy = MLPPolicy(runner.observations.size, runner.actions.spec, settings, critic)
-    for p in policy.parameters():
-        torch.nn.init.zeros_(p)
-    policy.actor[0].bias.requires_grad_(aliased)
-    policy.actor[0].weight.requires_grad_(not aliased)
-    if policy.critic is not None:
-        policy.critic[0].bias.requires_grad_(False)
-    return policy
+class Tabular(MLPPolicy):
+    """A number per state, and per action of each; all 0 at first."""
+
+    def __init__(self, num_states: int, actions: ActionSpec, critic: bool, aliased: bool) -> None:
+        super().__init__(num_states, actions, PolicySettings(hidden_sizes=()), critic)
+        num_outputs = self.distribution.num_outputs
+        self.actor = Alike(num_outputs) if aliased else nn.Linear(num_states, num_outputs, False)
+        self.critic = nn.Linear(num_states, 1, bias=False) if critic else None
+        for p in (*self.actor.parameters(), *(self.critic.parameters() if critic else ())):
+            nn.init.zeros_(p)
+
+    @torch.no_grad()
+    def act(self, features, noise):
+        outputs = self.actor(torch.from_numpy(features)).numpy()
+        return self.distribution.mode(outputs) if noise is None else self.distribution.sample(
+            outputs, noise
+        )  # fmt: skip
+
+
+class Alike(nn.Module):
+    """The same outputs whatever is seen."""
+
+    def __init__(self, num_outputs: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(num_outputs))
+
+    def forward(self, x):
+        return self.bias.expand(*x.shape[:-1], -1)
+
+
+def tabular(runner: Runner, critic: bool = True, aliased: bool = False) -> Tabular:
+    """For what `runner` shows; `aliased`: its actor takes all states for the same."""
+    return Tabular(runner.observations.size, runner.actions.spec, critic, aliased)
 
 
 @torch.no_grad()

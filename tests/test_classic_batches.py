@@ -9,11 +9,11 @@ import torch
 
 from lmpg.classic import TRPO, NaturalActorCritic, NaturalPolicyGradient
 from lmpg.classic.batches import Steps
-from lmpg.models.flat import actor_parameters, distribution, flat, gradient, move
+from lmpg.models.flat import actor_parameters, distribution, flat, gradient, logprobs, move
 from lmpg.models.mlp import ActionSpec, MLPPolicy
-from lmpg.models.settings import PolicySettings
 from lmpg.training.seeding import generator
 from lmpg.types import Rollout
+from tests.corridor import Tabular
 
 RAW = {"damping": 0.0, "whiten_advantages": False, "critic_epochs": 0, "lam": 1.0}
 NATURAL = [
@@ -24,12 +24,9 @@ NATURAL = [
 
 
 def bandit(logits=(0.0, 0.0)) -> MLPPolicy:
-    """Two arms; θ are the two biases."""
-    policy = MLPPolicy(1, ActionSpec("discrete", 2), PolicySettings(hidden_sizes=()), critic=True)
-    for p in policy.parameters():
-        torch.nn.init.zeros_(p)
-    policy.actor[0].weight.requires_grad_(False)
-    policy.actor[0].bias.data = torch.tensor(logits)
+    """Two arms; θ are the two logits."""
+    policy = Tabular(1, ActionSpec("discrete", 2), critic=True, aliased=True)
+    policy.actor.bias.data = torch.tensor(logits)
     return policy
 
 
@@ -55,8 +52,8 @@ def updated(method, policy, rollout):
 def test_the_natural_gradient_step_of_g12(method):
     policy = bandit()
     updated(method, policy, pulls(policy, [0, 1], (1.0, 0.0)))
-    assert policy.actor[0].bias.tolist() == pytest.approx([0.5, -0.5], abs=1e-5)
-    assert policy.actor[0].bias.softmax(0)[0].item() == pytest.approx(0.731059, abs=1e-5)
+    assert policy.actor.bias.tolist() == pytest.approx([0.5, -0.5], abs=1e-5)
+    assert policy.actor.bias.softmax(0)[0].item() == pytest.approx(0.731059, abs=1e-5)
 
 
 @pytest.mark.parametrize("method", NATURAL, ids=["cg", "inverse", "compatible critic"])
@@ -64,23 +61,23 @@ def test_damping_is_added_to_the_fisher_information_whose_eigenvalue_is_a_half(m
     policy = bandit()
     damped = type(method)(**method.model_dump() | {"damping": 0.1})
     updated(damped, policy, pulls(policy, [0, 1], (1.0, 0.0)))
-    assert policy.actor[0].bias.tolist() == pytest.approx([0.25 / 0.6, -0.25 / 0.6], abs=1e-5)
+    assert policy.actor.bias.tolist() == pytest.approx([0.25 / 0.6, -0.25 / 0.6], abs=1e-5)
 
 
 def test_the_trpo_step_of_g12():
     policy = bandit()
     found = updated(TRPO(**RAW), policy, pulls(policy, [0, 1], (1.0, 0.0)))
     assert found["policy/step_scale"] == pytest.approx(0.282843, abs=1e-5)
-    assert policy.actor[0].bias.softmax(0)[0].item() == pytest.approx(0.570243, abs=1e-5)
+    assert policy.actor.bias.softmax(0)[0].item() == pytest.approx(0.570243, abs=1e-5)
     assert found["policy/approx_kl"] == pytest.approx(0.00996684, abs=1e-5)
 
 
 def test_trpo_measures_the_kl_of_the_old_policy_to_the_new_one_and_steps_back_until_it_fits():
     policy = bandit((1.5, -1.5))
-    old = policy.actor[0].bias.detach().softmax(0)
+    old = policy.actor.bias.detach().softmax(0)
     pulled = pulls(policy, [0] * 19 + [1], (0.0, 1.0))
     found = updated(TRPO(max_kl=0.3, **RAW), policy, pulled)
-    new = policy.actor[0].bias.detach().softmax(0)
+    new = policy.actor.bias.detach().softmax(0)
     forward, backward = (old * (old / new).log()).sum(), (new * (new / old).log()).sum()
     assert forward < 0.3 < backward
     assert found["policy/approx_kl"] == pytest.approx(float(forward), abs=1e-6)
@@ -92,7 +89,7 @@ def test_trpo_stays_where_no_step_is_an_improvement():
     policy = bandit((1.0, 0.0))
     found = updated(TRPO(**RAW), policy, pulls(policy, [0, 1, 0], (0.0, 0.0)))
     assert found["policy/step_scale"] == 0
-    assert policy.actor[0].bias.tolist() == [1.0, 0.0]
+    assert policy.actor.bias.tolist() == [1.0, 0.0]
 
 
 def test_trpos_line_search_takes_no_step_downhill_and_goes_back_to_where_it_started():
@@ -101,7 +98,7 @@ def test_trpos_line_search_takes_no_step_downhill_and_goes_back_to_where_it_star
     downhill = torch.tensor([-0.5, 0.5])
     judged = method._objective(policy, steps)
     assert method._line_search(policy, torch.tensor(0.1), downhill, judged) == (0.0, 0.0)
-    assert policy.actor[0].bias.tolist() == [0, 0]
+    assert policy.actor.bias.tolist() == [0, 0]
 
 
 def some_steps(policy: MLPPolicy, observations: torch.Tensor) -> Steps:
@@ -109,16 +106,14 @@ def some_steps(policy: MLPPolicy, observations: torch.Tensor) -> Steps:
     actions = torch.randint(0, 3, (n,), generator=generator("actions"))
     advantages = torch.randn(n, generator=generator("advantages"))
     with torch.no_grad():
-        logprobs = policy.logprobs({"observations": observations, "actions": actions})
+        old = logprobs(policy, observations, actions)
     zeros = torch.zeros(n)
-    return Steps(observations, actions, advantages, zeros, logprobs, zeros)
+    return Steps(observations, actions, advantages, zeros, old, zeros)
 
 
 def linear(weight: torch.Tensor) -> MLPPolicy:
-    policy = MLPPolicy(3, ActionSpec("discrete", 3), PolicySettings(hidden_sizes=()), critic=True)
-    policy.actor[0].weight.data = weight.clone()
-    policy.actor[0].bias.data.zero_()
-    policy.actor[0].bias.requires_grad_(False)
+    policy = Tabular(3, ActionSpec("discrete", 3), critic=False, aliased=False)
+    policy.actor.weight.data = weight.clone()
     return policy
 
 
@@ -136,9 +131,9 @@ def in_two_parametrisations(improve) -> list[torch.Tensor]:
 
 
 def vanilla(policy: MLPPolicy, steps: Steps) -> None:
-    logprobs = policy.logprobs({"observations": steps.observations, "actions": steps.actions})
+    log_π = logprobs(policy, steps.observations, steps.actions)
     θ = actor_parameters(policy)
-    move(θ, gradient((logprobs * steps.advantages).mean(), θ))
+    move(θ, gradient((log_π * steps.advantages).mean(), θ))
 
 
 @pytest.mark.parametrize(
@@ -165,7 +160,7 @@ def test_the_compatible_critics_weights_are_the_natural_gradient_of_the_same_sam
     steps = Steps(observations, actions, steps.advantages, *[steps.returns] * 3)
     moved = []
     for method in (NATURAL[0], NATURAL[2]):
-        copy = linear(policy.actor[0].weight.detach())
+        copy = linear(policy.actor.weight.detach())
         method.improve(copy, steps)
         moved.append(flat(actor_parameters(copy)) - flat(actor_parameters(policy)))
     assert torch.nn.functional.cosine_similarity(*moved, dim=0) > 0.99

@@ -37,7 +37,7 @@ def learned(phases: list[tuple[Any, int]], chunk: int, num_envs: int) -> tuple[f
     first, _ = phases[0]
     with living(Corridor, num_envs=num_envs) as runner:
         policy = tabular(runner, critic="critic" in first.needs, aliased=True)
-        policy.actor[0].bias.data[1] = -1.0
+        policy.actor.bias.data[1] = -1.0
         state = first.prepared(policy, 0)
         for method, steps in phases:
             ps, values = [], []

@@ -37,12 +37,12 @@ def lived(method, script, steps=(3,), V=V):
     with living(Scripted, **script) as runner:
         policy = tabular(runner)
         start = torch.tensor(V[: script["num_states"]])
-        policy.critic[0].weight.data = start[None].clone()
+        policy.critic.weight.data = start[None].clone()
         state = method.prepared(policy, 0)
         for i, until in enumerate(steps):
             method.iterate(policy, runner, state, until, generator("act", i))
             assert runner.num_steps == until
-    return policy, policy.critic[0].weight.detach()[0] - start
+    return policy, policy.critic.weight.detach()[0] - start
 
 
 def test_offline_td_lambda_makes_the_increments_of_g6():
@@ -107,7 +107,7 @@ def test_truncation_bootstraps_and_termination_does_not_in_one_step(terminal, la
 def test_the_actors_trace_is_made_of_its_scores_so_that_each_step_gets_its_advantage():
     method = TdLambda(**STILL | {"actor_step_size": 1.0}, actor_lam=0.8, critic_lam=0, offline=True)
     policy, _ = lived(method, DISTINCT)
-    weight = policy.actor[0].weight.detach()  # of action and state; the score is ±½ in its state
+    weight = policy.actor.weight.detach()  # of action and state; the score is ±½ in its state
     assert (2 * weight).abs()[0].tolist() == pytest.approx([3.8696, 3.43, 1.5, 0], abs=1e-5)
     torch.testing.assert_close(weight[0], -weight[1])
 
@@ -122,13 +122,13 @@ def test_the_factor_of_gamma_to_the_t_is_there_when_it_is_asked_for(kind, discou
     )
     with living(Chain) as runner:
         policy = tabular(runner)
-        policy.critic[0].weight.data.fill_(0.909091)
+        policy.critic.weight.data.fill_(0.909091)
         state = method.prepared(policy, 0)
         while len(runner.episodes) < 50:
             method.iterate(policy, runner, state, runner.num_steps + 1, generator(runner.num_steps))
         lengths = np.array([length for _, length in runner.episodes])
     factors = (1 - 0.9**lengths) / 0.1 if discounted else lengths
-    found = float(policy.actor[0].weight[1, 0].detach()) / 1e-5
+    found = float(policy.actor.weight[1, 0].detach()) / 1e-5
     assert found == pytest.approx(0.0454545 * factors.sum(), rel=1e-3)
 
 
@@ -206,7 +206,7 @@ def test_the_average_reward_and_the_differential_values_of_two_rooms():
         state = quick.prepared(policy, 0)
         quick.iterate(policy, runner, state, 400, generator(0))
         found = slow.iterate(policy, runner, state, 1600, generator(1))
-    h = policy.critic[0].weight.detach()[0]
+    h = policy.critic.weight.detach()[0]
     assert found["value/average_reward"] == pytest.approx(0.25, abs=0.05)
     assert float(h[1] - h[0]) == pytest.approx(0.5, abs=0.15)
 
@@ -227,11 +227,11 @@ def test_a_life_that_goes_on_takes_the_reset_for_a_step():
     method = AverageReward(actor_step_size=0, critic_step_size=0.1, average_step_size=0.1)
     with living(Scripted, states=[0, 1], rewards=[1.0], num_states=2, terminal=True) as runner:
         policy = tabular(runner)
-        policy.critic[0].weight.data = torch.tensor([[0.0, 100.0]])
+        policy.critic.weight.data = torch.tensor([[0.0, 100.0]])
         state = method.prepared(policy, 0)
         found = method.iterate(policy, runner, state, 200, generator("act"))
     assert found["value/average_reward"] == pytest.approx(1, abs=1e-3)
-    assert policy.critic[0].weight[0, 1].item() == 100
+    assert policy.critic.weight[0, 1].item() == 100
 
 
 class Target(gymnasium.Env):
@@ -255,12 +255,12 @@ def test_finite_differences_find_the_exact_gradient_of_a_quadratic():
         policy = tabular(runner, critic=False, aliased=True)  # θ: the mean action and log σ
         state = method.prepared(policy, 0)
         assert method.iterate(policy, runner, state, 5, generator("act")) == {}
-        assert policy.actor[0].bias.tolist() == [0, 0]  # what is saved is not disturbed
+        assert policy.actor.bias.tolist() == [0, 0]  # what is saved is not disturbed
         policy.distribution.log_std.requires_grad_(False)
         state = method.prepared(policy, 0)
         found = method.iterate(policy, runner, state, 11, generator("act"))
     assert found["grad_norm"] == pytest.approx(20**0.5, abs=1e-4)
-    assert policy.actor[0].bias.tolist() == pytest.approx([0.2, 0.4], abs=1e-5)
+    assert policy.actor.bias.tolist() == pytest.approx([0.2, 0.4], abs=1e-5)
 
 
 def test_finite_differences_climb_with_returns_of_several_episodes():

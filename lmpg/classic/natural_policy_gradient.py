@@ -21,6 +21,7 @@ from lmpg.models.flat import (
     distribution,
     fisher_product,
     gradient,
+    logprobs,
     mean_kl,
     move,
 )
@@ -42,7 +43,7 @@ class NaturalPolicyGradient(BatchMethod):
     def improve(self, policy: MLPPolicy, steps: Steps) -> Metrics:
         """One step of the actor."""
         θ = actor_parameters(policy)
-        log_π = policy.logprobs({"observations": steps.observations, "actions": steps.actions})
+        log_π = logprobs(policy, steps.observations, steps.actions)
         g = gradient((log_π * steps.advantages).mean(), θ)
         with torch.no_grad():
             old = distribution(policy, steps.observations)

@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from lmpg.environments.runner import Runner
-from lmpg.models.flat import Parameters, gradient
+from lmpg.models.flat import Parameters, gradient, logprobs
 from lmpg.models.mlp import MLPPolicy
 from lmpg.sections import Section
 
@@ -91,7 +91,7 @@ def _noise(policy: MLPPolicy, generator: torch.Generator | None) -> np.ndarray |
 
 def score(policy: MLPPolicy, θ: Parameters, t: Transition) -> Tensor:
     """∇_θ log π(a | s), [n]."""
-    return gradient(policy.logprobs({"observations": t.s, "actions": t.a}), θ)
+    return gradient(logprobs(policy, t.s, t.a), θ)
 
 
 def value_and_gradient(policy: MLPPolicy, w: Parameters, s: Tensor) -> tuple[Tensor, Tensor]:

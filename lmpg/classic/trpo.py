@@ -22,6 +22,7 @@ from lmpg.models.flat import (
     fisher_product,
     flat,
     gradient,
+    logprobs,
     mean_kl,
     place,
 )
@@ -63,8 +64,8 @@ class TRPO(BatchMethod):
             old = distribution(policy, steps.observations)
 
         def surrogate_and_kl() -> tuple[Tensor, Tensor]:
-            inputs = {"observations": steps.observations, "actions": steps.actions}
-            ratio = log_ratio(policy.logprobs(inputs), steps.old_logprobs).exp()
+            log_π = logprobs(policy, steps.observations, steps.actions)
+            ratio = log_ratio(log_π, steps.old_logprobs).exp()
             kl = mean_kl(old, distribution(policy, steps.observations))
             return (ratio * steps.advantages).mean(), kl
 

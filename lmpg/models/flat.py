@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,16 +56,22 @@ def gradient(scalar: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
     return flat(torch.autograd.grad(scalar, parameters))
 
 
+def logprobs(policy: MLPPolicy, observations: Tensor, actions: Tensor) -> Tensor:
+    """log π(a | s) of N steps, [N]; of a single one, []."""
+    return policy.distribution.logprobs_and_entropy(policy.actor(observations), actions)[0]
+
+
 def scores(policy: MLPPolicy, observations: Tensor, actions: Tensor) -> Tensor:
     """∇_θ log π(a | s) of each of N steps by itself, [N, n]."""
-    everything = dict(policy.named_parameters())
-    theta = {k: p.detach() for k, p in _trained(policy) if not k.startswith("critic.")}
+    names = {p: name for name, p in policy.named_parameters()}
+    theta = {f"policy.{names[p]}": p.detach() for p in actor_parameters(policy)}
+    module = _Logprob(policy)
 
     def logprob(theta: dict[str, Tensor], observation: Tensor, action: Tensor) -> Tensor:
-        inputs = {"observations": observation[None], "actions": action[None]}
-        return functional_call(_Logprob(policy), _below({**everything, **theta}), (inputs,))[0]
+        return functional_call(module, theta, (observation, action))
 
-    per_step = vmap(grad(logprob), in_dims=(None, 0, 0))(theta, observations, actions)
+    with twice_differentiable(policy):
+        per_step = vmap(grad(logprob), in_dims=(None, 0, 0))(theta, observations, actions)
     return torch.cat([per_step[name].reshape(len(observations), -1) for name in theta], 1)
 
 
@@ -74,13 +82,20 @@ class _Logprob(nn.Module):
         super().__init__()
         self.policy = policy
 
-    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        """[N]."""
-        return self.policy.logprobs(inputs)
+    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+        return logprobs(self.policy, observation, action)
 
 
-def _below(parameters: dict[str, nn.Parameter | Tensor]) -> dict[str, Tensor]:
-    return {f"policy.{name}": p for name, p in parameters.items()}
+@contextmanager
+def twice_differentiable(policy: MLPPolicy) -> Iterator[None]:
+    """Networks that have a quicker way to be differentiated once do without it."""
+    actor: Any = policy.actor
+    before = getattr(actor, "twice", False)
+    actor.twice = True
+    try:
+        yield
+    finally:
+        actor.twice = before
 
 
 def distribution(policy: MLPPolicy, observations: Tensor) -> Distribution:
@@ -102,7 +117,8 @@ def fisher_product(policy: MLPPolicy, observations: Tensor) -> Callable[[Tensor]
     theta = actor_parameters(policy)
     with torch.no_grad():
         old = distribution(policy, observations)
-    kl = mean_kl(old, distribution(policy, observations))
+    with twice_differentiable(policy):
+        kl = mean_kl(old, distribution(policy, observations))
     first = torch.autograd.grad(kl, theta, create_graph=True)
     slope = torch.cat([g.reshape(-1) for g in first])
 

@@ -71,11 +71,6 @@ class MLPPolicy(nn.Module):
         values_BT = None if self.critic is None else self.values(observations)
         return Evaluation(logprobs_BT, entropy_BT, values_BT)
 
-    def logprobs(self, inputs: dict[str, Tensor]) -> Tensor:
-        """log π of the `actions` at `observations`, as `evaluate`, without what else that finds."""
-        outputs = self.actor(inputs["observations"])
-        return self.distribution.logprobs_and_entropy(outputs, inputs["actions"])[0]
-
     def values(self, observations: Tensor) -> Tensor:
         """V(s), shaped like `observations` without its last dimension."""
         if self.critic is None:
