@@ -18,7 +18,7 @@ from lmpg.training.dpo import DPO
 from lmpg.training.kto import KTO
 from lmpg.training.reward_modelling import RewardModel
 from lmpg.training.settings import (
-    EvaluationSettings,
+    GymEvaluationSettings,
     GymRunSettings,
     LanguageEvaluationSettings,
     OfflineEvaluationSettings,
@@ -165,7 +165,7 @@ class GymSettings(Section, Generic[A]):
     policy: PolicySettings = PolicySettings()
     algorithm: A
     update: UpdateSettings = UpdateSettings()
-    evaluation: EvaluationSettings = EvaluationSettings()
+    evaluation: GymEvaluationSettings = GymEvaluationSettings()
     run: GymRunSettings = GymRunSettings()
 
     @model_validator(mode="after")

@@ -12,7 +12,7 @@ from lmpg.config import GymSettings
 from lmpg.environments.settings import EnvSettings
 from lmpg.models.settings import PolicySettings
 from lmpg.sections import Section
-from lmpg.training.settings import BatchSettings, EvaluationSettings, GymRunSettings
+from lmpg.training.settings import BatchSettings, GymEvaluationSettings, GymRunSettings
 
 M = TypeVar("M", bound=Section)
 
@@ -24,7 +24,7 @@ class TextbookSettings(Section, Generic[M]):
     policy: PolicySettings = PolicySettings()
     algorithm: M
     update: BatchSettings = BatchSettings()
-    evaluation: EvaluationSettings = EvaluationSettings()
+    evaluation: GymEvaluationSettings = GymEvaluationSettings()
     run: GymRunSettings = GymRunSettings()
 
     @model_validator(mode="after")

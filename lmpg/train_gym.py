@@ -24,8 +24,11 @@ from lmpg.training.update import Updater
 from lmpg.values import Values, merged, paths_of, read_yaml
 
 
-def train_gym(presets: Path, argv: Sequence[str]) -> None:
-    """Train an agent; settings start from what the folder `presets` has for its environment."""
+def train_gym(presets: Path, argv: Sequence[str]) -> Path:
+    """Train an agent; settings start from what the folder `presets` has for its environment.
+
+    Returns the run's folder.
+    """
     preset = Preset(presets, has_config=any(a.split("=")[0] == "--config" for a in argv))
     settings = parse(GYM_METHODS, argv, preset)
     processes = Processes(cpu=True)
@@ -36,7 +39,8 @@ def train_gym(presets: Path, argv: Sequence[str]) -> None:
         )
     folder = begin(settings, "gym", processes)
     if folder.status == "finished":
-        return
+        folder.close()
+        return folder.path
     with refusals_leave_nothing(folder, processes):
         source = make_source(
             settings.env,
@@ -52,6 +56,8 @@ def train_gym(presets: Path, argv: Sequence[str]) -> None:
         carry_out(loop(settings, source, folder, processes), folder, "gym", facts)
     finally:
         source.runner.close()
+    folder.close()
+    return folder.path
 
 
 def loop(
@@ -71,7 +77,8 @@ def loop(
         "every": settings.evaluation.every,
         "total_steps": total_steps,
         "processes": processes,
-        "save_policy": policy.save,
+        "save_policy": lambda path: source.agent.save(path),
+        "reached": source.reached,
     }
     if isinstance(settings, TextbookSettings):
         return Textbook(method=settings.algorithm, **parts)
@@ -95,12 +102,16 @@ def first_lines(source: GymSource) -> list[str]:
 
 def evaluation_words(source: GymSource) -> str:
     """How episodes are played for `before`, `after` and `best`."""
-    return f"{source.evaluation.size} deterministic episodes in separate environments"
+    return (
+        f"{source.evaluation.size} episodes of {source.evaluation.actions} actions, in separate "
+        "environments"
+    )
 
 
 @dataclass
 class Preset:
-    """Settings for any environment, and over them those for the one that was asked for.
+    """Settings for any environment, and over them those for the method and environment that were
+    asked for (METHOD_ENV.yaml), or PPO's.
 
     A `--config` file stands instead of the latter. `said` tells which file was taken.
     """
@@ -113,18 +124,21 @@ class Preset:
         """The preset for what the user gave."""
         found = read_yaml(str(self.folder / "default.yaml"))
         env_id = given.get("env", {}).get("id", found["env"]["id"])
-        own = self.folder / f"{file_stem(env_id)}.yaml"
-        if not self.has_config and own.is_file():
-            found = merged(found, read_yaml(str(own)))
-            self.said = [f"settings for {env_id} from {own}"]
+        method = given["algorithm"]["name"]
+        own = [self.folder / f"{name}_{file_stem(env_id)}.yaml" for name in (method, "ppo")]
+        known = next((path for path in own if path.is_file()), None)
+        if not self.has_config and known:
+            found = merged(found, read_yaml(str(known)))
+            self.said = [f"settings for {env_id} from {known}"]
         elif not self.has_config:
             self.said = [f"no settings for {env_id} in {self.folder}: general ones"]
-        return fitting(GYM_METHODS[given["algorithm"]["name"]], found)
+        return fitting(GYM_METHODS[method], found)
 
 
 def file_stem(env_id: str) -> str:
-    """CartPole-v1 → cartpole_v1."""
-    return re.sub(r"[^a-z0-9]+", "_", env_id.lower())
+    """CartPole-v1 → cartpole, lmpg/Corridor-v0 → corridor."""
+    name = re.sub(r"-v\d+$", "", env_id.rpartition("/")[2].rpartition(":")[2])
+    return re.sub(r"[^a-z0-9]+", "_", name.lower())
 
 
 def fitting(settings: type[Any], values: Values) -> Values:

@@ -51,6 +51,7 @@ class Rollout(_Rows):
     scorable_B: False where the reward failed: out of every statistic and of the loss.
     next_values_BT: V of the state after the step; for a truncated episode that of its true last
         observation. `terminated_BT` stops the bootstrap, `ended_BT` the sum over later steps.
+    times_BT: steps of the episode before this one (int64); None where every row begins one.
     greedy_scores_B: score of the greedy response to the row's prompt, where it is asked for.
     baseline: running mean of earlier rollouts' returns (a scalar), None in the first one.
     """
@@ -65,6 +66,7 @@ class Rollout(_Rows):
     values_BT: Tensor | None = None
     next_values_BT: Tensor | None = None
     ref_logprobs_BT: Tensor | None = None
+    times_BT: Tensor | None = None
     greedy_scores_B: Tensor | None = None
     baseline: Tensor | None = None
 
@@ -94,6 +96,11 @@ class Rollout(_Rows):
     def scores_B(self) -> Tensor:
         """Score per response: the sum of its rewards."""
         return self.rewards_BT.sum(1)
+
+    def discounts_from_start(self, gamma: float) -> Tensor:
+        """γ^t of each chosen step t of its episode, [B, T]."""
+        times_BT = self.mask_BT.cumsum(1) - 1 if self.times_BT is None else self.times_BT
+        return torch.where(self.mask_BT, gamma ** times_BT.float(), 0.0)
 
     def gae(self, rewards_BT: Tensor, gamma: float, lam: float) -> Tensor:
         """Advantages [B, T] of `rewards_BT` against the critic, see `functional.advantages`."""

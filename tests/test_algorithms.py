@@ -87,6 +87,8 @@ def test_reinforce_returns_are_rewards_to_go_less_the_baseline():
     )
     discounted = advantages(baseline="none", gamma=0.5)
     assert discounted[0].tolist() == pytest.approx([1 + 1 + 0.75, 2 + 1.5, 3])
+    weighed = advantages(baseline="none", gamma=0.5, gamma_t=True)  # G13: of the discounted return
+    assert weighed[0].tolist() == pytest.approx([1 + 1 + 0.75, 0.5 * (2 + 1.5), 0.25 * 3])
 
 
 def test_reinforces_running_baseline_is_the_earlier_rollouts_mean_return():

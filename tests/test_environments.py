@@ -8,8 +8,10 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from lmpg.environments.agent import Agent
 from lmpg.environments.evaluation import play
 from lmpg.environments.making import make_envs
+from lmpg.environments.normalisation import Normaliser
 from lmpg.environments.runner import Runner
 from lmpg.environments.settings import EnvSettings
 from lmpg.environments.spaces import Actions, Observations
@@ -115,6 +117,16 @@ def test_truncation_bootstraps_the_true_last_observation_but_termination_does_no
     assert rollout.terminated_BT[0, ends[:4]].tolist() == [True, True, True, False]
 
 
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_each_transition_knows_its_time_in_the_episode_across_rollouts(mode):
+    runner = Runner(counters(mode), "counter", seed=0)
+    policy = agent(runner)
+    for until in (14, 37, 60):  # none is the end of an episode
+        rollout = runner.collect(policy, until, generator(0))
+        seen = rollout.inputs["observations"][..., 1]
+        assert torch.equal(rollout.times_BT[rollout.mask_BT].float(), seen[rollout.mask_BT])
+
+
 def test_episodes_go_on_across_rollouts():
     runner = Runner(counters(AutoresetMode.SAME_STEP), "counter", seed=0)
     policy = agent(runner)
@@ -201,7 +213,7 @@ def test_evaluation_counts_the_first_episode_of_each_environment():
     try:
         settings = EnvSettings(id="LmpgCounter-v0")
         runner = Runner(make_envs(settings, 1), settings.id, seed=0)
-        episodes = play(agent(runner), settings, 4, seed=0)
+        episodes = play(Agent(agent(runner), Normaliser()), settings, 4, seed=0)
     finally:
         del gymnasium.registry["LmpgCounter-v0"]
     assert episodes.returns.tolist() == [9.0] * 4

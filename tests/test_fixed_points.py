@@ -5,7 +5,16 @@ import itertools
 import pytest
 import torch
 
-from lmpg.algorithms import ALGORITHMS, GRPO, PPO, REINFORCE, RLOO, OffPolicy, ReinforcePlusPlus
+from lmpg.algorithms import (
+    A2C,
+    ALGORITHMS,
+    GRPO,
+    PPO,
+    REINFORCE,
+    RLOO,
+    OffPolicy,
+    ReinforcePlusPlus,
+)
 from tests.bandit import OPTIMUM, REFERENCE, REWARDS, trained_probabilities
 
 GROUPED = ("grpo", "gspo", "cispo", "sapo")
@@ -22,6 +31,7 @@ AT_THE_OPTIMUM = [
     ALGORITHMS["remax"](kl_coef=1.0),
     ALGORITHMS["remax"](**IN_LOSS, kl_estimator="k2"),
     ReinforcePlusPlus(kl_coef=1.0),
+    A2C(kl_coef=1.0),
     *(OffPolicy(kl_coef=1.0, ratio=level) for level in ("token", "decision", "sequence")),
     *(
         ALGORITHMS[name](**IN_LOSS, kl_estimator=k, advantage="leave_one_out")

@@ -31,6 +31,7 @@ from lmpg.training.update import Updater
 
 ROOT = Path(__file__).parent.parent
 PRESETS = ROOT / "configs" / "gym"
+NORMALISED = ["--env.normalise-observations", "True", "--env.normalise-rewards", "True"]
 
 
 def settings(*argv: str) -> GymSettings:
@@ -42,7 +43,7 @@ def test_the_preset_of_an_environment_is_picked_by_its_id():
     assert settings().algorithm.gamma == 0.98
     assert settings("--env.id", "Pendulum-v1").algorithm.gamma == 0.95
     assert settings("--env.id", "Acrobot-v1").algorithm.gamma == 0.99
-    assert file_stem("phys2d/CartPole-v1") == "phys2d_cartpole_v1"
+    assert file_stem("phys2d/CartPole-v1") == file_stem("mine:CartPole-v0") == "cartpole"
 
 
 def test_flags_win_over_the_preset_and_a_config_file_replaces_it(tmp_path):
@@ -58,7 +59,7 @@ def test_presets_serve_other_algorithms_and_say_what_they_are():
     preset = Preset(PRESETS, has_config=False)
     found = parse(GYM_METHODS, ["--algorithm.name", "reinforce"], preset)
     assert found.algorithm.gamma == 0.98
-    assert "cartpole_v1.yaml" in preset.said[0]
+    assert "ppo_cartpole.yaml" in preset.said[0]
 
 
 @pytest.mark.parametrize("path", sorted(PRESETS.glob("*.yaml")), ids=lambda p: p.stem)
@@ -150,9 +151,11 @@ def comparable(run_dir: Path) -> tuple[list[dict], dict[str, torch.Tensor]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
-def test_a_killed_run_that_is_resumed_equals_one_that_was_not(env_id, tmp_path):
-    flags = ["--env.id", env_id, "--update.rollout-size", 256, "--update.minibatch-size", 128]
+@pytest.mark.parametrize(
+    "env", [["CartPole-v1"], ["Pendulum-v1"], ["CartPole-v1", *NORMALISED]], ids=" ".join
+)
+def test_a_killed_run_that_is_resumed_equals_one_that_was_not(env, tmp_path):
+    flags = ["--env.id", *env, "--update.rollout-size", 256, "--update.minibatch-size", 128]
     flags += ["--update.epochs", 4, "--env.num-envs", 4, "--run.save-every", 3]
     flags += ["--run.total-timesteps", 10_000, "--evaluation.size", 4, "--run.output-dir"]
     assert program(*flags, tmp_path / "whole").wait() == 0

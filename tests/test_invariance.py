@@ -44,6 +44,7 @@ KINDS = {
     "ppo with options": ("ppo", OPTIONS),
     "ppo_penalty": ("ppo_penalty", {}),
     "reinforce": ("reinforce", {"algorithm.baseline": "value"}),
+    "a2c": ("a2c", {}),
     "reinforce_plus_plus": ("reinforce_plus_plus", {}),
     "reinforce_plus_plus_baseline": ("reinforce_plus_plus_baseline", GROUPS),
     "rloo": ("rloo", GROUPS),

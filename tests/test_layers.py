@@ -36,6 +36,7 @@ MAY_IMPORT = {  # layer: the other parts of lmpg that it may import
     "stages": TOP | {"config"},
     "train_offline": TOP | {"config", "cli", "stages"},
     "train_gym": TOP | {"config", "config_gym", "cli"},
+    "gym": TOP | {"presets", "train_gym"},
     "train": TOP | {"config", "presets", "stages", "train_language", "train_offline"},
     "pipeline": TOP | {"cli", "presets", "stages", "train"},
     "command": TOP | {"cli", "pipeline", "presets", "stages", "train"},

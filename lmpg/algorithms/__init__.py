@@ -5,6 +5,7 @@
 
 import re
 
+from lmpg.algorithms.a2c import A2C
 from lmpg.algorithms.cispo import CISPO
 from lmpg.algorithms.grpo import GRPO
 from lmpg.algorithms.gspo import GSPO
@@ -28,6 +29,7 @@ ALGORITHMS: dict[str, type[Section]] = {
     "cispo": CISPO,
     "sapo": SAPO,
     "off_policy": OffPolicy,
+    "a2c": A2C,
 }
 
 

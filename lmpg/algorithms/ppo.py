@@ -10,7 +10,6 @@ from torch import Tensor
 from lmpg.algorithms.shared.critic import Critic
 from lmpg.algorithms.shared.regularised import Regularised
 from lmpg.functional.kl import k3
-from lmpg.functional.masking import WHITEN_EPS, whitened
 from lmpg.functional.policy_losses import clipped_surrogate, dual_clipped, log_ratio
 from lmpg.types import Credit, Evaluation, Minibatch, Rollout
 
@@ -29,8 +28,6 @@ class PPO(Regularised, Critic):
     """Weight of KL(π_old ‖ π), which may stand in place of the clipping (equation 8)."""
     penalty_target: float | None = Field(None, gt=0)
     """Nats per step: `penalty_coef` doubles above 1.5 times this, halves below 1/1.5; none: no."""
-    whiten: bool = True
-    """Standardise advantages over the whole rollout."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -38,13 +35,8 @@ class PPO(Regularised, Critic):
         return super().needs | {"critic", "ratios"}
 
     def assign_credit(self, rollout: Rollout) -> Credit:
-        """Per-step advantages by GAE; returns from the advantages before whitening."""
-        rewards_BT = self.paid(rollout)
-        advantages_BT = rollout.gae(rewards_BT, self.gamma, self.lam)
-        returns_BT = advantages_BT + rollout.values_BT
-        if self.whiten:
-            advantages_BT = whitened(advantages_BT, rollout.counted_BT, WHITEN_EPS)
-        return Credit(advantages_BT, rewards_BT, returns_BT)
+        """Per-step advantages by GAE on the rewards less the KL penalty."""
+        return self.gae_credit(rollout, self.paid(rollout))
 
     def loss_terms(self, new: Evaluation, batch: Minibatch) -> dict[str, Tensor]:
         """`policy`, `value`, with a penalty `penalty`, and the regularisers."""

@@ -15,14 +15,15 @@ from lmpg.types import Credit, Evaluation, Minibatch, Rollout
 
 
 class REINFORCE(Regularised):
-    """−A log π with A = reward-to-go − baseline; the factor γ^t is left out, as is usual."""
+    """−A log π with A = reward-to-go − baseline."""
 
     group_size: ClassVar[int] = 1
     baseline: Literal["none", "batch_mean", "ema", "value"] = "batch_mean"
-    """What is subtracted: nothing, this rollout's mean reward-to-go, the running mean of earlier
-    rollouts' returns, or a learned critic."""
+    """What is subtracted: nothing, the mean of this rollout or of earlier ones, or a critic's V."""
     gamma: float = Field(1.0, gt=0, le=1)
     """Discount per step."""
+    gamma_t: bool = False
+    """Weigh step t by γ^t, as the gradient of the discounted return asks; usually left out."""
     value_coef: float = Field(0.5, ge=0)
     """Weight of the value loss ½(V − R)², where the baseline is the critic."""
     whiten: bool = False
@@ -34,7 +35,7 @@ class REINFORCE(Regularised):
         return super().needs | ({"critic"} if self.baseline == "value" else set())
 
     def assign_credit(self, rollout: Rollout) -> Credit:
-        """Reward-to-go (with the critic GAE at λ = 1, which bootstraps) less the baseline."""
+        """Reward-to-go (with a critic GAE at λ = 1, which bootstraps) less the baseline."""
         rewards_BT, returns_BT = self.paid(rollout), None
         if self.baseline == "value":
             advantages_BT = rollout.gae(rewards_BT, self.gamma, lam=1.0)
@@ -47,6 +48,8 @@ class REINFORCE(Regularised):
             advantages_BT = advantages_BT - masked_mean(advantages_BT, rollout.counted_BT)
         if self.whiten:
             advantages_BT = whitened(advantages_BT, rollout.counted_BT, WHITEN_EPS)
+        if self.gamma_t:
+            advantages_BT = advantages_BT * rollout.discounts_from_start(self.gamma)
         return Credit(advantages_BT, rewards_BT, returns_BT)
 
     def loss_terms(self, new: Evaluation, batch: Minibatch) -> dict[str, Tensor]:

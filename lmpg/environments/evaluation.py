@@ -1,4 +1,4 @@
-"""Deterministic evaluation in environments of its own."""
+"""Evaluation in environments of its own, by the most likely actions or by sampled ones."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import logging
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from lmpg.environments.agent import Agent
 from lmpg.environments.making import make_envs
-from lmpg.environments.runner import ActingPolicy
 from lmpg.environments.settings import EnvSettings
 from lmpg.environments.spaces import Actions, Observations
 
@@ -26,10 +27,16 @@ class Episodes:
     lengths: np.ndarray
 
 
-def play(policy: ActingPolicy, settings: EnvSettings, num_episodes: int, seed: int) -> Episodes:
-    """`num_episodes` of the policy's most likely actions, the first of as many environments.
+def play(
+    agent: Agent,
+    settings: EnvSettings,
+    num_episodes: int,
+    seed: int,
+    generator: torch.Generator | None = None,
+) -> Episodes:
+    """`num_episodes` of the most likely actions, the first of as many environments.
 
-    Taking the first episode of each counts long and short ones alike.
+    Taking the first episode of each counts long and short ones alike. generator: samples actions.
     """
     envs = make_envs(settings, num_episodes)
     try:
@@ -39,7 +46,8 @@ def play(policy: ActingPolicy, settings: EnvSettings, num_episodes: int, seed: i
         alive = np.ones(num_episodes, dtype=bool)
         returns, lengths = np.zeros(num_episodes), np.zeros(num_episodes, dtype=np.int64)
         while alive.any() and lengths.max() < MAX_EPISODE_STEPS:
-            chosen = policy.act(observations.features(raw), None)
+            noise = None if generator is None else agent.noise(1, num_episodes, generator)[0]
+            chosen = agent.act(observations.features(raw), noise)
             raw, rewards, terminated, truncated, _ = envs.step(actions.for_env(chosen))
             returns += rewards * alive
             lengths += alive

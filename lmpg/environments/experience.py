@@ -17,6 +17,7 @@ class Column:
     """One step of all B environments: what was seen, done and paid.
 
     chosen: a transition (False: the environment only reset).
+    times: steps of the present episodes before this one.
     last: the true last observation of each episode that ended here, in the order of the rows.
     """
 
@@ -26,6 +27,7 @@ class Column:
     chosen: np.ndarray
     terminated: np.ndarray
     ended: np.ndarray
+    times: np.ndarray
     last: np.ndarray | None = None
 
     def cut_to(self, num_steps: int) -> None:
@@ -59,6 +61,7 @@ def rollout_of(columns: list[Column], features: np.ndarray, policy: Any) -> Roll
         scorable_B=torch.ones(len(mask_BT), dtype=torch.bool),
         values_BT=now.values_BT,
         next_values_BT=next_values_BT,
+        times_BT=_rows([c.times for c in columns]),
     )
 
 

@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from lmpg.environments.experience import Column, rollout_of
+from lmpg.environments.normalisation import Normaliser
 from lmpg.environments.rewind import load_envs, save_envs
 from lmpg.environments.spaces import Actions, Observations
 from lmpg.types import Evaluation, Rollout
@@ -44,15 +45,19 @@ class ActingPolicy(Protocol):
 
 
 class Runner:
-    """Holds the environments, where they are, and what their present episodes have earned."""
+    """Holds the environments, where they are, and what their present episodes have earned.
+
+    normaliser: what the policy sees and is paid goes through it.
+    """
 
     def __init__(self, envs: VectorEnv, env_id: str, seed: int) -> None:
         self.envs = envs
+        self.normaliser = Normaliser()
         self.num_envs = envs.num_envs
         self.observations = Observations.of(envs.single_observation_space, env_id)
         self.actions = Actions.of(envs.single_action_space, env_id)
         self.mode = AutoresetMode(envs.metadata["autoreset_mode"])
-        self.num_steps = 0
+        self.num_steps = self.num_episodes = 0
         self.episodes: deque[tuple[float, int]] = deque(maxlen=RECENT_EPISODES)
         raw, _ = envs.reset(seed=seed)
         self._features = self.observations.features(raw)
@@ -78,12 +83,12 @@ class Runner:
                 column.cut_to(until - self.num_steps)
             self.num_steps += int(column.chosen.sum())
             columns.append(column)
-        return rollout_of(columns, self._features, policy)
+        return rollout_of(columns, self.normaliser.normalised(self._features), policy)
 
     @property
     def features(self) -> np.ndarray:
-        """What is seen now, [B, F]."""
-        return self._features
+        """What the policy sees now, [B, F]."""
+        return self.normaliser.normalised(self._features)
 
     def step(self, policy: ActingPolicy, noise: np.ndarray | None) -> Column:
         """One step of all copies, counted, for those who learn after each; `noise` as in `act`."""
@@ -96,17 +101,20 @@ class Runner:
         return policy.noise(num_columns, self.num_envs, generator)
 
     def _step(self, policy: ActingPolicy, noise: np.ndarray | None) -> Column:
-        features, chosen = self._features, ~self._resetting
+        chosen = ~self._resetting
+        features = self.normaliser.seen(self._features, chosen)
         actions = policy.act(features, noise)
         raw, rewards, terminated, truncated, info = self.envs.step(self.actions.for_env(actions))
         ended = (terminated | truncated) & chosen
-        column = Column(features, actions, rewards * chosen, chosen, terminated & chosen, ended)
+        paid = self.normaliser.paid(rewards * chosen, chosen, ended)
+        times = self._lengths.copy()
+        column = Column(features, actions, paid, chosen, terminated & chosen, ended, times)
         self._features = self.observations.features(raw)
-        self._count(column)
+        self._count(rewards, column)
         if self.mode is AutoresetMode.NEXT_STEP:
             self._resetting = ended
         if ended.any():
-            column.last = self._last_observations(ended, info)
+            column.last = self.normaliser.normalised(self._last_observations(ended, info))
         return column
 
     def _last_observations(self, ended: np.ndarray, info: dict[str, Any]) -> np.ndarray:
@@ -120,10 +128,11 @@ class Runner:
             self._features = self.observations.features(raw)
         return last_features
 
-    def _count(self, column: Column) -> None:
-        self._returns += column.rewards
+    def _count(self, rewards: np.ndarray, column: Column) -> None:
+        self._returns += rewards * column.chosen
         self._lengths += column.chosen
         for i in np.flatnonzero(column.ended):
+            self.num_episodes += 1
             self.episodes.append((float(self._returns[i]), int(self._lengths[i])))
             self._returns[i] = self._lengths[i] = 0
 
@@ -147,6 +156,8 @@ class Runner:
             "lengths": torch.from_numpy(self._lengths.copy()),
             "episodes": [list(episode) for episode in self.episodes],
             "num_steps": self.num_steps,
+            "num_episodes": self.num_episodes,
+            "normaliser": self.normaliser.state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> bool:
@@ -165,7 +176,8 @@ class Runner:
         self._returns = state["returns"].numpy() * same
         self._lengths = state["lengths"].numpy() * same
         self.episodes = deque(((r, n) for r, n in state["episodes"]), maxlen=RECENT_EPISODES)
-        self.num_steps = state["num_steps"]
+        self.num_steps, self.num_episodes = state["num_steps"], state["num_episodes"]
+        self.normaliser.load_state(state["normaliser"])
         return bool(same.all())
 
     def close(self) -> None:

@@ -18,5 +18,10 @@ class EnvSettings(Section):
     """Copies that step together."""
     vectorization: Literal["auto", "native", "sync", "async"] = "auto"
     """auto: the environment's native vector form where gymnasium has one, else sync."""
+    normalise_observations: bool = False
+    """Observations by their running mean and std, clipped to ±10; frozen outside training."""
+    normalise_rewards: bool = False
+    """Rewards for learning by the running std of the discounted return, clipped to ±10; episode
+    returns are still told as they are."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Arguments for the environment's constructor."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,15 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmpg.models.action_distributions import Categorical, DiagonalGaussian
+from lmpg.models.flat_mlp import FlatMLP
 from lmpg.models.settings import PolicySettings
 from lmpg.sections import UserError
 from lmpg.types import Evaluation
-
-_MODULES: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
-_FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "tanh": np.tanh,
-    "relu": lambda x: np.maximum(x, 0),
-}
 
 
 @dataclass(frozen=True)
@@ -49,18 +41,14 @@ class MLPPolicy(nn.Module):
             else DiagonalGaussian(actions.size, settings.initial_log_std)
         )
         sizes = (num_features, *settings.hidden_sizes)
-        self.actor = _mlp((*sizes, self.distribution.num_outputs), settings.activation)
-        self.critic = _mlp((*sizes, 1), settings.activation) if critic else None
+        self.actor = FlatMLP((*sizes, self.distribution.num_outputs), settings.activation)
+        self.critic = FlatMLP((*sizes, 1), settings.activation) if critic else None
 
     def initialise(self, generator: torch.Generator) -> None:
         """Orthogonal weights of gain √2, at the actor's output 0.01, the critic's 1; no biases."""
-        for network, last_gain in ((self.actor, 0.01), (self.critic, 1.0)):
-            *hidden, last = _linears(network) if network is not None else [None]
-            for layer in (*hidden, last):
-                if layer is not None:
-                    gain = last_gain if layer is last else math.sqrt(2)
-                    nn.init.orthogonal_(layer.weight, gain, generator=generator)
-                    nn.init.zeros_(layer.bias)
+        self.actor.initialise(0.01, generator)
+        if self.critic is not None:
+            self.critic.initialise(1.0, generator)
 
     def evaluate(self, inputs: dict[str, Tensor]) -> Evaluation:
         """Of `observations` [B, T, features] and the `actions` taken there."""
@@ -79,7 +67,7 @@ class MLPPolicy(nn.Module):
 
     def act(self, features: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
         """Actions for features [B, F], sampled with `noise`; without it the most likely ones."""
-        outputs = self._actor_outputs(features)
+        outputs = self.actor.outputs(features)
         if noise is None:
             return self.distribution.mode(outputs)
         return self.distribution.sample(outputs, noise)
@@ -87,14 +75,6 @@ class MLPPolicy(nn.Module):
     def noise(self, num_steps: int, num_envs: int, generator: torch.Generator) -> np.ndarray:
         """What `act` consumes, [steps, envs, …]."""
         return self.distribution.noise(num_steps, num_envs, generator)
-
-    def _actor_outputs(self, features: np.ndarray) -> np.ndarray:
-        activate = _FUNCTIONS[self.settings.activation]
-        *hidden, last = _linears(self.actor)
-        x = features
-        for layer in hidden:
-            x = activate(x @ layer.weight.detach().numpy().T + layer.bias.detach().numpy())
-        return x @ last.weight.detach().numpy().T + last.bias.detach().numpy()
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Every tensor the optimizer changes, by name."""
@@ -132,14 +112,3 @@ def load_policy(folder: str | Path) -> MLPPolicy:
     )
     policy.load_trainable_state(load_file(path.with_name("policy.safetensors")))
     return policy
-
-
-def _mlp(sizes: tuple[int, ...], activation: str) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in itertools.pairwise(sizes):
-        layers += [nn.Linear(fan_in, fan_out), _MODULES[activation]()]
-    return nn.Sequential(*layers[:-1])
-
-
-def _linears(network: nn.Sequential) -> list[nn.Linear]:
-    return [layer for layer in network if isinstance(layer, nn.Linear)]

@@ -6,9 +6,11 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from lmpg.environments.agent import Agent
 from lmpg.environments.evaluation import play
 from lmpg.environments.making import make_envs
-from lmpg.environments.runner import Runner
+from lmpg.environments.normalisation import Normaliser
+from lmpg.environments.runner import RECENT_EPISODES, Runner
 from lmpg.environments.settings import EnvSettings
 from lmpg.models.mlp import MLPPolicy
 from lmpg.models.settings import PolicySettings
@@ -16,7 +18,7 @@ from lmpg.training.online import Collected
 from lmpg.training.seeding import generator
 from lmpg.training.settings import (
     BatchSettings,
-    EvaluationSettings,
+    GymEvaluationSettings,
     GymRunSettings,
     UpdateSettings,
 )
@@ -42,7 +44,7 @@ class GymSource:
     runner: Runner
     env: EnvSettings
     update: UpdateSettings | BatchSettings
-    evaluation: EvaluationSettings
+    evaluation: GymEvaluationSettings
     run: GymRunSettings
     headline: str = "return_mean"
     lower_is_better: bool = False
@@ -60,18 +62,36 @@ class GymSource:
         return Collected(rollout, self.runner.metrics() | watch.seconds)
 
     def evaluate(self) -> dict[str, float]:
-        """Deterministic: the most likely actions, in separate environments, always the same starts.
+        """In separate environments, always from the same starts.
 
         return_mean, return_std (over the episodes, biased), length_mean.
         """
-        episodes = play(
-            self.policy, self.env, self.evaluation.size, env_seed(self.run.seed, "evaluate")
-        )
+        sampled = self.evaluation.actions == "sampled"
+        drawn = generator(self.run.seed, "evaluate", self.runner.num_steps) if sampled else None
+        seed = env_seed(self.run.seed, "evaluate")
+        episodes = play(self.agent, self.env, self.evaluation.size, seed, drawn)
         return {
             "return_mean": float(episodes.returns.mean()),
             "return_std": float(episodes.returns.std()),
             "length_mean": float(episodes.lengths.mean()),
         }
+
+    @property
+    def agent(self) -> Agent:
+        """The policy as it is now, with what is known of its observations."""
+        return Agent(self.policy, self.runner.normaliser.frozen())
+
+    def reached(self, step: int) -> str | None:
+        """Which of the run's own limits is reached after `step` rollouts."""
+        run, runner = self.run, self.runner
+        if run.max_iterations and step >= run.max_iterations:
+            return f"run.max_iterations = {run.max_iterations}"
+        if run.max_episodes and runner.num_episodes >= run.max_episodes:
+            return f"run.max_episodes = {run.max_episodes}"
+        if run.target_return is None or len(runner.episodes) < RECENT_EPISODES:
+            return None
+        mean = runner.metrics()["episode/return_mean"]
+        return f"run.target_return = {run.target_return}" if mean >= run.target_return else None
 
     def state(self) -> dict[str, Any]:
         """The environments and their unfinished episodes."""
@@ -92,12 +112,19 @@ def make_source(
     policy: PolicySettings,
     algorithm: Learner,
     update: UpdateSettings | BatchSettings,
-    evaluation: EvaluationSettings,
+    evaluation: GymEvaluationSettings,
     run: GymRunSettings,
 ) -> GymSource:
     """Environments and a fresh policy for them, all drawn from `run.seed`."""
     envs = make_envs(env, env.num_envs)
     runner = Runner(envs, env.id, env_seed(run.seed, "environments"))
+    runner.normaliser = Normaliser.for_run(
+        env.normalise_observations,
+        env.normalise_rewards,
+        runner.observations.size,
+        env.num_envs,
+        getattr(algorithm, "gamma", 1.0),
+    )
     critic = "critic" in algorithm.needs
     agent = MLPPolicy(runner.observations.size, runner.actions.spec, policy, critic)
     agent.initialise(generator(run.seed, "policy"))

@@ -50,7 +50,10 @@ class Evaluated(Protocol):
 
 @dataclass(kw_only=True)
 class Loop(ABC):
-    """A run: its parts, and the loop over its iterations. `every` is that of evaluations."""
+    """A run: its parts, and the loop over its iterations. `every` is that of evaluations.
+
+    reached: after so many iterations, why the run ends before its last one; None: it goes on.
+    """
 
     tracker: Tracker
     folder: Path
@@ -60,6 +63,7 @@ class Loop(ABC):
     processes: Processes
     save_policy: Callable[[Path], None]
     progress: Progress = field(default_factory=Progress)
+    reached: Callable[[int], str | None] = lambda step: None
 
     @property
     @abstractmethod
@@ -84,6 +88,9 @@ class Loop(ABC):
             self.progress.before = self.evaluated.evaluate()
         with StopRequest(self.processes) as stop:
             while self.progress.step < self.total_steps:
+                if reached := self.reached(self.progress.step):
+                    self.tracker.say(f"ends before its last step: {reached}")
+                    break
                 self._step(self.progress.step + 1)
                 if stop.requested():
                     self.save()

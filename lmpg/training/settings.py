@@ -88,6 +88,13 @@ class EvaluationSettings(Section):
     """Responses per evaluation (gym: episodes)."""
 
 
+class GymEvaluationSettings(EvaluationSettings):
+    """Evaluation in separate environments, before and after training and in between."""
+
+    actions: Literal["deterministic", "sampled"] = "deterministic"
+    """The most likely action in each state, or one drawn from the policy as in training."""
+
+
 class LanguageEvaluationSettings(EvaluationSettings):
     """Held-out evaluation of a language model trained on its own responses."""
 
@@ -153,5 +160,11 @@ class GymRunSettings(AnyRunSettings):
 
     total_timesteps: int = Field(100_000, ge=1)
     """Environment steps to learn from, exactly: the last rollout is shortened where needed."""
+    max_iterations: int = Field(0, ge=0)
+    """Ends the run after so many rollouts; 0 does not."""
+    max_episodes: int = Field(0, ge=0)
+    """Ends the run with the rollout in which so many episodes have ended; 0 does not."""
+    target_return: float | None = None
+    """Ends the run once the mean return of the last 100 training episodes is at least this."""
     torch_threads: int = Field(1, ge=0)
     """CPU threads of torch; small networks are fastest on one. 0 leaves torch's choice."""
