@@ -47,7 +47,7 @@ def test_methods_and_algorithms_are_chosen_by_names_of_their_own():
 
 
 def test_a_method_takes_from_a_preset_what_it_has():
-    found = settings("--algorithm.name", "trpo")
+    found = settings("--algorithm.name", "natural_policy_gradient")
     assert (found.algorithm.gamma, found.env.num_envs, found.update.rollout_size) == (0.98, 8, 256)
     assert settings("--algorithm.name", "td_lambda").env.num_envs == 1
 
