@@ -79,9 +79,6 @@ SGD = {"actor_step_size": 0.002, "critic_step_size": 0.02}
 LIVING = {
     "one step": shrinking(TdActorCritic, SGD),
     "traces": shrinking(TdLambda, SGD | {"critic_step_size": 0.01}, actor_lam=0.8, critic_lam=0.8),
-    "replacing": shrinking(
-        TdLambda, SGD | {"critic_step_size": 0.01}, actor_lam=0.8, critic_lam=0.8, trace="replacing"
-    ),
     "sarsa": shrinking(QAC, SGD, baseline=True),
     "lstd": shrinking(LstdActorCritic, {"step_size": 0.2}, memory=0.8),
 }

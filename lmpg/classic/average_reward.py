@@ -35,9 +35,9 @@ class AverageReward(OnlineMethod):
     """λ_θ."""
     critic_lam: float = Field(0.9, ge=0, le=1)
     """λ_w."""
-    actor_step_size: float = Field(1e-3, ge=0)
+    actor_step_size: float = Field(3e-4, ge=0)
     """α_θ."""
-    critic_step_size: float = Field(1e-2, ge=0)
+    critic_step_size: float = Field(2e-3, ge=0)
     """α_w."""
     average_step_size: float = Field(1e-3, ge=0)
     """α_R."""

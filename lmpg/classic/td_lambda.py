@@ -40,9 +40,9 @@ class TdLambda(OnlineMethod):
     """λ_w; 0 is the one-step actor-critic, 1 follows the sampled returns."""
     trace: Trace = "accumulating"
     """The critic's; replacing needs features that are mostly 0. The actor's accumulates."""
-    actor_step_size: float = Field(1e-3, ge=0)
+    actor_step_size: float = Field(3e-4, ge=0)
     """α_θ."""
-    critic_step_size: float = Field(1e-2, ge=0)
+    critic_step_size: float = Field(2e-3, ge=0)
     """α_w."""
     offline: bool = False
     """Whether the changes are summed and made at the end of each iteration (update.rollout_size
