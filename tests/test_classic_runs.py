@@ -13,7 +13,7 @@ from lmpg.cli import parse
 from lmpg.config_gym import GYM_METHODS
 from lmpg.models.mlp import load_policy
 from lmpg.sections import UserError
-from lmpg.train_gym import Preset, train_gym
+from lmpg.train_gym import Preset, fitting, train_gym
 from lmpg.training.loop import RunStopped
 from tests.programs import ROOT, bytes_of, let_go, metrics, weights, words
 
@@ -47,8 +47,9 @@ def test_methods_and_algorithms_are_chosen_by_names_of_their_own():
 
 
 def test_a_method_takes_from_a_preset_what_it_has():
-    found = settings("--algorithm.name", "natural_policy_gradient")
-    assert (found.algorithm.gamma, found.env.num_envs, found.update.rollout_size) == (0.98, 8, 256)
+    written_for_ppo = {"env": {"num_envs": 8}, "algorithm": {"gamma": 0.9, "clip": 0.1}}
+    found = fitting(GYM_METHODS["trpo"], {**written_for_ppo, "update": {"epochs": 3}})
+    assert found == {"env": {"num_envs": 8}, "algorithm": {"gamma": 0.9}, "update": {}}
     assert settings("--algorithm.name", "td_lambda").env.num_envs == 1
 
 

@@ -22,7 +22,7 @@ def actor_parameters(policy: MLPPolicy) -> Parameters:
 
 
 def critic_parameters(policy: MLPPolicy) -> Parameters:
-    """w: what the values depend on."""
+    """w: what the values alone depend on; a trunk that both share is the actor's."""
     return [p for name, p in _trained(policy) if name.startswith("critic.")]
 
 
