@@ -92,6 +92,16 @@ def test_trpo_stays_where_no_step_is_an_improvement():
     assert policy.actor.bias.tolist() == [1.0, 0.0]
 
 
+def test_trpos_surrogate_starts_with_reinforces_gradient():  # G9
+    s = torch.randn(50, 3, generator=generator("s"))
+    policy = linear(torch.randn(3, 3, generator=generator(1)))
+    steps, θ = some_steps(policy, s), actor_parameters(policy)
+    log_π = logprobs(policy, steps.observations, steps.actions)
+    expected = gradient((log_π * steps.advantages).mean(), θ)
+    found = gradient(TRPO()._objective(policy, steps)()[0], θ)
+    torch.testing.assert_close(found, expected)
+
+
 def test_trpos_line_search_takes_no_step_downhill_and_goes_back_to_where_it_started():
     policy, method = bandit(), TRPO(**RAW)
     steps = Steps.of(pulls(policy, [0, 1], (1.0, 0.0)), 1.0, 1.0, whiten=False)

@@ -84,7 +84,10 @@ class BatchMethod(Section):
     ) -> Metrics:
         """Learn once from `rollout`; the returns are those of the critic before it is fitted."""
         steps = Steps.of(rollout, self.gamma, self.lam, self.whiten_advantages)
-        found = self.improve(policy, steps)
+        with torch.no_grad():
+            outputs = policy.actor(steps.observations)
+            _, entropy = policy.distribution.logprobs_and_entropy(outputs, steps.actions)
+        found = {"policy/entropy": float(entropy.mean())} | self.improve(policy, steps)
         return found | self._fit_critic(policy, steps, state, generator)
 
     def _fit_critic(

@@ -33,7 +33,7 @@ class LstdActorCritic(OnlineMethod):
     """Of the actor, once per iteration (update.rollout_size steps)."""
     memory: float = Field(0.0, ge=0, lt=1)
     """How much A and b of earlier iterations, of older policies, count in the next."""
-    ridge: float = Field(1e-6, ge=0)
+    ridge: float = Field(1e-6, gt=0)
     """Times the identity, added to A per step, so that it can be inverted."""
 
     def prepared(self, policy: MLPPolicy, seed: int) -> State:
