@@ -37,13 +37,16 @@ Preset = Mapping[str, Any] | Callable[[Values], Mapping[str, Any]]
 
 
 def parse(
-    settings: type[S], argv: Sequence[str] | None = None, defaults: Preset | None = None
+    settings: type[S] | Mapping[str, type[S]],
+    argv: Sequence[str] | None = None,
+    defaults: Preset | None = None,
 ) -> S:
     """Settings from class defaults < `defaults` < `--config FILE` < flags; exits on --help.
 
     `settings` may be LanguageSettings[PPO], or GymSettings alone: then `algorithm.name` picks the
-    algorithm (ppo if it is not given). `defaults` is a nested dict, or a function that makes one
-    from what the user gave (YAML and flags as nested dicts of raw values).
+    algorithm (ppo if it is not given), as it does among classes by name. `defaults` is a nested
+    dict, or a function that makes one from what the user gave (YAML and flags as nested dicts of
+    raw values).
     """
     flags, config = taken(list(sys.argv[1:] if argv is None else argv), "--config")
     flags, name_flag = taken(flags, "--algorithm.name")
@@ -83,8 +86,15 @@ def taken(argv: list[str], flag: str) -> tuple[list[str], str | None]:
     return argv, None
 
 
-def _with_algorithm(settings: type[S], name: str | None) -> tuple[type[S], str | None]:
+def _with_algorithm(
+    settings: type[S] | Mapping[str, type[S]], name: str | None
+) -> tuple[type[S], str | None]:
     """The settings class with its algorithm filled in, and that algorithm's name."""
+    if isinstance(settings, Mapping):
+        name = name or "ppo"
+        if name not in settings:
+            raise UserError(f"algorithm.name = {name!r}: expected one of {', '.join(settings)}")
+        return settings[name], name
     if "algorithm" not in settings.model_fields:
         return settings, None
     generic = bool(settings.__pydantic_generic_metadata__["parameters"])

@@ -6,19 +6,22 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from lmpg.algorithms import ALGORITHMS
 from lmpg.cli import parse
 from lmpg.config import GymSettings
+from lmpg.config_gym import GYM_METHODS, TextbookSettings
 from lmpg.sections import UserError
 from lmpg.training.gym import GymSource, make_source, num_iterations
 from lmpg.training.lifecycle import begin, carry_out, refusals_leave_nothing
+from lmpg.training.loop import Loop
 from lmpg.training.online import Online
 from lmpg.training.processes import Processes
 from lmpg.training.run_folder import RunFolder
+from lmpg.training.textbook import Textbook
 from lmpg.training.tracking import Tracker
 from lmpg.training.update import Updater
-from lmpg.values import Values, merged, read_yaml
+from lmpg.values import Values, merged, paths_of, read_yaml
 
 
 def train_gym(presets: Path, argv: Sequence[str]) -> Path:
@@ -27,7 +30,7 @@ def train_gym(presets: Path, argv: Sequence[str]) -> Path:
     Returns the run's folder.
     """
     preset = Preset(presets, has_config=any(a.split("=")[0] == "--config" for a in argv))
-    settings = parse(GymSettings, argv, preset)
+    settings = parse(GYM_METHODS, argv, preset)
     processes = Processes(cpu=True)
     if processes.count > 1:
         raise UserError(
@@ -50,33 +53,37 @@ def train_gym(presets: Path, argv: Sequence[str]) -> Path:
     print("\n".join([*preset.said, *first_lines(source)]), flush=True)
     facts = {"env": settings.env.id, "evaluation": evaluation_words(source)}
     try:
-        carry_out(online(settings, source, folder, processes), folder, "gym", facts)
+        carry_out(loop(settings, source, folder, processes), folder, "gym", facts)
     finally:
         source.runner.close()
     folder.close()
     return folder.path
 
 
-def online(
-    settings: GymSettings, source: GymSource, folder: RunFolder, processes: Processes
-) -> Online:
+def loop(
+    settings: GymSettings | TextbookSettings,
+    source: GymSource,
+    folder: RunFolder,
+    processes: Processes,
+) -> Loop:
     """The loop over the parts of this run."""
     total_steps = num_iterations(settings.run, settings.update)
     policy, seed = source.policy, settings.run.seed
-    return Online(
-        policy=policy,
-        algorithm=settings.algorithm,
-        source=source,
-        updater=Updater(policy, settings.update, total_steps, seed, processes),
-        tracker=Tracker(folder.path, settings.run.trackers, total_steps),
-        folder=folder.path,
-        settings=settings.run,
-        every=settings.evaluation.every,
-        total_steps=total_steps,
-        processes=processes,
-        save_policy=lambda path: source.agent.save(path),
-        reached=source.reached,
-    )
+    parts: dict[str, Any] = {
+        "source": source,
+        "tracker": Tracker(folder.path, settings.run.trackers, total_steps),
+        "folder": folder.path,
+        "settings": settings.run,
+        "every": settings.evaluation.every,
+        "total_steps": total_steps,
+        "processes": processes,
+        "save_policy": lambda path: source.agent.save(path),
+        "reached": source.reached,
+    }
+    if isinstance(settings, TextbookSettings):
+        return Textbook(method=settings.algorithm, **parts)
+    updater = Updater(policy, settings.update, total_steps, seed, processes)
+    return Online(policy=policy, algorithm=settings.algorithm, updater=updater, **parts)
 
 
 def first_lines(source: GymSource) -> list[str]:
@@ -125,7 +132,7 @@ class Preset:
             self.said = [f"settings for {env_id} from {known}"]
         elif not self.has_config:
             self.said = [f"no settings for {env_id} in {self.folder}: general ones"]
-        return with_fields_of(method, found)
+        return fitting(GYM_METHODS[method], found)
 
 
 def file_stem(env_id: str) -> str:
@@ -134,8 +141,13 @@ def file_stem(env_id: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name.lower())
 
 
-def with_fields_of(algorithm: str, values: Values) -> Values:
-    """Presets are written for PPO; another algorithm takes the fields that it has as well."""
-    fields = ALGORITHMS[algorithm].model_fields  # type: ignore[attr-defined]
-    kept = {k: v for k, v in values.get("algorithm", {}).items() if k in fields}
-    return {**values, "algorithm": kept}
+def fitting(settings: type[Any], values: Values) -> Values:
+    """Presets are written for PPO; another algorithm takes the settings that it has as well, and
+    a method that learns step by step a single environment."""
+    paths = set(paths_of(settings))
+    kept = {
+        section: {k: v for k, v in fields.items() if f"{section}.{k}" in paths}
+        for section, fields in values.items()
+    }
+    online = getattr(settings.model_fields["algorithm"].annotation, "online", False)
+    return merged(kept, {"env": {"num_envs": 1}}) if online else kept

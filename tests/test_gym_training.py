@@ -18,6 +18,7 @@ import torch
 from lmpg.algorithms import PPO
 from lmpg.cli import parse
 from lmpg.config import GymSettings
+from lmpg.config_gym import GYM_METHODS
 from lmpg.environments.settings import EnvSettings
 from lmpg.models.mlp import load_policy
 from lmpg.models.settings import PolicySettings
@@ -35,7 +36,7 @@ NORMALISED = ["--env.normalise-observations", "True", "--env.normalise-rewards",
 
 def settings(*argv: str) -> GymSettings:
     words = list(argv)
-    return parse(GymSettings, words, Preset(PRESETS, has_config="--config" in words))
+    return parse(GYM_METHODS, words, Preset(PRESETS, has_config="--config" in words))
 
 
 def test_the_preset_of_an_environment_is_picked_by_its_id():
@@ -56,7 +57,7 @@ def test_flags_win_over_the_preset_and_a_config_file_replaces_it(tmp_path):
 
 def test_presets_serve_other_algorithms_and_say_what_they_are():
     preset = Preset(PRESETS, has_config=False)
-    found = parse(GymSettings, ["--algorithm.name", "reinforce"], preset)
+    found = parse(GYM_METHODS, ["--algorithm.name", "reinforce"], preset)
     assert found.algorithm.gamma == 0.98
     assert "ppo_cartpole.yaml" in preset.said[0]
 

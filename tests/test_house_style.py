@@ -111,9 +111,18 @@ def test_an_algorithm_is_one_short_file(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 60
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "lmpg" / "classic").glob("*.py")))
+def test_a_textbook_method_is_one_short_file(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 120
+
+
 def test_no_code_asks_which_algorithm_it_is():
     asking = re.compile(r"(algorithm|name|method)\s*(==|!=|in)\s*[\[({]?[\"'](\w+)[\"']")
-    names = {path.stem for path in (ROOT / "lmpg" / "algorithms").glob("*.py")}
+    methods = [
+        *(ROOT / "lmpg" / "algorithms").glob("*.py"),
+        *(ROOT / "lmpg" / "classic").glob("*.py"),
+    ]
+    names = {path.stem for path in methods}
     for path in (ROOT / "lmpg").rglob("*.py"):
         asked = {match[3] for match in asking.finditer(path.read_text(encoding="utf-8"))}
         assert not asked & names, path

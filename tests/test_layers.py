@@ -12,7 +12,7 @@ PACKAGE = ROOT / "lmpg"
 FOUNDATION = {"functional", "sections"}
 SIBLINGS = {"algorithms", "models", "data", "tasks"}
 MIDDLE = SIBLINGS | {"rewards", "sampling", "environments"}
-TOP = FOUNDATION | {"types", "training", "recipes", "values"} | MIDDLE
+TOP = FOUNDATION | {"types", "classic", "training", "recipes", "values"} | MIDDLE
 MAY_IMPORT = {  # layer: the other parts of lmpg that it may import
     "functional": set(),
     "sections": set(),
@@ -25,16 +25,17 @@ MAY_IMPORT = {  # layer: the other parts of lmpg that it may import
     "sampling": FOUNDATION | {"types", "models"},
     "environments": FOUNDATION | {"types", "models"},
     "classic": FOUNDATION | {"types", "models", "environments"},
-    "training": FOUNDATION | {"types"} | MIDDLE,
+    "training": FOUNDATION | {"types", "classic"} | MIDDLE,
     "recipes": FOUNDATION | {"types", "training"} | MIDDLE,
     "values": {"sections"},
     "presets": {"sections", "values"},
     "config": FOUNDATION | {"types", "training", "recipes"} | MIDDLE,
+    "config_gym": TOP | {"config"},
     "cli": TOP | {"config"},
     "train_language": TOP | {"config", "cli"},
     "stages": TOP | {"config"},
     "train_offline": TOP | {"config", "cli", "stages"},
-    "train_gym": TOP | {"config", "cli"},
+    "train_gym": TOP | {"config", "config_gym", "cli"},
     "gym": TOP | {"presets", "train_gym"},
     "train": TOP | {"config", "presets", "stages", "train_language", "train_offline"},
     "pipeline": TOP | {"cli", "presets", "stages", "train"},

@@ -1,1 +1,28 @@
-"""The textbook's methods whose update is not minibatch SGD on a loss, each one short file."""
+"""The textbook's methods whose update is not minibatch SGD on a loss, each one short file.
+
+Those of `batches` learn from rollouts as algorithms do, those of `online` after each step, or
+whenever they like, in one environment.
+"""
+
+from lmpg.classic.average_reward import AverageReward
+from lmpg.classic.finite_differences import FiniteDifferences
+from lmpg.classic.lstd_actor_critic import LstdActorCritic
+from lmpg.classic.natural_actor_critic import NaturalActorCritic
+from lmpg.classic.natural_policy_gradient import NaturalPolicyGradient
+from lmpg.classic.qac import QAC
+from lmpg.classic.td_actor_critic import TdActorCritic
+from lmpg.classic.td_lambda import TdLambda
+from lmpg.classic.trpo import TRPO
+from lmpg.sections import Section
+
+METHODS: dict[str, type[Section]] = {
+    "td_actor_critic": TdActorCritic,
+    "td_lambda": TdLambda,
+    "qac": QAC,
+    "lstd_actor_critic": LstdActorCritic,
+    "average_reward": AverageReward,
+    "natural_policy_gradient": NaturalPolicyGradient,
+    "natural_actor_critic": NaturalActorCritic,
+    "trpo": TRPO,
+    "finite_differences": FiniteDifferences,
+}

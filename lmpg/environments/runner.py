@@ -88,11 +88,22 @@ class Runner:
             columns.append(column)
         return rollout_of(columns, self.normaliser.normalised(self._features), policy)
 
+    @property
+    def features(self) -> np.ndarray:
+        """What the policy sees now, [B, F]."""
+        return self.normaliser.normalised(self._features)
+
+    def step(self, policy: ActingPolicy, noise: np.ndarray | None) -> Column:
+        """One step of all copies, counted, for those who learn after each; `noise` as in `act`."""
+        column = self._step(policy, noise)
+        self.num_steps += int(column.chosen.sum())
+        return column
+
     def _noise(self, policy: ActingPolicy, until: int, generator: torch.Generator) -> np.ndarray:
         num_columns = -(-(until - self.num_steps) // self.num_envs)
         return policy.noise(num_columns, self.num_envs, generator)
 
-    def _step(self, policy: ActingPolicy, noise: np.ndarray) -> Column:
+    def _step(self, policy: ActingPolicy, noise: np.ndarray | None) -> Column:
         chosen = ~self._resetting
         features = self.normaliser.seen(self._features, chosen)
         actions = policy.act(features, noise)

@@ -7,7 +7,8 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributions, nn
+from torch.distributions import Distribution
 
 
 class ActionDistribution(Protocol):
@@ -29,6 +30,10 @@ class ActionDistribution(Protocol):
 
     def mode(self, outputs: np.ndarray) -> np.ndarray:
         """The most likely action per row."""
+        ...
+
+    def as_torch(self, outputs: Tensor) -> Distribution:
+        """As torch knows it, for KL divergences; before any squashing, which changes none."""
         ...
 
 
@@ -57,6 +62,10 @@ class Categorical(nn.Module):
     def mode(self, outputs: np.ndarray) -> np.ndarray:
         """Argmax."""
         return outputs.argmax(-1)
+
+    def as_torch(self, outputs: Tensor) -> Distribution:
+        """Softmax of the logits."""
+        return distributions.Categorical(logits=outputs, validate_args=False)
 
 
 class DiagonalGaussian(nn.Module):
@@ -95,3 +104,8 @@ class DiagonalGaussian(nn.Module):
     def mode(self, outputs: np.ndarray) -> np.ndarray:
         """The mean."""
         return outputs
+
+    def as_torch(self, outputs: Tensor) -> Distribution:
+        """One event of all dimensions."""
+        normal = distributions.Normal(outputs, self.log_std.exp(), validate_args=False)
+        return distributions.Independent(normal, 1, validate_args=False)

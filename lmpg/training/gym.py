@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from lmpg.environments.agent import Agent
 from lmpg.environments.evaluation import play
@@ -16,11 +16,24 @@ from lmpg.models.mlp import MLPPolicy
 from lmpg.models.settings import PolicySettings
 from lmpg.training.online import Collected
 from lmpg.training.seeding import generator
-from lmpg.training.settings import GymEvaluationSettings, GymRunSettings, UpdateSettings
+from lmpg.training.settings import (
+    BatchSettings,
+    GymEvaluationSettings,
+    GymRunSettings,
+    UpdateSettings,
+)
 from lmpg.training.stopwatch import Stopwatch
-from lmpg.types import Algorithm
 
 _log = logging.getLogger(__name__)
+
+
+class Learner(Protocol):
+    """An algorithm or a textbook method."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """`critic` where the policy must have one."""
+        ...
 
 
 @dataclass
@@ -30,7 +43,7 @@ class GymSource:
     policy: MLPPolicy
     runner: Runner
     env: EnvSettings
-    update: UpdateSettings
+    update: UpdateSettings | BatchSettings
     evaluation: GymEvaluationSettings
     run: GymRunSettings
     headline: str = "return_mean"
@@ -97,8 +110,8 @@ class GymSource:
 def make_source(
     env: EnvSettings,
     policy: PolicySettings,
-    algorithm: Algorithm,
-    update: UpdateSettings,
+    algorithm: Learner,
+    update: UpdateSettings | BatchSettings,
     evaluation: GymEvaluationSettings,
     run: GymRunSettings,
 ) -> GymSource:
@@ -118,7 +131,7 @@ def make_source(
     return GymSource(agent, runner, env, update, evaluation, run)
 
 
-def num_iterations(run: GymRunSettings, update: UpdateSettings) -> int:
+def num_iterations(run: GymRunSettings, update: UpdateSettings | BatchSettings) -> int:
     """Rollouts until `run.total_timesteps`; the last one may be shorter."""
     return -(-run.total_timesteps // update.rollout_size)
 

@@ -37,6 +37,14 @@ class OfflineSettings(OptimizerSettings):
     """Passes over the data."""
 
 
+class BatchSettings(Section):
+    """One iteration of a textbook method, which brings its own way to learn."""
+
+    rollout_size: int = Field(2048, ge=1)
+    """Environment steps per iteration: of methods that learn from batches, the batch; of those
+    that learn after each step or episode, what lies between two lines of the log."""
+
+
 class UpdateSettings(OptimizerSettings):
     """One iteration: how much is sampled, and how the policy learns from it."""
 
