@@ -67,7 +67,7 @@ def settings(given: argparse.Namespace) -> PPOConfig:
 
 
 def count_as_reward(reward_model: torch.nn.Module) -> None:
-    """Let the trainer score by counting ids that are multiples of 7, and value as it always does."""
+    """Let the trainer score by counting multiples of 7, and value as it always does."""
     original = program.get_reward
 
     def scored(model, ids, pad_token_id: int, context_length: int):
