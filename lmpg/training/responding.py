@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lmpg.data.prompts import Prompt
-from lmpg.data.tokenizing import completion_text
+from lmpg.data.tokenizing import completion_texts
 from lmpg.models.policy import CausalLMPolicy, Reference
 from lmpg.models.states import one_token_more
 from lmpg.rewards.scorer import PendingScores, Scorer, Scores
@@ -70,7 +70,7 @@ class Responder:
         asked = [p for p in prompts for _ in range(group_size)]
         lengths = samples.inputs["response_lengths"].tolist()
         ids = [row[:n] for row, n in zip(samples.inputs["response_ids"].tolist(), lengths)]
-        completions = [completion_text(self.tokenizer, p.ids, r) for p, r in zip(asked, ids)]
+        completions = completion_texts(self.tokenizer, [p.ids for p in asked], ids)
         return Responses(asked, samples, completions, ids)
 
     def uniforms(self, key: Key, num_prompts: int, group_size: int) -> Tensor:
