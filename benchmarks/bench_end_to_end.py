@@ -4,7 +4,8 @@ GRPO: 64 responses of 64 tokens to 8 prompts of 16 tokens, a reference, one opti
 PPO: 64 responses to 64 prompts, KL to the reference in the reward, 4 epochs, one minibatch of 64,
 with the critic on the policy's trunk or on one of its own (TRL has the latter alone). Both sides
 log every step. The programs take turns step by step (see `lockstep`); medians are compared, and
-TRL counts with whichever of its precisions is the faster (its PPO ignores its bf16 flag).
+TRL counts with whichever of its precisions is the faster (its PPO ignores its bf16 flag); where
+lmpg runs in both precisions, its fp32 is compared with TRL's fp32.
 """
 
 from __future__ import annotations
@@ -13,29 +14,24 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from floor import step_seconds
-from lockstep import Contestant, race
-from models import prompts, save
+from lockstep import race
+from sides import Place
 
-HERE = Path(__file__).resolve().parent
 CASES = ("grpo", "ppo_shared", "ppo_separate")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-TURNS = {  # size, trainer → dtypes of lmpg, precisions of the peer
+TURNS = {  # size, trainer → precisions of lmpg, of the peer
     ("S", "grpo"): (["fp32"], ["fp32", "bf16"]),
     ("S", "ppo"): (["fp32"], ["fp32"]),
     ("M", "grpo"): (["bf16", "fp32"], ["fp32", "bf16"]),
     ("M", "ppo"): (["bf16", "fp32"], ["fp32"]),
 }
-REWARD = """
-def multiples(completion_ids, **_):
-    return [float(sum(i % 7 == 0 for i in ids)) for ids in completion_ids]
-"""
+HEADER = "case         size dtype  lmpg s  peer s dtype  ratio  floor s  lengths    peak GB"
 
 
 def arguments() -> argparse.Namespace:
@@ -53,95 +49,50 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def lmpg_command(case: str, dtype: str, folder: Path, steps: int, threads: int) -> list[str]:
-    """The real program, on a user's model, data and reward."""
-    algorithm, _, critic = case.partition("_")
-    name = f"{case}-{dtype}"
-    flags = {
-        "model.path": folder / "model",
-        "model.precision": dtype,
-        "data.path": folder / "prompts.jsonl",
-        "data.num-eval": 8,
-        "rewards.functions": f"{folder / 'reward.py'}:multiples",
-        "sampling.max-new-tokens": 64,
-        "update.rollout-size": 64,
-        "update.minibatch-size": 64,
-        "update.epochs": 4 if critic else 1,
-        "algorithm.kl-coef": 0.05 if critic else 0.04,
-        "evaluation.size": 8,
-        "run.total-steps": steps,
-        "run.torch-threads": threads,
-        "run.output-dir": folder / "runs" / name,
-    }
-    if critic:
-        flags["model.critic"] = critic
-    given = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
-    return [sys.executable, str(HERE / "lmpg_steps.py"), "train", algorithm, *given]
-
-
-def contestants(case: str, size: str, folder: Path, given: argparse.Namespace) -> list[Contestant]:
-    """lmpg in every precision, then the peer in every precision."""
-    trainer = case.partition("_")[0]
-    mine, its = TURNS[size, trainer]
-    steps = given.warm + given.steps
-    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    quiet |= {"OMP_NUM_THREADS": str(given.threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    peer_quiet = {**quiet, "TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONWARNINGS": "ignore"}
-    peer_quiet["PYTHONPATH"] = given.peer_ppo_path if trainer == "ppo" else ""
-    found = []
-    for dtype in mine:
-        command = lmpg_command(case, dtype, folder, steps, given.threads)
-        name = f"lmpg {dtype}"
-        environment = {**quiet, "PYTHONPATH": str(HERE.parent)}
-        found.append(Contestant(name, command, environment, folder / f"{case} {name}.log"))
-    for dtype in its:
-        script = HERE / "peers" / f"{trainer}_steps.py"
-        command = [given.peer_python, str(script), str(folder / "model"), size]
-        command += ["--steps", str(steps), "--precision", dtype]
-        name = f"peer {dtype}"
-        found.append(Contestant(name, command, peer_quiet, folder / f"{case} {name}.log"))
-    return found
-
-
-def measured(case: str, size: str, folder: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
+def measured(case: str, place: Place, given: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per precision of lmpg."""
-    told = race(contestants(case, size, folder, given), given.warm, given.steps)
+    mine, its = TURNS[place.size, case.partition("_")[0]]
+    contestants = [place.lmpg(case, dtype) for dtype in mine]
+    contestants += [place.peer(case, x, given.peer_python, given.peer_ppo_path) for x in its]
+    told = race(contestants, given.warm, given.steps)
     seconds = {name: statistics.median(x["seconds"] for x in rows) for name, rows in told.items()}
-    peer = min((name for name in told if name.startswith("peer")), key=seconds.__getitem__)
-    alike = sum(name.startswith("lmpg") for name in told) > 1
+    best = min((f"peer {dtype}" for dtype in its), key=seconds.__getitem__)
     rows = []
-    for name in told:
-        who, dtype = name.split()
-        if who != "lmpg":
-            continue
-        phases = told[name][0]["phases"]
-        against = "peer fp32" if alike and dtype == "fp32" else peer
+    for dtype in mine:
+        name = f"lmpg {dtype}"
+        peer = "peer fp32" if dtype == "fp32" and len(mine) > 1 else best
         row = {
             "case": case,
-            "size": size,
+            "size": place.size,
             "dtype": dtype,
             "seconds": seconds[name],
-            "peer_seconds": seconds[against],
-            "floor_seconds": step_seconds(case, size, DTYPES[dtype]),
-            "peer_dtype": against.split()[1],
-            "peers": {n.split()[1]: seconds[n] for n in told if n.startswith("peer")},
-            "spread": [f(x["seconds"] for x in told[name]) for f in (min, max)],
-            "lengths": [statistics.mean(x["length"] for x in told[n]) for n in (name, against)],
-            "peak_gb": [told[n][-1]["peak_gb"] for n in (name, against)],
-            "phases": {k: statistics.median(x["phases"][k] for x in told[name]) for k in phases},
+            "peer_seconds": seconds[peer],
+            "ratio": seconds[peer] / seconds[name],
+            "peer_dtype": peer.split()[1],
+            "floor_seconds": step_seconds(case, place.size, DTYPES[dtype]),
         }
-        row["ratio"] = row["peer_seconds"] / row["seconds"]
-        rows.append(row)
+        rows.append(row | details(told, name, peer) | {"all_seconds": seconds})
     return rows
 
 
+def details(told: dict[str, list[dict[str, Any]]], name: str, peer: str) -> dict[str, Any]:
+    """Proof that both did the same work, their memory, and where lmpg's time went."""
+    phases = told[name][0]["phases"]
+    return {
+        "spread": [f(x["seconds"] for x in told[name]) for f in (min, max)],
+        "lengths": [statistics.mean(x["length"] for x in told[n]) for n in (name, peer)],
+        "peak_gb": [told[n][-1]["peak_gb"] for n in (name, peer)],
+        "phases": {k: statistics.median(x["phases"].get(k, 0) for x in told[name]) for k in phases},
+    }
+
+
 def line(row: dict[str, Any]) -> str:
-    """A row of the table."""
+    """A row of the table; lengths and memory are lmpg's and the peer's."""
     lengths = "/".join(f"{x:.1f}" for x in row["lengths"])
     memory = "/".join(f"{x:.2f}" for x in row["peak_gb"])
     return (
-        f"{row['case']:<13}{row['size']:<3}{row['dtype']:<6}{row['seconds']:>8.3f}"
-        f"{row['peer_seconds']:>8.3f} {row['peer_dtype']:<6}{row['ratio']:>6.2f}"
+        f"{row['case']:<13}{row['size']:<5}{row['dtype']:<6}{row['seconds']:>7.3f}"
+        f"{row['peer_seconds']:>8.3f} {row['peer_dtype']:<6}{row['ratio']:>5.2f}x"
         f"{row['floor_seconds']:>8.3f}  {lengths:<11}{memory}"
     )
 
@@ -152,17 +103,13 @@ def main() -> None:
     if given.cpus:
         os.sched_setaffinity(0, {int(cpu) for cpu in given.cpus.split(",")})
     torch.set_num_threads(given.threads)
-    print("case         size  lmpg s  peer s        ratio   floor  lengths    peak GB", flush=True)
+    print(HEADER, flush=True)
     rows = []
     for size in given.sizes:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            save(size, folder / "model")
-            lines = [json.dumps({"prompt": text}) for text in prompts(size, 256)]
-            (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n")
-            (folder / "reward.py").write_text(REWARD)
+        with tempfile.TemporaryDirectory() as folder:
+            place = Place(Path(folder), size, given.warm + given.steps, given.threads)
             for case in given.cases:
-                for row in measured(case, size, folder, given):
+                for row in measured(case, place, given):
                     rows.append(row)
                     print(line(row), flush=True)
                     if given.json:

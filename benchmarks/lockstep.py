@@ -21,12 +21,16 @@ KIB_PER_GB = 1e9 / 1024
 
 
 class Turn:
-    """In the program that is timed: call it at the end of every step with what there is to say."""
+    """In the program that is timed: call it at the end of every step with what there is to say.
+
+    In a program that was started by itself it prints that, and waits for nobody.
+    """
 
     def __init__(self) -> None:
-        reading, writing = map(int, os.environ[VARIABLE].split(","))
-        self._go = os.fdopen(reading)
-        self._told = os.fdopen(writing, "w")
+        ends = os.environ.get(VARIABLE)
+        reading, writing = map(int, ends.split(",")) if ends else (None, None)
+        self._go = os.fdopen(reading) if reading else None
+        self._told = os.fdopen(writing, "w") if writing else sys.stdout
         self._since: float | None = None
 
     def __call__(self, **facts: Any) -> None:
@@ -36,7 +40,8 @@ class Turn:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KIB_PER_GB
         self._told.write(json.dumps({"seconds": seconds, "peak_gb": peak, **facts}) + "\n")
         self._told.flush()
-        self._go.readline()
+        if self._go:
+            self._go.readline()
         self._since = time.perf_counter()
 
 

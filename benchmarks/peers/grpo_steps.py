@@ -38,9 +38,10 @@ def settings(given: argparse.Namespace) -> GRPOConfig:
     """64 responses in groups of 8, one optimizer step; logs every step, saves nothing."""
     return GRPOConfig(
         output_dir=tempfile.mkdtemp(),
-        per_device_train_batch_size=64,
+        per_device_train_batch_size=given.microbatch,
+        gradient_accumulation_steps=64 // given.microbatch,
         num_generations=8,
-        max_completion_length=64,
+        max_completion_length=given.length,
         beta=0.04,
         max_steps=given.steps,
         learning_rate=1e-4,
@@ -64,6 +65,9 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--attention", default="sdpa")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--prompt", type=int, default=16, help="tokens per prompt")
+    parser.add_argument("--length", type=int, default=64, help="tokens per response")
+    parser.add_argument("--microbatch", type=int, default=64)
     given = parser.parse_args()
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(
@@ -74,7 +78,7 @@ def main() -> None:
         args=settings(given),
         processing_class=AutoTokenizer.from_pretrained(given.model),
         reward_funcs=reward,
-        train_dataset=Dataset.from_dict({"prompt": prompts(given.size, 256)}),
+        train_dataset=Dataset.from_dict({"prompt": prompts(given.size, 256, given.prompt)}),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Told())
