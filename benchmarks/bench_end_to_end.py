@@ -3,9 +3,10 @@
 GRPO: 64 responses of 64 tokens to 8 prompts of 16 tokens, a reference, one optimizer step.
 PPO: 64 responses to 64 prompts, KL to the reference in the reward, 4 epochs, one minibatch of 64,
 with the critic on the policy's trunk or on one of its own (TRL has the latter alone). Both sides
-log every step. The programs take turns step by step (see `lockstep`); medians are compared, and
-TRL counts with whichever of its precisions is the faster (its PPO ignores its bf16 flag); where
-lmpg runs in both precisions, its fp32 is compared with TRL's fp32.
+log every step. The programs take turns step by step (see `lockstep`) and medians are compared:
+with whichever of TRL's precisions is the faster (its PPO ignores its bf16 flag), where lmpg runs in
+both precisions its fp32 with TRL's fp32. `fastest` is the ratio to the fastest way found to run
+TRL in, by loading its model with attn_implementation="eager" too.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from sides import Place
 
 CASES = ("grpo", "ppo_shared", "ppo_separate")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-TURNS = {  # size, trainer → precisions of lmpg, of the peer
-    ("S", "grpo"): (["fp32"], ["fp32", "bf16"]),
+TURNS = {  # size, trainer → precisions of lmpg, settings of the peer
+    ("S", "grpo"): (["fp32"], ["fp32", "bf16", "fp32 eager"]),
     ("S", "ppo"): (["fp32"], ["fp32"]),
-    ("M", "grpo"): (["bf16", "fp32"], ["fp32", "bf16"]),
+    ("M", "grpo"): (["bf16", "fp32"], ["fp32", "bf16", "bf16 eager"]),
     ("M", "ppo"): (["bf16", "fp32"], ["fp32"]),
 }
-HEADER = "case         size dtype  lmpg s  peer s dtype  ratio  floor s  lengths    peak GB"
+HEADER = "case         size dtype  lmpg s  peer s dtype  ratio fastest floor s  lengths    peak GB"
 
 
 def arguments() -> argparse.Namespace:
@@ -56,7 +57,8 @@ def measured(case: str, place: Place, given: argparse.Namespace) -> list[dict[st
     contestants += [place.peer(case, x, given.peer_python, given.peer_ppo_path) for x in its]
     told = race(contestants, given.warm, given.steps)
     seconds = {name: statistics.median(x["seconds"] for x in rows) for name, rows in told.items()}
-    best = min((f"peer {dtype}" for dtype in its), key=seconds.__getitem__)
+    peers = [f"peer {setting}" for setting in its]
+    best = min((x for x in peers if not x.endswith("eager")), key=seconds.__getitem__)
     rows = []
     for dtype in mine:
         name = f"lmpg {dtype}"
@@ -68,6 +70,7 @@ def measured(case: str, place: Place, given: argparse.Namespace) -> list[dict[st
             "seconds": seconds[name],
             "peer_seconds": seconds[peer],
             "ratio": seconds[peer] / seconds[name],
+            "ratio_to_fastest": min(seconds[x] for x in peers) / seconds[name],
             "peer_dtype": peer.split()[1],
             "floor_seconds": step_seconds(case, place.size, DTYPES[dtype]),
         }
@@ -93,7 +96,7 @@ def line(row: dict[str, Any]) -> str:
     return (
         f"{row['case']:<13}{row['size']:<5}{row['dtype']:<6}{row['seconds']:>7.3f}"
         f"{row['peer_seconds']:>8.3f} {row['peer_dtype']:<6}{row['ratio']:>5.2f}x"
-        f"{row['floor_seconds']:>8.3f}  {lengths:<11}{memory}"
+        f"{row['ratio_to_fastest']:>7.2f}x{row['floor_seconds']:>8.3f}  {lengths:<11}{memory}"
     )
 
 

@@ -68,17 +68,22 @@ class Place:
         return self._started(f"lmpg {dtype}", case, command, {"PYTHONPATH": path})
 
     def peer(
-        self, case: str, dtype: str, python: str, ppo_path: str = "", device: str = "cpu"
+        self, case: str, setting: str, python: str, ppo_path: str = "", device: str = "cpu"
     ) -> Contestant:
-        """TRL's trainer for the case, in the environment of `python`."""
+        """TRL's trainer for the case, in the environment of `python`.
+
+        setting: a precision, then how attention is computed where that is not transformers'
+        default, as in "bf16 eager".
+        """
         trainer = case.partition("_")[0]
+        dtype, _, attention = setting.partition(" ")
         command = [python, str(HERE / "peers" / f"{trainer}_steps.py")]
         command += [str(self.folder / "model"), self.size, "--steps", str(self.steps)]
-        command += ["--precision", dtype, "--device", device]
+        command += ["--precision", dtype, "--device", device, "--attention", attention or "sdpa"]
         for name, value in self.options.items():
             command += [f"--{name}", str(value)]
         environment = {"PYTHONPATH": ppo_path if trainer == "ppo" else ""}
-        return self._started(f"peer {dtype}", case, command, environment)
+        return self._started(f"peer {setting}", case, command, environment)
 
     def _started(
         self, name: str, case: str, command: list[str], environment: dict[str, str]

@@ -89,6 +89,7 @@ def test_a_program_that_dies_is_named_with_what_it_said(module, tmp_path):
 def test_a_case_is_compared_with_the_faster_peer_and_fp32_with_fp32(module, monkeypatch):
     bench = module("bench_end_to_end")
     seconds = {"lmpg bf16": 1.0, "lmpg fp32": 2.0, "peer fp32": 5.0, "peer bf16": 4.0}
+    seconds["peer bf16 eager"] = 3.5
     step = {"length": 64.0, "peak_gb": 1.0, "phases": {"time/sample": 0.5}}
     told = {name: [{**step, "seconds": x}] * 3 for name, x in seconds.items()}
     monkeypatch.setattr(bench, "race", lambda *_: told)
@@ -101,7 +102,8 @@ def test_a_case_is_compared_with_the_faster_peer_and_fp32_with_fp32(module, monk
         ("grpo", "M", "bf16", 1.0, 4.0, 4.0),
         ("grpo", "M", "fp32", 2.0, 5.0, 2.5),
     ]
-    assert "4.00x" in bench.line(rows[0])
+    assert [row["ratio_to_fastest"] for row in rows] == [3.5, 1.75]
+    assert "4.00x   3.50x" in bench.line(rows[0])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
