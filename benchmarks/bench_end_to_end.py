@@ -6,7 +6,8 @@ with the critic on the policy's trunk or on one of its own (TRL has the latter a
 log every step. The programs take turns step by step (see `lockstep`) and medians are compared:
 with whichever of TRL's precisions is the faster (its PPO ignores its bf16 flag), where lmpg runs in
 both precisions its fp32 with TRL's fp32. `fastest` is the ratio to the fastest way found to run
-TRL in, by loading its model with attn_implementation="eager" too.
+TRL in, by loading its model with attn_implementation="eager" too; `cpu` that of processor time,
+which other programs on the machine disturb less.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ TURNS = {  # size, trainer → precisions of lmpg, settings of the peer
     ("M", "grpo"): (["bf16", "fp32"], ["fp32", "bf16", "bf16 eager"]),
     ("M", "ppo"): (["bf16", "fp32"], ["fp32"]),
 }
-HEADER = "case         size dtype  lmpg s  peer s dtype  ratio fastest floor s  lengths    peak GB"
+HEADER = (
+    "case         size dtype  lmpg s  peer s dtype  ratio fastest   cpu floor s  lengths    peak GB"
+)
 
 
 def arguments() -> argparse.Namespace:
@@ -81,7 +84,10 @@ def measured(case: str, place: Place, given: argparse.Namespace) -> list[dict[st
 def details(told: dict[str, list[dict[str, Any]]], name: str, peer: str) -> dict[str, Any]:
     """Proof that both did the same work, their memory, and where lmpg's time went."""
     phases = told[name][0]["phases"]
+    mine, its = (statistics.median(x["cpu_seconds"] for x in told[n]) for n in (name, peer))
     return {
+        "cpu_seconds": mine,
+        "peer_cpu_seconds": its,
         "spread": [f(x["seconds"] for x in told[name]) for f in (min, max)],
         "lengths": [statistics.mean(x["length"] for x in told[n]) for n in (name, peer)],
         "peak_gb": [told[n][-1]["peak_gb"] for n in (name, peer)],
@@ -93,10 +99,11 @@ def line(row: dict[str, Any]) -> str:
     """A row of the table; lengths and memory are lmpg's and the peer's."""
     lengths = "/".join(f"{x:.1f}" for x in row["lengths"])
     memory = "/".join(f"{x:.2f}" for x in row["peak_gb"])
+    cpu = row["peer_cpu_seconds"] / row["cpu_seconds"]
     return (
         f"{row['case']:<13}{row['size']:<5}{row['dtype']:<6}{row['seconds']:>7.3f}"
         f"{row['peer_seconds']:>8.3f} {row['peer_dtype']:<6}{row['ratio']:>5.2f}x"
-        f"{row['ratio_to_fastest']:>7.2f}x{row['floor_seconds']:>8.3f}  {lengths:<11}{memory}"
+        f"{row['ratio_to_fastest']:>7.2f}x{cpu:>5.2f}x{row['floor_seconds']:>8.3f}  {lengths:<11}{memory}"
     )
 
 
