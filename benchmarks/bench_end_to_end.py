@@ -103,7 +103,8 @@ def line(row: dict[str, Any]) -> str:
     return (
         f"{row['case']:<13}{row['size']:<5}{row['dtype']:<6}{row['seconds']:>7.3f}"
         f"{row['peer_seconds']:>8.3f} {row['peer_dtype']:<6}{row['ratio']:>5.2f}x"
-        f"{row['ratio_to_fastest']:>7.2f}x{cpu:>5.2f}x{row['floor_seconds']:>8.3f}  {lengths:<11}{memory}"
+        f"{row['ratio_to_fastest']:>7.2f}x{cpu:>5.2f}x"
+        f"{row['floor_seconds']:>8.3f}  {lengths:<11}{memory}"
     )
 
 
