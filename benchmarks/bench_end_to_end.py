@@ -31,7 +31,7 @@ TURNS = {  # size, trainer → precisions of lmpg, settings of the peer
     ("S", "grpo"): (["fp32"], ["fp32", "bf16", "fp32 eager"]),
     ("S", "ppo"): (["fp32"], ["fp32"]),
     ("M", "grpo"): (["bf16", "fp32"], ["fp32", "bf16", "bf16 eager"]),
-    ("M", "ppo"): (["bf16", "fp32"], ["fp32"]),
+    ("M", "ppo"): (["bf16"], ["fp32"]),
 }
 HEADER = (
     "case         size dtype  lmpg s  peer s dtype  ratio fastest   cpu floor s  lengths    peak GB"
