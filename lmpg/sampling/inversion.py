@@ -5,16 +5,47 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+BLOCK = 256
+"""Tokens whose probabilities are summed first: about √V for the vocabularies of today."""
+
 
 def tokens_at(probs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     """The id whose stretch of the cumulative distribution holds u ∈ [0, 1); never one with p = 0.
 
-    probs need not sum to exactly 1: u runs over their true sum. Cumulated in float64.
+    probs need not sum to exactly 1: u runs over their true sum. In two levels: the block of tokens
+    in which it lies, then its place in the block, because a cumulative sum over V is slow. What is
+    cumulated is float64, and each row's token depends on that row alone.
     """
-    cdf_BV = probs_BV.cumsum(1, dtype=torch.float64)
-    # u ≤ 1 − 2⁻⁵³ times the total rounds to less than the total: there is always a token above
-    target_B1 = uniforms_B.to(cdf_BV)[:, None] * cdf_BV[:, -1:]
-    return torch.searchsorted(cdf_BV, target_B1, right=True)[:, 0]
+    vocabulary = probs_BV.shape[1]
+    whole = vocabulary // BLOCK * BLOCK
+    if whole <= BLOCK:
+        return _inverted(probs_BV, uniforms_B)[0]
+    sums_BN = probs_BV[:, :whole].unflatten(1, (-1, BLOCK)).sum(2)
+    if whole < vocabulary:
+        sums_BN = torch.cat([sums_BN, probs_BV[:, whole:].sum(1, keepdim=True)], 1)
+    block_B, within_B = _inverted(sums_BN, uniforms_B)
+    ids_BW = block_B[:, None] * BLOCK + torch.arange(BLOCK, device=probs_BV.device)
+    beyond_BW = ids_BW >= vocabulary
+    inside_BW = probs_BV.gather(1, ids_BW.clamp(max=vocabulary - 1)).masked_fill_(beyond_BW, 0)
+    return block_B * BLOCK + _inverted(inside_BW, within_B)[0]
+
+
+def _inverted(weights_BN: Tensor, uniforms_B: Tensor) -> tuple[Tensor, Tensor]:
+    """The index whose stretch of the cumulated weights holds u, and how far in it u lies (0 to 1).
+
+    The weight there is above 0: the target lies below its cumulated weight, not below the one
+    before.
+    """
+    cdf_BN = weights_BN.cumsum(1, dtype=torch.float64)
+    total_B1 = cdf_BN[:, -1:]
+    # rounding must not lift the target to the total, above which there is nothing
+    below_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))
+    target_B1 = torch.minimum(uniforms_B.to(cdf_BN)[:, None] * total_B1, below_B1)
+    index_B1 = torch.searchsorted(cdf_BN, target_B1, right=True)
+    weight_B1 = weights_BN.gather(1, index_B1).to(cdf_BN)
+    start_B1 = cdf_BN.gather(1, index_B1) - weight_B1
+    within_B1 = ((target_B1 - start_B1) / weight_B1).clamp_(0, 1)
+    return index_B1[:, 0], within_B1[:, 0]
 
 
 def truncated(probs_BV: Tensor, top_k: int, top_p: float) -> Tensor:
