@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from lmpg.models.fused_weights import FusedWeights, Layer, Norm
 from lmpg.models.inputs import mask_and_positions
+from lmpg.models.kv_cache import LayerCache
 
 
 class FusedTrunk:
@@ -25,33 +26,30 @@ class FusedTrunk:
 
     def __init__(self, weights: FusedWeights):
         self._weights = weights
-
-    def prefill(self, ids_PL: Tensor, lengths_P: Tensor, prompt_R: Tensor, steps: int) -> Tensor:
-        """Reads prompts (padded left) and opens a row for each entry of prompt_R, with room for
-        `steps` more tokens; hidden [R, D] after each row's prompt."""
-        w, shape_PL = self._weights, ids_PL.shape
-        self._position_R = lengths_P.index_select(0, prompt_R)
-        self._columns, self._rows = shape_PL[1], len(prompt_R)
-        room = shape_PL[1] + steps
-        table = w.position_embedding if w.rotations is None else w.rotations
+        table = weights.position_embedding if weights.rotations is None else weights.rotations
         assert table is not None
         self._last_position = len(table) - 1
-        cache_shape = (len(w.layers), self._rows, w.num_groups, 2, room, w.head_dim)
-        self._cache = torch.empty(cache_shape, device=ids_PL.device)
+
+    def prefill(self, ids_PL: Tensor, lengths_P: Tensor, prompt_R: Tensor) -> Tensor:
+        """Reads prompts (padded left) and opens a row for each entry of prompt_R; hidden [R, D]
+        after each row's prompt."""
+        w, shape_PL = self._weights, ids_PL.shape
+        self._position_R = lengths_P.index_select(0, prompt_R)
+        self._caches: list[LayerCache] = []
         end_P = torch.full_like(lengths_P, shape_PL[1])
         mask_PL, position_PL = mask_and_positions(end_P - lengths_P, end_P, shape_PL[1])
-        self._bias_RL: Tensor | None = None
-        if not bool(mask_PL.all()):
-            self._bias_RL = _padding_bias(mask_PL, room).index_select(0, prompt_R)
+        hidden_PL = torch.zeros_like(mask_PL, dtype=torch.float32)
+        hidden_PL.masked_fill_(mask_PL == 0, -torch.inf)
+        # without padding one row of it serves all
+        padded = bool((mask_PL == 0).any())
+        self._bias_RL = hidden_PL.index_select(0, prompt_R) if padded else hidden_PL[:1]
         stream = self._embedded(ids_PL.flatten(), position_PL.flatten())
         rotations = self._rotations(position_PL.flatten())
-        for i, layer in enumerate(w.layers):
-            query, key, value = self._heads(layer, stream, rotations)
-            query, key, value = (
-                x.unflatten(0, shape_PL).transpose(1, 2) for x in (query, key, value)
-            )
-            self._cache[i, :, :, 0, : shape_PL[1]] = key.index_select(0, prompt_R)
-            self._cache[i, :, :, 1, : shape_PL[1]] = value.index_select(0, prompt_R)
+        for layer in w.layers:
+            heads = self._heads(layer, stream, rotations)
+            query, key, value = (x.unflatten(0, shape_PL).transpose(1, 2) for x in heads)
+            of_rows = (x.index_select(0, prompt_R) for x in (key, value))
+            self._caches.append(LayerCache(*of_rows))
             mixed = _causal_attention(query, key, value, mask_PL, layer.scaling)
             stream = self._after_attention(layer, stream, mixed)
         last = stream.unflatten(0, shape_PL)[:, -1]
@@ -61,11 +59,11 @@ class FusedTrunk:
         """Appends a token to each row; hidden [R, D] after it."""
         stream = self._embedded(tokens_R, self._position_R)
         rotations = self._rotations(self._position_R)
-        self._columns += 1
         bias = self._bias()
-        for i, layer in enumerate(self._weights.layers):
+        for layer, cache in zip(self._weights.layers, self._caches):
             query, key, value = self._heads(layer, stream, rotations)
-            mixed = self._attended(i, query, key, value, bias, layer.scaling)
+            cache.append(key, value)
+            mixed = _attended(query, *cache.whole(), bias, layer.scaling)
             stream = self._after_attention(layer, stream, mixed)
         # a finished row that has not left yet must not run out of the model's positions
         self._position_R = (self._position_R + 1).clamp_(max=self._last_position)
@@ -73,13 +71,11 @@ class FusedTrunk:
 
     def keep(self, holes: Tensor, tail: Tensor, num_rows: int) -> None:
         """The rows `tail` move to the places `holes`; then the first num_rows alone go on."""
-        if len(holes):
-            filled = self._cache[:, :, :, :, : self._columns]
-            filled.index_copy_(1, holes, filled.index_select(1, tail))
+        for cache in self._caches:
+            cache.keep(holes, tail, num_rows)
         self._position_R = moved(self._position_R, holes, tail, num_rows)
-        if self._bias_RL is not None:
+        if len(self._bias_RL) > 1:
             self._bias_RL = moved(self._bias_RL, holes, tail, num_rows)
-        self._rows = num_rows
 
     def _embedded(self, ids_N: Tensor, positions_N: Tensor) -> Tensor:
         w = self._weights
@@ -92,51 +88,30 @@ class FusedTrunk:
         table = self._weights.rotations
         return None if table is None else table.index_select(0, positions_N)[:, None]
 
-    def _bias(self) -> Tensor | None:
-        """What is added to the scores [R·K, heads of a group, columns] of padding: −∞."""
-        if self._bias_RL is None:
-            return None
-        bias_RL = self._bias_RL[:, : self._columns]
-        return bias_RL.repeat_interleave(self._weights.num_groups, 0)[:, None]
+    def _bias(self) -> Tensor:
+        """What is added to scores [R·K, heads of a group, room] once a token more is cached: −∞ in
+        the padding of prompts and in room that is not filled."""
+        cache = self._caches[0]
+        self._bias_RL = F.pad(self._bias_RL, (0, 1))
+        room = cache.room if cache.columns < cache.room else cache.next_room
+        bias_RL = F.pad(self._bias_RL, (0, room - self._bias_RL.shape[1]), value=-torch.inf)
+        if len(bias_RL) > 1:
+            bias_RL = bias_RL.repeat_interleave(self._weights.num_groups, 0)
+        return bias_RL[:, None]
 
     def _heads(
         self, layer: Layer, stream: Tensor, rotations: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [N, H, E], keys and values [N, K, E], normed and rotated where the model does."""
         w = self._weights
-        normed = _normed(stream, layer.attention_norm).to(w.dtype)
-        x = layer.qkv(normed).float().unflatten(1, (-1, w.head_dim))
-        turned, value = x[:, : w.num_heads + w.num_groups], x[:, w.num_heads + w.num_groups :]
-        if layer.head_norm_HD is not None:
-            turned = F.rms_norm(turned, turned.shape[-1:], None, layer.head_eps)
-            turned = turned.mul_(layer.head_norm_HD)
+        x = layer.qkv(_normed(stream, layer.attention_norm).to(w.dtype)).float()
+        x = x.view(len(x), -1, w.head_dim)
+        query, key, value = x.split([w.num_heads, w.num_groups, w.num_groups], 1)
+        if layer.query_norm is not None and layer.key_norm is not None:
+            query, key = _normed(query, layer.query_norm), _normed(key, layer.key_norm)
         if rotations is not None:
-            pairs = torch.view_as_complex(turned.unflatten(2, (-1, 2)))
-            turned = torch.view_as_real(pairs * rotations).flatten(2)
-        return turned[:, : w.num_heads], turned[:, w.num_heads :], value
-
-    def _attended(
-        self,
-        i: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        bias: Tensor | None,
-        scaling: float,
-    ) -> Tensor:
-        """Attention of one query per row to its whole context, the new token included: [R, H·E]."""
-        w, rows = self._weights, self._rows
-        cache = self._cache[i, :rows]
-        cache[:, :, 0, self._columns - 1] = key
-        cache[:, :, 1, self._columns - 1] = value
-        context = cache.view(rows * w.num_groups, 2, -1, w.head_dim)[:, :, : self._columns]
-        grouped = query.reshape(rows * w.num_groups, -1, w.head_dim)
-        zero = grouped.new_empty(1) if bias is None else bias
-        beta = 0 if bias is None else 1
-        scores = torch.baddbmm(
-            zero, grouped, context[:, 0].transpose(1, 2), beta=beta, alpha=scaling
-        )
-        return torch.bmm(scores.softmax(-1), context[:, 1]).view(rows, -1)
+            query, key = _rotated(query, rotations), _rotated(key, rotations)
+        return query, key, value
 
     def _after_attention(self, layer: Layer, stream: Tensor, mixed: Tensor) -> Tensor:
         w = self._weights
@@ -150,20 +125,33 @@ class FusedTrunk:
 
 def moved(x_R: Tensor, holes: Tensor, tail: Tensor, num_rows: int) -> Tensor:
     """The first num_rows of x, with the rows `tail` in the places `holes`."""
+    if not len(holes):
+        return x_R[:num_rows]
     return x_R[:num_rows].index_copy(0, holes, x_R.index_select(0, tail))
 
 
 def _normed(x: Tensor, norm: Norm) -> Tensor:
     if norm.bias is not None:
         return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
-    return F.rms_norm(x, x.shape[-1:], norm.weight, norm.eps)
+    # F.rms_norm's steps with fewer calls, which is what counts for a few rows on a CPU
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    scale = length.square_().mul_(1 / x.shape[-1]).add_(norm.eps).rsqrt_()
+    return (x * scale).mul_(norm.weight)
 
 
-def _padding_bias(mask_PL: Tensor, width: int) -> Tensor:
-    """−∞ in the columns of padding, 0 in the others and in those after the prompt: [P, width]."""
-    bias = torch.zeros(mask_PL.shape, device=mask_PL.device)
-    bias = bias.masked_fill_(mask_PL == 0, -torch.inf)
-    return F.pad(bias, (0, width - mask_PL.shape[1]))
+def _rotated(x: Tensor, rotations: Tensor) -> Tensor:
+    """Heads [N, H, E] turned by their position's angles: pairs of neighbours as complex numbers."""
+    pairs = torch.view_as_complex(x.unflatten(2, (-1, 2)))
+    return torch.view_as_real(pairs * rotations).flatten(2)
+
+
+def _attended(
+    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scaling: float
+) -> Tensor:
+    """Attention of one query per row [R, H, E] to its context, [R·K, room, E] each: [R, H·E]."""
+    grouped = query.reshape(len(keys), -1, query.shape[2])
+    scores = torch.baddbmm(bias, grouped, keys.transpose(1, 2), alpha=scaling)
+    return torch.bmm(scores.softmax(-1), values).view(len(query), -1)
 
 
 def _causal_attention(

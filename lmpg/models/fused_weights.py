@@ -32,15 +32,14 @@ class Norm:
 class Layer:
     """One block: x += out(attention(qkv(norm(x)))); x += down(activation(gate(norm(x))) [· up]).
 
-    qkv holds all queries' heads, then all keys', then all values'. head_norm_HD: the weight of the
-    RMS norm of each query's and key's head. In rotated heads the two numbers that are rotated
+    qkv holds all queries' heads, then all keys', then all values'. In rotated heads the two numbers that are rotated
     together lie side by side, so that a rotation is a product of complex numbers.
     """
 
     attention_norm: Norm
     qkv: Linear
-    head_norm_HD: Tensor | None
-    head_eps: float
+    query_norm: Norm | None
+    key_norm: Norm | None
     scaling: float
     out: Linear
     mlp_norm: Norm
@@ -126,19 +125,13 @@ def _llama_layer(layer: Any, heads: tuple[int, int], dtype: torch.dtype) -> Laye
         [_heads_paired(x, n, paired) for x in _read(module)]
         for module, n in zip((attention.q_proj, attention.k_proj), heads)
     )
-    norm = None
-    if hasattr(attention, "q_norm"):
-        norm = torch.cat(
-            [
-                x.weight.detach()[paired].expand(n, -1)
-                for x, n in zip((attention.q_norm, attention.k_norm), heads)
-            ]
-        )
+    names = ("q_norm", "k_norm")
+    norms = [_norm(x, paired) for name in names if (x := getattr(attention, name, None))]
     return Layer(
         attention_norm=_norm(layer.input_layernorm),
         qkv=_together([query, key, _read(attention.v_proj)], dtype),
-        head_norm_HD=norm,
-        head_eps=0.0 if norm is None else attention.q_norm.variance_epsilon,
+        query_norm=norms[0] if norms else None,
+        key_norm=norms[1] if norms else None,
         scaling=attention.scaling,
         out=_together([_read(attention.o_proj)], dtype),
         mlp_norm=_norm(layer.post_attention_layernorm),
@@ -169,8 +162,8 @@ def _gpt2_layer(block: Any, dtype: torch.dtype) -> Layer:
     return Layer(
         attention_norm=_norm(block.ln_1),
         qkv=_together([_read(block.attn.c_attn)], dtype),
-        head_norm_HD=None,
-        head_eps=0.0,
+        query_norm=None,
+        key_norm=None,
         scaling=block.attn.scaling,
         out=_together([_read(block.attn.c_proj)], dtype),
         mlp_norm=_norm(block.ln_2),
@@ -246,8 +239,9 @@ def _heads_paired(x: Tensor | None, num_heads: int, paired: Tensor) -> Tensor | 
     return x.unflatten(0, (num_heads, -1)).index_select(1, paired).flatten(0, 1)
 
 
-def _norm(module: Any) -> Norm:
+def _norm(module: Any, order: Tensor | None = None) -> Norm:
     eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
     bias = getattr(module, "bias", None)
-    bias = None if bias is None else bias.detach().float()
-    return Norm(module.weight.detach().float(), bias, eps)
+    weight = module.weight.detach().float()
+    weight = weight if order is None else weight.index_select(0, order)
+    return Norm(weight, None if bias is None else bias.detach().float(), eps)

@@ -20,7 +20,7 @@ from lmpg.sampling.samples import Samples
 class Trunk(Protocol):
     """Hidden states after the last token of rows, from a cache that it keeps."""
 
-    def prefill(self, ids_PL: Tensor, lengths_P: Tensor, prompt_R: Tensor, steps: int) -> Tensor:
+    def prefill(self, ids_PL: Tensor, lengths_P: Tensor, prompt_R: Tensor) -> Tensor:
         """Reads prompts and opens rows, [R, D]."""
         ...
 
@@ -62,7 +62,6 @@ class Decoding:
         self._eos = torch.tensor(policy.eos_token_ids, device=device)
         self._limits_R = self._limits_B = limits_B.to(device)
         self._first_limit = int(limits_B.min())
-        self._num_steps = int(limits_B.max())
         self._rows_R = torch.arange(len(limits_B), device=device)
         self._going_R = torch.ones(len(limits_B), dtype=torch.bool, device=device)
         self._records: list[tuple[Tensor, Choice, Tensor | None]] = []
@@ -76,7 +75,7 @@ class Decoding:
         lengths_P = torch.tensor([len(ids) for ids in distinct], device=device)
         prompt_B = torch.tensor([distinct[tuple(ids)] for ids in prompts], device=device)
         prompt_B = prompt_B.repeat_interleave(group_size)
-        self._hidden_RD = self._engine.trunk.prefill(ids_PL, lengths_P, prompt_B, self._num_steps)
+        self._hidden_RD = self._engine.trunk.prefill(ids_PL, lengths_P, prompt_B)
 
     def choose(self, uniforms_B: Tensor | None, top_k: int, top_p: float) -> None:
         """The next token of every row still going, and what is recorded of it."""

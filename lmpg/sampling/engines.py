@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import DynamicCache
 
 from lmpg.models.fused_trunk import FusedTrunk, moved
@@ -26,26 +27,24 @@ class ModelTrunk:
         # ALiBi and recurrent models take none
         self._takes_positions = "position_ids" in inspect.signature(self._trunk.forward).parameters
 
-    def prefill(self, ids_PL: Tensor, lengths_P: Tensor, prompt_R: Tensor, steps: int) -> Tensor:
+    def prefill(self, ids_PL: Tensor, lengths_P: Tensor, prompt_R: Tensor) -> Tensor:
         """Reads prompts (padded left) and opens a row for each entry of prompt_R, [R, D]."""
-        self._columns = ids_PL.shape[1]
-        end_P = torch.full_like(lengths_P, self._columns)
-        mask_PL, positions_PL = mask_and_positions(end_P - lengths_P, end_P, self._columns)
+        width = ids_PL.shape[1]
+        end_P = torch.full_like(lengths_P, width)
+        mask_PL, positions_PL = mask_and_positions(end_P - lengths_P, end_P, width)
         hidden_PLD = self._forward(ids_PL, mask_PL, positions_PL)
         self._cache.reorder_cache(prompt_R)
         self._position_R = lengths_P.index_select(0, prompt_R)
-        mask_RL = mask_PL.index_select(0, prompt_R)
-        self._mask_RL = torch.cat([mask_RL, mask_RL.new_ones(len(prompt_R), steps)], 1)
+        self._mask_RL = mask_PL.index_select(0, prompt_R)
         return hidden_PLD[:, -1].index_select(0, prompt_R)
 
     def advance(self, tokens_R: Tensor) -> Tensor:
         """Appends a token to each row, [R, D]."""
-        self._columns += 1
         # a finished row that has not left yet must not run out of the model's positions
         positions_R = self._position_R.clamp(max=self._last_position)
         self._position_R = self._position_R + 1
-        mask_RL = self._mask_RL[:, : self._columns]
-        return self._forward(tokens_R[:, None], mask_RL, positions_R[:, None])[:, -1]
+        self._mask_RL = F.pad(self._mask_RL, (0, 1), value=1)
+        return self._forward(tokens_R[:, None], self._mask_RL, positions_R[:, None])[:, -1]
 
     def keep(self, holes: Tensor, tail: Tensor, num_rows: int) -> None:
         """The rows `tail` move to the places `holes`, the first num_rows go on."""

@@ -12,40 +12,36 @@ BLOCK = 256
 def tokens_at(probs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     """The id whose stretch of the cumulative distribution holds u ∈ [0, 1); never one with p = 0.
 
-    probs need not sum to exactly 1: u runs over their true sum. In two levels: the block of tokens
-    in which it lies, then its place in the block, because a cumulative sum over V is slow. What is
-    cumulated is float64, and each row's token depends on that row alone.
+    probs need not sum to exactly 1: u runs over their true sum. In two levels, the block of tokens
+    in which it lies and its place in the block, because cumulating over V is slow. What is cumulated
+    is float64, and each row's token depends on that row alone.
     """
     vocabulary = probs_BV.shape[1]
     whole = vocabulary // BLOCK * BLOCK
-    if whole <= BLOCK:
-        return _inverted(probs_BV, uniforms_B)[0]
+    if vocabulary <= 4 * BLOCK:
+        return _inverted(probs_BV, uniforms_B)[0][:, 0]
     sums_BN = probs_BV[:, :whole].unflatten(1, (-1, BLOCK)).sum(2)
     if whole < vocabulary:
         sums_BN = torch.cat([sums_BN, probs_BV[:, whole:].sum(1, keepdim=True)], 1)
-    block_B, within_B = _inverted(sums_BN, uniforms_B)
-    ids_BW = block_B[:, None] * BLOCK + torch.arange(BLOCK, device=probs_BV.device)
-    beyond_BW = ids_BW >= vocabulary
-    inside_BW = probs_BV.gather(1, ids_BW.clamp(max=vocabulary - 1)).masked_fill_(beyond_BW, 0)
-    return block_B * BLOCK + _inverted(inside_BW, within_B)[0]
+    block_B1, target_B1, cdf_BN = _inverted(sums_BN, uniforms_B)
+    sum_B1 = sums_BN.gather(1, block_B1).double()
+    # how far in the block: rounding may lift it to 1, above which there is no token
+    within_B1 = (target_B1 - cdf_BN.gather(1, block_B1) + sum_B1).div_(sum_B1)
+    within_B1.clamp_(0, 1 - 2**-53)
+    ids_BW = block_B1 * BLOCK + torch.arange(BLOCK, device=probs_BV.device)
+    inside_BW = probs_BV.gather(1, ids_BW.clamp(max=vocabulary - 1))
+    inside_BW.masked_fill_(ids_BW >= vocabulary, 0)
+    return (block_B1 * BLOCK + _inverted(inside_BW, within_B1[:, 0])[0])[:, 0]
 
 
-def _inverted(weights_BN: Tensor, uniforms_B: Tensor) -> tuple[Tensor, Tensor]:
-    """The index whose stretch of the cumulated weights holds u, and how far in it u lies (0 to 1).
-
-    The weight there is above 0: the target lies below its cumulated weight, not below the one
-    before.
+def _inverted(weights_BN: Tensor, uniforms_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(index [B, 1] whose stretch of the cumulated weights holds u, never of a weight 0; u times
+    the total, [B, 1]; the cumulated weights).
     """
     cdf_BN = weights_BN.cumsum(1, dtype=torch.float64)
-    total_B1 = cdf_BN[:, -1:]
-    # rounding must not lift the target to the total, above which there is nothing
-    below_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))
-    target_B1 = torch.minimum(uniforms_B.to(cdf_BN)[:, None] * total_B1, below_B1)
-    index_B1 = torch.searchsorted(cdf_BN, target_B1, right=True)
-    weight_B1 = weights_BN.gather(1, index_B1).to(cdf_BN)
-    start_B1 = cdf_BN.gather(1, index_B1) - weight_B1
-    within_B1 = ((target_B1 - start_B1) / weight_B1).clamp_(0, 1)
-    return index_B1[:, 0], within_B1[:, 0]
+    # u ≤ 1 − 2⁻⁵³ times the total rounds to less than the total: there is always an index above
+    target_B1 = uniforms_B.to(cdf_BN)[:, None] * cdf_BN[:, -1:]
+    return torch.searchsorted(cdf_BN, target_B1, right=True), target_B1, cdf_BN
 
 
 def truncated(probs_BV: Tensor, top_k: int, top_p: float) -> Tensor:
