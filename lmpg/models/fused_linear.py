@@ -17,15 +17,21 @@ ACTIVATIONS = {  # a config's name: (what it computes, oneDNN's name and algorit
 }
 
 
+_PACKED_FROM = 2**15
+"""Elements of a weight from which oneDNN's product is worth its longer way to it."""
+
+
 class DenseLinear:
     """x W^T + b for x [N, in], with what follows it in a trunk."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
-        self._weight, self._bias = weight, bias
+        self._transposed, self._bias = weight.contiguous().T, bias
 
     def __call__(self, x: Tensor) -> Tensor:
         """[N, out]."""
-        return F.linear(x, self._weight, self._bias)
+        if self._bias is None:
+            return torch.mm(x, self._transposed)
+        return torch.addmm(self._bias, x, self._transposed)
 
     def activated(self, x: Tensor, activation: str) -> Tensor:
         """The activation of the result."""
@@ -37,6 +43,8 @@ class DenseLinear:
 
     def added_to(self, stream: Tensor, x: Tensor) -> Tensor:
         """`stream` [N, out], in its own precision, plus the result."""
+        if self._bias is None and stream.dtype == x.dtype:
+            return torch.addmm(stream, x, self._transposed)
         return stream + self(x)
 
 
@@ -79,6 +87,8 @@ def linear(weight: Tensor, bias: Tensor | None) -> DenseLinear | PackedLinear:
 def _can_be_packed(weight: Tensor) -> bool:
     operators = torch.ops.mkldnn
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if weight.numel() < _PACKED_FROM:
         return False
     if not (hasattr(operators, "_linear_pointwise") and torch.backends.mkldnn.enabled):
         return False

@@ -46,10 +46,10 @@ class FusedTrunk:
         stream = self._embedded(ids_PL.flatten(), position_PL.flatten())
         rotations = self._rotations(position_PL.flatten())
         for layer in w.layers:
-            heads = self._heads(layer, stream, rotations)
-            query, key, value = (x.unflatten(0, shape_PL).transpose(1, 2) for x in heads)
-            of_rows = (x.index_select(0, prompt_R) for x in (key, value))
-            self._caches.append(LayerCache(*of_rows))
+            heads = self._heads(layer, stream, rotations).unflatten(0, shape_PL).transpose(1, 2)
+            query, key_value = heads.split([w.num_heads, 2 * w.num_groups], 1)
+            key, value = key_value.chunk(2, 1)
+            self._caches.append(LayerCache(key_value.index_select(0, prompt_R)))
             mixed = _causal_attention(query, key, value, mask_PL, layer.scaling)
             stream = self._after_attention(layer, stream, mixed)
         last = stream.unflatten(0, shape_PL)[:, -1]
@@ -59,11 +59,11 @@ class FusedTrunk:
         """Appends a token to each row; hidden [R, D] after it."""
         stream = self._embedded(tokens_R, self._position_R)
         rotations = self._rotations(self._position_R)
-        bias = self._bias()
+        bias, num_heads = self._bias(), self._weights.num_heads
         for layer, cache in zip(self._weights.layers, self._caches):
-            query, key, value = self._heads(layer, stream, rotations)
-            cache.append(key, value)
-            mixed = _attended(query, *cache.whole(), bias, layer.scaling)
+            heads = self._heads(layer, stream, rotations)
+            cache.append(heads[:, num_heads:])
+            mixed = _attended(heads[:, :num_heads], *cache.whole(), bias, layer.scaling)
             stream = self._after_attention(layer, stream, mixed)
         # a finished row that has not left yet must not run out of the model's positions
         self._position_R = (self._position_R + 1).clamp_(max=self._last_position)
@@ -99,19 +99,18 @@ class FusedTrunk:
             bias_RL = bias_RL.repeat_interleave(self._weights.num_groups, 0)
         return bias_RL[:, None]
 
-    def _heads(
-        self, layer: Layer, stream: Tensor, rotations: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [N, H, E], keys and values [N, K, E], normed and rotated where the model does."""
+    def _heads(self, layer: Layer, stream: Tensor, rotations: Tensor | None) -> Tensor:
+        """Queries, keys and values [N, H + K + K, E], normed and rotated where the model does."""
         w = self._weights
         x = layer.qkv(_normed(stream, layer.attention_norm).to(w.dtype)).float()
         x = x.view(len(x), -1, w.head_dim)
-        query, key, value = x.split([w.num_heads, w.num_groups, w.num_groups], 1)
-        if layer.query_norm is not None and layer.key_norm is not None:
-            query, key = _normed(query, layer.query_norm), _normed(key, layer.key_norm)
+        turned = x[:, : w.num_heads + w.num_groups]
+        if layer.head_norm_HE is not None:
+            turned.copy_(_normed(turned, layer.head_norm_HE))
         if rotations is not None:
-            query, key = _rotated(query, rotations), _rotated(key, rotations)
-        return query, key, value
+            # pairs of neighbours as complex numbers
+            torch.view_as_complex(turned.unflatten(2, (-1, 2))).mul_(rotations)
+        return x
 
     def _after_attention(self, layer: Layer, stream: Tensor, mixed: Tensor) -> Tensor:
         w = self._weights
@@ -137,12 +136,6 @@ def _normed(x: Tensor, norm: Norm) -> Tensor:
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     scale = length.square_().mul_(1 / x.shape[-1]).add_(norm.eps).rsqrt_()
     return (x * scale).mul_(norm.weight)
-
-
-def _rotated(x: Tensor, rotations: Tensor) -> Tensor:
-    """Heads [N, H, E] turned by their position's angles: pairs of neighbours as complex numbers."""
-    pairs = torch.view_as_complex(x.unflatten(2, (-1, 2)))
-    return torch.view_as_real(pairs * rotations).flatten(2)
 
 
 def _attended(

@@ -32,14 +32,14 @@ class Norm:
 class Layer:
     """One block: x += out(attention(qkv(norm(x)))); x += down(activation(gate(norm(x))) [· up]).
 
-    qkv holds all queries' heads, then all keys', then all values'. In rotated heads the two numbers that are rotated
+    qkv holds all queries' heads, then all keys', then all values'. head_norm_HE: the weight of
+    the RMS norm of each query's and key's head. In rotated heads the two numbers that are rotated
     together lie side by side, so that a rotation is a product of complex numbers.
     """
 
     attention_norm: Norm
     qkv: Linear
-    query_norm: Norm | None
-    key_norm: Norm | None
+    head_norm_HE: Norm | None
     scaling: float
     out: Linear
     mlp_norm: Norm
@@ -125,13 +125,15 @@ def _llama_layer(layer: Any, heads: tuple[int, int], dtype: torch.dtype) -> Laye
         [_heads_paired(x, n, paired) for x in _read(module)]
         for module, n in zip((attention.q_proj, attention.k_proj), heads)
     )
-    names = ("q_norm", "k_norm")
-    norms = [_norm(x, paired) for name in names if (x := getattr(attention, name, None))]
+    head_norm = None
+    if hasattr(attention, "q_norm"):
+        norms = [_norm(x, paired) for x in (attention.q_norm, attention.k_norm)]
+        weights = [x.weight.expand(n, -1) for x, n in zip(norms, heads)]
+        head_norm = Norm(torch.cat(weights), None, norms[0].eps)
     return Layer(
         attention_norm=_norm(layer.input_layernorm),
         qkv=_together([query, key, _read(attention.v_proj)], dtype),
-        query_norm=norms[0] if norms else None,
-        key_norm=norms[1] if norms else None,
+        head_norm_HE=head_norm,
         scaling=attention.scaling,
         out=_together([_read(attention.o_proj)], dtype),
         mlp_norm=_norm(layer.post_attention_layernorm),
@@ -162,8 +164,7 @@ def _gpt2_layer(block: Any, dtype: torch.dtype) -> Layer:
     return Layer(
         attention_norm=_norm(block.ln_1),
         qkv=_together([_read(block.attn.c_attn)], dtype),
-        query_norm=None,
-        key_norm=None,
+        head_norm_HE=None,
         scaling=block.attn.scaling,
         out=_together([_read(block.attn.c_proj)], dtype),
         mlp_norm=_norm(block.ln_2),
