@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-ACTIVATIONS = {  # a config's name: (what it computes, oneDNN's name and algorithm for it)
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[str, str]]] = {
     "silu": (F.silu, ("swish", "")),
     "gelu": (F.gelu, ("gelu", "none")),
     "gelu_new": (partial(F.gelu, approximate="tanh"), ("gelu", "tanh")),
     "gelu_pytorch_tanh": (partial(F.gelu, approximate="tanh"), ("gelu", "tanh")),
     "relu": (F.relu, ("relu", "")),
 }
+"""A config's name for it: what it computes, and oneDNN's name and algorithm."""
 
 
 _PACKED_FROM = 2**15

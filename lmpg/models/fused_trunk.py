@@ -138,9 +138,7 @@ def _normed(x: Tensor, norm: Norm) -> Tensor:
     return (x * scale).mul_(norm.weight)
 
 
-def _attended(
-    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scaling: float
-) -> Tensor:
+def _attended(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scaling: float) -> Tensor:
     """Attention of one query per row [R, H, E] to its context, [R·K, room, E] each: [R, H·E]."""
     grouped = query.reshape(len(keys), -1, query.shape[2])
     scores = torch.baddbmm(bias, grouped, keys.transpose(1, 2), alpha=scaling)

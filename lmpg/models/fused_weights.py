@@ -196,7 +196,8 @@ def _is_unknown_linear(module: nn.Module) -> bool:
     only those that hold a weight matrix of their own matter."""
     known = ("Linear", "Conv1D", "Embedding")
     if _is_lora(module):
-        return bool(getattr(module, "use_dora", None)) or type(module).__name__ != "Linear"
+        variants = {**getattr(module, "use_dora", {}), **getattr(module, "lora_variant", {})}
+        return any(variants.values()) or type(module).__name__ != "Linear"
     weight = getattr(module, "weight", None)
     is_matrix = isinstance(weight, Tensor) and weight.dim() >= 2
     return is_matrix and type(module).__name__ not in known

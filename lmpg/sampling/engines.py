@@ -70,7 +70,7 @@ def general_engine(policy: CausalLMPolicy) -> Engine:
 
 def fused_engine(policy: CausalLMPolicy, length: int) -> Engine:
     """The fused trunk over the model's weights of this moment, for contexts of `length`."""
-    model = policy.causal_lm
+    model: Any = policy.causal_lm
     embedding = model.get_input_embeddings().weight
     dtype = torch.bfloat16 if policy.bf16 else embedding.dtype
     trunk = FusedTrunk(fused_weights(model, length, dtype))
@@ -92,3 +92,22 @@ def fused_engine(policy: CausalLMPolicy, length: int) -> Engine:
 def why_general(policy: CausalLMPolicy, length: int) -> str | None:
     """Why the fused engine cannot serve a policy in contexts of `length`; None if it can."""
     return why_not_fused(policy.causal_lm, length)
+
+
+def fused_deviation(policy: CausalLMPolicy) -> float:
+    """How far the fused trunk's hidden states are from the model's own, as a share of their size,
+    after a few tokens of two prompts of different lengths."""
+    length = min(policy.context_length, 8)
+    steps = length // 2
+    model: Any = policy.causal_lm
+    vocabulary = len(model.get_input_embeddings().weight)
+    ids_RL = torch.arange(2 * length, device=policy.device).view(2, -1) * 7919 % vocabulary
+    lengths = torch.tensor([length - steps, 1], device=policy.device)
+    rows = torch.arange(2, device=policy.device)
+    found = []
+    for engine in (general_engine(policy), fused_engine(policy, length)):
+        with torch.no_grad(), engine.precision():
+            hidden = [engine.trunk.prefill(ids_RL[:, :-steps], lengths, rows)]
+            hidden += [engine.trunk.advance(ids) for ids in ids_RL[:, -steps:].T]
+        found.append(torch.stack(hidden).float())
+    return float((found[1] - found[0]).norm() / found[0].norm())

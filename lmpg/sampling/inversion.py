@@ -13,8 +13,8 @@ def tokens_at(probs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     """The id whose stretch of the cumulative distribution holds u ∈ [0, 1); never one with p = 0.
 
     probs need not sum to exactly 1: u runs over their true sum. In two levels, the block of tokens
-    in which it lies and its place in the block, because cumulating over V is slow. What is cumulated
-    is float64, and each row's token depends on that row alone.
+    in which it lies and its place in the block, because cumulating over V is slow. Cumulated is
+    in float64, and each row's token depends on that row alone.
     """
     vocabulary = probs_BV.shape[1]
     whole = vocabulary // BLOCK * BLOCK

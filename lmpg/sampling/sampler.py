@@ -9,12 +9,16 @@ from torch import Tensor
 
 from lmpg.models.policy import CausalLMPolicy
 from lmpg.sampling.decoding import Decoding, Engine
-from lmpg.sampling.engines import fused_engine, general_engine, why_general
+from lmpg.sampling.engines import fused_deviation, fused_engine, general_engine, why_general
 from lmpg.sampling.samples import Samples
+from lmpg.sampling.threads import worthwhile_threads
 
 __all__ = ["Sampler", "Samples"]
 
 logger = logging.getLogger(__name__)
+
+_TRUSTED = {False: 1e-3, True: 0.05}
+"""Largest deviation of the fused trunk from the model, in float32 and in bfloat16."""
 
 
 class Sampler:
@@ -31,6 +35,7 @@ class Sampler:
         self.top_k, self.top_p = top_k, top_p
         # Asking which rows have finished waits for a GPU; computing them a while longer is cheaper
         self.check_every = 1 if policy.device.type == "cpu" else 16
+        self._deviation: float | None = None
         self._said: str | None = None
 
     @torch.no_grad()
@@ -48,7 +53,8 @@ class Sampler:
             self._check_uniforms(uniforms_BT, len(limits_B))
             uniforms_BT = uniforms_BT.to(self.policy.device)
         engine = self._engine(max(map(len, prompts)) + num_steps)
-        with engine.precision():
+        num_weights = sum(x.numel() for x in self.policy.causal_lm.parameters())
+        with engine.precision(), worthwhile_threads(num_weights * len(limits_B)):
             decoding = Decoding(engine, self.policy, prompts, group_size, limits_B)
             for step in range(num_steps):
                 uniforms_B = None if uniforms_BT is None else uniforms_BT[:, step]
@@ -61,10 +67,25 @@ class Sampler:
 
     def _engine(self, length: int) -> Engine:
         """The weights are read here, anew for each rollout: an update has changed them."""
-        reason = why_general(self.policy, length)
-        if reason != self._said or self._said is None:
-            self._said = reason or ""
-        return general_engine(self.policy) if reason else fused_engine(self.policy, length)
+        reason = why_general(self.policy, length) or self._why_distrusted()
+        if reason is None:
+            self._say("sampling with the fused trunk of %s", type(self.policy.causal_lm).__name__)
+            return fused_engine(self.policy, length)
+        self._say("sampling with the model's own forward, which is slower: %s", reason)
+        return general_engine(self.policy)
+
+    def _why_distrusted(self) -> str | None:
+        """Whether the fused trunk says something else than the model; looked at once."""
+        if self._deviation is None:
+            self._deviation = fused_deviation(self.policy)
+        if self._deviation <= _TRUSTED[self.policy.bf16]:
+            return None
+        return f"hidden states of the fused trunk deviate from the model's by {self._deviation:.2g}"
+
+    def _say(self, text: str, what: str) -> None:
+        if what != self._said:
+            logger.info(text, what)
+        self._said = what
 
     def _limits(self, prompts: list[list[int]]) -> Tensor:
         """Tokens that fit after each prompt."""
