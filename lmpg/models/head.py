@@ -9,8 +9,12 @@ from transformers import PreTrainedModel
 from lmpg.functional.logprobs import LogitShape, head_logits, token_logprobs
 from lmpg.sections import UserError
 
-_LOGITS_AT_ONCE = 2**24
-"""Elements of [chunk, V]: 64 MiB in float32."""
+_LOGITS_AT_ONCE = {"cpu": 2**20, "cuda": 2**25}
+"""Elements of [chunk, V]: what a CPU's cache holds is computed fastest."""
+_ROWS_AT_ONCE = 128
+"""At least, as each chunk reads the whole weight."""
+_KEPT = 2**26
+"""Logits that are kept for the backward pass where there are no more: 128 MiB in bfloat16."""
 
 
 class Head:
@@ -36,15 +40,17 @@ class Head:
 
     def token_logprobs(self, hidden_ND: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor]:
         """log p of each id and the entropy of its distribution, [N] each, in chunks."""
+        at_once = _LOGITS_AT_ONCE.get(hidden_ND.device.type, 2**24)
         return token_logprobs(
             hidden_ND,
             self._linear.weight,
             self._linear.bias,
             ids_N,
             self._shape.temperature,
-            max(1, _LOGITS_AT_ONCE // self._linear.weight.shape[0]),
+            max(_ROWS_AT_ONCE, at_once // self._linear.weight.shape[0]),
             self._shape.scale,
             self._shape.softcap,
+            _KEPT,
         )
 
 

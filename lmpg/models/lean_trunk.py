@@ -6,7 +6,7 @@ transformers gives; the rest (norms, positions, attention, padding) is done in f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -18,21 +18,39 @@ from lmpg.models.lean_ops import Attention, product_dtype, rms_norm, rotated
 from lmpg.models.ragged import Ragged
 
 
-def lean_forward(trunk: nn.Module) -> Callable[[Ragged], Tensor] | None:
-    """Hidden states [M, D] of the targets of a ragged batch; None for a model that it isn't
-    written for."""
+class LeanForward(ABC):
+    """From the tokens of a ragged batch to the hidden states [M, D] of its targets."""
+
+    def __init__(self, trunk: nn.Module) -> None:
+        self._trunk: Any = trunk
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._trunk.get_input_embeddings().weight.device
+
+    @abstractmethod
+    def __call__(self, ragged: Ragged) -> Tensor:
+        """The last hidden states of the targets, after the last norm."""
+
+
+def lean_forward(trunk: nn.Module, inputs: dict[str, Tensor]) -> LeanForward | None:
+    """The lean forward of a trunk for `inputs`; None for a model that it isn't written for, for
+    texts longer than the model's window, and where there is nothing to read."""
+    if not inputs["response_lengths"].any():
+        return None
+    config: Any = getattr(trunk, "config", None)
     if type(trunk) in (LlamaModel, MistralModel, Qwen2Model, Qwen3Model):
-        return _Llama(trunk)
-    config: Any = trunk.config
+        window = getattr(config, "sliding_window", None)
+        longest = inputs["prompt_lengths"] + inputs["response_lengths"]
+        fits = window is None or int(longest.max()) <= window
+        return _Llama(trunk) if fits else None
     plain = type(trunk) is GPT2Model and not config.add_cross_attention
     return _GPT2(trunk) if plain and not config.reorder_and_upcast_attn else None
 
 
-class _Llama:
+class _Llama(LeanForward):
     """Llama, Mistral (no windows), Qwen2 (biases), Qwen3 (norms of queries and keys)."""
-
-    def __init__(self, trunk: Any) -> None:
-        self._trunk = trunk
 
     def __call__(self, ragged: Ragged) -> Tensor:
         trunk = self._trunk
@@ -65,11 +83,8 @@ class _Llama:
         return attention(q_NHD, rotated(k_NKD, cos, sin).to(dtype), v_NKD)
 
 
-class _GPT2:
+class _GPT2(LeanForward):
     """GPT-2: learned positions, layer norms, biases."""
-
-    def __init__(self, trunk: Any) -> None:
-        self._trunk = trunk
 
     def __call__(self, ragged: Ragged) -> Tensor:
         trunk = self._trunk

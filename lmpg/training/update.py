@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -91,7 +92,7 @@ class Updater:
         mine = torch.arange(self.processes.rank, len(rows), self.processes.count)
         # with fewer rows than processes, some have none
         for part in mine.split(self.settings.microbatch_size) if len(mine) else ():
-            batch = whole.rows(rows.index_select(0, part)).to(self.processes.device)
+            batch = whole.rows(rows.index_select(0, part))
             weights = weights_BT.index_select(0, part).to(self.processes.device)
             self._accumulate(algorithm, batch, weights, diagnostics)
         if self.settings.target_kl and diagnostics.newest_kl() > 1.5 * self.settings.target_kl:
@@ -109,7 +110,9 @@ class Updater:
         weights_BT: Tensor,
         diagnostics: Diagnostics,
     ) -> None:
+        # inputs stay on the host, where lengths can be read without waiting for the device
         new = self.policy.evaluate(batch.inputs)  # type: ignore[operator]
+        batch = replace(batch, inputs={}).to(self.processes.device)
         leaf = _detached(new)
         terms = algorithm.loss_terms(leaf, batch)
         losses = {name: _weighted(term_BT, weights_BT) for name, term_BT in terms.items()}
