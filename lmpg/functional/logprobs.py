@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-
 _AT_ONCE = 2**23
 """Elements of a temporary product."""
 

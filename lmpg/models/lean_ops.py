@@ -104,7 +104,9 @@ class Attention:
         shape = (block.rows, block.width, self._kv_heads, self._shared_by, q_NHD.shape[-1])
         q_RKSTD = q_NHD.view(shape).permute(0, 2, 3, 1, 4)
         attended = _plain_attention if plain else _fused_attention
-        return attended(q_RKSTD, k_RKCD, v_RKCD, mask).permute(0, 3, 1, 2, 4).flatten(0, 1).flatten(1)
+        return (
+            attended(q_RKSTD, k_RKCD, v_RKCD, mask).permute(0, 3, 1, 2, 4).flatten(0, 1).flatten(1)
+        )
 
     def _with_context(self, x_NKD: Tensor, block: Block, shared: Tensor) -> Tensor:
         """Keys or values of a block's rows as [rows, kv heads, C + width, D]."""
@@ -153,9 +155,7 @@ def _fused_attention(
     q_RKSTD: Tensor, k_RKCD: Tensor, v_RKCD: Tensor, mask: Tensor | None
 ) -> Tensor:
     shape = q_RKSTD.shape
-    k, v = (
-        x[:, :, None].expand(-1, -1, shape[2], -1, -1).flatten(1, 2) for x in (k_RKCD, v_RKCD)
-    )
+    k, v = (x[:, :, None].expand(-1, -1, shape[2], -1, -1).flatten(1, 2) for x in (k_RKCD, v_RKCD))
     found = F.scaled_dot_product_attention(
         q_RKSTD.flatten(1, 2), k, v, attn_mask=mask, is_causal=mask is None, scale=1.0
     )
