@@ -182,6 +182,6 @@ class _Gradients:
     def _add_in_parts(self, grad: Tensor, hidden: Tensor) -> None:
         """A product in bfloat16, added in float32, never holding one of all the weight's size."""
         part = max(1, _AT_ONCE // hidden.shape[1])
-        for start in range(0, len(self.weight), part):
+        for start in range(0, grad.shape[1], part):
             words = slice(start, start + part)
-            self.weight[words] += grad[:, words].T @ hidden
+            self.weight[words] += grad[:, words].T @ hidden  # type: ignore[index]

@@ -40,18 +40,22 @@ class Head:
 
     def token_logprobs(self, hidden_ND: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor]:
         """log p of each id and the entropy of its distribution, [N] each, in chunks."""
-        at_once = _LOGITS_AT_ONCE.get(hidden_ND.device.type, 2**24)
-        return token_logprobs(
-            hidden_ND,
-            self._linear.weight,
-            self._linear.bias,
-            ids_N,
-            self._shape.temperature,
-            max(_ROWS_AT_ONCE, at_once // self._linear.weight.shape[0]),
-            self._shape.scale,
-            self._shape.softcap,
-            _KEPT,
-        )
+        weight, bias = self._linear.weight, self._linear.bias
+        return token_logprobs_of(hidden_ND, weight, ids_N, bias, self._shape)
+
+
+def token_logprobs_of(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    ids_N: Tensor,
+    bias_V: Tensor | None = None,
+    shape: LogitShape = LogitShape(),  # noqa: B008
+) -> tuple[Tensor, Tensor]:
+    """`token_logprobs` in chunks of a size that suits the device."""
+    at_once = _LOGITS_AT_ONCE.get(hidden_ND.device.type, 2**24)
+    rows = max(_ROWS_AT_ONCE, at_once // len(weight_VD))
+    rest = (shape.temperature, rows, shape.scale, shape.softcap, _KEPT)
+    return token_logprobs(hidden_ND, weight_VD, bias_V, ids_N, *rest)
 
 
 def _scale_and_softcap(config) -> tuple[float, float | None]:

@@ -8,6 +8,7 @@ them. All of it is planned on the host, where the lengths are known without wait
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ class Ragged:
 
     def to(self, device: torch.device) -> Ragged:
         """The same with every tensor on `device`."""
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True)
             for name, value in vars(self).items()
             if isinstance(value, Tensor)
