@@ -176,7 +176,8 @@ def source_of(
     )
     sampling = settings.sampling
     sampler = Sampler(policy, sampling.max_new_tokens, sampling.top_k, sampling.top_p)
-    responder = Responder(policy, sampler, tokenizer, run.seed, processes, update.microbatch_size)
+    sizes = (update.microbatch_size, update.microbatch_tokens)
+    responder = Responder(policy, sampler, tokenizer, run.seed, processes, *sizes)
     reference, compared = references(settings, policy)
     judge = world.judge if world else None
     size, rows = settings.evaluation.size, update.rollout_size

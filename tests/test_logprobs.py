@@ -113,3 +113,20 @@ def test_gradients_in_autocast_are_near_those_in_float32():
     for ours, expected in zip(bf16, gradients()):
         assert ours.dtype == torch.float32
         torch.testing.assert_close(ours, expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("weights", [(1.0, 0.3), (1.0, None), (None, 0.3)])
+def test_logits_that_are_kept_give_the_same_as_those_computed_again(shape, weights):
+    hidden, weight, bias, ids = case(torch.float32)
+    leaves = [x.requires_grad_() for x in (hidden, weight, bias)]
+    temperature, scale, softcap = shape
+
+    def gradients(kept):
+        found = token_logprobs(hidden, weight, bias, ids, temperature, 4, scale, softcap, kept)
+        loss = sum((w * x.square()).sum() for w, x in zip(weights, found) if w is not None)
+        first = torch.autograd.grad(loss, leaves, retain_graph=True)
+        return *found, *first, *torch.autograd.grad(loss, leaves)  # kept logits serve once
+
+    for found, expected in zip(gradients(77), gradients(76)):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

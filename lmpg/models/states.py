@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lmpg.models.inputs import accepted, forward_arguments, trimmed
+from lmpg.models.lean_trunk import LeanForward, lean_forward
+from lmpg.models.ragged import Ragged
 
 
 @dataclass(frozen=True)
@@ -27,23 +32,59 @@ class ResponseStates:
 
 
 def response_states(trunk: nn.Module, inputs: dict[str, Tensor]) -> ResponseStates:
-    """One forward of `trunk` over prompts and responses."""
+    """One forward of `trunk` over prompts and responses, which are best given on the CPU: how long
+    they are decides what is computed."""
+    inputs = {name: x.cpu() for name, x in inputs.items()}
+    forward = lean_forward(trunk, inputs)
+    return _padded_states(trunk, inputs) if forward is None else _ragged_states(forward, inputs)
+
+
+def _ragged_states(forward: LeanForward, inputs: dict[str, Tensor]) -> ResponseStates:
+    ragged = Ragged.of(inputs).to(forward.device)
+    shape = inputs["response_ids"].shape
+    return ResponseStates(forward(ragged), ragged.chosen_M, ragged.slot_M, shape)
+
+
+def _padded_states(trunk: nn.Module, inputs: dict[str, Tensor]) -> ResponseStates:
     rows = trimmed(inputs)
     response_BT, lengths_B = rows["response_ids"], rows["response_lengths"]
     num_steps = response_BT.shape[1]
-    output = trunk(**accepted(trunk, forward_arguments(rows)), use_cache=False)
-    hidden_BTD = output.last_hidden_state[:, -num_steps:]
-    step_T = torch.arange(num_steps, device=lengths_B.device)
+    step_T = torch.arange(num_steps)
     row_N, step_N = (step_T < lengths_B[:, None]).nonzero(as_tuple=True)
-    # index_select, not x[index]: its backward is deterministic
     flat_N = row_N * num_steps + step_N
     shape = inputs["response_ids"].shape
+    device = next(trunk.parameters()).device
+    arguments = accepted(trunk, forward_arguments(rows))
+    with quick_attention(trunk, arguments["input_ids"].shape[1]):
+        moved = {name: x.to(device, non_blocking=True) for name, x in arguments.items()}
+        output = trunk(**moved, use_cache=False)
+    hidden_BTD = output.last_hidden_state[:, -num_steps:]
+    ids_N = response_BT.flatten().index_select(0, flat_N)
+    slots_N = row_N * shape[1] + step_N
     return ResponseStates(
-        hidden_BTD.flatten(0, 1).index_select(0, flat_N),
-        response_BT.flatten().index_select(0, flat_N),
-        row_N * shape[1] + step_N,
+        # index_select, not x[index]: its backward is deterministic
+        hidden_BTD.flatten(0, 1).index_select(0, flat_N.to(device)),
+        ids_N.to(device),
+        slots_N.to(device),
         shape,
     )
+
+
+@contextmanager
+def quick_attention(trunk: Any, width: int) -> Iterator[None]:
+    """transformers' eager attention where torch's fused one is slow: bfloat16 on a CPU, short
+    rows. What is saved of the model stays as it is."""
+    config = trunk.config
+    on_cpu = next(trunk.parameters()).device.type == "cpu"
+    slow = torch.is_autocast_enabled("cpu") and on_cpu and width <= 256
+    if not slow or getattr(config, "_attn_implementation", None) != "sdpa":
+        yield
+        return
+    config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        config._attn_implementation = "sdpa"
 
 
 def one_token_more(inputs: dict[str, Tensor]) -> dict[str, Tensor]:

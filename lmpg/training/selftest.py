@@ -23,13 +23,17 @@ NUM_PROMPTS = 4
 
 @dataclass(frozen=True)
 class SelfTest:
-    """Largest deviations found, in nats per token, and what the model is like."""
+    """Largest deviations found, in nats per token, and what the model is like.
+
+    old_logprobs: where those that ratios compare with come from in this run.
+    """
 
     ratio: float
     reference_kl: float
     sampler: float
     padding: float
     logits: float
+    old_logprobs: str
     eos_token_ids: tuple[int, ...]
     critic: str
     value_head: tuple[int, int] | None
@@ -40,8 +44,8 @@ class SelfTest:
         return (
             f"self-test: ratio {self.ratio:.6f}, KL to reference {self.reference_kl:.6f}, "
             f"padded vs unpadded {self.padding:.1e}, sampled vs fresh {self.sampler:.1e}, "
-            f"vs model's own logits {self.logits:.1e}, EOS ids {list(self.eos_token_ids)}, "
-            f"critic {self.critic}, value head {head}"
+            f"vs model's own logits {self.logits:.1e}, old log-probs {self.old_logprobs}, "
+            f"EOS ids {list(self.eos_token_ids)}, critic {self.critic}, value head {head}"
         )
 
     def problems(self) -> list[str]:
@@ -91,6 +95,7 @@ def self_test(
         sampler=_deviation(samples.logprobs_BT, new.logprobs_BT, mask_BT),
         padding=_deviation(_one_by_one(policy, samples.inputs), new.logprobs_BT, mask_BT),
         logits=_deviation(policy.plain_logprobs(samples.inputs), new.logprobs_BT, mask_BT),
+        old_logprobs="computed again (bf16)" if policy.bf16 else "as sampled (fp32)",
         eos_token_ids=policy.eos_token_ids,
         critic="none" if head is None else getattr(policy.critic, "kind", "shared"),
         value_head=None if head is None else (head.in_features, head.out_features),
