@@ -90,7 +90,7 @@ def _can_be_packed(weight: Tensor) -> bool:
     operators = torch.ops.mkldnn
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    if weight.numel() < _PACKED_FROM:
+    if weight.numel() < _PACKED_FROM or "AVX" not in torch.backends.cpu.get_cpu_capability():
         return False
     if not (hasattr(operators, "_linear_pointwise") and torch.backends.mkldnn.enabled):
         return False

@@ -24,8 +24,9 @@ class FusedTrunk:
     of those that leave, so that leaving costs one row's copy.
     """
 
-    def __init__(self, weights: FusedWeights):
-        self._weights = weights
+    def __init__(self, weights: FusedWeights, longest: int):
+        """longest: tokens of a context at most."""
+        self._weights, self._longest = weights, longest
         table = weights.position_embedding if weights.rotations is None else weights.rotations
         assert table is not None
         self._last_position = len(table) - 1
@@ -49,7 +50,7 @@ class FusedTrunk:
             heads = self._heads(layer, stream, rotations).unflatten(0, shape_PL).transpose(1, 2)
             query, key_value = heads.split([w.num_heads, 2 * w.num_groups], 1)
             key, value = key_value.chunk(2, 1)
-            self._caches.append(LayerCache(key_value.index_select(0, prompt_R)))
+            self._caches.append(LayerCache(key_value.index_select(0, prompt_R), self._longest))
             mixed = _causal_attention(query, key, value, mask_PL, layer.scaling)
             stream = self._after_attention(layer, stream, mixed)
         last = stream.unflatten(0, shape_PL)[:, -1]

@@ -222,7 +222,8 @@ def _read(module: Any) -> tuple[Tensor, Tensor | None]:
 
 def _together(parts: list, dtype: torch.dtype) -> Linear:
     """One layer whose outputs are those of all `parts` (weight, bias), one after the other."""
-    weight = torch.cat([weight for weight, _ in parts]).to(dtype)
+    weights = [weight.to(dtype) for weight, _ in parts]
+    weight = weights[0] if len(parts) == 1 else torch.cat(weights)
     if all(bias is None for _, bias in parts):
         return linear(weight, None)
     biases = [w.new_zeros(len(w)) if bias is None else bias for w, bias in parts]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 _GROWTH = 16
@@ -13,14 +15,16 @@ class LayerCache:
 
     Attention reads all room there is, of which the last columns are zeros: gaps between the heads
     would make it wait for the memory (on a CPU 2 to 3 times as long), room that is read in vain
-    costs less. So it grows by an eighth at a time. A tensor for each layer is small enough for the
-    allocator to give its pages out again; those of one large tensor would be mapped anew each time.
+    costs less. So room grows by an eighth at a time, within storage for the longest context, of
+    which the system maps only what is used.
     """
 
-    def __init__(self, key_value: Tensor):
+    def __init__(self, key_value: Tensor, longest: int):
         """key_value: [rows, heads of keys, then of values, columns, head size]."""
-        self.rows, _, self.columns, _ = key_value.shape
-        self._x = self._grown(key_value.unflatten(1, (2, -1)).transpose(0, 1))
+        self.rows, heads, self.columns, size = key_value.shape
+        self._longest = longest
+        self._storage = key_value.new_empty(self.rows * heads * longest * size)
+        self._x = self._with_more_room(key_value.unflatten(1, (2, -1)).transpose(0, 1))
 
     @property
     def room(self) -> int:
@@ -30,12 +34,12 @@ class LayerCache:
     @property
     def next_room(self) -> int:
         """What it will be after growing."""
-        return self.columns + max(_GROWTH, self.columns // 8)
+        return min(self.columns + max(_GROWTH, self.columns // 8), self._longest)
 
     def append(self, key_value: Tensor) -> None:
         """One more column: [rows, heads of keys, then of values, head size]."""
         if self.columns == self.room:
-            self._x = self._grown(self._x)
+            self._x = self._with_more_room(self._x[:, : self.rows].clone())
         column = self._x[:, : self.rows, :, self.columns]
         column.copy_(key_value.unflatten(1, (2, -1)).transpose(0, 1))
         self.columns += 1
@@ -47,14 +51,16 @@ class LayerCache:
 
     def keep(self, holes: Tensor, tail: Tensor, num_rows: int) -> None:
         """The rows `tail` move to the places `holes`; then the first num_rows alone count."""
-        if len(holes):
-            filled = self._x[:, :, :, : self.columns]
-            filled.index_copy_(1, holes, filled.index_select(1, tail))
+        # row by row: a row's whole room is copied in one piece
+        for hole, row in zip(holes.tolist(), tail.tolist()):
+            self._x[:, hole] = self._x[:, row]
         self.rows = num_rows
 
-    def _grown(self, x: Tensor) -> Tensor:
-        _, _, heads, _, size = x.shape
-        grown = x.new_empty(2, self.rows, heads, self.next_room, size)
-        grown[:, :, :, : self.columns] = x[:, : self.rows, :, : self.columns]
-        grown[:, :, :, self.columns :] = 0
-        return grown
+    def _with_more_room(self, x: Tensor) -> Tensor:
+        """The columns of x, which lies elsewhere, in storage laid out for the next room."""
+        _, rows, heads, columns, size = x.shape
+        shape = (2, rows, heads, self.next_room, size)
+        laid_out = self._storage[: math.prod(shape)].view(shape)
+        laid_out[:, :, :, :columns] = x
+        laid_out[:, :, :, columns:] = 0
+        return laid_out

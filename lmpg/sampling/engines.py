@@ -73,7 +73,7 @@ def fused_engine(policy: CausalLMPolicy, length: int) -> Engine:
     model: Any = policy.causal_lm
     embedding = model.get_input_embeddings().weight
     dtype = torch.bfloat16 if policy.bf16 else embedding.dtype
-    trunk = FusedTrunk(fused_weights(model, length, dtype))
+    trunk = FusedTrunk(fused_weights(model, length, dtype), length)
     factor = 1 / policy.temperature
     head = output_layer(model, dtype, factor)
     value_head = policy.value_head

@@ -69,9 +69,9 @@ class Sampler:
         """The weights are read here, anew for each rollout: an update has changed them."""
         reason = why_general(self.policy, length) or self._why_distrusted()
         if reason is None:
-            self._say("sampling with the fused trunk of %s", type(self.policy.causal_lm).__name__)
+            self._say("sampling with the fused trunk for %s", type(self.policy.causal_lm).__name__)
             return fused_engine(self.policy, length)
-        self._say("sampling with the model's own forward, which is slower: %s", reason)
+        self._say("sampling with the model's own forward, which is slower, because %s", reason)
         return general_engine(self.policy)
 
     def _why_distrusted(self) -> str | None:
@@ -83,9 +83,9 @@ class Sampler:
         return f"hidden states of the fused trunk deviate from the model's by {self._deviation:.2g}"
 
     def _say(self, text: str, what: str) -> None:
-        if what != self._said:
+        if text != self._said:
             logger.info(text, what)
-        self._said = what
+        self._said = text
 
     def _limits(self, prompts: list[list[int]]) -> Tensor:
         """Tokens that fit after each prompt."""
