@@ -25,6 +25,7 @@ from lmpg.algorithms import GRPO, PPO
 from lmpg.models.critic import critic_like
 from lmpg.models.policy import CausalLMPolicy
 from lmpg.models.value_head import new_value_head
+from lmpg.training.freed_memory import keep_freed_memory
 from lmpg.training.processes import Alone
 from lmpg.training.settings import UpdateSettings
 from lmpg.training.update import Updater
@@ -166,6 +167,7 @@ def main() -> None:
     """Measure case after case and print each as it is known."""
     given = arguments()
     torch.set_num_threads(given.threads)
+    keep_freed_memory()  # as a run does
     print(HEADER, flush=True)
     rows = []
     for size in given.sizes:

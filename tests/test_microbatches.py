@@ -2,7 +2,12 @@
 
 import torch
 
+from lmpg.models.inputs import language_inputs
+from lmpg.models.policy import CausalLMPolicy
+from lmpg.sampling.sampler import Samples
 from lmpg.training.microbatches import microbatches
+from lmpg.training.responding import Responder
+from tests.tiny import CONTEXT, EOS, PAD, tiny_model
 
 
 def cut(prompts, responses, rows, tokens):
@@ -25,3 +30,28 @@ def test_steps_of_an_environment_are_cut_in_their_order():
     parts = microbatches({"observations": torch.zeros(5, 1, 3)}, 2, 7)
     assert [part.tolist() for part in parts] == [[0, 1], [2, 3], [4]]
     assert microbatches({"observations": torch.zeros(0, 1, 3)}, 2) == []
+
+
+def test_responses_evaluated_again_come_back_in_their_order():
+    policy = CausalLMPolicy(
+        tiny_model(),
+        torch.nn.Linear(32, 1),
+        temperature=0.7,
+        eos_token_ids=(EOS,),
+        pad_token_id=PAD,
+        context_length=CONTEXT,
+    )
+    inputs = language_inputs([[5, 6], [7]] * 3, [[8] * n for n in (2, 5, 1, 4, 6, 3)], PAD)
+    whole = policy.evaluate(inputs)
+    mask_BT = whole.logprobs_BT != 0
+    samples = Samples(inputs, mask_BT, *([whole.logprobs_BT] * 3), mask_BT[:, 0])
+    for size, tokens in [(2, 0), (6, 11)]:
+        responder = Responder(policy, None, None, 0, None, size, tokens)
+        found = responder.reference_logprobs(policy.reference(), samples)
+        torch.testing.assert_close(found, whole.logprobs_BT, rtol=1e-5, atol=1e-5)
+        policy.bf16 = True  # then everything is evaluated again
+        again = responder.recorded(samples)
+        policy.bf16 = False
+        for name in ("logprobs_BT", "entropy_BT", "values_BT"):
+            near = {"rtol": 0.05, "atol": 0.05}
+            torch.testing.assert_close(getattr(again, name), getattr(whole, name), **near)
