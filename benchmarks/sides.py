@@ -51,6 +51,7 @@ class Place:
             "sampling.max-new-tokens": self.options.get("length", 64),
             "update.rollout-size": 64,
             "update.minibatch-size": 64,
+            "update.microbatch-size": 64,
             "update.epochs": 4 if critic else 1,
             "algorithm.kl-coef": 0.05 if critic else 0.04,
             "evaluation.size": 8,

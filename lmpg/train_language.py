@@ -194,7 +194,16 @@ def source_of(
         samples_every=run.samples_every,
         chunks=settings.rewards.chunks,
         max_refills=sampling.max_refills,
+        sampled_will_do=old_is_new(settings),
     )
+
+
+def old_is_new(settings: LanguageSettings) -> bool:
+    """Whether π_old is the policy that the update finds, and credit doesn't ask for log-probs."""
+    update, algorithm = settings.update, settings.algorithm
+    steps = update.epochs * update.rollout_size // update.minibatch_size
+    kl_in_reward = "reference" in algorithm.needs and algorithm.kl_in == "reward"
+    return steps == 1 and "critic" not in algorithm.needs and not kl_in_reward
 
 
 def references(
@@ -227,7 +236,10 @@ def assembled(settings: LanguageSettings, source: LanguageSource, folder: RunFol
         policy=policy,
         algorithm=settings.algorithm,
         source=source,
-        updater=Updater(policy, settings.update, run.total_steps, run.seed, processes, length),
+        updater=Updater(
+            *(policy, settings.update, run.total_steps, run.seed, processes, length),
+            old_is_new=policy.bf16 and source.sampled_will_do,
+        ),
         tracker=Tracker(folder.path, run.trackers, run.total_steps, main_process=processes.is_main),
         folder=folder.path,
         settings=run,
@@ -243,7 +255,8 @@ def check(source: LanguageSource) -> None:
     responder, prompts = source.responder, [prompt.ids for prompt in source.prompts]
     policy = responder.policy
     reference = source.reference or source.held_out.reference
-    result = self_test(policy, reference, responder.sampler, prompts, responder.seed)
+    sampler, seed = responder.sampler, responder.seed
+    result = self_test(policy, reference, sampler, prompts, seed, source.sampled_will_do)
     if source.processes.is_main:
         print(result.line(), flush=True)
     require_sound(result, policy.bf16)

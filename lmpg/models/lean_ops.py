@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from torch.autograd.function import once_differentiable
 
 from lmpg.models.ragged import Block, Ragged
 
+_WIDE = 32
+"""Numbers of a head from which on its products need no help to be fast."""
+_QUERIES_AT_ONCE = 16
 _PLAIN_UP_TO = {torch.bfloat16: 256, torch.float32: 128}
 """Keys up to which a product, a softmax and a product beat torch's fused attention on a CPU."""
 
@@ -146,10 +150,58 @@ class Attention:
 
 
 def _plain_attention(q_RKSTD: Tensor, k_RKCD: Tensor, v_RKCD: Tensor, mask: Tensor) -> Tensor:
-    shape = q_RKSTD.shape
-    q, k, v = q_RKSTD.flatten(0, 1).flatten(1, 2), k_RKCD.flatten(0, 1), v_RKCD.flatten(0, 1)
-    weights = torch.baddbmm(mask, q, k.transpose(1, 2)).softmax(-1)
-    return torch.bmm(weights, v).view(shape)
+    q, k, v = q_RKSTD.flatten(0, 1), k_RKCD.flatten(0, 1), v_RKCD.flatten(0, 1)
+    return _PlainAttention.apply(q, k, v, mask.unflatten(1, q.shape[1:3])).view(q_RKSTD.shape)
+
+
+class _PlainAttention(torch.autograd.Function):
+    """softmax(q kᵀ + mask) v of q [B, S, T, D], k and v [B, C, D], causal: a query sees the keys
+    up to its own, which is as far from the last as the query is.
+
+    Where heads are small, moving scores through memory is most of the work: queries then come in
+    blocks, each with the keys up to its end, so that less of what is masked is computed.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, mask):
+        ctx.blocks = _query_blocks(q.shape[2], q.shape[3], k.shape[1])
+        out, found = torch.empty_like(q), []
+        for steps, keys in ctx.blocks:
+            scores = torch.baddbmm(
+                mask[:, :, steps, keys].flatten(1, 2), q[:, :, steps].flatten(1, 2), k[:, keys].mT
+            )
+            found.append(scores.softmax(-1))
+            out[:, :, steps] = _applied(found[-1], v[:, keys]).view_as(out[:, :, steps])
+        ctx.save_for_backward(q, k, v, *found)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        q, k, v, *found = ctx.saved_tensors
+        by_q, by_k, by_v = torch.empty_like(q), torch.zeros_like(k.mT), torch.zeros_like(v.mT)
+        for (steps, keys), weights in zip(ctx.blocks, found):
+            g, asked = (x[:, :, steps].flatten(1, 2) for x in (grad, q))
+            by_v[:, :, keys] += torch.bmm(g.mT, weights)
+            by_weights = torch.bmm(g, v[:, keys].mT)
+            by_scores = torch._softmax_backward_data(by_weights, weights, -1, weights.dtype)
+            by_q[:, :, steps] = _applied(by_scores, k[:, keys]).view_as(by_q[:, :, steps])
+            by_k[:, :, keys] += torch.bmm(asked.mT, by_scores)
+        return by_q, by_k.mT, by_v.mT, None
+
+
+def _query_blocks(steps: int, head_dim: int, keys: int) -> list[tuple[slice, slice]]:
+    """(queries, the keys that they see) of each block."""
+    count = max(1, steps // _QUERIES_AT_ONCE) if head_dim < _WIDE else 1
+    edges = [i * steps // count for i in range(count + 1)]
+    return [(slice(a, b), slice(keys - steps + b)) for a, b in itertools.pairwise(edges)]
+
+
+def _applied(weights: Tensor, x: Tensor) -> Tensor:
+    """weights [B, M, N] times x [B, N, D]; a narrow result is slow, its transpose is not."""
+    if x.shape[-1] >= _WIDE:
+        return torch.bmm(weights, x)
+    return torch.bmm(x.mT, weights.mT).mT.contiguous()
 
 
 def _fused_attention(

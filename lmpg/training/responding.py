@@ -84,10 +84,10 @@ class Responder:
         return drawn[mine.start * group_size : mine.stop * group_size]
 
     @torch.no_grad()
-    def recorded(self, samples: Samples) -> Evaluation:
-        """Log-probs and values before the update: the sampler's own where they are exact (fp32),
-        else those of a fresh forward, so that the first ratio is 1."""
-        if not self.policy.bf16:
+    def recorded(self, samples: Samples, sampled_will_do: bool = False) -> Evaluation:
+        """Log-probs and values before the update: the sampler's own where they are exact (fp32) or
+        will do, else those of a fresh forward, so that the first ratio is 1."""
+        if not self.policy.bf16 or sampled_will_do:
             values_BT = samples.values_BT
             if self.policy.critic is not None:
                 values_BT = self._evaluated(samples.inputs, self.policy.state_values)

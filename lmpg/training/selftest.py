@@ -78,8 +78,12 @@ def self_test(
     sampler: Sampler,
     prompts: list[list[int]],
     seed: int,
+    old_is_new: bool = False,
 ) -> SelfTest:
     """Sample a few responses and look at them in every way that must agree."""
+    known = "as sampled (fp32)"
+    if policy.bf16:
+        known = "the update's own (bf16)" if old_is_new else "computed again (bf16)"
     prompts = sorted(prompts, key=len)
     chosen = prompts[: NUM_PROMPTS // 2] + prompts[-NUM_PROMPTS // 2 :]  # lengths that differ
     shape = (len(chosen), sampler.max_new_tokens)
@@ -95,7 +99,7 @@ def self_test(
         sampler=_deviation(samples.logprobs_BT, new.logprobs_BT, mask_BT),
         padding=_deviation(_one_by_one(policy, samples.inputs), new.logprobs_BT, mask_BT),
         logits=_deviation(policy.plain_logprobs(samples.inputs), new.logprobs_BT, mask_BT),
-        old_logprobs="computed again (bf16)" if policy.bf16 else "as sampled (fp32)",
+        old_logprobs=known,
         eos_token_ids=policy.eos_token_ids,
         critic="none" if head is None else getattr(policy.critic, "kind", "shared"),
         value_head=None if head is None else (head.in_features, head.out_features),

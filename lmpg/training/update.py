@@ -24,6 +24,8 @@ class Updater:
     so micro-batches, accumulation and the number of processes never change the result.
 
     max_length: steps that a row can have at most, for the reduction `fixed_length`.
+    old_is_new: there is one optimizer step per rollout, so that π_old is the policy that the step
+    finds; its log-probs stand in place of the rollout's, which then need not be exact.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Updater:
         seed: int,
         processes: Processes,
         max_length: int = 1,
+        old_is_new: bool = False,
     ) -> None:
         self.policy = policy
         self.settings = settings
@@ -41,6 +44,7 @@ class Updater:
         self.seed = seed
         self.processes = processes
         self.max_length = max_length
+        self.old_is_new = old_is_new
         self.optimizer = policy_adamw(policy, settings)
 
     def update(
@@ -116,6 +120,8 @@ class Updater:
         # inputs stay on the host, where lengths can be read without waiting for the device
         new = self.policy.evaluate(batch.inputs)  # type: ignore[operator]
         batch = replace(batch, inputs={}).to(self.processes.device)
+        if self.old_is_new:
+            batch = replace(batch, old_logprobs_BT=new.logprobs_BT.detach())
         leaf = _detached(new)
         terms = algorithm.loss_terms(leaf, batch)
         losses = {name: _weighted(term_BT, weights_BT) for name, term_BT in terms.items()}
