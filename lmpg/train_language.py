@@ -167,34 +167,42 @@ def source_of(
     if processes.is_main:
         print(prompts.line(), flush=True)
     update, run = settings.update, settings.run
-    scorer = Scorer(
-        settings.rewards,
-        columns=prompts.columns,
-        device=str(processes.device),
-        trust_remote_code=settings.model.trust_remote_code,
-        decode=partial(completion_text, tokenizer),
-    )
+    scorer = scorer_for(settings, prompts, tokenizer, processes)
     sampling = settings.sampling
     sampler = Sampler(policy, sampling.max_new_tokens, sampling.top_k, sampling.top_p)
     sizes = (update.microbatch_size, update.microbatch_tokens)
     responder = Responder(policy, sampler, tokenizer, run.seed, processes, *sizes)
     reference, compared = references(settings, policy)
     judge = world.judge if world else None
-    size, rows = settings.evaluation.size, update.rollout_size
+    rows = update.rollout_size
+    held_out = (prompts.held_out, settings.evaluation.size, rows)
     return LanguageSource(
         responder=responder,
         reference=reference,
         scorer=scorer,
         shaping=Shaping(settings.rewards, sampling.max_new_tokens),
         prompts=prompts.train,
-        held_out=HeldOut(responder, prompts.held_out, size, rows, scorer, compared, judge),
+        held_out=HeldOut(responder, *held_out, scorer, compared, judge),
         algorithm=settings.algorithm,
-        rollout_size=update.rollout_size,
+        rollout_size=rows,
         max_error_share=settings.rewards.max_error_share,
         samples_every=run.samples_every,
         chunks=settings.rewards.chunks,
         max_refills=sampling.max_refills,
         sampled_will_do=old_is_new(settings),
+    )
+
+
+def scorer_for(
+    settings: LanguageSettings, prompts: PromptSet, tokenizer: Any, processes: Processes
+) -> Scorer:
+    """The rewards, ready to score responses to these prompts."""
+    return Scorer(
+        settings.rewards,
+        columns=prompts.columns,
+        device=str(processes.device),
+        trust_remote_code=settings.model.trust_remote_code,
+        decode=partial(completion_text, tokenizer),
     )
 
 

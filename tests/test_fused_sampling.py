@@ -127,16 +127,12 @@ def test_weights_are_read_again_in_every_rollout(family, lora):
         ({"hidden_act": "tanh"}, "activation is tanh"),
     ],
 )
-def test_what_the_fused_trunk_does_not_know_is_sampled_by_the_model_and_said(
-    changes, reason, caplog
-):
+def test_what_the_fused_trunk_does_not_know_is_sampled_by_the_model_and_said(changes, reason):
     it = policy(**changes)
     sampler = Sampler(it, 20)
-    with caplog.at_level(logging.INFO):
-        samples = [sampler.sample(PROMPTS, 4, uniforms(16, 20)) for _ in range(2)]
+    samples = [sampler.sample(PROMPTS, 4, uniforms(16, 20)) for _ in range(2)]
     assert_exact(it, samples[1])
-    assert reason in caplog.text
-    assert len(caplog.records) == 1
+    assert reason in sampler.way
 
 
 def test_other_classes_and_layers_are_not_taken_for_known_ones():
@@ -155,6 +151,7 @@ def test_other_classes_and_layers_are_not_taken_for_known_ones():
 
 
 def test_a_model_that_computes_something_else_is_noticed(monkeypatch, caplog):
+    """Both by the sampler and where its texts are evaluated again."""
     it = policy()
     attention = it.model.model.layers[1].self_attn
     forward = attention.forward
@@ -164,10 +161,12 @@ def test_a_model_that_computes_something_else_is_noticed(monkeypatch, caplog):
         return 2 * output, weights
 
     monkeypatch.setattr(attention, "forward", doubled)
+    sampler = Sampler(it, 20)
+    samples = sampler.sample(PROMPTS, 4, uniforms(16, 20))
+    assert "deviate from the model's by" in sampler.way
     with caplog.at_level(logging.INFO):
-        samples = Sampler(it, 20).sample(PROMPTS, 4, uniforms(16, 20))
-    assert "deviate from the model's by" in caplog.text
-    assert_exact(it, samples)
+        assert_exact(it, samples)
+    assert "the lean one deviate from it by" in caplog.text
 
 
 def test_threads_are_as_before_after_a_rollout():

@@ -29,6 +29,11 @@ class LeanForward(ABC):
         """Where the weights are."""
         return self._trunk.get_input_embeddings().weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are kept in."""
+        return self._trunk.get_input_embeddings().weight.dtype
+
     @abstractmethod
     def __call__(self, ragged: Ragged) -> Tensor:
         """The last hidden states of the targets, after the last norm."""

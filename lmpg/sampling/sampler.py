@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 
 import torch
 from torch import Tensor
@@ -15,8 +14,6 @@ from lmpg.sampling.threads import worthwhile_threads
 
 __all__ = ["Sampler", "Samples"]
 
-logger = logging.getLogger(__name__)
-
 _TRUSTED = {False: 1e-3, True: 0.05}
 """Largest deviation of the fused trunk from the model, in float32 and in bfloat16."""
 
@@ -25,6 +22,7 @@ class Sampler:
     """Samples at most `max_new_tokens` per response, fewer where the model's context ends.
 
     With top_k or top_p tokens are drawn from fewer; what is recorded is of the whole distribution.
+    way: how the newest rollout was computed, in words.
     """
 
     def __init__(
@@ -36,7 +34,7 @@ class Sampler:
         # Asking which rows have finished waits for a GPU; computing them a while longer is cheaper
         self.check_every = 1 if policy.device.type == "cpu" else 16
         self._deviation: float | None = None
-        self._said: str | None = None
+        self.way = "not yet"
 
     @torch.no_grad()
     def sample(
@@ -69,9 +67,9 @@ class Sampler:
         """The weights are read here, anew for each rollout: an update has changed them."""
         reason = why_general(self.policy, length) or self._why_distrusted()
         if reason is None:
-            self._say("sampling with the fused trunk for %s", type(self.policy.causal_lm).__name__)
+            self.way = "by the fused trunk"
             return fused_engine(self.policy, length)
-        self._say("sampling with the model's own forward, which is slower, because %s", reason)
+        self.way = f"by the model's own forward, which is slower, because {reason}"
         return general_engine(self.policy)
 
     def _why_distrusted(self) -> str | None:
@@ -81,11 +79,6 @@ class Sampler:
         if self._deviation <= _TRUSTED[self.policy.bf16]:
             return None
         return f"hidden states of the fused trunk deviate from the model's by {self._deviation:.2g}"
-
-    def _say(self, text: str, what: str) -> None:
-        if text != self._said:
-            logger.info(text, what)
-        self._said = text
 
     def _limits(self, prompts: list[list[int]]) -> Tensor:
         """Tokens that fit after each prompt."""
