@@ -167,33 +167,51 @@ def source_of(
     if processes.is_main:
         print(prompts.line(), flush=True)
     update, run = settings.update, settings.run
-    scorer = Scorer(
-        settings.rewards,
-        columns=prompts.columns,
-        device=str(processes.device),
-        trust_remote_code=settings.model.trust_remote_code,
-        decode=partial(completion_text, tokenizer),
-    )
+    scorer = scorer_for(settings, prompts, tokenizer, processes)
     sampling = settings.sampling
     sampler = Sampler(policy, sampling.max_new_tokens, sampling.top_k, sampling.top_p)
-    responder = Responder(policy, sampler, tokenizer, run.seed, processes, update.microbatch_size)
+    sizes = (update.microbatch_size, update.microbatch_tokens)
+    responder = Responder(policy, sampler, tokenizer, run.seed, processes, *sizes)
     reference, compared = references(settings, policy)
     judge = world.judge if world else None
-    size, rows = settings.evaluation.size, update.rollout_size
+    rows = update.rollout_size
+    held_out = (prompts.held_out, settings.evaluation.size, rows)
     return LanguageSource(
         responder=responder,
         reference=reference,
         scorer=scorer,
         shaping=Shaping(settings.rewards, sampling.max_new_tokens),
         prompts=prompts.train,
-        held_out=HeldOut(responder, prompts.held_out, size, rows, scorer, compared, judge),
+        held_out=HeldOut(responder, *held_out, scorer, compared, judge),
         algorithm=settings.algorithm,
-        rollout_size=update.rollout_size,
+        rollout_size=rows,
         max_error_share=settings.rewards.max_error_share,
         samples_every=run.samples_every,
         chunks=settings.rewards.chunks,
         max_refills=sampling.max_refills,
+        sampled_will_do=old_is_new(settings),
     )
+
+
+def scorer_for(
+    settings: LanguageSettings, prompts: PromptSet, tokenizer: Any, processes: Processes
+) -> Scorer:
+    """The rewards, ready to score responses to these prompts."""
+    return Scorer(
+        settings.rewards,
+        columns=prompts.columns,
+        device=str(processes.device),
+        trust_remote_code=settings.model.trust_remote_code,
+        decode=partial(completion_text, tokenizer),
+    )
+
+
+def old_is_new(settings: LanguageSettings) -> bool:
+    """Whether π_old is the policy that the update finds, and credit doesn't ask for log-probs."""
+    update, algorithm = settings.update, settings.algorithm
+    steps = update.epochs * update.rollout_size // update.minibatch_size
+    kl_in_reward = "reference" in algorithm.needs and algorithm.kl_in == "reward"
+    return steps == 1 and "critic" not in algorithm.needs and not kl_in_reward
 
 
 def references(
@@ -226,7 +244,10 @@ def assembled(settings: LanguageSettings, source: LanguageSource, folder: RunFol
         policy=policy,
         algorithm=settings.algorithm,
         source=source,
-        updater=Updater(policy, settings.update, run.total_steps, run.seed, processes, length),
+        updater=Updater(
+            *(policy, settings.update, run.total_steps, run.seed, processes, length),
+            old_is_new=policy.bf16 and source.sampled_will_do,
+        ),
         tracker=Tracker(folder.path, run.trackers, run.total_steps, main_process=processes.is_main),
         folder=folder.path,
         settings=run,
@@ -242,7 +263,8 @@ def check(source: LanguageSource) -> None:
     responder, prompts = source.responder, [prompt.ids for prompt in source.prompts]
     policy = responder.policy
     reference = source.reference or source.held_out.reference
-    result = self_test(policy, reference, responder.sampler, prompts, responder.seed)
+    sampler, seed = responder.sampler, responder.seed
+    result = self_test(policy, reference, sampler, prompts, seed, source.sampled_will_do)
     if source.processes.is_main:
         print(result.line(), flush=True)
     require_sound(result, policy.bf16)

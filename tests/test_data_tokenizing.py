@@ -4,6 +4,7 @@ import pytest
 
 from lmpg.data.tokenizing import (
     completion_text,
+    completion_texts,
     continuation_ids,
     cut_left,
     encode,
@@ -93,3 +94,12 @@ def test_cutting_on_the_left_keeps_bos_and_the_end():
 def test_start_ids_are_found_whatever_the_tokenizer_puts_behind():
     assert start_ids(character_tokenizer(bos=True, appends_eos=True)) == [BOS]
     assert start_ids(character_tokenizer(bos=False, appends_eos=True)) == []
+
+
+@pytest.mark.parametrize("space_first", [False, True])
+def test_texts_of_many_responses_are_those_of_one_at_a_time(space_first):
+    tokenizer = character_tokenizer(space_first=space_first)
+    prompts = [prompt_ids(tokenizer, text) for text in ("Once", "Once upon", "Once")]
+    responses = [[*continuation_ids(tokenizer, "Once upon", x), EOS] for x in (" a", "b", " c")]
+    alone = [completion_text(tokenizer, p, r) for p, r in zip(prompts, responses)]
+    assert completion_texts(tokenizer, prompts, responses) == alone

@@ -112,11 +112,11 @@ def test_the_runs_learn_from_prompts_of_many_lengths_and_leave_out_what_has_no_s
     assert largest_difference(weights(once), weights(runs(kind))) > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize("microbatch_size", [1, 3])
+@pytest.mark.parametrize(("setting", "number"), [("size", 1), ("size", 3), ("tokens", 40)])
 @every_kind
-def test_microbatches_do_not_change_the_result(runs, kind, microbatch_size):
-    changed = {"update.microbatch-size": microbatch_size}
-    assert_same_result(runs(kind, f"microbatch {microbatch_size}", **changed), runs(kind))
+def test_microbatches_do_not_change_the_result(runs, kind, setting, number):
+    changed = {f"update.microbatch-{setting}": number}
+    assert_same_result(runs(kind, f"microbatch {setting} {number}", **changed), runs(kind))
 
 
 def with_more_padding(collected: Collected) -> Collected:

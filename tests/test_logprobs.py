@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lmpg.functional.logprobs import LogitShape, head_logits, token_logprobs
+from lmpg.models import head
 
 SHAPES = [(1.0, 1.0, None), (0.7, 1.0, None), (1.3, 0.25, None), (0.7, 0.5, 2.0)]
 
@@ -113,3 +114,36 @@ def test_gradients_in_autocast_are_near_those_in_float32():
     for ours, expected in zip(bf16, gradients()):
         assert ours.dtype == torch.float32
         torch.testing.assert_close(ours, expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("weights", [(1.0, 0.3), (1.0, None), (None, 0.3)])
+def test_logits_that_are_kept_give_the_same_as_those_computed_again(shape, weights):
+    hidden, weight, bias, ids = case(torch.float32)
+    leaves = [x.requires_grad_() for x in (hidden, weight, bias)]
+    temperature, scale, softcap = shape
+
+    def gradients(kept):
+        found = token_logprobs(hidden, weight, bias, ids, temperature, 4, scale, softcap, kept)
+        loss = sum((w * x.square()).sum() for w, x in zip(weights, found) if w is not None)
+        first = torch.autograd.grad(loss, leaves, retain_graph=True)
+        return *found, *first, *torch.autograd.grad(loss, leaves)  # kept logits serve once
+
+    for found, expected in zip(gradients(77), gradients(76)):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_large_vocabulary_is_cut_into_chunks_that_stay_far_below_full_logits(monkeypatch):
+    seen = []
+
+    def chunked(hidden, weight, bias, ids, temperature, chunk, *rest):
+        seen.append((chunk * len(weight), rest[-1]))
+        return token_logprobs(hidden, weight, bias, ids, temperature, chunk, *rest)
+
+    monkeypatch.setattr(head, "token_logprobs", chunked)
+    for words, tokens in [(151_936, 8192), (4096, 8192), (7, 8192)]:
+        weight = torch.empty(words, 1).fill_(0.1)
+        head.token_logprobs_of(torch.ones(2, 1), weight, torch.zeros(2, dtype=torch.long))
+        logits, kept = seen.pop()
+        assert logits <= max(0.15 / 4 * tokens * words, 2**20)  # a few copies at a time
+        assert kept <= 0.06 * 8192 * 151_936

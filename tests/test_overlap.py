@@ -34,7 +34,7 @@ def test_the_number_of_parts_changes_no_token_and_no_score(algorithm, chunks):
     same(parts.rollout, whole.rollout)
     assert parts.samples == whole.samples
     timeless = [{k: v for k, v in x.metrics.items() if k[:5] != "time/"} for x in (parts, whole)]
-    assert timeless[0] == pytest.approx(timeless[1], abs=1e-6)
+    assert timeless[0] == pytest.approx(timeless[1], abs=1e-5)
 
 
 def test_parts_of_different_widths_become_what_is_sampled_together():

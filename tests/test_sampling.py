@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from lmpg.models.fused_trunk import FusedTrunk
 from lmpg.models.policy import CausalLMPolicy
+from lmpg.sampling.engines import ModelTrunk
 from lmpg.sampling.inversion import tokens_at, truncated
 from lmpg.sampling.sampler import Sampler
 from tests.tiny import CONTEXT, EOS, PAD, VOCABULARY, tiny_model
@@ -127,18 +129,20 @@ def test_when_finished_rows_leave_the_batch_changes_nothing(check_every):
     torch.testing.assert_close(at_once.values_BT, late.values_BT, rtol=1e-5, atol=1e-5)
 
 
-def test_rows_are_prompt_major_and_distinct_prompts_go_through_the_model_once(monkeypatch):
-    it = policy()
+@pytest.mark.parametrize("trunk", [FusedTrunk, ModelTrunk])
+def test_rows_are_prompt_major_and_distinct_prompts_go_through_the_model_once(trunk, monkeypatch):
     batches = []
-    forward = it.trunk.forward
+    prefill = trunk.prefill
 
-    def counting(input_ids, **kwargs):
-        batches.append(tuple(input_ids.shape))
-        return forward(input_ids=input_ids, **kwargs)
+    def counting(self, ids, *rest):
+        batches.append(tuple(ids.shape))
+        return prefill(self, ids, *rest)
 
-    monkeypatch.setattr(it.trunk, "forward", counting)
-    samples = Sampler(it, 3).sample(PROMPTS, 2, uniforms(8, 3))
-    assert batches[0] == (3, 9)
+    monkeypatch.setattr(trunk, "prefill", counting)
+    if trunk is ModelTrunk:
+        monkeypatch.setattr("lmpg.sampling.sampler.why_general", lambda *_: "a test")
+    samples = Sampler(policy(), 3).sample(PROMPTS, 2, uniforms(8, 3))
+    assert batches[-1] == (3, 9)
     assert [ids[-1] for ids in samples.inputs["prompt_ids"].tolist()] == [7, 7, 9, 9, 18, 18, 7, 7]
     assert samples.inputs["prompt_lengths"].tolist() == [3, 3, 1, 1, 9, 9, 3, 3]
 

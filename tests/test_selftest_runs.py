@@ -6,8 +6,8 @@ import pytest
 from transformers import LlamaModel
 
 from lmpg.cli import main
-from lmpg.models.head import Head
 from lmpg.models.policy import Reference
+from lmpg.sampling import decoding
 from tests.programs import own_parts, run_here
 
 
@@ -24,11 +24,12 @@ def ignoring_padding(monkeypatch):
         return forward(self, *args, **arguments)
 
     monkeypatch.setattr(LlamaModel, "forward", unmasked)
+    monkeypatch.setattr("lmpg.models.states.lean_forward", lambda trunk, inputs: None)
 
 
 def sampling_at_another_temperature(monkeypatch):
-    logits = Head.logits
-    monkeypatch.setattr(Head, "logits", lambda self, hidden: logits(self, hidden) * 0.7)
+    chosen = decoding.chosen
+    monkeypatch.setattr(decoding, "chosen", lambda logits, *rest: chosen(logits * 0.7, *rest))
 
 
 def with_another_reference(monkeypatch):

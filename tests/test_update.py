@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from lmpg.algorithms import GRPO, PPO, REINFORCE
+from lmpg.train import settings_of
+from lmpg.train_language import old_is_new
 from lmpg.types import Minibatch
 from tests.bandit import (
     REFERENCE,
@@ -177,3 +179,40 @@ def test_an_update_that_ends_before_its_first_step_is_no_failure():
     algorithm = PPO(kl_coef=0)
     found = updater.update(algorithm, rollout, algorithm.assign_credit(rollout), 1)
     assert (found["policy/early_stop"], found["grad_norm"]) == (1, 0)
+
+
+@pytest.mark.parametrize("algorithm", [GRPO(kl_coef=0.1, group_size=4), REINFORCE(kl_coef=0)])
+def test_where_one_step_follows_the_policy_it_finds_is_the_old_one(algorithm):
+    """Log-probs of a rollout that are not exact (bf16) then change nothing."""
+
+    def updated(noise, old_is_new):
+        policy = BanditPolicy()
+        rollout = bandit_rollout(policy, 64, 0, 1)
+        drawn = torch.randn(rollout.logprobs_BT.shape, generator=torch.Generator().manual_seed(0))
+        updater = updater_for(policy, rollout_size=64, minibatch_size=64, epochs=1)
+        updater.old_is_new = old_is_new
+        credit = algorithm.assign_credit(rollout)
+        inexact = replace(rollout, logprobs_BT=rollout.logprobs_BT + noise * drawn)
+        found = updater.update(algorithm, inexact, credit, 1)
+        return policy.theta.detach(), found
+
+    expected, _ = updated(0.0, False)
+    theta, found = updated(0.1, True)
+    assert torch.equal(theta, expected)
+    assert (found["policy/ratio_mean"], found["policy/approx_kl"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "expected"),
+    [
+        ("grpo", ["--update.epochs", "1", "--update.minibatch-size", "64"], True),
+        ("grpo", ["--update.epochs", "1"], False),
+        ("grpo", ["--update.minibatch-size", "64"], False),
+        ("rloo", ["--update.minibatch-size", "64"], False),
+        ("rloo", ["--update.minibatch-size", "64", "--algorithm.kl-coef", "0"], True),
+        ("ppo", ["--update.epochs", "1", "--update.minibatch-size", "64"], False),
+    ],
+)
+def test_log_probs_are_not_looked_at_again_only_where_nothing_asks_for_them(name, flags, expected):
+    own = ["--model.path", "m", "--data.path", "d", "--rewards.functions", "f.py:f"]
+    assert old_is_new(settings_of(name, [*own, *flags])) is expected

@@ -12,9 +12,13 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 SPECIAL = ["<pad>", "<eos>", "<unk>"]
@@ -55,6 +59,13 @@ def tiny_model(kind: str = "llama", seed: int = 0, **changes):
         return GPT2LMHeadModel(GPT2Config(**{**shared, **changes})).eval()
     if kind == "qwen2":
         return Qwen2ForCausalLM(Qwen2Config(**{**shared, **grouped, **changes})).eval()
+    if kind == "qwen3":
+        return Qwen3ForCausalLM(
+            Qwen3Config(**{**shared, **grouped, "head_dim": 16, **changes})
+        ).eval()
+    if kind == "mistral":
+        changes = {"sliding_window": None, **changes}
+        return MistralForCausalLM(MistralConfig(**{**shared, **grouped, **changes})).eval()
     if kind == "reward":
         config = LlamaConfig(**{**shared, **grouped, "num_labels": 1, **changes})
         return LlamaForSequenceClassification(config).eval()

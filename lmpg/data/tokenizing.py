@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lmpg.sections import UserError
@@ -72,11 +73,23 @@ def completion_text(tokenizer: Any, prompt: list[int], response: list[int]) -> s
 
     Decoded on its own it could lose its leading space (SentencePiece's decoders strip one).
     """
-    head = tokenizer.decode(prompt, skip_special_tokens=True)
-    whole = tokenizer.decode(prompt + response, skip_special_tokens=True)
-    if whole.startswith(head):
-        return whole[len(head) :]
-    return tokenizer.decode(response, skip_special_tokens=True)
+    return completion_texts(tokenizer, [prompt], [response])[0]
+
+
+def completion_texts(
+    tokenizer: Any, prompts: list[list[int]], responses: list[list[int]]
+) -> list[str]:
+    """`completion_text` of one response to each prompt; those that come again are decoded once."""
+
+    def text(ids: Sequence[int]) -> str:
+        return tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    heads = {prompt: text(prompt) for prompt in dict.fromkeys(map(tuple, prompts))}
+    found = []
+    for prompt, response in zip(prompts, responses):
+        head, whole = heads[tuple(prompt)], text(prompt + response)
+        found.append(whole[len(head) :] if whole.startswith(head) else text(response))
+    return found
 
 
 def scored_ids(tokenizer: Any, prompt: str | Messages, completion: str | Messages) -> list[int]:

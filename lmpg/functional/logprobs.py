@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+_AT_ONCE = 2**23
+"""Elements of a temporary product."""
+
 
 @dataclass(frozen=True)
 class LogitShape:
@@ -54,16 +57,18 @@ def token_logprobs(
     chunk: int,
     scale: float = 1.0,
     softcap: float | None = None,
+    kept: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """log p(ids) and entropy, both [N] in nats, of softmax(head(hidden) / temperature).
 
     hidden [N, D], weight [V, D], bias [V] or None, ids [N]. Only `chunk` rows of logits exist at a
-    time: the backward pass computes them again. Gradients reach hidden, weight and bias through
-    both outputs.
+    time, unless there are `kept` logits at most: then the head's raw output stays for the backward
+    pass, which otherwise computes it again. Gradients reach hidden, weight and bias through both.
     """
     shape = LogitShape(temperature, scale, softcap)
     dtype = _product_dtype(hidden, weight)
-    return _TokenLogprobs.apply(hidden, weight, bias, ids, shape, chunk, dtype)
+    keep = len(hidden) * len(weight) <= kept and torch.is_grad_enabled()
+    return _TokenLogprobs.apply(hidden, weight, bias, ids, shape, chunk, dtype, keep)
 
 
 def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
@@ -74,49 +79,77 @@ def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, ids, shape, chunk, dtype):
+    def forward(ctx, hidden, weight, bias, ids, shape, chunk, dtype, keep):
         ctx.set_materialize_grads(False)  # an entropy that no loss reads costs nothing
-        ctx.save_for_backward(hidden, weight, bias, ids)
         ctx.shape, ctx.chunk, ctx.dtype = shape, chunk, dtype
-        logprobs = hidden.new_empty(len(hidden), dtype=torch.promote_types(dtype, torch.float32))
-        entropy = torch.empty_like(logprobs)
-        for rows, logits in _chunks(hidden, weight, bias, shape, chunk, dtype):
-            logp = logits.log_softmax(1)
-            logprobs[rows] = logp.gather(1, ids[rows, None])[:, 0]
-            entropy[rows] = -(logp.exp() * logp).sum(1)
+        wide = torch.promote_types(dtype, torch.float32)
+        logprobs, entropy, size = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(3))
+        ctx.raw = hidden.new_empty(len(hidden), len(weight), dtype=dtype) if keep else None
+        for rows, raw in _products(hidden, weight, bias, chunk, dtype):
+            if ctx.raw is not None:
+                ctx.raw[rows] = raw
+            logits = shape.logits(raw)
+            picked = logits.gather(1, ids[rows, None])
+            largest = logits.amax(1, keepdim=True)
+            logits = logits.sub_(largest)
+            p = logits.exp()
+            total = p.sum(1, keepdim=True)
+            log_total = total.log()
+            logprobs[rows] = (picked - largest - log_total)[:, 0]
+            entropy[rows] = (log_total - p.mul_(logits).sum(1, keepdim=True) / total)[:, 0]
+            size[rows] = (largest + log_total)[:, 0]
+        ctx.save_for_backward(hidden, weight, bias, ids, size, entropy)
         return logprobs, entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_logprobs, grad_entropy):
-        hidden, weight, bias, ids = ctx.saved_tensors
+        if grad_logprobs is None and grad_entropy is None:
+            return (None,) * 8
+        hidden, weight, bias, ids, size, entropy = ctx.saved_tensors
         grads = _Gradients(hidden, weight, bias, ctx.needs_input_grad, ctx.dtype)
-        for rows, logits in _chunks(hidden, weight, bias, ctx.shape, ctx.chunk, ctx.dtype):
-            grad = _logits_grad(logits, ids[rows], grad_logprobs, grad_entropy, rows)
-            grads.add(rows, grad.mul_(ctx.shape.slope(logits)))
-        return grads.hidden, grads.weight, grads.bias, None, None, None, None
+        kept, ctx.raw = ctx.raw, None  # it is overwritten: another backward pass computes it again
+        for rows, raw in _products(hidden, weight, bias, ctx.chunk, ctx.dtype, kept):
+            logits = ctx.shape.logits(raw)
+            slope = ctx.shape.slope(logits)
+            entropy_part = None if grad_entropy is None else (grad_entropy[rows], entropy[rows])
+            grad = _logits_grad(logits, size[rows], ids[rows], grad_logprobs, entropy_part, rows)
+            grad = grad if isinstance(slope, float) and slope == 1 else grad.mul_(slope)
+            if kept is None:
+                grads.add(rows, grad)
+            else:
+                kept[rows] = grad
+        if kept is not None:
+            grads.add(slice(None), kept)
+        return grads.hidden, grads.weight, grads.bias, None, None, None, None, None
 
 
-def _chunks(hidden, weight, bias, shape, chunk, dtype):
-    """(rows, logits [chunk, V]) of one chunk of rows after the other."""
-    weight = weight.to(dtype)
+def _products(hidden, weight, bias, chunk, dtype, kept=None):
+    """(rows, the head's raw output [chunk, V]) of one chunk of rows after the other."""
+    weight = weight.to(dtype) if kept is None else None
     bias = None if bias is None else bias.to(dtype)
     for start in range(0, len(hidden), chunk):
         rows = slice(start, start + chunk)
-        yield rows, shape.logits(F.linear(hidden[rows].to(dtype), weight, bias))
+        if kept is None:
+            yield rows, F.linear(hidden[rows].to(dtype), weight, bias)
+        else:
+            yield rows, kept[rows]
 
 
-def _logits_grad(logits, ids, grad_logprobs, grad_entropy, rows) -> Tensor:
-    """d(Σ gₗ log p(id) + gₕ H) / d logits = gₗ (1[id] − p) − gₕ p (log p + H)."""
-    p = logits.softmax(1)
-    towards_p = torch.zeros_like(p[:, :1])
-    if grad_entropy is not None:
-        logp = logits.log_softmax(1)
-        entropy = -(p * logp).sum(1, keepdim=True)
-        towards_p = grad_entropy[rows, None] * (logp + entropy)
-    if grad_logprobs is not None:
-        towards_p = towards_p + grad_logprobs[rows, None]
-    grad = p.mul_(-towards_p)
+def _logits_grad(logits, size, ids, grad_logprobs, entropy_part, rows) -> Tensor:
+    """d(Σ gₗ log p(id) + gₕ H) / d logits = gₗ (1[id] − p) − gₕ p (log p + H).
+
+    size: log Σ exp(logits). entropy_part: gₕ and H.
+    """
+    logp = logits - size[:, None]
+    if entropy_part is None:
+        grad = logp.exp_().mul_(-grad_logprobs[rows, None])
+    else:
+        p = logp.exp()
+        towards_p = (logp + entropy_part[1][:, None]).mul_(entropy_part[0][:, None])
+        if grad_logprobs is not None:
+            towards_p += grad_logprobs[rows, None]
+        grad = p.mul_(towards_p.neg_())
     if grad_logprobs is not None:
         grad.scatter_add_(1, ids[:, None], grad_logprobs[rows, None])
     return grad
@@ -133,8 +166,9 @@ class _Gradients:
         self.bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needed[2] else None
 
     def add(self, rows: slice, grad: Tensor) -> None:
+        """Count what the gradient of these rows' raw outputs brings."""
         if self.bias is not None:
-            self.bias += grad.sum(0)
+            self.bias += grad.sum(0, dtype=self.bias.dtype)
         grad = grad.to(self._dtype)
         if self.hidden is not None:
             self.hidden[rows] = grad @ self._weight
@@ -143,4 +177,11 @@ class _Gradients:
             if self.weight.dtype == self._dtype:
                 self.weight.addmm_(grad.T, hidden)
             else:
-                self.weight += grad.T @ hidden
+                self._add_in_parts(grad, hidden)
+
+    def _add_in_parts(self, grad: Tensor, hidden: Tensor) -> None:
+        """A product in bfloat16, added in float32, never holding one of all the weight's size."""
+        part = max(1, _AT_ONCE // hidden.shape[1])
+        for start in range(0, grad.shape[1], part):
+            words = slice(start, start + part)
+            self.weight[words] += grad[:, words].T @ hidden  # type: ignore[index]

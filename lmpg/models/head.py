@@ -9,8 +9,12 @@ from transformers import PreTrainedModel
 from lmpg.functional.logprobs import LogitShape, head_logits, token_logprobs
 from lmpg.sections import UserError
 
-_LOGITS_AT_ONCE = 2**24
-"""Elements of [chunk, V]: 64 MiB in float32."""
+_LOGITS_AT_ONCE = {"cpu": 2**20, "cuda": 2**25}
+"""Elements of [chunk, V]: what a CPU's cache holds is computed fastest."""
+_ROWS_AT_ONCE = 128
+"""At least, as each chunk reads the whole weight."""
+_KEPT = 2**26
+"""Logits that are kept for the backward pass where there are no more: 128 MiB in bfloat16."""
 
 
 class Head:
@@ -36,16 +40,22 @@ class Head:
 
     def token_logprobs(self, hidden_ND: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor]:
         """log p of each id and the entropy of its distribution, [N] each, in chunks."""
-        return token_logprobs(
-            hidden_ND,
-            self._linear.weight,
-            self._linear.bias,
-            ids_N,
-            self._shape.temperature,
-            max(1, _LOGITS_AT_ONCE // self._linear.weight.shape[0]),
-            self._shape.scale,
-            self._shape.softcap,
-        )
+        weight, bias = self._linear.weight, self._linear.bias
+        return token_logprobs_of(hidden_ND, weight, ids_N, bias, self._shape)
+
+
+def token_logprobs_of(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    ids_N: Tensor,
+    bias_V: Tensor | None = None,
+    shape: LogitShape = LogitShape(),  # noqa: B008
+) -> tuple[Tensor, Tensor]:
+    """`token_logprobs` in chunks of a size that suits the device."""
+    at_once = _LOGITS_AT_ONCE.get(hidden_ND.device.type, 2**24)
+    rows = max(_ROWS_AT_ONCE, at_once // len(weight_VD))
+    rest = (shape.temperature, rows, shape.scale, shape.softcap, _KEPT)
+    return token_logprobs(hidden_ND, weight_VD, bias_V, ids_N, *rest)
 
 
 def _scale_and_softcap(config) -> tuple[float, float | None]:

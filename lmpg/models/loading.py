@@ -18,6 +18,7 @@ from lmpg.models.folders import quiet
 from lmpg.models.head import refuse_unknown_head
 from lmpg.models.lora import with_adapter
 from lmpg.models.policy import CausalLMPolicy
+from lmpg.models.precision import computes_in_bf16
 from lmpg.models.settings import ModelSettings
 from lmpg.sections import UserError
 
@@ -68,7 +69,7 @@ def load_policy(
         eos_token_ids=eos_token_ids,
         pad_token_id=eos_token_ids[0] if pad_token_id is None else pad_token_id,
         context_length=context,
-        bf16=settings.precision == "bf16",
+        bf16=computes_in_bf16(settings.precision, model, device),
         critic=separate,
     ).to(device)
     refuse_unknown_head(policy)

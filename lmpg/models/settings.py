@@ -25,8 +25,9 @@ class ModelSettings(Section):
 
     path: str | None = None
     """Hub id or folder of a causal LM; none means the world built into the script."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 computes in autocast over fp32 weights."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """bf16 computes in autocast over fp32 weights; auto does so where the hardware is made for it
+    and the model has a million parameters."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for models whose code you have read."""
     critic: Literal["shared", "separate", "reward_model"] = "shared"

@@ -5,16 +5,43 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+BLOCK = 256
+"""Tokens whose probabilities are summed first: about √V for the vocabularies of today."""
+
 
 def tokens_at(probs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     """The id whose stretch of the cumulative distribution holds u ∈ [0, 1); never one with p = 0.
 
-    probs need not sum to exactly 1: u runs over their true sum. Cumulated in float64.
+    probs need not sum to exactly 1: u runs over their true sum. In two levels, the block of tokens
+    in which it lies and its place in the block, because cumulating over V is slow. Cumulated is
+    in float64, and each row's token depends on that row alone.
     """
-    cdf_BV = probs_BV.cumsum(1, dtype=torch.float64)
-    # u ≤ 1 − 2⁻⁵³ times the total rounds to less than the total: there is always a token above
-    target_B1 = uniforms_B.to(cdf_BV)[:, None] * cdf_BV[:, -1:]
-    return torch.searchsorted(cdf_BV, target_B1, right=True)[:, 0]
+    vocabulary = probs_BV.shape[1]
+    whole = vocabulary // BLOCK * BLOCK
+    if vocabulary <= 4 * BLOCK:
+        return _inverted(probs_BV, uniforms_B)[0][:, 0]
+    sums_BN = probs_BV[:, :whole].unflatten(1, (-1, BLOCK)).sum(2)
+    if whole < vocabulary:
+        sums_BN = torch.cat([sums_BN, probs_BV[:, whole:].sum(1, keepdim=True)], 1)
+    block_B1, target_B1, cdf_BN = _inverted(sums_BN, uniforms_B)
+    sum_B1 = sums_BN.gather(1, block_B1).double()
+    # how far in the block: rounding may lift it to 1, above which there is no token
+    within_B1 = (target_B1 - cdf_BN.gather(1, block_B1) + sum_B1).div_(sum_B1)
+    within_B1.clamp_(0, 1 - 2**-53)
+    ids_BW = block_B1 * BLOCK + torch.arange(BLOCK, device=probs_BV.device)
+    inside_BW = probs_BV.gather(1, ids_BW.clamp(max=vocabulary - 1))
+    inside_BW.masked_fill_(ids_BW >= vocabulary, 0)
+    return (block_B1 * BLOCK + _inverted(inside_BW, within_B1[:, 0])[0])[:, 0]
+
+
+def _inverted(weights_BN: Tensor, uniforms_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(index [B, 1] whose stretch of the cumulated weights holds u, never of a weight 0; u times
+    the total, [B, 1]; the cumulated weights).
+    """
+    cdf_BN = weights_BN.cumsum(1, dtype=torch.float64)
+    # u ≤ 1 − 2⁻⁵³ times the total rounds to less than the total: there is always an index above
+    target_B1 = uniforms_B.to(cdf_BN)[:, None] * cdf_BN[:, -1:]
+    return torch.searchsorted(cdf_BN, target_B1, right=True), target_B1, cdf_BN
 
 
 def truncated(probs_BV: Tensor, top_k: int, top_p: float) -> Tensor:

@@ -10,6 +10,7 @@ from lmpg.config import RewardModelSettings
 from lmpg.data.preferences import PairSet, load_pairs, pairs_from_rows
 from lmpg.models.folders import save_folder
 from lmpg.models.loading import context_length, load_sequence_classifier, load_tokenizer
+from lmpg.models.precision import computes_in_bf16
 from lmpg.recipes.world import OfflineWorld
 from lmpg.stages.prepared import Prepared
 from lmpg.training.processes import Processes
@@ -34,7 +35,7 @@ def reward_model(
             pairs_from_rows(world.train_rows, tokenizer, context),
             pairs_from_rows(world.held_out_rows, tokenizer, context),
         )
-    bf16 = settings.model.precision == "bf16"
+    bf16 = computes_in_bf16(settings.model.precision, model, processes.device)
     seed, method = settings.run.seed, settings.algorithm
     objective = BradleyTerry(model, tokenizer, pairs, seed, processes, bf16, method)
     return Prepared(objective, lambda folder: save_folder(folder, model, tokenizer), pairs.line())

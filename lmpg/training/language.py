@@ -33,6 +33,7 @@ class LanguageSource:
     """Prompts, sampler, rewards and reference of one run; see `lmpg.training.online.Source`.
 
     shaping: has seen the scores of all steps so far. max_refills: see `sampling.max_refills`.
+    sampled_will_do: see `lmpg.training.update.Updater.old_is_new`.
     """
 
     responder: Responder
@@ -47,6 +48,7 @@ class LanguageSource:
     samples_every: int
     chunks: int = 1
     max_refills: int = 0
+    sampled_will_do: bool = False
     begun: bool = False
     idle_told: bool = False
     headline: str = "reward"
@@ -137,7 +139,7 @@ class LanguageSource:
 
     def _recorded(self, rounds: Rounds, filling: Filling) -> Recorded:
         """The rows of all ranks, on every rank, in an order that doesn't depend on their number."""
-        recorder = Recorder(self.responder, self.reference, self.algorithm)
+        recorder = Recorder(self.responder, self.reference, self.algorithm, self.sampled_will_do)
         place_of = {place: number for number, place in enumerate(filling.places)}
         found = [recorder.recorded(batch, rounds.shaping, place_of) for batch in rounds.batches]
         mine = [part for part in found if part is not None]

@@ -24,7 +24,7 @@ def evaluated_texts(policy: CausalLMPolicy, texts: list[Text]) -> tuple[Evaluati
     )
     learned = [list(map(int, text.learned[text.start :])) for text in texts]
     mask_BT = pad_right(learned, 0).bool().to(policy.device)
-    return policy.evaluate({name: x.to(policy.device) for name, x in inputs.items()}), mask_BT
+    return policy.evaluate(inputs), mask_BT
 
 
 def text_logprobs(policy: CausalLMPolicy, texts: list[Text]) -> Tensor:

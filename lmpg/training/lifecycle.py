@@ -11,6 +11,7 @@ import torch
 
 from lmpg.sections import UserError
 from lmpg.training import checkpoint
+from lmpg.training.freed_memory import keep_freed_memory
 from lmpg.training.loop import Loop, RunStopped
 from lmpg.training.processes import Processes
 from lmpg.training.report import write_report
@@ -21,6 +22,7 @@ def begin(settings: Any, name: str, processes: Processes) -> RunFolder:
     """Take hold of the run's folder, the same on every rank; says so where it has finished."""
     if settings.run.torch_threads:
         torch.set_num_threads(settings.run.torch_threads)
+    keep_freed_memory()
     folder = processes.on_main(lambda: open_run(settings, name))
     if folder.status == "finished" and processes.is_main:
         print(f"{folder.path} has finished already; nothing to do", flush=True)

@@ -64,6 +64,7 @@ class Loop(ABC):
     save_policy: Callable[[Path], None]
     progress: Progress = field(default_factory=Progress)
     reached: Callable[[int], str | None] = lambda step: None
+    _untold: dict[str, float] = field(default_factory=dict, init=False)
 
     @property
     @abstractmethod
@@ -100,12 +101,16 @@ class Loop(ABC):
         return "finished"
 
     def save(self) -> None:
-        """Write a checkpoint of this very moment."""
-        state = self.state()
-        if self.processes.is_main:
-            folder = self.folder / "checkpoints"
-            checkpoint.save(folder, self.progress.step, state, self.settings.keep_checkpoints)
-        self.processes.wait()
+        """Write a checkpoint of this very moment; what it took is told with the next step."""
+        watch = Stopwatch()
+        with watch("time/checkpoint"):
+            state = self.state()
+            if self.processes.is_main:
+                folder = self.folder / "checkpoints"
+                checkpoint.save(folder, self.progress.step, state, self.settings.keep_checkpoints)
+            self.processes.wait()
+        self._untold = watch.seconds
+        self._count(watch.seconds)
 
     def _step(self, step: int) -> None:
         watch = Stopwatch()
@@ -116,18 +121,24 @@ class Loop(ABC):
             self.save()
             raise
         self.progress.step = step
-        metrics |= self._totals(metrics, self.progress.num_steps - steps_before, watch.total())
+        self._count(metrics)
+        metrics |= self._totals(self.progress.num_steps - steps_before, watch.total())
+        metrics |= self._untold
+        self._untold = {}
         if self.every and step % self.every == 0:
             metrics |= {f"eval/{k}": v for k, v in self._evaluate_and_keep_best().items()}
         self.tracker.log(step, metrics)
         if self.settings.save_every and step % self.settings.save_every == 0:
             self.save()
 
-    def _totals(self, metrics: dict[str, float], steps: int, seconds: float) -> dict[str, float]:
+    def _count(self, metrics: dict[str, float]) -> None:
+        """Add up the seconds of each phase, for the summary."""
         spent = self.progress.seconds
         for name, value in metrics.items():
             if name.startswith("time/"):
                 spent[name] = spent.get(name, 0.0) + value
+
+    def _totals(self, steps: int, seconds: float) -> dict[str, float]:
         unit = self.evaluated.unit
         return {
             f"num_{unit}": self.progress.num_steps,

@@ -85,11 +85,15 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Recorder:
-    """Evaluates responses once more where that is needed, and lays out their rewards."""
+    """Evaluates responses once more where that is needed, and lays out their rewards.
+
+    sampled_will_do: see `lmpg.training.update.Updater.old_is_new`.
+    """
 
     responder: Responder
     reference: Reference | None
     algorithm: Algorithm
+    sampled_will_do: bool = False
 
     def recorded(
         self, batch: Batch, shaping: Shaping, place_of: dict[Place, int]
@@ -139,7 +143,7 @@ class Recorder:
         greedy_scores_B: Tensor | None,
     ) -> Rollout:
         """The rows, on the CPU; the episode ends with the last chosen token."""
-        old = self.responder.recorded(samples)
+        old = self.responder.recorded(samples, self.sampled_will_do)
         mask_BT = samples.mask_BT.cpu()
         last_BT = mask_BT & (mask_BT.flip(1).cumsum(1).flip(1) == 1)
         values_BT = None if old.values_BT is None else old.values_BT.cpu()

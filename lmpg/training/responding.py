@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from lmpg.data.prompts import Prompt
-from lmpg.data.tokenizing import completion_text
+from lmpg.data.tokenizing import completion_texts
 from lmpg.models.policy import CausalLMPolicy, Reference
 from lmpg.models.states import one_token_more
 from lmpg.rewards.scorer import PendingScores, Scorer, Scores
 from lmpg.sampling.sampler import Sampler, Samples
+from lmpg.training.microbatches import microbatches
 from lmpg.training.processes import Processes
 from lmpg.training.seeding import generator
 from lmpg.types import Evaluation
@@ -52,7 +53,8 @@ class Responses:
 class Responder:
     """Samples from the policy; random numbers follow from the seed and a key alone.
 
-    microbatch_size: rows per forward where responses are evaluated again.
+    microbatch_size, microbatch_tokens: rows and tokens per forward where responses are evaluated
+    again; 0 tokens is no limit.
     """
 
     policy: CausalLMPolicy
@@ -61,6 +63,7 @@ class Responder:
     seed: int
     processes: Processes
     microbatch_size: int
+    microbatch_tokens: int = 0
 
     def respond(
         self, prompts: list[Prompt], group_size: int, uniforms_BT: Tensor | None
@@ -70,7 +73,7 @@ class Responder:
         asked = [p for p in prompts for _ in range(group_size)]
         lengths = samples.inputs["response_lengths"].tolist()
         ids = [row[:n] for row, n in zip(samples.inputs["response_ids"].tolist(), lengths)]
-        completions = [completion_text(self.tokenizer, p.ids, r) for p, r in zip(asked, ids)]
+        completions = completion_texts(self.tokenizer, [p.ids for p in asked], ids)
         return Responses(asked, samples, completions, ids)
 
     def uniforms(self, key: Key, num_prompts: int, group_size: int) -> Tensor:
@@ -81,21 +84,16 @@ class Responder:
         return drawn[mine.start * group_size : mine.stop * group_size]
 
     @torch.no_grad()
-    def recorded(self, samples: Samples) -> Evaluation:
-        """Log-probs and values before the update: the sampler's own where they are exact (fp32),
-        else those of a fresh forward, so that the first ratio is 1."""
-        if not self.policy.bf16:
+    def recorded(self, samples: Samples, sampled_will_do: bool = False) -> Evaluation:
+        """Log-probs and values before the update: the sampler's own where they are exact (fp32) or
+        will do, else those of a fresh forward, so that the first ratio is 1."""
+        if not self.policy.bf16 or sampled_will_do:
             values_BT = samples.values_BT
             if self.policy.critic is not None:
                 values_BT = self._evaluated(samples.inputs, self.policy.state_values)
             return Evaluation(samples.logprobs_BT, samples.entropy_BT, values_BT)
-        parts = [self.policy.evaluate(inputs) for inputs in self.microbatches(samples.inputs)]
-        values = [x.values_BT for x in parts if x.values_BT is not None]
-        return Evaluation(
-            torch.cat([x.logprobs_BT for x in parts]),
-            torch.cat([x.entropy_BT for x in parts]),
-            torch.cat(values) if values else None,
-        )
+        found = self._evaluated(samples.inputs, self._numbers)
+        return Evaluation(found[0], found[1], found[2] if len(found) > 2 else None)
 
     @torch.no_grad()
     def values_after(self, samples: Samples) -> Tensor:
@@ -113,13 +111,18 @@ class Responder:
         difference_BT = known_BT - self.reference_logprobs(reference, samples)
         return torch.where(samples.mask_BT, difference_BT, 0).sum(1)
 
-    def microbatches(self, inputs: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-        """The inputs of `microbatch_size` responses after the other."""
-        for start in range(0, len(inputs["response_lengths"]), self.microbatch_size):
-            rows = slice(start, start + self.microbatch_size)
-            yield {name: x[rows] for name, x in inputs.items()}
+    def _numbers(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Log-probs, entropy and values, if there is a critic, [2 or 3, B, T]."""
+        new = self.policy.evaluate(inputs)
+        found = (new.logprobs_BT, new.entropy_BT, new.values_BT)
+        return torch.stack([x for x in found if x is not None])
 
     def _evaluated(
         self, inputs: dict[str, Tensor], evaluate: Callable[[dict[str, Tensor]], Tensor]
     ) -> Tensor:
-        return torch.cat([evaluate(part) for part in self.microbatches(inputs)])
+        """`evaluate` of all rows, [..., B, T], micro-batch by micro-batch, in the order of rows."""
+        host = {name: x.cpu() for name, x in inputs.items()}
+        parts = microbatches(host, self.microbatch_size, self.microbatch_tokens)
+        found = [evaluate({n: x.index_select(0, part) for n, x in host.items()}) for part in parts]
+        place = torch.cat(parts).argsort().to(found[0].device)
+        return torch.cat(found, -2).index_select(-2, place)

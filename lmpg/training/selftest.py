@@ -23,13 +23,19 @@ NUM_PROMPTS = 4
 
 @dataclass(frozen=True)
 class SelfTest:
-    """Largest deviations found, in nats per token, and what the model is like."""
+    """Largest deviations found, in nats per token, and what the model is like.
+
+    old_logprobs: where those that ratios compare with come from in this run. way: how responses
+    are sampled.
+    """
 
     ratio: float
     reference_kl: float
     sampler: float
     padding: float
     logits: float
+    old_logprobs: str
+    way: str
     eos_token_ids: tuple[int, ...]
     critic: str
     value_head: tuple[int, int] | None
@@ -40,8 +46,9 @@ class SelfTest:
         return (
             f"self-test: ratio {self.ratio:.6f}, KL to reference {self.reference_kl:.6f}, "
             f"padded vs unpadded {self.padding:.1e}, sampled vs fresh {self.sampler:.1e}, "
-            f"vs model's own logits {self.logits:.1e}, EOS ids {list(self.eos_token_ids)}, "
-            f"critic {self.critic}, value head {head}"
+            f"vs model's own logits {self.logits:.1e}, old log-probs {self.old_logprobs}, "
+            f"sampled {self.way}, "
+            f"EOS ids {list(self.eos_token_ids)}, critic {self.critic}, value head {head}"
         )
 
     def problems(self) -> list[str]:
@@ -74,8 +81,12 @@ def self_test(
     sampler: Sampler,
     prompts: list[list[int]],
     seed: int,
+    old_is_new: bool = False,
 ) -> SelfTest:
     """Sample a few responses and look at them in every way that must agree."""
+    known = "as sampled (fp32)"
+    if policy.bf16:
+        known = "the update's own (bf16)" if old_is_new else "computed again (bf16)"
     prompts = sorted(prompts, key=len)
     chosen = prompts[: NUM_PROMPTS // 2] + prompts[-NUM_PROMPTS // 2 :]  # lengths that differ
     shape = (len(chosen), sampler.max_new_tokens)
@@ -91,6 +102,8 @@ def self_test(
         sampler=_deviation(samples.logprobs_BT, new.logprobs_BT, mask_BT),
         padding=_deviation(_one_by_one(policy, samples.inputs), new.logprobs_BT, mask_BT),
         logits=_deviation(policy.plain_logprobs(samples.inputs), new.logprobs_BT, mask_BT),
+        old_logprobs=known,
+        way=sampler.way,
         eos_token_ids=policy.eos_token_ids,
         critic="none" if head is None else getattr(policy.critic, "kind", "shared"),
         value_head=None if head is None else (head.in_features, head.out_features),

@@ -54,6 +54,9 @@ class UpdateSettings(OptimizerSettings):
     """Responses (or environment steps) per optimizer step, over all processes."""
     microbatch_size: int = Field(32, ge=1)
     """Responses (or steps) per forward and backward on one process: memory, never the result."""
+    microbatch_tokens: int = Field(0, ge=0)
+    """Tokens of prompts and responses, with padding, that a forward and backward holds at most,
+    but one response at least: memory, never the result; 0 leaves it to microbatch_size alone."""
     epochs: int = Field(4, ge=1)
     """Passes over each rollout."""
     critic_learning_rate: float | None = Field(None, gt=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from lmpg.functional.masking import loss_weights
 from lmpg.training.diagnostics import Diagnostics
+from lmpg.training.microbatches import microbatches
 from lmpg.training.optimizer import policy_adamw, scheduled, stepped
 from lmpg.training.processes import Processes
 from lmpg.training.seeding import generator
@@ -22,6 +24,8 @@ class Updater:
     so micro-batches, accumulation and the number of processes never change the result.
 
     max_length: steps that a row can have at most, for the reduction `fixed_length`.
+    old_is_new: there is one optimizer step per rollout, so that π_old is the policy that the step
+    finds; its log-probs stand in place of the rollout's, which then need not be exact.
     """
 
     def __init__(
@@ -32,6 +36,7 @@ class Updater:
         seed: int,
         processes: Processes,
         max_length: int = 1,
+        old_is_new: bool = False,
     ) -> None:
         self.policy = policy
         self.settings = settings
@@ -39,6 +44,7 @@ class Updater:
         self.seed = seed
         self.processes = processes
         self.max_length = max_length
+        self.old_is_new = old_is_new
         self.optimizer = policy_adamw(policy, settings)
 
     def update(
@@ -90,9 +96,11 @@ class Updater:
         weights_BT = loss_weights(mask_BT, algorithm.reduction, self.max_length)
         mine = torch.arange(self.processes.rank, len(rows), self.processes.count)
         # with fewer rows than processes, some have none
-        for part in mine.split(self.settings.microbatch_size) if len(mine) else ():
-            batch = whole.rows(rows.index_select(0, part)).to(self.processes.device)
-            weights = weights_BT.index_select(0, part).to(self.processes.device)
+        share = whole.rows(rows.index_select(0, mine))
+        sizes = (self.settings.microbatch_size, self.settings.microbatch_tokens)
+        for part in microbatches(share.inputs, *sizes):
+            batch = share.rows(part)
+            weights = weights_BT.index_select(0, mine[part]).to(self.processes.device)
             self._accumulate(algorithm, batch, weights, diagnostics)
         if self.settings.target_kl and diagnostics.newest_kl() > 1.5 * self.settings.target_kl:
             self.optimizer.zero_grad(set_to_none=True)
@@ -109,7 +117,11 @@ class Updater:
         weights_BT: Tensor,
         diagnostics: Diagnostics,
     ) -> None:
+        # inputs stay on the host, where lengths can be read without waiting for the device
         new = self.policy.evaluate(batch.inputs)  # type: ignore[operator]
+        batch = replace(batch, inputs={}).to(self.processes.device)
+        if self.old_is_new:
+            batch = replace(batch, old_logprobs_BT=new.logprobs_BT.detach())
         leaf = _detached(new)
         terms = algorithm.loss_terms(leaf, batch)
         losses = {name: _weighted(term_BT, weights_BT) for name, term_BT in terms.items()}

@@ -1,0 +1,89 @@
+"""TRL's GRPOTrainer, timed step by step by `lockstep`; runs in an environment with trl 1.16."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from datasets import Dataset
+from lockstep import Turn
+from models import prompts
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+
+def reward(completion_ids: list[list[int]], **_) -> list[float]:
+    """How many of a response's ids are multiples of 7."""
+    return [float(sum(i % 7 == 0 for i in ids)) for ids in completion_ids]
+
+
+class Told(TrainerCallback):
+    """Ends a turn where the trainer has logged a step."""
+
+    def __init__(self) -> None:
+        self.turn = Turn()
+
+    def on_log(self, args, state, control, logs=None, **_) -> None:
+        """A step with everything that belongs to it is over."""
+        if logs and "completions/mean_length" in logs:
+            self.turn(length=logs["completions/mean_length"])
+
+
+def settings(given: argparse.Namespace) -> GRPOConfig:
+    """64 responses in groups of 8, one optimizer step; logs every step, saves nothing."""
+    return GRPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=given.microbatch,
+        gradient_accumulation_steps=64 // given.microbatch,
+        num_generations=8,
+        max_completion_length=given.length,
+        beta=0.04,
+        max_steps=given.steps,
+        learning_rate=1e-4,
+        lr_scheduler_type="constant",
+        bf16=given.precision == "bf16",
+        gradient_checkpointing=False,
+        use_cpu=given.device == "cpu",
+        report_to=[],
+        logging_steps=1,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("size")
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--attention", default="sdpa")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--prompt", type=int, default=16, help="tokens per prompt")
+    parser.add_argument("--length", type=int, default=64, help="tokens per response")
+    parser.add_argument("--microbatch", type=int, default=64)
+    given = parser.parse_args()
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(
+        given.model, dtype=torch.float32, attn_implementation=given.attention
+    )
+    trainer = GRPOTrainer(
+        model=model,
+        args=settings(given),
+        processing_class=AutoTokenizer.from_pretrained(given.model),
+        reward_funcs=reward,
+        train_dataset=Dataset.from_dict({"prompt": prompts(given.size, 256, given.prompt)}),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Told())
+    trainer.train()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""TRL's last PPOTrainer, timed step by step by `lockstep`; needs trl 1.12.0 on PYTHONPATH.
+
+It has no setting for a shared trunk, and its bf16 flag changes nothing: `--precision bf16` loads
+the weights in bf16 instead. Its reward has to be a model; a count of tokens stands in for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import trl.experimental.ppo.ppo_trainer as program
+from datasets import Dataset
+from lockstep import Turn
+from models import configuration, prompt_ids
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaForSequenceClassification,
+    PrinterCallback,
+    TrainerCallback,
+)
+from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+
+class Told(TrainerCallback):
+    """Ends a turn where the trainer has logged a step."""
+
+    def __init__(self) -> None:
+        self.turn = Turn()
+
+    def on_log(self, args, state, control, logs=None, **_) -> None:
+        """A step with everything that belongs to it is over."""
+        if logs and "objective/kl" in logs:
+            self.turn(length=64.0)  # it always samples all it may
+
+
+def settings(given: argparse.Namespace) -> PPOConfig:
+    """64 prompts, 4 epochs of one minibatch; logs every step, saves and shows nothing."""
+    return PPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=64,
+        gradient_accumulation_steps=1,
+        num_mini_batches=1,
+        num_ppo_epochs=4,
+        local_rollout_forward_batch_size=64,
+        total_episodes=64 * given.steps,
+        response_length=64,
+        temperature=1.0,
+        kl_coef=0.05,
+        learning_rate=1e-4,
+        lr_scheduler_type="constant",
+        bf16=False,
+        gradient_checkpointing=False,
+        use_cpu=given.device == "cpu",
+        report_to=[],
+        logging_steps=1,
+        save_strategy="no",
+        disable_tqdm=True,
+        num_sample_generations=0,
+    )
+
+
+def count_as_reward(reward_model: torch.nn.Module) -> None:
+    """Let the trainer score by counting multiples of 7, and value as it always does."""
+    original = program.get_reward
+
+    def scored(model, ids, pad_token_id: int, context_length: int):
+        if model is not reward_model:
+            return original(model, ids, pad_token_id, context_length)
+        return None, (ids[:, context_length:] % 7 == 0).float().sum(1), None
+
+    program.get_reward = scored
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("size")
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--attention", default="sdpa")
+    parser.add_argument("--device", default="cpu")
+    given = parser.parse_args()
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if given.precision == "bf16" else torch.float32
+    options = {"dtype": dtype, "attn_implementation": given.attention}
+    policy, reference = (
+        AutoModelForCausalLM.from_pretrained(given.model, **options) for _ in range(2)
+    )
+    shape = configuration(given.size, num_labels=1, attn_implementation=given.attention)
+    value, reward = (LlamaForSequenceClassification(shape).to(dtype) for _ in range(2))
+    count_as_reward(reward)
+    data = Dataset.from_dict({"input_ids": prompt_ids(given.size, 256).tolist()})
+    trainer = PPOTrainer(
+        args=settings(given),
+        processing_class=AutoTokenizer.from_pretrained(given.model),
+        model=policy,
+        ref_model=reference,
+        reward_model=reward,
+        value_model=value,
+        train_dataset=data,
+        eval_dataset=data.select(range(4)),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Told())
+    trainer.train()
+
+
+if __name__ == "__main__":
+    main()

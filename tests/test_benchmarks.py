@@ -1,0 +1,122 @@
+"""The benchmarks: same work on both sides, turns in order, figures in the form that is promised."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+PROGRAM = """
+import sys
+sys.path.insert(0, {folder!r})
+from lockstep import Turn
+
+turn = Turn()
+for step in range(4):
+    with open({log!r}, "a") as file:
+        file.write({name!r} + str(step) + " ")
+    turn(step=step)
+print("told nobody")
+"""
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """A module of the benchmarks by its name, which they import each other by."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module
+
+
+@pytest.mark.parametrize("size", ["S", "tiny"])
+def test_special_tokens_are_never_sampled_and_words_hardly_change(module, size):
+    models = module("models")
+    ids = models.prompt_ids(size, 8, 40)
+    with torch.no_grad():
+        logits = models.random_model(size)(ids).logits
+        usual = models.random_model(size, ends=True)(ids).logits
+    assert logits.softmax(-1)[..., : len(models.SPECIAL)].max() < 1e-9
+    entropies = [
+        torch.distributions.Categorical(logits=x).entropy().mean() for x in (logits, usual)
+    ]
+    assert float(entropies[0]) == pytest.approx(float(entropies[1]), rel=0.01)
+
+
+@pytest.mark.parametrize("size", ["S", "tiny"])
+def test_prompts_have_the_length_that_is_asked_for_on_both_sides(module, size, tmp_path):
+    models = module("models")
+    folder = models.save(size, tmp_path)
+    tokenizer = module("transformers").AutoTokenizer.from_pretrained(folder)
+    found = tokenizer(models.prompts(size, 5, 12))["input_ids"]
+    assert found == models.prompt_ids(size, 5, 12).tolist()
+
+
+def test_programs_take_turns_step_by_step_and_the_first_are_not_counted(module, tmp_path):
+    lockstep, log = module("lockstep"), tmp_path / "turns"
+    programs = []
+    for name in "ab":
+        script = PROGRAM.format(folder=str(FOLDER), log=str(log), name=name)
+        command = [sys.executable, "-c", script]
+        programs.append(lockstep.Contestant(name, command, {}, tmp_path / f"{name}.log"))
+    told = lockstep.race(programs, warm=2, counted=2)
+    turns = log.read_text().split()
+    assert set(turns[:2]) == {"a0", "b0"}  # all load at once
+    assert turns[2:] == ["a1", "b1", "a2", "b2", "a3", "b3"]
+    assert {name: [x["step"] for x in rows] for name, rows in told.items()} == {
+        "a": [2, 3],
+        "b": [2, 3],
+    }
+    assert all(x["seconds"] > 0 and x["cpu_seconds"] >= 0 for rows in told.values() for x in rows)
+    assert (tmp_path / "a.log").read_text() == "told nobody\n"
+
+
+def test_a_program_that_dies_is_named_with_what_it_said(module, tmp_path):
+    lockstep = module("lockstep")
+    command = [sys.executable, "-c", "print('out of order')"]
+    program = lockstep.Contestant("broken", command, {}, tmp_path / "log")
+    with pytest.raises(
+        SystemExit, match="broken ended before its last step; it said:\nout of order"
+    ):
+        program.hear()
+    program.finish()
+
+
+def test_a_case_is_compared_with_the_faster_peer_and_fp32_with_fp32(module, monkeypatch):
+    bench = module("bench_end_to_end")
+    seconds = {"lmpg bf16": 1.0, "lmpg fp32": 2.0, "peer fp32": 5.0, "peer bf16": 4.0}
+    seconds["peer bf16 eager"] = 3.5
+    step = {"length": 64.0, "peak_gb": 1.0, "phases": {"time/sample": 0.5}}
+    told = {name: [{**step, "seconds": x, "cpu_seconds": x}] * 3 for name, x in seconds.items()}
+    monkeypatch.setattr(bench, "race", lambda *_: told)
+    monkeypatch.setattr(bench, "step_seconds", lambda *_: 0.1)
+    place = Namespace(size="M", lmpg=lambda *_: None, peer=lambda *_: None)
+    given = Namespace(warm=1, steps=3, peer_python="", peer_ppo_path="")
+    rows = bench.measured("grpo", place, given)
+    names = ("case", "size", "dtype", "seconds", "peer_seconds", "ratio")
+    assert [tuple(row[name] for name in names) for row in rows] == [
+        ("grpo", "M", "bf16", 1.0, 4.0, 4.0),
+        ("grpo", "M", "fp32", 2.0, 5.0, 2.5),
+    ]
+    assert [row["ratio_to_fastest"] for row in rows] == [3.5, 1.75]
+    assert "4.00x   3.50x" in bench.line(rows[0])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
+def test_without_a_gpu_the_gpus_benchmark_says_so_and_exits_with_2(module, capsys):
+    with pytest.raises(SystemExit) as ended:
+        module("bench_gpu").main([])
+    assert ended.value.code == 2
+    assert "no CUDA device" in capsys.readouterr().out
+
+
+def test_the_gpus_benchmark_can_be_tried_on_the_cpu(module, tmp_path):
+    words = "--size tiny --device cpu --responses 4 --prompt 5 --length 4 --repeats 1 --json"
+    module("bench_gpu").main([*words.split(), str(tmp_path / "found.json")])
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["size"] == "tiny"
+    assert 0 < found["decode"]["fraction"] < 1
