@@ -220,6 +220,7 @@ class Algorithm(Protocol):
     def loss_terms(self, new: Evaluation, batch: Minibatch) -> dict[str, Tensor]:
         """Named per-step terms [B, T], scaled by their coefficients, neither masked nor reduced.
 
-        Names are `policy`, `value`, `entropy`, `kl`; `policy` is always there.
+        Names are `policy`, `value`, `entropy`, `kl`, `penalty`; `policy` is always there. The first
+        three depend on log-probs, on values and on the entropy alone.
         """
         ...

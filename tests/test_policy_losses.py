@@ -216,3 +216,16 @@ def test_kl_in_the_reward_is_part_of_a_groups_scores():
 def _evaluated():
     new, batch = batch_of()
     return Evaluation(new, new, batch.old_values_BT), batch
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_policy_value_and_entropy_depend_on_one_thing_each(name):
+    """The trainer takes their gradients in one call."""
+    new, batch = batch_of(spread=0.1)
+    leaves = [new, torch.zeros_like(new), batch.old_values_BT.clone()]
+    leaves = [x.detach().double().requires_grad_() for x in leaves]
+    terms = ALGORITHMS[name](kl_coef=0, entropy_coef=0.1).loss_terms(Evaluation(*leaves), batch)
+    for term, place in (("policy", 0), ("entropy", 1), ("value", 2)):
+        if term in terms:
+            grads = torch.autograd.grad(terms[term].sum(), leaves, allow_unused=True)
+            assert [i for i, x in enumerate(grads) if x is not None] == [place]

@@ -18,7 +18,7 @@ class Diagnostics:
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[tuple[str, ...], Tensor] = {}
         self._largest_ratio: Tensor | None = None
         self._norms: list[Tensor] = []
         self._skipped = 0
@@ -39,24 +39,27 @@ class Diagnostics:
         ratios = torch.where(mask, (new.logprobs_BT - batch.old_logprobs_BT).exp(), 0)
         with_advantage = mask & (batch.advantages_BT != 0)
         policy_gradient = gradients["policy"][0]
-        self._add("steps", mask.sum())
-        self._add("ratio", ratios.sum())
-        kl = _sum(k3(batch.old_logprobs_BT, new.logprobs_BT), mask)
-        self._add("kl", kl)
-        self._minibatch = [] if self._stepped else self._minibatch
-        self._minibatch.append(torch.stack([kl, mask.sum()]).double())
-        self._stepped = False
-        self._add("entropy", _sum(new.entropy_BT, mask))
-        self._add("with_advantage", with_advantage.sum())
+        found = {
+            "kl": _sum(k3(batch.old_logprobs_BT, new.logprobs_BT), mask),
+            "steps": _count(mask),
+            "ratio": ratios.sum(),
+            "entropy": _sum(new.entropy_BT, mask),
+            "with_advantage": _count(with_advantage),
+        }
         if policy_gradient is not None:
-            self._add("clipped", (with_advantage & (policy_gradient == 0)).sum())
+            found["clipped"] = _count(with_advantage & (policy_gradient == 0))
         if "value" in gradients and batch.old_values_BT is not None:
             value_gradient = gradients["value"][-1]
             off_target = mask & (new.values_BT != batch.returns_BT)
-            self._add("off_target", off_target.sum())
-            self._add("value_clipped", (off_target & (value_gradient == 0)).sum())
-        for name, loss in losses.items():
-            self._add(f"loss/{name}", loss)
+            found["off_target"] = _count(off_target)
+            found["value_clipped"] = _count(off_target & (value_gradient == 0))
+        found |= {f"loss/{name}": loss.detach() for name, loss in losses.items()}
+        sums = torch.stack(list(found.values()))  # float64, as counts are
+        names = tuple(found)
+        self._sums[names] = self._sums[names] + sums if names in self._sums else sums
+        self._minibatch = [] if self._stepped else self._minibatch
+        self._minibatch.append(sums[:2])
+        self._stepped = False
         largest = ratios.max()
         self._largest_ratio = (
             largest if self._largest_ratio is None else torch.maximum(largest, self._largest_ratio)
@@ -111,21 +114,22 @@ class Diagnostics:
         # 0 where the policy had gone far enough before the first step: that is no failure
         return float("nan") if self._skipped else 0.0
 
-    def _add(self, name: str, value: Tensor) -> None:
-        value = value.detach().to(torch.float64)
-        self._sums[name] = self._sums[name] + value if name in self._sums else value
-
     def _reduced(self) -> dict[str, float]:
-        names = sorted(
-            {n for names in self._processes.gather_list([list(self._sums)]) for n in names}
-        )
         zero = torch.zeros((), dtype=torch.float64, device=self._processes.device)
-        summed = self._processes.sum(torch.stack([self._sums.get(n, zero) for n in names]))
-        return dict(zip(names, summed.tolist()))
+        mine: dict[str, Tensor] = {}
+        for names, sums in self._sums.items():
+            mine |= {name: mine.get(name, zero) + x for name, x in zip(names, sums)}
+        every = sorted({n for names in self._processes.gather_list([list(mine)]) for n in names})
+        summed = self._processes.sum(torch.stack([mine.get(name, zero) for name in every]))
+        return dict(zip(every, summed.tolist()))
 
     def _global_max(self) -> float:
         mine = 0.0 if self._largest_ratio is None else float(self._largest_ratio)
         return max(self._processes.gather_list([mine]))
+
+
+def _count(mask: Tensor) -> Tensor:
+    return mask.sum(dtype=torch.float64)
 
 
 def _sum(x: Tensor, mask: Tensor) -> Tensor:

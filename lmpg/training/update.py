@@ -98,9 +98,11 @@ class Updater:
         # with fewer rows than processes, some have none
         share = whole.rows(rows.index_select(0, mine))
         sizes = (self.settings.microbatch_size, self.settings.microbatch_tokens)
-        for part in microbatches(share.inputs, *sizes):
-            batch = share.rows(part)
-            weights = weights_BT.index_select(0, mine[part]).to(self.processes.device)
+        parts = microbatches(share.inputs, *sizes)
+        for part in parts:
+            batch = share if len(parts) == 1 else share.rows(part)
+            chosen = mine if len(parts) == 1 else mine[part]
+            weights = weights_BT.index_select(0, chosen).to(self.processes.device)
             self._accumulate(algorithm, batch, weights, diagnostics)
         if self.settings.target_kl and diagnostics.newest_kl() > 1.5 * self.settings.target_kl:
             self.optimizer.zero_grad(set_to_none=True)
@@ -158,12 +160,23 @@ def _leaves(evaluation: Evaluation) -> list[Tensor]:
 
 
 def _gradients(losses: dict[str, Tensor], leaf: Evaluation) -> dict[str, list[Tensor | None]]:
-    """Per named loss, its gradient with respect to log-probs, entropy and values."""
+    """Per named loss, its gradient with respect to log-probs, entropy and values.
+
+    Those of `policy`, `entropy` and `value` come from one call, as each depends on one of the three
+    alone (see `lmpg.types.Algorithm.loss_terms`).
+    """
     leaves = _leaves(leaf)
-    return {
-        name: list(torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True))
-        for name, loss in losses.items()
+    alone = [name for name in ("policy", "entropy", "value") if name in losses]
+    together = sum(losses[name] for name in alone)
+    found = torch.autograd.grad(together, leaves, retain_graph=True, allow_unused=True)  # type: ignore
+    place = {"policy": 0, "entropy": 1, "value": 2}
+    gradients: dict[str, list[Tensor | None]] = {
+        name: [x if i == place[name] else None for i, x in enumerate(found)] for name in alone
     }
+    for name in losses.keys() - place.keys():
+        grads = torch.autograd.grad(losses[name], leaves, retain_graph=True, allow_unused=True)
+        gradients[name] = list(grads)
+    return gradients
 
 
 def _backward(new: Evaluation, gradients: dict[str, list[Tensor | None]]) -> None:
@@ -173,6 +186,6 @@ def _backward(new: Evaluation, gradients: dict[str, list[Tensor | None]]) -> Non
         parts = [part for g in gradients.values() if (part := g[i]) is not None]
         if parts and output.requires_grad:
             outputs.append(output)
-            grads.append(torch.stack(parts).sum(0))
+            grads.append(parts[0] if len(parts) == 1 else torch.stack(parts).sum(0))
     if outputs:
         torch.autograd.backward(outputs, grads)
