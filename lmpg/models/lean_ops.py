@@ -14,7 +14,7 @@ from lmpg.models.ragged import Block, Ragged
 
 _WIDE = 32
 """Numbers of a head from which on its products need no help to be fast."""
-_QUERIES_AT_ONCE = 16
+_QUERIES_AT_ONCE, _MANY_SCORES = 16, 2**20
 _PLAIN_UP_TO = {torch.bfloat16: 256, torch.float32: 128}
 """Keys up to which a product, a softmax and a product beat torch's fused attention on a CPU."""
 
@@ -158,13 +158,13 @@ class _PlainAttention(torch.autograd.Function):
     """softmax(q kᵀ + mask) v of q [B, S, T, D], k and v [B, C, D], causal: a query sees the keys
     up to its own, which is as far from the last as the query is.
 
-    Where heads are small, moving scores through memory is most of the work: queries then come in
-    blocks, each with the keys up to its end, so that less of what is masked is computed.
+    Where heads are small, moving many scores through memory is most of the work: queries then come
+    in blocks, each with the keys up to its end, so that less of what is masked is computed.
     """
 
     @staticmethod
     def forward(ctx, q, k, v, mask):
-        ctx.blocks = _query_blocks(q.shape[2], q.shape[3], k.shape[1])
+        ctx.blocks = _query_blocks(q, k.shape[1])
         out, found = torch.empty_like(q), []
         for steps, keys in ctx.blocks:
             scores = torch.baddbmm(
@@ -190,9 +190,11 @@ class _PlainAttention(torch.autograd.Function):
         return by_q, by_k.mT, by_v.mT, None
 
 
-def _query_blocks(steps: int, head_dim: int, keys: int) -> list[tuple[slice, slice]]:
+def _query_blocks(q_BSTD: Tensor, keys: int) -> list[tuple[slice, slice]]:
     """(queries, the keys that they see) of each block."""
-    count = max(1, steps // _QUERIES_AT_ONCE) if head_dim < _WIDE else 1
+    steps, head_dim = q_BSTD.shape[2:]
+    many = q_BSTD.numel() // head_dim * keys >= _MANY_SCORES
+    count = max(1, steps // _QUERIES_AT_ONCE) if many and head_dim < _WIDE else 1
     edges = [i * steps // count for i in range(count + 1)]
     return [(slice(a, b), slice(keys - steps + b)) for a, b in itertools.pairwise(edges)]
 

@@ -1,4 +1,4 @@
-"""Rows of different lengths as one list of tokens with next to no padding.
+"""Rows of different lengths as one list of tokens with little padding.
 
 Rows of nearly one length make a block, padded on the right: a token looks back only, so padding
 behind it needs no mask. Prompts that several rows share are read once, the responses go on from
@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_SLACK = 16
-"""Rows share a block while the shortest lacks at most 1/16 of the longest."""
+_SLACK = 6
+"""Rows share a block while the shortest lacks at most a sixth of the longest: that fewer blocks
+are computed is worth some padding."""
 _WORTH_SHARING = 0.08
 """Share of all tokens that reading prompts once must save."""
 
