@@ -85,13 +85,12 @@ class _TokenLogprobs(torch.autograd.Function):
         wide = torch.promote_types(dtype, torch.float32)
         logprobs, entropy, size = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(3))
         ctx.raw = hidden.new_empty(len(hidden), len(weight), dtype=dtype) if keep else None
-        for rows, raw in _products(hidden, weight, bias, chunk, dtype):
-            if ctx.raw is not None:
-                ctx.raw[rows] = raw
+        for rows, raw in _products(hidden, weight, bias, chunk, dtype, ctx.raw):
             logits = shape.logits(raw)
             picked = logits.gather(1, ids[rows, None])
             largest = logits.amax(1, keepdim=True)
-            logits = logits.sub_(largest)
+            needed = keep and logits is raw  # for the backward pass
+            logits = logits - largest if needed else logits.sub_(largest)
             p = logits.exp()
             total = p.sum(1, keepdim=True)
             log_total = total.log()
@@ -109,7 +108,8 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden, weight, bias, ids, size, entropy = ctx.saved_tensors
         grads = _Gradients(hidden, weight, bias, ctx.needs_input_grad, ctx.dtype)
         kept, ctx.raw = ctx.raw, None  # it is overwritten: another backward pass computes it again
-        for rows, raw in _products(hidden, weight, bias, ctx.chunk, ctx.dtype, kept):
+        known = None if kept is None else ((r, kept[r]) for r in _chunks(len(kept), ctx.chunk))
+        for rows, raw in known or _products(hidden, weight, bias, ctx.chunk, ctx.dtype):
             logits = ctx.shape.logits(raw)
             slope = ctx.shape.slope(logits)
             entropy_part = None if grad_entropy is None else (grad_entropy[rows], entropy[rows])
@@ -124,16 +124,19 @@ class _TokenLogprobs(torch.autograd.Function):
         return grads.hidden, grads.weight, grads.bias, None, None, None, None, None
 
 
-def _products(hidden, weight, bias, chunk, dtype, kept=None):
-    """(rows, the head's raw output [chunk, V]) of one chunk of rows after the other."""
-    weight = weight.to(dtype) if kept is None else None
-    bias = None if bias is None else bias.to(dtype)
-    for start in range(0, len(hidden), chunk):
-        rows = slice(start, start + chunk)
-        if kept is None:
+def _products(hidden, weight, bias, chunk, dtype, out=None):
+    """(rows, the head's raw output [chunk, V], which lies in `out`) of one chunk after another."""
+    weight, bias = (None if x is None else x.to(dtype) for x in (weight, bias))
+    for rows in _chunks(len(hidden), chunk):
+        if out is None:
             yield rows, F.linear(hidden[rows].to(dtype), weight, bias)
         else:
-            yield rows, kept[rows]
+            raw = torch.mm(hidden[rows].to(dtype), weight.T, out=out[rows])
+            yield rows, raw if bias is None else raw.add_(bias)
+
+
+def _chunks(count: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, count, size)]
 
 
 def _logits_grad(logits, size, ids, grad_logprobs, entropy_part, rows) -> Tensor:
