@@ -39,9 +39,8 @@ def product_seconds(rows: int, inner: int, outer: int, dtype: torch.dtype) -> fl
     return min(times)
 
 
-def forward_seconds(size: str, rows: int, head_rows: int, dtype: torch.dtype) -> float:
-    """One forward of `rows` tokens of which `head_rows` reach the head."""
-    shape = SIZES[size]
+def forward_seconds(shape: dict[str, int], rows: int, head_rows: int, dtype: torch.dtype) -> float:
+    """One forward of `rows` tokens of which `head_rows` reach the head; `shape` as in `SIZES`."""
     hidden, gated = shape["hidden_size"], shape["intermediate_size"]
     keys = hidden * shape["num_key_value_heads"] // shape["num_attention_heads"]
     products = ((hidden, hidden + 2 * keys), (hidden, hidden), (hidden, 2 * gated), (gated, hidden))
@@ -50,19 +49,22 @@ def forward_seconds(size: str, rows: int, head_rows: int, dtype: torch.dtype) ->
     return shape["num_hidden_layers"] * layer + head
 
 
-def decode_seconds(size: str, dtype: torch.dtype, rows: int = RESPONSES) -> float:
-    """64 tokens for each of `rows` responses, one step after the other."""
-    return LENGTH * forward_seconds(size, rows, rows, dtype)
+def decode_seconds(
+    shape: dict[str, int], dtype: torch.dtype, rows: int = RESPONSES, length: int = LENGTH
+) -> float:
+    """`length` tokens for each of `rows` responses, one step after the other."""
+    return length * forward_seconds(shape, rows, rows, dtype)
 
 
 def step_seconds(case: str, size: str, dtype: torch.dtype) -> float:
     """A whole step: sampling, reference, and forward and backward (twice a forward) per epoch."""
+    shape = SIZES[size]
     tokens, chosen = RESPONSES * (PROMPT + LENGTH), RESPONSES * LENGTH
     prompts = RESPONSES // GROUP if case == "grpo" else RESPONSES
-    prefill = forward_seconds(size, prompts * PROMPT, 0, dtype)
-    once = forward_seconds(size, tokens, chosen, dtype)
-    trunk = forward_seconds(size, tokens, 0, dtype)
-    sampled = prefill + decode_seconds(size, dtype)
+    prefill = forward_seconds(shape, prompts * PROMPT, 0, dtype)
+    once = forward_seconds(shape, tokens, chosen, dtype)
+    trunk = forward_seconds(shape, tokens, 0, dtype)
+    sampled = prefill + decode_seconds(shape, dtype)
     if case == "grpo":
         return sampled + once + 3 * once
     separate = (1 + 3 * EPOCHS) * trunk if case == "ppo_separate" else 0.0

@@ -120,3 +120,15 @@ def test_the_gpus_benchmark_can_be_tried_on_the_cpu(module, tmp_path):
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["size"] == "tiny"
     assert 0 < found["decode"]["fraction"] < 1
+
+
+def test_growth_measures_sampling_and_an_update_of_one_case(module):
+    growth = module("bench_growth")
+    case = {"size": "tiny", "batch": 8, "length": 4, "vocabulary": 300, "dtype": "fp32"}
+    found = growth.case_figures(case, runs=1)
+    assert found["sample_us"] > 0
+    assert found["update_us"] > 0
+    assert 0 < found["sample_of_floor"] < 1
+    assert 0 < found["update_of_floor"] < 1
+    row = growth.line("batch", 8, {**case, **found})
+    assert len(row) == len(growth.HEADER)
