@@ -95,7 +95,6 @@ class Place:
             "TRL_EXPERIMENTAL_SILENCE": "1",
             "PYTHONWARNINGS": "ignore",
             "OMP_NUM_THREADS": str(self.threads),
-            "OMP_WAIT_POLICY": "PASSIVE",
         }
         log = self.folder / f"{case} {name}.log"
         return Contestant(name, command, {**quiet, **environment}, log)

@@ -47,7 +47,7 @@ class _RMSNorm(torch.autograd.Function):
         normal = x * inverse
         by_weight = grad * normal
         mean = (by_weight @ weight).div_(x.shape[-1])[..., None]
-        grad_x = (grad * weight).addcmul_(normal, mean, value=-1).mul_(inverse)
+        grad_x = (grad * weight).sub_(normal.mul_(mean)).mul_(inverse)
         return grad_x, by_weight.flatten(0, -2).sum(0), None
 
 
