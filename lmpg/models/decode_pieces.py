@@ -88,21 +88,24 @@ def spread(norm: Norm, dtype: torch.dtype) -> tuple:
 
 
 class Compiled:
-    """A function compiled for any number of rows; where that fails, the function itself."""
+    """A function compiled, from its second number of rows on for any; where that fails, itself."""
 
     def __init__(self, function: Callable):
-        self._plain, self._call = function, torch.compile(function, dynamic=True)
+        self._plain = function
+        self._compiled: Callable | None = None
+        self.failed = False
 
     def __call__(self, *arguments):
         """What the function gives."""
-        if self._call is self._plain:
+        if self.failed:
             return self._plain(*arguments)
         try:
-            return self._call(*arguments)
+            self._compiled = self._compiled or torch.compile(self._plain)
+            return self._compiled(*arguments)
         except Exception as error:  # of whatever kind: compilers fail in many ways
             name, reason = self._plain.__name__, str(error).strip().split("\n")[0]
             logger.warning("sampling without compiling `%s`, because %s", name, reason)
-            self._call = self._plain
+            self.failed = True
             return self._plain(*arguments)
 
 

@@ -116,4 +116,4 @@ class StaticBatch:
         self._step.add_(1)
         goes_on_N = self._limits_N[:num_places] > self._step
         goes_on_N &= (choice.tokens_R[:, None] != self._eos).all(1)
-        self._going_N[:num_places] &= goes_on_N
+        self._going_N[:num_places].logical_and_(goes_on_N)
