@@ -246,3 +246,21 @@ def test_a_function_that_cannot_be_compiled_is_called_as_it_is(monkeypatch, capl
         assert torch.equal(piece(x, None, "relu"), x.relu())
     assert caplog.messages == ["sampling without compiling `gated`, because no compiler"]
     assert torch.equal(piece(x, x, "relu"), x.relu() * x)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_on_a_gpu_captured_steps_are_as_exact_as_the_models_own_forward(family, bf16):
+    it = policy(family).to("cuda")
+    it.bf16 = bf16
+    sampler = Sampler(it, 50)
+    for _ in range(2):
+        samples = sampler.sample(PROMPTS, 4, uniforms(16, 50))
+    assert sampler.way == "by the fused trunk, CUDA graph"
+    with torch.no_grad():
+        fresh = it.evaluate(samples.inputs)
+    if not bf16:
+        assert_exact(it, samples)
+    assert float((samples.logprobs_BT - fresh.logprobs_BT).abs().mean()) < 0.01
+    assert float((samples.values_BT - fresh.values_BT).abs().mean()) < 0.01
