@@ -13,6 +13,7 @@ from lmpg.models.decode_pieces import Compiled, compiled_pieces, gated
 from lmpg.models.fused_linear import DenseLinear
 from lmpg.models.held_weights import read_into
 from lmpg.models.static_trunk import StaticTrunk
+from lmpg.sampling import static_rollouts
 from lmpg.sampling.engines import fused_deviation, fused_parts
 from lmpg.sampling.graphs import Replays, bucketed
 from lmpg.sampling.prompts import DistinctPrompts
@@ -27,6 +28,7 @@ from tests.test_fused_sampling import (
     policy,
     uniforms,
 )
+from tests.tiny import CONTEXT
 
 
 def change(it, size=0.05):
@@ -37,9 +39,12 @@ def change(it, size=0.05):
                 x += size * torch.randn(x.shape)
 
 
-@pytest.mark.parametrize("options", [{}, {"top_k": 5}, {"top_p": 0.8}])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_replayed_step_samples_what_the_present_path_samples(family, options):
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [*((name, {}) for name in FAMILIES), ("qwen2", {"top_k": 5}), ("gpt2", {"top_p": 0.8})],
+)
+def test_a_replayed_step_samples_what_the_present_path_samples(family, options, monkeypatch):
+    monkeypatch.setattr(static_rollouts, "_COLUMNS", 16)
     it, graphs = policy(family), RecordedGraphs()
     plain, static = Sampler(it, 50, **options), Sampler(it, 50, capture=graphs, **options)
     static.check_every = 5
@@ -69,17 +74,21 @@ def test_each_shape_is_captured_once_and_later_rollouts_only_replay():
     assert steps <= graphs.replays.total() - replays < steps + 5
 
 
-@pytest.mark.parametrize("check_every", [1, 16])
-def test_finished_rows_leave_and_less_than_an_interval_of_steps_is_in_vain(
-    check_every, monkeypatch
-):
-    places, step = [], StaticBatch.step
+@pytest.fixture
+def places(monkeypatch):
+    """The places of the batch at each step that is done plainly."""
+    found, step = [], StaticBatch.step
 
     def counted(self, num_places, columns):
-        places.append(num_places)
+        found.append(num_places)
         step(self, num_places, columns)
 
     monkeypatch.setattr(StaticBatch, "step", counted)
+    return found
+
+
+@pytest.mark.parametrize("check_every", [1, 16])
+def test_finished_rows_leave_and_less_than_an_interval_of_steps_is_in_vain(check_every, places):
     sampler = Sampler(policy(), 50, capture=RecordedGraphs(broken="a test"))
     sampler.check_every = check_every
     samples = sampler.sample(PROMPTS, 4, uniforms(16, 50))
@@ -166,6 +175,19 @@ def test_nothing_of_an_earlier_rollout_is_left():
     norm.copy_(good[0])
     layer.copy_(good[1])
     assert_same(sampler.sample(PROMPTS[:2], 8, uniforms(16, 20)), expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_rows_that_end_with_the_context_do_not_run_out_of_it(family, places):
+    it = policy(family)
+    it.eos_token_ids = (-1,)
+    sampler = Sampler(it, 30, capture=RecordedGraphs(broken="a test"))
+    sampler.check_every = 7
+    prompts = [[5] * (CONTEXT - 4), [6] * 10, [7] * (CONTEXT - 1)]
+    samples = sampler.sample(prompts, 1, uniforms(3, 30))
+    assert samples.inputs["response_lengths"].tolist() == [4, 30, 1]
+    assert places == 6 * [3] + 23 * [1]
+    assert_exact(it, samples)
 
 
 def elsewhere(x):
