@@ -1,10 +1,12 @@
-"""What lmpg makes of a GPU: decoding against the memory's bandwidth, a GRPO step against TRL's.
+"""What lmpg makes of a GPU: decoding against the memory's bandwidth, a GRPO step against TRL's, and
+how exact its samples are there.
 
 Decoding: a random Qwen2 of 0.5B shape, 64 responses of 512 tokens to prompts of 128, bf16. Every
 token reads all weights once and its row's keys and values; the floor is the time that these bytes
-take at the bandwidth measured here by copying. The self-test says how exact the samples are.
-The GRPO step (needs --peer-python) is that of bench_end_to_end, with these lengths. Without CUDA
-there is nothing to measure, and the exit status is 2; `--size tiny --device cpu` tries the script.
+take at the bandwidth measured here by copying. Exactness is that of small models in both
+precisions (`exactness.py`); the self-test says that of the large one. The GRPO step (needs
+--peer-python) is that of bench_end_to_end, with these lengths. Without CUDA there is nothing to
+measure, and the exit status is 2; `--size tiny --device cpu` tries the script.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from exactness import exactness
 from lockstep import race
 from models import SIZES, prompt_ids
 from sides import Place
@@ -97,21 +100,24 @@ def decoding(place: Place, given: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_second": given.responses * given.length / seconds,
         "floor_seconds": floor,
         "fraction": floor / seconds,
+        "size": given.size,
+        "way": sampler.way,
+        "peak_gb": torch.cuda.max_memory_allocated() / 2**30 if given.device == "cuda" else None,
     }
 
 
 def sampling_seconds(
     sampler: Sampler, prompts: list[list[int]], uniforms_BT: Tensor, given: argparse.Namespace
 ) -> float:
-    """Median seconds of one whole sampling, prompts included; the first, which may compile, is left
-    out."""
+    """Median seconds of one whole sampling, prompts included; the first two, which compile and
+    capture, are left out."""
     times = []
-    for _ in range(given.repeats + 1):
+    for _ in range(given.repeats + 2):
         start = waited(given.device)
         samples = sampler.sample(prompts, 1, uniforms_BT)
         times.append(waited(given.device) - start)
     assert int(samples.mask_BT.sum()) == uniforms_BT.numel(), "every response has full length"
-    return statistics.median(times[1:])
+    return statistics.median(times[2:])
 
 
 def grpo_step(place: Place, given: argparse.Namespace) -> dict[str, Any]:
@@ -126,6 +132,14 @@ def grpo_step(place: Place, given: argparse.Namespace) -> dict[str, Any]:
     return {"seconds": mine, "peer_seconds": its, "ratio": its / mine, "lengths": lengths}
 
 
+def shown(figure: tuple[str, Any]) -> str:
+    """A figure with its name: small numbers as powers of ten, others with three digits."""
+    name, value = figure
+    if not isinstance(value, float):
+        return f"{name} {value}"
+    return f"{name} {value:.1e}" if 0 < value < 0.001 else f"{name} {value:,.3f}"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure what there is to measure, and print it."""
     given = arguments(argv)
@@ -133,15 +147,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("no CUDA device: nothing measured (--size tiny --device cpu tries the script)")
         sys.exit(2)
     options = {"prompt": given.prompt, "length": given.length, "microbatch": given.microbatch}
+    found: dict[str, Any] = {}
+    for size in ("tiny", "S"):
+        for dtype in ("fp32", "bf16"):
+            found[f"exact {size} {dtype}"] = exactness(size, dtype == "bf16", given.device)
     with tempfile.TemporaryDirectory() as folder:
         place = Place(Path(folder), given.size, 2 + given.repeats, 2, options)
-        found = {"decode": decoding(place, given)}
+        found["decode"] = decoding(place, given)
         if given.peer_python:
             found["grpo"] = grpo_step(place, given)
     name = torch.cuda.get_device_name() if given.device == "cuda" else "CPU"
     for what, figures in found.items():
-        shown = (f"{key} {value:,.3f}" for key, value in figures.items() if key != "lengths")
-        print(f"{name} {given.size} {what}: {', '.join(shown)}", flush=True)
+        print(f"{name} {what}: {', '.join(map(shown, figures.items()))}", flush=True)
     if given.json:
         given.json.write_text(json.dumps({"device": name, "size": given.size, **found}, indent=1))
 

@@ -120,6 +120,12 @@ def test_the_gpus_benchmark_can_be_tried_on_the_cpu(module, tmp_path):
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["size"] == "tiny"
     assert 0 < found["decode"]["fraction"] < 1
+    for size in ("tiny", "S"):
+        exact = found[f"exact {size} fp32"]
+        assert exact["deviation"] < 1e-5
+        assert exact["same_tokens"] == exact["greedy"] == 1
+        assert exact["again"]
+        assert found[f"exact {size} bf16"]["mean"] < 0.02
 
 
 def test_growth_measures_sampling_and_an_update_of_one_case(module):

@@ -29,6 +29,11 @@ class DenseLinear:
     def __init__(self, weight: Tensor, bias: Tensor | None):
         self._transposed, self._bias = weight.contiguous().T, bias
 
+    @property
+    def tensors(self) -> list[Tensor | None]:
+        """What it multiplies with and adds, as it lies in memory."""
+        return [self._transposed, self._bias]
+
     def __call__(self, x: Tensor) -> Tensor:
         """[N, out]."""
         if self._bias is None:
@@ -60,6 +65,11 @@ class PackedLinear:
         self._bias = bias
         self._apply = torch.ops.mkldnn._linear_pointwise.default
         self._combine = torch.ops.mkldnn._linear_pointwise.binary
+
+    @property
+    def tensors(self) -> list[Tensor | None]:
+        """What it multiplies with and adds, as it lies in memory."""
+        return [self._weight, self._bias]
 
     def __call__(self, x: Tensor) -> Tensor:
         """[N, out]."""

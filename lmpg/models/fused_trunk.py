@@ -8,6 +8,8 @@ bfloat16 are slower than those of float32 on a CPU.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,34 +29,50 @@ class FusedTrunk:
     def __init__(self, weights: FusedWeights, longest: int):
         """longest: tokens of a context at most."""
         self._weights, self._longest = weights, longest
-        table = weights.position_embedding if weights.rotations is None else weights.rotations
-        assert table is not None
-        self._last_position = len(table) - 1
+        self._last_position = weights.num_positions - 1
 
     def prefill(self, ids_PL: Tensor, lengths_P: Tensor, prompt_R: Tensor) -> Tensor:
         """Reads prompts (padded left) and opens a row for each entry of prompt_R; hidden [R, D]
         after each row's prompt."""
-        w, shape_PL = self._weights, ids_PL.shape
         self._position_R = lengths_P.index_select(0, prompt_R)
         self._caches: list[LayerCache] = []
-        end_P = torch.full_like(lengths_P, shape_PL[1])
-        mask_PL, position_PL = mask_and_positions(end_P - lengths_P, end_P, shape_PL[1])
+        end_P = torch.full_like(lengths_P, ids_PL.shape[1])
+        mask_PL, position_PL = mask_and_positions(end_P - lengths_P, end_P, ids_PL.shape[1])
         hidden_PL = torch.zeros_like(mask_PL, dtype=torch.float32)
         hidden_PL.masked_fill_(mask_PL == 0, -torch.inf)
         # without padding one row of it serves all
         padded = bool((mask_PL == 0).any())
         self._bias_RL = hidden_PL.index_select(0, prompt_R) if padded else hidden_PL[:1]
+
+        def opened(key_value: Tensor) -> None:
+            cache = LayerCache(key_value.index_select(0, prompt_R), self._longest)
+            self._caches.append(cache)
+
+        return self.read(ids_PL, mask_PL, position_PL, opened).index_select(0, prompt_R)
+
+    def read(
+        self,
+        ids_PL: Tensor,
+        mask_PL: Tensor,
+        position_PL: Tensor,
+        take: Callable[[Tensor], None],
+    ) -> Tensor:
+        """Hidden states [P, D] after prompts (padded left); hands each layer's keys and values,
+        [P, K + K, L, E], to `take`, the first layer's first."""
+        w, shape_PL = self._weights, ids_PL.shape
         stream = self._embedded(ids_PL.flatten(), position_PL.flatten())
         rotations = self._rotations(position_PL.flatten())
         for layer in w.layers:
             heads = self._heads(layer, stream, rotations).unflatten(0, shape_PL).transpose(1, 2)
             query, key_value = heads.split([w.num_heads, 2 * w.num_groups], 1)
             key, value = key_value.chunk(2, 1)
-            self._caches.append(LayerCache(key_value.index_select(0, prompt_R), self._longest))
+            take(key_value)
+            if ids_PL.device.type != "cpu":  # there, no attention with a mask knows groups of heads
+                key, value = (x.repeat_interleave(w.group_size, 1) for x in (key, value))
+                query, key, value = (x.to(w.dtype) for x in (query, key, value))
             mixed = _causal_attention(query, key, value, mask_PL, layer.scaling)
             stream = self._after_attention(layer, stream, mixed)
-        last = stream.unflatten(0, shape_PL)[:, -1]
-        return _normed(last, w.last_norm).index_select(0, prompt_R)
+        return _normed(stream.unflatten(0, shape_PL)[:, -1], w.last_norm)
 
     def advance(self, tokens_R: Tensor) -> Tensor:
         """Appends a token to each row; hidden [R, D] after it."""

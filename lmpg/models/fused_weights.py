@@ -64,6 +64,18 @@ class FusedWeights:
     head_dim: int
     dtype: torch.dtype
 
+    @property
+    def group_size(self) -> int:
+        """Heads of queries that share a head of keys and values."""
+        return self.num_heads // self.num_groups
+
+    @property
+    def num_positions(self) -> int:
+        """Tokens that a context may have."""
+        table = self.position_embedding if self.rotations is None else self.rotations
+        assert table is not None
+        return len(table)
+
 
 def why_not_fused(model: PreTrainedModel, length: int) -> str | None:
     """What of a model the fused trunk does not know, for contexts of `length`; None if nothing."""

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DynamicCache
 
 from lmpg.models.fused_trunk import FusedTrunk, moved
-from lmpg.models.fused_weights import fused_weights, output_layer, why_not_fused
+from lmpg.models.fused_weights import (
+    FusedWeights,
+    Linear,
+    fused_weights,
+    output_layer,
+    why_not_fused,
+)
 from lmpg.models.inputs import mask_and_positions
 from lmpg.models.policy import CausalLMPolicy
-from lmpg.sampling.decoding import Engine
+from lmpg.sampling.decoding import Engine, Trunk
 
 
 class ModelTrunk:
@@ -68,25 +76,43 @@ def general_engine(policy: CausalLMPolicy) -> Engine:
     return Engine(ModelTrunk(policy), policy.head.logits, values, policy.autocast, 1 / 16)
 
 
-def fused_engine(policy: CausalLMPolicy, length: int) -> Engine:
-    """The fused trunk over the model's weights of this moment, for contexts of `length`."""
+@dataclass(frozen=True)
+class FusedParts:
+    """A policy's weights of one moment, as the fused trunk reads them; its head's product is in
+    their precision, `factor` is what temperature multiplies hidden states by."""
+
+    weights: FusedWeights
+    head: Linear
+    factor: float
+    value_head: nn.Linear | None
+
+    def logits(self, hidden_RD: Tensor) -> Tensor:
+        """[R, V], float32, temperature applied."""
+        scaled_RD = hidden_RD if self.factor == 1 else hidden_RD * self.factor
+        return self.head(scaled_RD.to(self.weights.dtype)).float()
+
+    @property
+    def values(self) -> Callable[[Tensor], Tensor] | None:
+        """V [R] of hidden states, where the critic shares the trunk."""
+        head = self.value_head
+        return None if head is None else lambda hidden_RD: head(hidden_RD)[:, 0]
+
+
+def fused_parts(policy: CausalLMPolicy, length: int) -> FusedParts:
+    """Read from a policy, for contexts of `length`."""
     model: Any = policy.causal_lm
-    embedding = model.get_input_embeddings().weight
-    dtype = torch.bfloat16 if policy.bf16 else embedding.dtype
-    trunk = FusedTrunk(fused_weights(model, length, dtype), length)
+    dtype = torch.bfloat16 if policy.bf16 else model.get_input_embeddings().weight.dtype
     factor = 1 / policy.temperature
     head = output_layer(model, dtype, factor)
-    value_head = policy.value_head
+    return FusedParts(fused_weights(model, length, dtype), head, factor, policy.value_head)
 
-    def logits(hidden_RD: Tensor) -> Tensor:
-        scaled_RD = hidden_RD if factor == 1 else hidden_RD * factor
-        return head(scaled_RD.to(dtype)).float()
 
-    def values(hidden_RD: Tensor) -> Tensor:
-        assert value_head is not None
-        return value_head(hidden_RD)[:, 0]
-
-    return Engine(trunk, logits, None if value_head is None else values, nullcontext, 0.0)
+def fused_engine(
+    policy: CausalLMPolicy, length: int, trunk: Callable[[FusedWeights, int], Trunk] = FusedTrunk
+) -> Engine:
+    """A fused trunk over the model's weights of this moment, for contexts of `length`."""
+    parts = fused_parts(policy, length)
+    return Engine(trunk(parts.weights, length), parts.logits, parts.values, nullcontext, 0.0)
 
 
 def why_general(policy: CausalLMPolicy, length: int) -> str | None:
@@ -94,8 +120,10 @@ def why_general(policy: CausalLMPolicy, length: int) -> str | None:
     return why_not_fused(policy.causal_lm, length)
 
 
-def fused_deviation(policy: CausalLMPolicy) -> float:
-    """How far the fused trunk's hidden states are from the model's own, as a share of their size,
+def fused_deviation(
+    policy: CausalLMPolicy, trunk: Callable[[FusedWeights, int], Trunk] = FusedTrunk
+) -> float:
+    """How far a fused trunk's hidden states are from the model's own, as a share of their size,
     after a few tokens of two prompts of different lengths."""
     length = min(policy.context_length, 8)
     steps = length // 2
@@ -105,7 +133,7 @@ def fused_deviation(policy: CausalLMPolicy) -> float:
     lengths = torch.tensor([length - steps, 1], device=policy.device)
     rows = torch.arange(2, device=policy.device)
     found = []
-    for engine in (general_engine(policy), fused_engine(policy, length)):
+    for engine in (general_engine(policy), fused_engine(policy, length, trunk)):
         with torch.no_grad(), engine.precision():
             hidden = [engine.trunk.prefill(ids_RL[:, :-steps], lengths, rows)]
             hidden += [engine.trunk.advance(ids) for ids in ids_RL[:, -steps:].T]

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from lmpg.models.fused_trunk import FusedTrunk
 from lmpg.models.policy import CausalLMPolicy
+from lmpg.models.static_trunk import StaticTrunk
 from lmpg.sampling.decoding import Decoding, Engine
 from lmpg.sampling.engines import fused_deviation, fused_engine, general_engine, why_general
+from lmpg.sampling.graphs import Capture, CudaGraphs
+from lmpg.sampling.prompts import DistinctPrompts
 from lmpg.sampling.samples import Samples
+from lmpg.sampling.static_rollouts import StaticRollouts
 from lmpg.sampling.threads import worthwhile_threads
 
 __all__ = ["Sampler", "Samples"]
@@ -25,8 +32,14 @@ class Sampler:
     """
 
     def __init__(
-        self, policy: CausalLMPolicy, max_new_tokens: int, top_k: int = 0, top_p: float = 1.0
+        self,
+        policy: CausalLMPolicy,
+        max_new_tokens: int,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        capture: Capture | None = None,
     ):
+        """capture: what repeats decode steps; if none is given, CUDA graphs where there is CUDA."""
         self.policy = policy
         self.max_new_tokens = max_new_tokens
         self.top_k, self.top_p = top_k, top_p
@@ -34,6 +47,9 @@ class Sampler:
         self.check_every = 1 if policy.device.type == "cpu" else 16
         self._deviation: float | None = None
         self.way = "not yet"
+        if capture is None and policy.device.type == "cuda":
+            capture = CudaGraphs()
+        self._static = None if capture is None else StaticRollouts(policy, top_k, top_p, capture)
 
     @torch.no_grad()
     def sample(
@@ -44,15 +60,27 @@ class Sampler:
         uniforms_BT in [0, 1), one per row and step: the same number gives the same token in any
         batch. None takes the likeliest token.
         """
+        device = self.policy.device
         limits_B = self._limits(prompts).repeat_interleave(group_size)
-        num_steps = int(limits_B.max())
         if uniforms_BT is not None:
             self._check_uniforms(uniforms_BT, len(limits_B))
-            uniforms_BT = uniforms_BT.to(self.policy.device)
-        engine = self._engine(max(map(len, prompts)) + num_steps)
+            uniforms_BT = uniforms_BT.to(device)
+        distinct = DistinctPrompts.of(prompts, group_size, self.policy.pad_token_id).to(device)
+        length = distinct.ids_PL.shape[1] + int(limits_B.max())
+        reason = why_general(self.policy, length) or self._why_distrusted()
+        if reason is None and self._static is not None:
+            samples = self._static.sample(distinct, limits_B, uniforms_BT, self.check_every)
+            self.way = f"by the fused trunk, {self._static.way}"
+            return samples
+        return self._sampled(self._engine(reason, length), distinct, limits_B, uniforms_BT)
+
+    def _sampled(
+        self, engine: Engine, prompts: DistinctPrompts, limits_B: Tensor, uniforms_BT: Tensor | None
+    ) -> Samples:
+        num_steps = int(limits_B.max())
         num_weights = sum(x.numel() for x in self.policy.causal_lm.parameters())
         with engine.precision(), worthwhile_threads(num_weights * len(limits_B)):
-            decoding = Decoding(engine, self.policy, prompts, group_size, limits_B)
+            decoding = Decoding(engine, self.policy, prompts, limits_B.to(self.policy.device))
             for step in range(num_steps):
                 uniforms_B = None if uniforms_BT is None else uniforms_BT[:, step]
                 decoding.choose(uniforms_B, self.top_k, self.top_p)
@@ -60,11 +88,10 @@ class Sampler:
                     break
                 if step + 1 < num_steps:
                     decoding.advance()
-        return decoding.samples(prompts, group_size)
+        return decoding.samples()
 
-    def _engine(self, length: int) -> Engine:
+    def _engine(self, reason: str | None, length: int) -> Engine:
         """The weights are read here, anew for each rollout: an update has changed them."""
-        reason = why_general(self.policy, length) or self._why_distrusted()
         if reason is None:
             self.way = "by the fused trunk"
             return fused_engine(self.policy, length)
@@ -74,7 +101,8 @@ class Sampler:
     def _why_distrusted(self) -> str | None:
         """Whether the fused trunk says something else than the model; looked at once."""
         if self._deviation is None:
-            self._deviation = fused_deviation(self.policy)
+            trunk = FusedTrunk if self._static is None else partial(StaticTrunk, rows=2)
+            self._deviation = fused_deviation(self.policy, trunk)
         if self._deviation <= _TRUSTED[self.policy.bf16]:
             return None
         return f"hidden states of the fused trunk deviate from the model's by {self._deviation:.2g}"
