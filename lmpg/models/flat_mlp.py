@@ -34,6 +34,7 @@ class FlatMLP(nn.Module):
         self.shapes = [(out, inputs) for inputs, out in itertools.pairwise(sizes)]
         self.flat = nn.Parameter(torch.zeros(sum(m * n + m for m, n in self.shapes)))
         self.twice = False
+        self._kept: tuple[int, list[tuple[np.ndarray, np.ndarray]]] | None = None
 
     def layers(self, flat: Tensor | None = None) -> list[Layer]:
         """(weight [out, in], bias [out]) of each layer: views of `flat`, or of a vector like it."""
@@ -121,9 +122,10 @@ class FlatMLP(nn.Module):
 
     def _arrays(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """The layers as arrays that share their memory, kept for as long as it is the same."""
-        flat = self.flat.detach()
-        if getattr(self, "_kept", (None,))[0] != flat.data_ptr():
-            self._kept = (flat.data_ptr(), self._cut(flat.numpy()))
+        flat = self.flat
+        place = flat.data_ptr()
+        if self._kept is None or self._kept[0] != place:
+            self._kept = (place, self._cut(flat.detach().numpy()))
         return self._kept[1]
 
     def _cut(self, flat: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
