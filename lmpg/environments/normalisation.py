@@ -32,15 +32,14 @@ class Moments:
         n = len(rows)
         if not n:
             return
-        mean = np.add.reduce(rows, 0) / n
-        apart, count = mean - self.mean, self.count + n
-        squares = self.var * self.count + apart * apart * (self.count * n / count)
+        count = self.count + n
+        mean = rows[0] if n == 1 else np.add.reduce(rows, 0, dtype=np.float64) / n
+        apart = mean - self.mean
+        var = self.var * (self.count / count) + apart * apart * (self.count * n / count**2)
         if n > 1:
             centred = rows - mean
-            squares += np.add.reduce(centred * centred, 0)
-        self.var = squares / count
-        self.mean = self.mean + apart * (n / count)
-        self.count = count
+            var += np.add.reduce(centred * centred, 0) / count
+        self.mean, self.var, self.count = self.mean + apart * (n / count), var, count
 
     @property
     def scale(self) -> np.ndarray:
@@ -77,8 +76,7 @@ class Normaliser:
     def seen(self, features: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         """Normalised features [B, F], after those that an action is `chosen` in were counted in."""
         if self.observations is not None:
-            seen = features if chosen.all() else features[chosen]
-            self.observations.add(seen.astype(np.float64))
+            self.observations.add(features if chosen.all() else features[chosen])
         return self.normalised(features)
 
     def normalised(self, features: np.ndarray) -> np.ndarray:

@@ -108,8 +108,13 @@ class Runner:
         features = self.normaliser.seen(self._features, chosen)
         actions = policy.act(features, noise)
         raw, rewards, terminated, truncated, info = self.envs.step(self.actions.for_env(actions))
-        rewards, terminated = rewards * chosen, terminated & chosen
-        ended = terminated | (truncated & chosen)
+        if self.mode is AutoresetMode.NEXT_STEP:
+            rewards, terminated, truncated = (
+                rewards * chosen,
+                terminated & chosen,
+                truncated & chosen,
+            )
+        ended = terminated | truncated
         paid = self.normaliser.paid(rewards, chosen, ended)
         times = self._lengths.copy()
         column = Column(features, actions, paid, chosen, terminated, ended, times)

@@ -70,8 +70,9 @@ class Categorical(nn.Module):
 
     def sample(self, outputs: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """The first action whose cumulative weight exceeds the uniform."""
-        cumulative = np.exp(outputs - outputs.max(-1, keepdims=True)).cumsum(-1)
-        return (cumulative[:, :-1] <= noise[:, None] * cumulative[:, -1:]).sum(-1)
+        weights = np.exp(outputs - np.maximum.reduce(outputs, 1, keepdims=True))
+        cumulative = np.add.accumulate(weights, 1)
+        return np.add.reduce(cumulative[:, :-1] <= noise[:, None] * cumulative[:, -1:], 1)
 
     def mode(self, outputs: np.ndarray) -> np.ndarray:
         """Argmax."""

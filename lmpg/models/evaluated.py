@@ -46,10 +46,11 @@ class Evaluated:
         self, by_logprob: Tensor | None, by_entropy: Tensor | None, by_value: Tensor | None = None
     ) -> Arrays:
         """Of a loss by `parameters`, from those by log-probs, entropy and values; None: 0."""
-        policy, by_flat, by_log_std, by_critic, from_critic = self._policy, None, None, None, None
-        if by_value is not None:
-            by_critic, from_critic = policy.critic.pulled_back(
-                _flat(by_value)[:, None], self._critic_states, to_features=policy.shared
+        policy, critic = self._policy, self._policy.critic
+        by_flat = by_log_std = by_critic = from_critic = None
+        if critic is not None and by_value is not None:
+            by_critic, from_critic = critic.pulled_back(
+                by_value.reshape(-1, 1).numpy(), self._critic_states, to_features=policy.shared
             )
         if not (by_logprob is None and by_entropy is None and from_critic is None):
             by_output, by_log_std = self._pullback(_flat(by_logprob), _flat(by_entropy))

@@ -22,7 +22,6 @@ from lmpg.models.squashed import SquashedGaussian
 from lmpg.sections import UserError
 from lmpg.types import Evaluation
 
-
 Backward = Callable[..., None]
 """Adds what gradients by log-probs, entropy and values make of the parameters' gradients."""
 

@@ -1,4 +1,4 @@
-"""What an update did: kept as it happens, summed many micro-batches at a time, and told at the end."""
+"""What an update did: kept as it happens, summed many micro-batches at once, told at the end."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from lmpg.training.processes import Processes
 from lmpg.types import Evaluation, Minibatch
 
 Columns = dict[str, Tensor]
+Gradients = dict[str, list[Tensor | None]]
 PENDING = 1 << 16
 """Steps that are kept at most before they are summed: sums of few numbers cost their calls."""
 
@@ -41,30 +42,18 @@ class Diagnostics:
         batch: Minibatch,
         terms: dict[str, Tensor],
         weights_BT: Tensor,
-        gradients: dict[str, list[Tensor | None]],
+        gradients: Gradients,
     ) -> None:
         """Count one micro-batch; `gradients` are those of each term by log-prob, entropy, value."""
-        found = {
-            "mask": batch.mask_BT,
-            "new": new.logprobs_BT,
-            "old": batch.old_logprobs_BT,
-            "advantage": batch.advantages_BT,
-            "entropy": new.entropy_BT,
-            "weight": weights_BT,
-        } | {f"loss/{name}": term_BT.detach() for name, term_BT in terms.items()}
-        if (policy_gradient := gradients["policy"][0]) is not None:
-            found["policy_gradient"] = policy_gradient
-        if "value" in gradients and batch.old_values_BT is not None:
-            found |= {"value": new.values_BT, "return": batch.returns_BT}
-            found["value_gradient"] = gradients["value"][-1]
-        if self._num_pending >= PENDING or (
-            self._pending and self._pending[0].keys() != found.keys()
-        ):
+        known = _columns(new, batch, weights_BT, gradients)
+        known |= {f"loss/{name}": term_BT.detach() for name, term_BT in terms.items()}
+        other = self._pending and self._pending[0].keys() != known.keys()
+        if other or self._num_pending >= PENDING:
             self._sum_up()
-        self._pending.append(found)
+        self._pending.append(known)
         self._num_pending += batch.mask_BT.numel()
         self._minibatch = [] if self._stepped else self._minibatch
-        self._minibatch.append(found)
+        self._minibatch.append(known)
         self._stepped = False
 
     @torch.no_grad()
@@ -145,6 +134,24 @@ class Diagnostics:
     def _global_max(self) -> float:
         mine = 0.0 if self._largest_ratio is None else float(self._largest_ratio)
         return max(self._processes.gather_list([mine]))
+
+
+def _columns(
+    new: Evaluation, batch: Minibatch, weights_BT: Tensor, gradients: Gradients
+) -> Columns:
+    found = {
+        "mask": batch.mask_BT,
+        "new": new.logprobs_BT,
+        "old": batch.old_logprobs_BT,
+        "advantage": batch.advantages_BT,
+        "entropy": new.entropy_BT,
+        "weight": weights_BT,
+        "policy_gradient": gradients["policy"][0],
+    }
+    if "value" in gradients and batch.old_values_BT is not None:
+        found |= {"value": new.values_BT, "return": batch.returns_BT}
+        found["value_gradient"] = gradients["value"][-1]
+    return {name: x for name, x in found.items() if x is not None}
 
 
 def _joined(parts: list[Columns]) -> Columns:

@@ -45,18 +45,20 @@ def take_step(optimizer: torch.optim.Optimizer) -> None:
     for group in groups:
         learned = [p for p in group["params"] if p.grad is not None]
         states = [optimizer.state[p] for p in learned]
-        columns = [[s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step")]
-        for step in columns[2]:
-            step += 1
+        for state in states:
+            state["step"] += 1
         torch._fused_adamw_(
             learned,
             [p.grad for p in learned],
-            *columns[:2],
+            [s["exp_avg"] for s in states],
+            [s["exp_avg_sq"] for s in states],
             [],
-            columns[2],
-            amsgrad=False,
-            maximize=False,
+            [s["step"] for s in states],
+            lr=group["lr"],
             beta1=group["betas"][0],
             beta2=group["betas"][1],
-            **{name: group[name] for name in ("lr", "eps", "weight_decay")},
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
         )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lmpg.functional.masking import loss_weights
+from lmpg.functional.masking import Reduction, loss_weights
 from lmpg.training.diagnostics import Diagnostics
 from lmpg.training.microbatches import microbatches
 from lmpg.training.optimizer import policy_adamw, scheduled, stepped
@@ -96,7 +96,7 @@ class Updater:
         self, algorithm: Algorithm, minibatch: Minibatch, diagnostics: Diagnostics
     ) -> bool:
         """False where the policy has gone far enough already, so that the step is not taken."""
-        weights_BT = loss_weights(minibatch.mask_BT, algorithm.reduction, self.max_length)
+        weights_BT = self._weights(minibatch, algorithm.reduction)
         if self.processes.count > 1:  # with fewer rows than processes, some have none
             mine = torch.arange(self.processes.rank, len(weights_BT), self.processes.count)
             minibatch, weights_BT = minibatch.rows(mine), _rows(weights_BT, mine)
@@ -114,6 +114,12 @@ class Updater:
         norm = stepped(self.optimizer, self.settings, self.processes)
         diagnostics.add_optimizer_step(norm)
         return True
+
+    def _weights(self, minibatch: Minibatch, reduction: Reduction) -> Tensor:
+        """Rows of single steps, all of them chosen, weigh the same under every reduction."""
+        if "observations" in minibatch.inputs:
+            return _equal_weights(len(minibatch.mask_BT))
+        return loss_weights(minibatch.mask_BT, reduction, self.max_length)
 
     def _accumulate(
         self,
@@ -146,6 +152,11 @@ def _differentiated(
     new, backward = by_hand or (policy.evaluate(inputs), None)
     leaf = Evaluation(*[x.detach().requires_grad_() for x in _leaves(new)])
     return leaf, backward or partial(_backward, _leaves(new))
+
+
+@lru_cache(maxsize=8)
+def _equal_weights(count: int) -> Tensor:
+    return torch.full((count, 1), 1 / max(1, count))
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:
@@ -200,4 +211,4 @@ def _backward(outputs: list[Tensor], *gradients: Tensor | None) -> None:
     """Send gradients by `outputs` through the model, where they are needed."""
     pairs = [(x, g) for x, g in zip(outputs, gradients) if g is not None and x.requires_grad]
     if pairs:
-        torch.autograd.backward(*map(list, zip(*pairs)))
+        torch.autograd.backward([x for x, _ in pairs], [g for _, g in pairs])
