@@ -149,7 +149,7 @@ def _columns(
         "policy_gradient": gradients["policy"][0],
     }
     if "value" in gradients and batch.old_values_BT is not None:
-        found |= {"value": new.values_BT, "return": batch.returns_BT}
+        found["off_target"] = new.values_BT != batch.returns_BT
         found["value_gradient"] = gradients["value"][-1]
     return {name: x for name, x in found.items() if x is not None}
 
@@ -164,20 +164,20 @@ def _ratios(seen: Columns) -> Tensor:
 
 
 def _sums(seen: Columns) -> dict[str, Tensor]:
-    """What `Diagnostics.metrics` divides by one another, in float64, as counts are."""
+    """What `Diagnostics.metrics` divides by one another, in float64 to add up further."""
     mask = seen["mask"]
     with_advantage = mask & (seen["advantage"] != 0)
     found = {
         "kl": _sum(k3(seen["old"], seen["new"]), mask),
         "steps": _count(mask),
-        "ratio": _ratios(seen).sum(dtype=torch.float64),
+        "ratio": _ratios(seen).sum().double(),
         "entropy": _sum(seen["entropy"], mask),
         "with_advantage": _count(with_advantage),
     }
     if "policy_gradient" in seen:
         found["clipped"] = _count(with_advantage & (seen["policy_gradient"] == 0))
-    if "value" in seen:
-        off_target = mask & (seen["value"] != seen["return"])
+    if "off_target" in seen:
+        off_target = mask & seen["off_target"]
         found["off_target"] = _count(off_target)
         found["value_clipped"] = _count(off_target & (seen["value_gradient"] == 0))
     losses = [name for name in seen if name.startswith("loss/")]
@@ -186,8 +186,8 @@ def _sums(seen: Columns) -> dict[str, Tensor]:
 
 
 def _count(mask: Tensor) -> Tensor:
-    return mask.sum(dtype=torch.float64)
+    return mask.count_nonzero().double()
 
 
 def _sum(x: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, x, 0).sum(dtype=torch.float64)
+    return torch.where(mask, x, 0).sum().double()

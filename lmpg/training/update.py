@@ -67,12 +67,15 @@ class Updater:
         return {**diagnostics.metrics(), "learning_rate": learning_rate}
 
     def _minibatches(self, whole: Minibatch, step: int) -> Iterator[Minibatch]:
-        """Those of all epochs; rows are shuffled anew in each."""
+        """Those of all epochs; rows are shuffled anew in each, unless they all stay together."""
         num_rows = len(whole.mask_BT)
+        count = self._num_minibatches(num_rows)
         for epoch in range(self.settings.epochs):
+            if count == 1:
+                yield whole
+                continue
             shuffle = generator(self.seed, "minibatches", step, epoch)
-            order = torch.randperm(num_rows, generator=shuffle)
-            yield from whole.rows(order).split(self._num_minibatches(num_rows))
+            yield from whole.rows(torch.randperm(num_rows, generator=shuffle)).split(count)
 
     def _num_minibatches(self, num_rows: int) -> int:
         """Of equal size as far as possible: environments may hand over a few rows more or less
