@@ -121,10 +121,8 @@ def threads(given: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """The zoo case on one thread and on as many as there are cores."""
     iterations, cores = given.zoo_iterations + WARM, len(os.sched_getaffinity(0))
     sides = [
-        contestant(
-            f"lmpg, {count} of {cores}", "zoo", iterations, count, folder / f"threads{count}"
-        )
-        for count in (1, cores)
+        contestant(f"lmpg, {name}", "zoo", iterations, count, folder / name.replace(" ", "-"))
+        for name, count in (("one thread", 1), (f"all {cores}", cores))
     ]
     return compared("threads", race(sides, WARM, given.zoo_iterations), SIZES["zoo"])
 
