@@ -7,7 +7,7 @@ alike: a row of steps, of which `mask_BT` marks those that the policy chose.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +30,20 @@ class _Rows:
     def as_steps(self):
         """Every step a row of its own: [B, T, …] → [B·T, 1, …]; for policies without memory."""
         return self._map(lambda x: x.reshape(x.shape[0] * x.shape[1], 1, *x.shape[2:]))
+
+    def split(self, count: int):
+        """`count` parts of consecutive rows, of equal size as far as possible; no copies."""
+        parts: list[dict[str, Any]] = [{} for _ in range(count)]
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, dict):
+                pieces = {k: x.tensor_split(count) for k, x in value.items()}
+                for i, part in enumerate(parts):
+                    part[field.name] = {k: x[i] for k, x in pieces.items()}
+            elif isinstance(value, Tensor) and value.ndim > 0:
+                for part, piece in zip(parts, value.tensor_split(count)):
+                    part[field.name] = piece
+        return [replace(self, **part) for part in parts]  # type: ignore[type-var]
 
     def _map(self, f):
         changed = {}

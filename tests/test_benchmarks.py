@@ -138,3 +138,59 @@ def test_growth_measures_sampling_and_an_update_of_one_case(module):
     assert 0 < found["update_of_floor"] < 1
     row = growth.line("batch", 8, {**case, **found})
     assert len(row) == len(growth.HEADER)
+
+
+def test_the_gym_benchmark_gives_the_first_sides_speed_in_that_of_the_others(module):
+    bench = module("bench_gym")
+    turns = {"lmpg": [0.5, 0.1, 0.2], "sb3": [0.6, 0.7, 9.0]}
+    told = {
+        name: [{"seconds": x, "cpu_seconds": x} for x in seconds] for name, seconds in turns.items()
+    }
+    mine, peer = bench.compared("zoo", told, size=256)
+    assert (mine["per_second"], mine["ratio"]) == (256 / 0.2, 1.0)
+    assert peer["ratio"] == pytest.approx(3.5)
+    assert "3.50x" in bench.line(peer)
+
+
+def test_runs_that_do_not_balance_are_counted_and_out_of_the_mean(module, monkeypatch, tmp_path):
+    bench = module("bench_gym")
+    told = iter([(2.0, 100), (12.0, 90), (None, 500), (4.0, 300), (None, 500), (8.0, 90)])
+
+    def run(command, variables):
+        seconds, steps = next(told)
+        return {"seconds": seconds, "steps": steps}
+
+    monkeypatch.setattr(bench, "seconds_to_475", run)
+    mine, zoo, default = bench.to_475(Namespace(seeds=[0, 1], peer_python="p"), tmp_path)
+    assert (mine["seconds"], mine["worst"], mine["failed"]) == (3.0, 4.0, 0)
+    assert (zoo["failed"], zoo["seconds"], zoo["ratio"]) == (1, 12.0, 4.0)
+    assert (default["failed"], default["ratio"]) == (1, pytest.approx(8 / 3))
+    assert "1 of 2 failed" in bench.line(zoo)
+
+
+def test_a_run_is_good_enough_after_three_good_evaluations_in_a_row(module, monkeypatch, capsys):
+    clock = module("gym_steps").Clock()
+    means = iter([500, 480, 490, 474, 475, 499, 500])  # the first is that of the untrained policy
+    clock.evaluate = lambda _: {"return_mean": next(means)}
+    clock.reached = lambda *_: None
+    source = Namespace(runner=Namespace(num_steps=6144))
+    monkeypatch.setattr(module("gym_steps").GymSource, "evaluate", None)
+    monkeypatch.setattr(module("gym_steps").GymSource, "reached", None)
+    clock.hang()
+    patched, ended = module("gym_steps").GymSource, []
+    for step in range(7):
+        patched.evaluate(source)
+        ended.append(patched.reached(source, step))
+    assert ended == [None] * 6 + ["it is good enough"]
+    found = json.loads(capsys.readouterr().out)["found"]
+    assert (found["steps"], found["means"]) == (6144, [480, 490, 474, 475, 499, 500])
+    assert 0 <= found["seconds"] < 1
+
+
+@pytest.mark.slow
+def test_the_gym_benchmark_can_be_tried_without_its_peer(module, tmp_path):
+    words = "--quick --cases zoo threads --json"
+    module("bench_gym").main([*words.split(), str(tmp_path / "found.json")])
+    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert [row["case"] for row in rows] == ["zoo", "threads", "threads"]
+    assert all(row["per_second"] > 100 for row in rows)

@@ -10,7 +10,7 @@ from torch import Tensor
 from lmpg.algorithms.shared.critic import Critic
 from lmpg.algorithms.shared.regularised import Regularised
 from lmpg.functional.kl import k3
-from lmpg.functional.policy_losses import clipped_surrogate, dual_clipped, log_ratio
+from lmpg.functional.policy_losses import clipped_surrogate, dual_clipped
 from lmpg.types import Credit, Evaluation, Minibatch, Rollout
 
 
@@ -40,8 +40,8 @@ class PPO(Regularised, Critic):
 
     def loss_terms(self, new: Evaluation, batch: Minibatch) -> dict[str, Tensor]:
         """`policy`, `value`, with a penalty `penalty`, and the regularisers."""
-        ratio = log_ratio(new.logprobs_BT, batch.old_logprobs_BT)
-        policy_BT = clipped_surrogate(ratio, batch.advantages_BT, self.clip, self.clip_high)
+        log_ratio_BT = new.logprobs_BT - batch.old_logprobs_BT
+        policy_BT = clipped_surrogate(log_ratio_BT, batch.advantages_BT, self.clip, self.clip_high)
         if self.dual_clip:
             policy_BT = dual_clipped(policy_BT, batch.advantages_BT, self.dual_clip)
         terms = {"policy": policy_BT, "value": self.value_term(new, batch)}

@@ -30,6 +30,11 @@ class Column:
     times: np.ndarray
     last: np.ndarray | None = None
 
+    @property
+    def num_chosen(self) -> int:
+        """Transitions."""
+        return int(np.count_nonzero(self.chosen))
+
     def cut_to(self, num_steps: int) -> None:
         """Keep only the first `num_steps` transitions as chosen."""
         surplus = self.chosen & (self.chosen.cumsum() > num_steps)
@@ -67,7 +72,8 @@ def rollout_of(columns: list[Column], features: np.ndarray, policy: Any) -> Roll
 
 def _rows(columns: list[np.ndarray]) -> Tensor:
     """T arrays [B, …] as one tensor [B, T, …]."""
-    return torch.from_numpy(np.stack(columns, axis=1))
+    joined = np.concatenate(columns).reshape(len(columns), *columns[0].shape)
+    return torch.from_numpy(np.ascontiguousarray(joined.swapaxes(0, 1)))
 
 
 def _next_values(
@@ -77,9 +83,8 @@ def _next_values(
     next_values_BT = torch.empty_like(values_BT)
     next_values_BT[:, :-1] = values_BT[:, 1:]
     next_values_BT[:, -1] = policy.values(torch.from_numpy(features))
-    places = [(b, t) for t, c in enumerate(columns) for b in np.flatnonzero(c.ended)]
-    if places:
-        last = np.concatenate([c.last for c in columns if c.last is not None])
-        rows, steps = torch.tensor(np.array(places)).T
-        next_values_BT[rows, steps] = policy.values(torch.from_numpy(last))
+    last = [c.last for c in columns if c.last is not None]
+    if last:
+        steps, rows = np.nonzero(np.stack([c.ended for c in columns]))
+        next_values_BT[rows, steps] = policy.values(torch.from_numpy(np.concatenate(last)))
     return next_values_BT

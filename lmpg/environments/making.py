@@ -9,8 +9,9 @@ from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
+from lmpg.environments.copies import Copies
 from lmpg.environments.problems import register_problems
 from lmpg.environments.rewind import Rewindable
 from lmpg.environments.settings import EnvSettings
@@ -69,7 +70,7 @@ def _make_native(settings: EnvSettings, num_envs: int) -> VectorEnv:
 
 
 def _make_copies(settings: EnvSettings, num_envs: int) -> VectorEnv:
-    kind = AsyncVectorEnv if settings.vectorization == "async" else SyncVectorEnv
+    kind = AsyncVectorEnv if settings.vectorization == "async" else Copies
     makers = [partial(_make_copy, settings.id, settings.kwargs, i) for i in range(num_envs)]
     return kind(makers, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
 

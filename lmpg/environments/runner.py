@@ -84,7 +84,7 @@ class Runner:
             column = self._step(policy, noise[len(columns)])
             if exact:
                 column.cut_to(until - self.num_steps)
-            self.num_steps += int(column.chosen.sum())
+            self.num_steps += column.num_chosen
             columns.append(column)
         return rollout_of(columns, self.normaliser.normalised(self._features), policy)
 
@@ -96,7 +96,7 @@ class Runner:
     def step(self, policy: ActingPolicy, noise: np.ndarray | None) -> Column:
         """One step of all copies, counted, for those who learn after each; `noise` as in `act`."""
         column = self._step(policy, noise)
-        self.num_steps += int(column.chosen.sum())
+        self.num_steps += column.num_chosen
         return column
 
     def _noise(self, policy: ActingPolicy, until: int, generator: torch.Generator) -> np.ndarray:
@@ -108,15 +108,23 @@ class Runner:
         features = self.normaliser.seen(self._features, chosen)
         actions = policy.act(features, noise)
         raw, rewards, terminated, truncated, info = self.envs.step(self.actions.for_env(actions))
-        ended = (terminated | truncated) & chosen
-        paid = self.normaliser.paid(rewards * chosen, chosen, ended)
+        if self.mode is AutoresetMode.NEXT_STEP:
+            rewards, terminated, truncated = (
+                rewards * chosen,
+                terminated & chosen,
+                truncated & chosen,
+            )
+        ended = terminated | truncated
+        paid = self.normaliser.paid(rewards, chosen, ended)
         times = self._lengths.copy()
-        column = Column(features, actions, paid, chosen, terminated & chosen, ended, times)
+        column = Column(features, actions, paid, chosen, terminated, ended, times)
         self._features = self.observations.features(raw)
-        self._count(rewards, column)
+        self._returns += rewards
+        self._lengths += chosen
         if self.mode is AutoresetMode.NEXT_STEP:
             self._resetting = ended
         if ended.any():
+            self._count(ended)
             column.last = self.normaliser.normalised(self._last_observations(ended, info))
         return column
 
@@ -131,10 +139,9 @@ class Runner:
             self._features = self.observations.features(raw)
         return last_features
 
-    def _count(self, rewards: np.ndarray, column: Column) -> None:
-        self._returns += rewards * column.chosen
-        self._lengths += column.chosen
-        for i in np.flatnonzero(column.ended):
+    def _count(self, ended: np.ndarray) -> None:
+        """Note the episodes that ended."""
+        for i in np.flatnonzero(ended):
             self.num_episodes += 1
             self.episodes.append((float(self._returns[i]), int(self._lengths[i])))
             self._returns[i] = self._lengths[i] = 0

@@ -81,4 +81,4 @@ class Actions:
         low, high = self.space.low, self.space.high
         if self.squash:
             shaped = low + (np.tanh(shaped) + 1) / 2 * (high - low)
-        return np.clip(shaped, low, high).astype(self.space.dtype, copy=False)
+        return np.minimum(np.maximum(shaped, low), high).astype(self.space.dtype, copy=False)

@@ -28,13 +28,21 @@ def gae(
     bootstrap_BT = torch.where(terminated_BT, 0.0, next_values_BT)
     deltas_BT = rewards_BT + gamma * bootstrap_BT - values_BT
     decay_BT = gamma * lam * (~ended_BT).to(deltas_BT.dtype)
-    advantages_TB = torch.zeros_like(deltas_BT.T)
-    carried_B = torch.zeros_like(deltas_BT[:, 0])
-    for t in reversed(range(deltas_BT.shape[1])):
-        summed_B = deltas_BT[:, t] + decay_BT[:, t] * carried_B
-        carried_B = torch.where(mask_BT[:, t], summed_B, carried_B)
-        advantages_TB[t] = carried_B
-    return torch.where(mask_BT, advantages_TB.T, 0.0)
+    sums_BT = decayed_sums(
+        deltas_BT.masked_fill(~mask_BT, 0.0), decay_BT.masked_fill(~mask_BT, 1.0)
+    )
+    return sums_BT.masked_fill(~mask_BT, 0.0)
+
+
+def decayed_sums(x_BT: Tensor, decay_BT: Tensor) -> Tensor:
+    """S_t = x_t + decay_t S_{t+1}, [B, T], in log₂ T rounds, each of which doubles how far it sees
+    (Hillis & Steele 1986, "Data parallel algorithms"); a loop over T takes T."""
+    sums_BT, decay_BT, reach = x_BT.clone(), decay_BT.clone(), 1
+    while reach < x_BT.shape[1]:
+        sums_BT[:, :-reach] += decay_BT[:, :-reach] * sums_BT[:, reach:]
+        decay_BT[:, :-reach] *= decay_BT[:, reach:].clone()
+        reach *= 2
+    return sums_BT
 
 
 def n_step_advantages(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -50,17 +51,20 @@ def policy_gradient(logprobs: Tensor, advantages: Tensor) -> Tensor:
 def clipped_surrogate(
     log_ratios: Tensor, advantages: Tensor, clip_low: float | None, clip_high: float | None
 ) -> Tensor:
-    """−min(ρA, clip(ρ, 1 − clip_low, 1 + clip_high) A) with ρ = exp(log_ratios).
+    """−min(ρA, clip(ρ, 1 − clip_low, 1 + clip_high) A) with ρ = exp(log_ratios), these cut at ±20.
 
     arXiv 1707.06347, eq. 7; the two bounds may differ as in arXiv 2503.14476, eq. 10: None for
     clip_high is the same as clip_low, None for clip_low is −ρA (eq. 6). No gradient where a step
-    already moved past the clip in the direction of its advantage.
+    already moved past the clip in the direction of its advantage: where A > 0 only the upper bound
+    matters, elsewhere only the lower one, so that one cut of the log-ratios is all.
     """
-    ratios = log_ratios.exp()
+    low, high = -MAX_LOG_RATIO, MAX_LOG_RATIO
     if clip_low is None:
-        return -ratios * advantages
-    clipped = ratios.clamp(1 - clip_low, 1 + (clip_low if clip_high is None else clip_high))
-    return -torch.minimum(ratios * advantages, clipped * advantages)
+        return -advantages * log_ratios.clamp(low, high).exp()
+    gains = advantages > 0
+    upper = torch.where(gains, math.log1p(clip_low if clip_high is None else clip_high), high)
+    lower = torch.where(gains, low, math.log1p(-clip_low) if clip_low < 1 else low)
+    return -advantages * log_ratios.clamp(lower, upper).exp()
 
 
 def dual_clipped(losses: Tensor, advantages: Tensor, bound: float) -> Tensor:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 def squared_error(values: Tensor, returns: Tensor) -> Tensor:
     """½ (V − R)²."""
-    return 0.5 * (values - returns).square()
+    errors = values - returns
+    return 0.5 * errors * errors
 
 
 def clipped_squared_error(

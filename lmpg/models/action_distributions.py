@@ -10,14 +10,22 @@ import torch
 from torch import Tensor, distributions, nn
 from torch.distributions import Distribution
 
+from lmpg.models import closed_forms
+from lmpg.models.closed_forms import ClosedForm
+
 
 class ActionDistribution(Protocol):
     """What the actor's last layer means. Its module holds whatever else is learned."""
 
     num_outputs: int
+    by_hand: bool
 
     def logprobs_and_entropy(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Of `actions`, both shaped like `outputs` without its last dimension."""
+        ...
+
+    def closed_form(self, outputs: np.ndarray, actions: np.ndarray) -> ClosedForm:
+        """The same of rows [N, …] in numpy, with gradients; where `by_hand` says it is known."""
         ...
 
     def noise(self, num_steps: int, num_envs: int, generator: torch.Generator) -> np.ndarray:
@@ -40,6 +48,8 @@ class ActionDistribution(Protocol):
 class Categorical(nn.Module):
     """Softmax over logits; sampled by inverting the cumulative distribution."""
 
+    by_hand = True
+
     def __init__(self, num_actions: int) -> None:
         super().__init__()
         self.num_outputs = num_actions
@@ -50,14 +60,19 @@ class Categorical(nn.Module):
         chosen = logprobs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
         return chosen, -(logprobs.exp() * logprobs).sum(-1)
 
+    def closed_form(self, outputs: np.ndarray, actions: np.ndarray) -> ClosedForm:
+        """See `lmpg.models.closed_forms`."""
+        return closed_forms.categorical(outputs, actions)
+
     def noise(self, num_steps: int, num_envs: int, generator: torch.Generator) -> np.ndarray:
         """Uniforms in [0, 1), one per step and environment."""
         return torch.rand(num_steps, num_envs, generator=generator).numpy()
 
     def sample(self, outputs: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """The first action whose cumulative weight exceeds the uniform."""
-        cumulative = np.exp(outputs - outputs.max(-1, keepdims=True)).cumsum(-1)
-        return (cumulative[:, :-1] <= noise[:, None] * cumulative[:, -1:]).sum(-1)
+        weights = np.exp(outputs - np.maximum.reduce(outputs, 1, keepdims=True))
+        cumulative = np.add.accumulate(weights, 1)
+        return np.add.reduce(cumulative[:, :-1] <= noise[:, None] * cumulative[:, -1:], 1)
 
     def mode(self, outputs: np.ndarray) -> np.ndarray:
         """Argmax."""
@@ -76,6 +91,7 @@ class DiagonalGaussian(nn.Module):
     """
 
     log_std: Tensor
+    by_hand = True
 
     def __init__(self, num_dimensions: int, initial_log_std: float, fixed: bool = False) -> None:
         super().__init__()
@@ -92,6 +108,10 @@ class DiagonalGaussian(nn.Module):
         constant = 0.5 * math.log(2 * math.pi)
         logprobs = (-0.5 * z.square() - self.log_std - constant).sum(-1)
         return logprobs, (self.log_std + constant + 0.5).sum().expand(logprobs.shape)
+
+    def closed_form(self, outputs: np.ndarray, actions: np.ndarray) -> ClosedForm:
+        """See `lmpg.models.closed_forms`."""
+        return closed_forms.gaussian(outputs, self.log_std.detach().numpy(), actions)
 
     def noise(self, num_steps: int, num_envs: int, generator: torch.Generator) -> np.ndarray:
         """Standard normals, one per step, environment and dimension."""

@@ -34,6 +34,7 @@ class FlatMLP(nn.Module):
         self.shapes = [(out, inputs) for inputs, out in itertools.pairwise(sizes)]
         self.flat = nn.Parameter(torch.zeros(sum(m * n + m for m, n in self.shapes)))
         self.twice = False
+        self._kept: tuple[int, list[tuple[np.ndarray, np.ndarray]]] | None = None
 
     def layers(self, flat: Tensor | None = None) -> list[Layer]:
         """(weight [out, in], bias [out]) of each layer: views of `flat`, or of a vector like it."""
@@ -55,14 +56,15 @@ class FlatMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs [..., out] of features [..., in]."""
-        plain = self.twice or x.requires_grad or x.device.type != "cpu"
-        if plain or x.dtype != torch.float32:
-            return self._by_autograd(x)
+        if not self.by_hand(x):
+            return self.last(self.hidden(x))
         rows = x.reshape(-1, x.shape[-1])
         return _Applied.apply(rows, self.flat, self).view(*x.shape[:-1], self.sizes[-1])
 
-    def _by_autograd(self, x: Tensor) -> Tensor:
-        return self.last(self.hidden(x))
+    def by_hand(self, x: Tensor) -> bool:
+        """Whether `run` and `pulled_back` give all that may be asked of outputs of `x`."""
+        plain = not (self.twice or x.requires_grad) and x.device.type == "cpu"
+        return plain and x.dtype == torch.float32
 
     def hidden(self, x: Tensor) -> Tensor:
         """What the last layer reads, [..., units]; for those that share it."""
@@ -77,21 +79,63 @@ class FlatMLP(nn.Module):
 
     def outputs(self, features: np.ndarray) -> np.ndarray:
         """The same in numpy, whose small products cost a tenth of torch's."""
+        return self.run(features)[0]
+
+    def run(self, features: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Outputs [N, out] of features [N, in], and what each layer read, for `pulled_back`."""
         *hidden, (weight, bias) = self._arrays()
-        x = features
+        states = [features]
         for w, b in hidden:
-            x = x @ w.T
+            x = np.dot(states[-1], w.T)
             x += b
             _activate(self.activation, x)
-        return x @ weight.T + bias
+            states.append(x)
+        found = np.dot(states[-1], weight.T)
+        found += bias
+        return found, states
+
+    def pulled_back(
+        self,
+        by_output: np.ndarray,
+        states: list[np.ndarray],
+        to_features: bool = False,
+        by_hidden: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """A loss's gradient by the outputs as that by `flat` and, if asked for, by the features.
+
+        by_hidden: what others that read the last hidden layer add to the gradient there.
+        """
+        grad, found = by_output, np.empty(self.flat.shape[0], dtype=np.float32)
+        slots, ones = self._cut(found), np.ones(len(by_output), dtype=np.float32)
+        for i, (weight, _) in reversed(list(enumerate(self._arrays()))):
+            x, (weight_grad, bias_grad) = states[i], slots[i]
+            np.dot(grad.T, x, out=weight_grad)
+            np.dot(ones, grad, out=bias_grad)
+            if not (i or to_features):
+                return found, None
+            grad = np.dot(grad, weight)
+            if by_hidden is not None and i == len(slots) - 1:
+                grad += by_hidden
+            if i:
+                _SLOPES[self.activation](grad, x)
+        return found, grad
 
     def _arrays(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """The layers as arrays that share their memory, kept for as long as it is the same."""
-        data = self.flat.data_ptr()
-        if getattr(self, "_kept", (None,))[0] != data:
-            layers = self.layers(self.flat.detach())
-            self._kept = (data, [(w.numpy(), b.numpy()) for w, b in layers])
+        flat = self.flat
+        place = flat.data_ptr()
+        if self._kept is None or self._kept[0] != place:
+            self._kept = (place, self._cut(flat.detach().numpy()))
         return self._kept[1]
+
+    def _cut(self, flat: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Views of a vector like `flat`, as `layers` has them."""
+        found, start = [], 0
+        for out, inputs in self.shapes:
+            end = start + out * inputs
+            found.append((flat[start:end].reshape(out, inputs), flat[end : end + out]))
+            start = end + out
+        return found
 
 
 def _activate(activation: Activation, x: np.ndarray) -> None:
@@ -105,31 +149,30 @@ class _Applied(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, flat, network):
         ctx.save_for_backward(flat)  # so that autograd notices a change before backward
-        ctx.network, ctx.states = network, [x]
-        *hidden, (weight, bias) = network.layers(flat.detach())
-        for w, b in hidden:
-            x = torch.addmm(b, x, w.T)
-            _activate(network.activation, x.numpy())
-            ctx.states.append(x)
-        return torch.addmm(bias, x, weight.T)
+        found, ctx.states = network.run(x.numpy())
+        ctx.network = network
+        return torch.from_numpy(found)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        (flat,) = ctx.saved_tensors
-        found = torch.empty_like(flat)
-        slots, layers = ctx.network.layers(found), ctx.network.layers(flat)
-        for i, (weight, _) in reversed(list(enumerate(layers))):
-            x, (weight_grad, bias_grad) = ctx.states[i], slots[i]
-            torch.mm(grad.T, x, out=weight_grad)
-            torch.sum(grad, 0, out=bias_grad)
-            if i:
-                grad = _SLOPES[ctx.network.activation](grad @ weight, x)
-        return None, found, None
+        ctx.saved_tensors  # noqa: B018
+        found, _ = ctx.network.pulled_back(grad.numpy(), ctx.states)
+        return None, torch.from_numpy(found), None
 
 
-# (gradient of the activation's outputs, these outputs) → that of its inputs
-_SLOPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "tanh": torch.ops.aten.tanh_backward,
-    "relu": lambda grad, outputs: torch.where(outputs > 0, grad, 0.0),
+def _tanh_slope(grad: np.ndarray, outputs: np.ndarray) -> None:
+    slope = outputs * outputs
+    np.subtract(1, slope, out=slope)
+    grad *= slope
+
+
+def _relu_slope(grad: np.ndarray, outputs: np.ndarray) -> None:
+    grad *= outputs > 0
+
+
+# the gradient of an activation's outputs, given these, becomes that of its inputs
+_SLOPES: dict[str, Callable[[np.ndarray, np.ndarray], None]] = {
+    "tanh": _tanh_slope,
+    "relu": _relu_slope,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,12 +14,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmpg.models.action_distributions import ActionDistribution, Categorical, DiagonalGaussian
+from lmpg.models.evaluated import Evaluated, evaluation
 from lmpg.models.flat_mlp import FlatMLP
 from lmpg.models.multi_discrete import MultiDiscrete
 from lmpg.models.settings import PolicySettings
 from lmpg.models.squashed import SquashedGaussian
 from lmpg.sections import UserError
 from lmpg.types import Evaluation
+
+Backward = Callable[..., None]
+"""Adds what gradients by log-probs, entropy and values make of the parameters' gradients."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +62,28 @@ class MLPPolicy(nn.Module):
         if self.critic is not None:
             self.critic.initialise(1.0, generator)
 
+    def differentiated(self, inputs: dict[str, Tensor]) -> tuple[Evaluation, Backward] | None:
+        """What `evaluate` gives, without a graph, and the way back; None where that must be
+        autograd's."""
+        observations, actions = inputs["observations"], inputs["actions"]
+        if not self._by_hand(observations):
+            return None
+        seen = Evaluated(self, observations, actions)
+        return Evaluation(*seen.tensors), seen.backward
+
+    def _by_hand(self, observations: Tensor) -> bool:
+        return self.distribution.by_hand and self.actor.by_hand(observations)
+
     def evaluate(self, inputs: dict[str, Tensor]) -> Evaluation:
         """Of `observations` [B, T, features] and the `actions` taken there."""
-        observations = inputs["observations"]
+        observations, actions = inputs["observations"], inputs["actions"]
+        if self._by_hand(observations):
+            return evaluation(self, observations, actions)
         if self.shared:
             observations = self.actor.hidden(observations)
         outputs = self.actor.last(observations) if self.shared else self.actor(observations)
         values_BT = None if self.critic is None else self.critic(observations).squeeze(-1)
-        logprobs_BT, entropy_BT = self.distribution.logprobs_and_entropy(outputs, inputs["actions"])
+        logprobs_BT, entropy_BT = self.distribution.logprobs_and_entropy(outputs, actions)
         return Evaluation(logprobs_BT, entropy_BT, values_BT)
 
     def values(self, observations: Tensor) -> Tensor:

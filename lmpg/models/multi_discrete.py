@@ -10,7 +10,9 @@ from torch import Tensor, distributions, nn
 from torch.distributions import Distribution
 from torch.nn.functional import pad
 
+from lmpg.models import closed_forms
 from lmpg.models.action_distributions import Categorical
+from lmpg.models.closed_forms import ClosedForm
 
 NEVER = -1e9
 """A logit whose probability is exactly 0."""
@@ -18,6 +20,8 @@ NEVER = -1e9
 
 class MultiDiscrete(nn.Module):
     """A categorical per dimension; the actor's outputs are their logits one after the other."""
+
+    by_hand = True
 
     def __init__(self, choices: tuple[int, ...]) -> None:
         super().__init__()
@@ -37,6 +41,13 @@ class MultiDiscrete(nn.Module):
         ]
         logprobs, entropies = zip(*found)
         return torch.stack(logprobs).sum(0), torch.stack(entropies).sum(0)
+
+    def closed_form(self, outputs: np.ndarray, actions: np.ndarray) -> ClosedForm:
+        """See `lmpg.models.closed_forms`."""
+        parts = zip(self._slices, actions.T)
+        return closed_forms.joint(
+            [closed_forms.categorical(outputs[:, cut], chosen) for cut, chosen in parts]
+        )
 
     def noise(self, num_steps: int, num_envs: int, generator: torch.Generator) -> np.ndarray:
         """Uniforms in [0, 1), one per step, environment and dimension."""

@@ -22,6 +22,8 @@ class SquashedGaussian(DiagonalGaussian):
     environment gets tanh(u) stretched to its bounds; densities are those of a in (−1, 1).
     """
 
+    by_hand = False  # its entropy is left to autograd
+
     def __init__(self, num_dimensions: int, initial_log_std: float, fixed: bool = False) -> None:
         super().__init__(num_dimensions, initial_log_std, fixed)
         nodes, weights = np.polynomial.hermite.hermgauss(NODES)

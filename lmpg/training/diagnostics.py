@@ -1,6 +1,8 @@
-"""What an update did, summed on the device as it happens and reduced once at the end."""
+"""What an update did: kept as it happens, summed many micro-batches at once, told at the end."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -8,6 +10,11 @@ from torch import Tensor
 from lmpg.functional.kl import k3
 from lmpg.training.processes import Processes
 from lmpg.types import Evaluation, Minibatch
+
+Columns = dict[str, Tensor]
+Gradients = dict[str, list[Tensor | None]]
+PENDING = 1 << 16
+"""Steps that are kept at most before they are summed: sums of few numbers cost their calls."""
 
 
 class Diagnostics:
@@ -18,12 +25,14 @@ class Diagnostics:
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
-        self._sums: dict[tuple[str, ...], Tensor] = {}
+        self._pending: list[Columns] = []
+        self._num_pending = 0
+        self._sums: dict[str, Tensor] = {}
         self._largest_ratio: Tensor | None = None
-        self._norms: list[Tensor] = []
+        self._norms: list[float] = []
         self._skipped = 0
         self._left_out = 0
-        self._minibatch: list[Tensor] = []  # [Σ KL, steps] of each micro-batch of the newest one
+        self._minibatch: list[Columns] = []  # the micro-batches of the newest one
         self._stepped = False
 
     @torch.no_grad()
@@ -31,44 +40,31 @@ class Diagnostics:
         self,
         new: Evaluation,
         batch: Minibatch,
-        losses: dict[str, Tensor],
-        gradients: dict[str, list[Tensor | None]],
+        terms: dict[str, Tensor],
+        weights_BT: Tensor,
+        gradients: Gradients,
     ) -> None:
-        """Count one micro-batch; `gradients` are those of each loss by log-prob, entropy, value."""
-        mask = batch.mask_BT
-        ratios = torch.where(mask, (new.logprobs_BT - batch.old_logprobs_BT).exp(), 0)
-        with_advantage = mask & (batch.advantages_BT != 0)
-        policy_gradient = gradients["policy"][0]
-        found = {
-            "kl": _sum(k3(batch.old_logprobs_BT, new.logprobs_BT), mask),
-            "steps": _count(mask),
-            "ratio": ratios.sum(),
-            "entropy": _sum(new.entropy_BT, mask),
-            "with_advantage": _count(with_advantage),
-        }
-        if policy_gradient is not None:
-            found["clipped"] = _count(with_advantage & (policy_gradient == 0))
-        if "value" in gradients and batch.old_values_BT is not None:
-            value_gradient = gradients["value"][-1]
-            off_target = mask & (new.values_BT != batch.returns_BT)
-            found["off_target"] = _count(off_target)
-            found["value_clipped"] = _count(off_target & (value_gradient == 0))
-        found |= {f"loss/{name}": loss.detach() for name, loss in losses.items()}
-        sums = torch.stack(list(found.values()))  # float64, as counts are
-        names = tuple(found)
-        self._sums[names] = self._sums[names] + sums if names in self._sums else sums
+        """Count one micro-batch; `gradients` are those of each term by log-prob, entropy, value."""
+        known = _columns(new, batch, weights_BT, gradients)
+        known |= {f"loss/{name}": term_BT.detach() for name, term_BT in terms.items()}
+        other = self._pending and self._pending[0].keys() != known.keys()
+        if other or self._num_pending >= PENDING:
+            self._sum_up()
+        self._pending.append(known)
+        self._num_pending += batch.mask_BT.numel()
         self._minibatch = [] if self._stepped else self._minibatch
-        self._minibatch.append(sums[:2])
+        self._minibatch.append(known)
         self._stepped = False
-        largest = ratios.max()
-        self._largest_ratio = (
-            largest if self._largest_ratio is None else torch.maximum(largest, self._largest_ratio)
-        )
 
+    @torch.no_grad()
     def newest_kl(self) -> float:
         """KL(π_old ‖ π) per step of the newest minibatch, over all ranks."""
         zero = torch.zeros(2, dtype=torch.float64, device=self._processes.device)
-        kl, steps = self._processes.sum(torch.stack([zero, *self._minibatch]).sum(0)).tolist()
+        parts = [zero]
+        if self._minibatch:
+            sums = _sums(_joined(self._minibatch))
+            parts.append(torch.stack([sums["kl"], sums["steps"]]))
+        kl, steps = self._processes.sum(torch.stack(parts).sum(0)).tolist()
         return kl / max(steps, 1.0)
 
     def add_left_out(self) -> None:
@@ -76,17 +72,18 @@ class Diagnostics:
         enough."""
         self._left_out += 1
 
-    def add_optimizer_step(self, gradient_norm: Tensor, finite: bool) -> None:
+    def add_optimizer_step(self, gradient_norm: float) -> None:
         """Count one optimizer step, by the global norm of its gradient before clipping; one whose
         gradient is not finite is not taken."""
         self._stepped = True
-        if finite:
-            self._norms.append(gradient_norm.detach())
+        if math.isfinite(gradient_norm):
+            self._norms.append(gradient_norm)
         else:
             self._skipped += 1
 
     def metrics(self) -> dict[str, float]:
         """Names of design section 9: means over chosen steps of all minibatches and ranks."""
+        self._sum_up()
         sums = self._reduced()
         steps = max(sums["steps"], 1.0)
         minibatches = len(self._norms) + self._skipped + self._left_out
@@ -110,15 +107,26 @@ class Diagnostics:
 
     def _mean_norm(self) -> float:
         if self._norms:
-            return float(torch.stack(self._norms).mean())
+            return sum(self._norms) / len(self._norms)
         # 0 where the policy had gone far enough before the first step: that is no failure
         return float("nan") if self._skipped else 0.0
 
+    @torch.no_grad()
+    def _sum_up(self) -> None:
+        """Sum what is pending and let go of it."""
+        if not self._pending:
+            return
+        seen = _joined(self._pending)
+        for name, sums in _sums(seen).items():
+            self._sums[name] = self._sums[name] + sums if name in self._sums else sums
+        largest = _ratios(seen).max()
+        known = self._largest_ratio
+        self._largest_ratio = largest if known is None else torch.maximum(largest, known)
+        self._pending, self._num_pending = [], 0
+
     def _reduced(self) -> dict[str, float]:
         zero = torch.zeros((), dtype=torch.float64, device=self._processes.device)
-        mine: dict[str, Tensor] = {}
-        for names, sums in self._sums.items():
-            mine |= {name: mine.get(name, zero) + x for name, x in zip(names, sums)}
+        mine = self._sums
         every = sorted({n for names in self._processes.gather_list([list(mine)]) for n in names})
         summed = self._processes.sum(torch.stack([mine.get(name, zero) for name in every]))
         return dict(zip(every, summed.tolist()))
@@ -128,9 +136,58 @@ class Diagnostics:
         return max(self._processes.gather_list([mine]))
 
 
+def _columns(
+    new: Evaluation, batch: Minibatch, weights_BT: Tensor, gradients: Gradients
+) -> Columns:
+    found = {
+        "mask": batch.mask_BT,
+        "new": new.logprobs_BT,
+        "old": batch.old_logprobs_BT,
+        "advantage": batch.advantages_BT,
+        "entropy": new.entropy_BT,
+        "weight": weights_BT,
+        "policy_gradient": gradients["policy"][0],
+    }
+    if "value" in gradients and batch.old_values_BT is not None:
+        found["off_target"] = new.values_BT != batch.returns_BT
+        found["value_gradient"] = gradients["value"][-1]
+    return {name: x for name, x in found.items() if x is not None}
+
+
+def _joined(parts: list[Columns]) -> Columns:
+    """All steps of some micro-batches, one after the other."""
+    return {name: torch.cat([part[name].reshape(-1) for part in parts]) for name in parts[0]}
+
+
+def _ratios(seen: Columns) -> Tensor:
+    return torch.where(seen["mask"], (seen["new"] - seen["old"]).exp(), 0)
+
+
+def _sums(seen: Columns) -> dict[str, Tensor]:
+    """What `Diagnostics.metrics` divides by one another, in float64 to add up further."""
+    mask = seen["mask"]
+    with_advantage = mask & (seen["advantage"] != 0)
+    found = {
+        "kl": _sum(k3(seen["old"], seen["new"]), mask),
+        "steps": _count(mask),
+        "ratio": _ratios(seen).sum().double(),
+        "entropy": _sum(seen["entropy"], mask),
+        "with_advantage": _count(with_advantage),
+    }
+    if "policy_gradient" in seen:
+        found["clipped"] = _count(with_advantage & (seen["policy_gradient"] == 0))
+    if "off_target" in seen:
+        off_target = mask & seen["off_target"]
+        found["off_target"] = _count(off_target)
+        found["value_clipped"] = _count(off_target & (seen["value_gradient"] == 0))
+    losses = [name for name in seen if name.startswith("loss/")]
+    weight = seen["weight"]
+    return found | {name: _sum(seen[name] * weight, weight > 0) for name in losses}
+
+
 def _count(mask: Tensor) -> Tensor:
-    return mask.sum(dtype=torch.float64)
+    return mask.count_nonzero().double()
 
 
 def _sum(x: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, x, 0).sum()
+    return torch.where(mask, x, 0).sum().double()

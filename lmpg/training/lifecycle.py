@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-import torch
-
 from lmpg.sections import UserError
 from lmpg.training import checkpoint
 from lmpg.training.freed_memory import keep_freed_memory
@@ -16,12 +14,13 @@ from lmpg.training.loop import Loop, RunStopped
 from lmpg.training.processes import Processes
 from lmpg.training.report import write_report
 from lmpg.training.run_folder import FINISHED, RunFolder, open_run, versions, write_summary
+from lmpg.training.threads import limit_threads
 
 
 def begin(settings: Any, name: str, processes: Processes) -> RunFolder:
     """Take hold of the run's folder, the same on every rank; says so where it has finished."""
     if settings.run.torch_threads:
-        torch.set_num_threads(settings.run.torch_threads)
+        limit_threads(settings.run.torch_threads)
     keep_freed_memory()
     folder = processes.on_main(lambda: open_run(settings, name))
     if folder.status == "finished" and processes.is_main:

@@ -10,7 +10,7 @@ def microbatches(inputs: dict[str, Tensor], rows: int, tokens: int = 0) -> list[
     """Indices of the rows [B] of each forward: `rows` at most, and where there are `tokens` (not 0)
     no more than these with padding. Longest first, rows of like length together."""
     count = len(next(iter(inputs.values())))
-    if "response_lengths" not in inputs:
+    if "response_lengths" not in inputs:  # nothing is padded, so the order is of no matter
         return list(torch.arange(count).split(rows)) if count else []
     prompt_B, response_B = (inputs[f"{name}_lengths"].cpu() for name in ("prompt", "response"))
     order = (prompt_B + response_B).argsort(stable=True, descending=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lmpg.training.processes import Processes
+from lmpg.training.quick_steps import clipped, few_and_small, take_step
 from lmpg.training.settings import OptimizerSettings, UpdateSettings
 
 CRITIC = ("critic.", "value_head.")  # how the parameters of a policy's critic are called
@@ -50,15 +51,22 @@ def scheduled(settings: OptimizerSettings, step: int, total_steps: int) -> float
 
 def stepped(
     optimizer: torch.optim.Optimizer, settings: OptimizerSettings, processes: Processes
-) -> Tensor:
+) -> float:
     """Step on the gradients of all ranks, clipped; returns their norm before clipping.
 
     Gradients that are inf or NaN are dropped without a step.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     processes.sum_gradients(parameters)
-    norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-    if norm.isfinite():
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    if few_and_small(parameters):
+        norm = clipped(parameters, settings.max_grad_norm)
+    else:
+        total = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = float(total)
+        if norm > settings.max_grad_norm:
+            nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, total)
+    if math.isfinite(norm):
+        take_step(optimizer)
+    for p in parameters:
+        p.grad = None
     return norm

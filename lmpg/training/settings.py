@@ -137,7 +137,7 @@ class AnyRunSettings(Section):
     trackers: tuple[Literal["tensorboard"], ...] = ()
     """Further places for the metrics, beside metrics.jsonl."""
     torch_threads: int = Field(0, ge=0)
-    """CPU threads of torch; 0 leaves torch's choice."""
+    """CPU threads of torch and numpy; 0 leaves them their choice."""
 
 
 class RunSettings(AnyRunSettings):
@@ -170,4 +170,5 @@ class GymRunSettings(AnyRunSettings):
     target_return: float | None = None
     """Ends the run once the mean return of the last 100 training episodes is at least this."""
     torch_threads: int = Field(1, ge=0)
-    """CPU threads of torch; small networks are fastest on one. 0 leaves torch's choice."""
+    """CPU threads of torch and numpy; small networks are fastest on one. 0 leaves them their
+    choice."""

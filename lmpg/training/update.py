@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lmpg.functional.masking import loss_weights
+from lmpg.functional.masking import Reduction, loss_weights
 from lmpg.training.diagnostics import Diagnostics
 from lmpg.training.microbatches import microbatches
 from lmpg.training.optimizer import policy_adamw, scheduled, stepped
@@ -54,21 +55,27 @@ class Updater:
         whole = Minibatch.of(rollout, credit)
         if "observations" in whole.inputs:
             whole = _chosen_steps(whole)
+        # inputs stay on the host, where lengths can be read without waiting for the device
+        whole = replace(whole.to(self.processes.device), inputs=whole.inputs)
         learning_rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group["scale"]
         diagnostics = Diagnostics(self.processes)
-        for rows in self._minibatches(len(whole.mask_BT), step):
-            if not self._optimizer_step(algorithm, whole, rows, diagnostics):
+        for minibatch in self._minibatches(whole, step):
+            if not self._optimizer_step(algorithm, minibatch, diagnostics):
                 break
         return {**diagnostics.metrics(), "learning_rate": learning_rate}
 
-    def _minibatches(self, num_rows: int, step: int) -> Iterator[Tensor]:
-        """Row indices of each minibatch of all epochs, shuffled anew in each."""
+    def _minibatches(self, whole: Minibatch, step: int) -> Iterator[Minibatch]:
+        """Those of all epochs; rows are shuffled anew in each, unless they all stay together."""
+        num_rows = len(whole.mask_BT)
+        count = self._num_minibatches(num_rows)
         for epoch in range(self.settings.epochs):
+            if count == 1:
+                yield whole
+                continue
             shuffle = generator(self.seed, "minibatches", step, epoch)
-            order = torch.randperm(num_rows, generator=shuffle)
-            yield from order.tensor_split(self._num_minibatches(num_rows))
+            yield from whole.rows(torch.randperm(num_rows, generator=shuffle)).split(count)
 
     def _num_minibatches(self, num_rows: int) -> int:
         """Of equal size as far as possible: environments may hand over a few rows more or less
@@ -89,28 +96,33 @@ class Updater:
         self.optimizer.load_state_dict({**whole, "state": state["optimizer"]})
 
     def _optimizer_step(
-        self, algorithm: Algorithm, whole: Minibatch, rows: Tensor, diagnostics: Diagnostics
+        self, algorithm: Algorithm, minibatch: Minibatch, diagnostics: Diagnostics
     ) -> bool:
         """False where the policy has gone far enough already, so that the step is not taken."""
-        mask_BT = whole.mask_BT.index_select(0, rows)
-        weights_BT = loss_weights(mask_BT, algorithm.reduction, self.max_length)
-        mine = torch.arange(self.processes.rank, len(rows), self.processes.count)
-        # with fewer rows than processes, some have none
-        share = whole.rows(rows.index_select(0, mine))
-        sizes = (self.settings.microbatch_size, self.settings.microbatch_tokens)
-        parts = microbatches(share.inputs, *sizes)
-        for part in parts:
-            batch = share if len(parts) == 1 else share.rows(part)
-            chosen = mine if len(parts) == 1 else mine[part]
-            weights = weights_BT.index_select(0, chosen).to(self.processes.device)
-            self._accumulate(algorithm, batch, weights, diagnostics)
+        weights_BT = self._weights(minibatch, algorithm.reduction)
+        if self.processes.count > 1:  # with fewer rows than processes, some have none
+            mine = torch.arange(self.processes.rank, len(weights_BT), self.processes.count)
+            minibatch, weights_BT = minibatch.rows(mine), _rows(weights_BT, mine)
+        rows, tokens = self.settings.microbatch_size, self.settings.microbatch_tokens
+        if len(weights_BT) <= rows and not tokens:
+            self._accumulate(algorithm, minibatch, weights_BT, diagnostics)
+        else:
+            for part in microbatches(minibatch.inputs, rows, tokens):
+                weights = _rows(weights_BT, part)
+                self._accumulate(algorithm, minibatch.rows(part), weights, diagnostics)
         if self.settings.target_kl and diagnostics.newest_kl() > 1.5 * self.settings.target_kl:
             self.optimizer.zero_grad(set_to_none=True)
             diagnostics.add_left_out()
             return False
         norm = stepped(self.optimizer, self.settings, self.processes)
-        diagnostics.add_optimizer_step(norm, bool(norm.isfinite()))
+        diagnostics.add_optimizer_step(norm)
         return True
+
+    def _weights(self, minibatch: Minibatch, reduction: Reduction) -> Tensor:
+        """Rows of single steps, all of them chosen, weigh the same under every reduction."""
+        if "observations" in minibatch.inputs:
+            return _equal_weights(len(minibatch.mask_BT))
+        return loss_weights(minibatch.mask_BT, reduction, self.max_length)
 
     def _accumulate(
         self,
@@ -119,17 +131,13 @@ class Updater:
         weights_BT: Tensor,
         diagnostics: Diagnostics,
     ) -> None:
-        # inputs stay on the host, where lengths can be read without waiting for the device
-        new = self.policy.evaluate(batch.inputs)  # type: ignore[operator]
-        batch = replace(batch, inputs={}).to(self.processes.device)
+        leaf, backward = _differentiated(self.policy, batch.inputs)
         if self.old_is_new:
-            batch = replace(batch, old_logprobs_BT=new.logprobs_BT.detach())
-        leaf = _detached(new)
+            batch = replace(batch, old_logprobs_BT=leaf.logprobs_BT.detach())
         terms = algorithm.loss_terms(leaf, batch)
-        losses = {name: _weighted(term_BT, weights_BT) for name, term_BT in terms.items()}
-        gradients = _gradients(losses, leaf)
-        diagnostics.add(leaf, batch, losses, gradients)
-        _backward(new, gradients)
+        gradients = _gradients(terms, weights_BT, leaf)
+        diagnostics.add(leaf, batch, terms, weights_BT, gradients)
+        backward(*_summed(gradients))
 
 
 def _chosen_steps(whole: Minibatch) -> Minibatch:
@@ -138,20 +146,24 @@ def _chosen_steps(whole: Minibatch) -> Minibatch:
     return steps.rows(steps.mask_BT.squeeze(1).nonzero().squeeze(1))
 
 
-def _detached(new: Evaluation) -> Evaluation:
-    """The evaluation as leaves, so that each term's gradient can be looked at before it enters
-    the model."""
-    values = new.values_BT
-    return Evaluation(
-        new.logprobs_BT.detach().requires_grad_(),
-        new.entropy_BT.detach().requires_grad_(),
-        None if values is None else values.detach().requires_grad_(),
-    )
+def _differentiated(
+    policy: Any, inputs: dict[str, Tensor]
+) -> tuple[Evaluation, Callable[..., None]]:
+    """What the policy thinks, as leaves, so that each term's gradient can be looked at before it
+    enters the model; and the way there, which takes the gradients by log-probs, entropy, values."""
+    by_hand = policy.differentiated(inputs) if hasattr(policy, "differentiated") else None
+    new, backward = by_hand or (policy.evaluate(inputs), None)
+    leaf = Evaluation(*[x.detach().requires_grad_() for x in _leaves(new)])
+    return leaf, backward or partial(_backward, _leaves(new))
 
 
-def _weighted(term_BT: Tensor, weights_BT: Tensor) -> Tensor:
-    """Σ term·weight; what is masked out may be anything, NaN too."""
-    return (torch.where(weights_BT > 0, term_BT, 0) * weights_BT).sum()
+@lru_cache(maxsize=8)
+def _equal_weights(count: int) -> Tensor:
+    return torch.full((count, 1), 1 / max(1, count))
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    return x.index_select(0, index.to(x.device))
 
 
 def _leaves(evaluation: Evaluation) -> list[Tensor]:
@@ -159,33 +171,47 @@ def _leaves(evaluation: Evaluation) -> list[Tensor]:
     return [x for x in found if x is not None]
 
 
-def _gradients(losses: dict[str, Tensor], leaf: Evaluation) -> dict[str, list[Tensor | None]]:
-    """Per named loss, its gradient with respect to log-probs, entropy and values.
+def _gradients(
+    terms: dict[str, Tensor], weights_BT: Tensor, leaf: Evaluation
+) -> dict[str, list[Tensor | None]]:
+    """Per named term, the gradient of Σ term·weight with respect to log-probs, entropy and values.
 
     Those of `policy`, `entropy` and `value` come from one call, as each depends on one of the three
-    alone (see `lmpg.types.Algorithm.loss_terms`).
+    alone (see `lmpg.types.Algorithm.loss_terms`). What is masked out may be anything, NaN too.
     """
     leaves = _leaves(leaf)
-    alone = [name for name in ("policy", "entropy", "value") if name in losses]
-    together = sum(losses[name] for name in alone)
-    found = torch.autograd.grad(together, leaves, retain_graph=True, allow_unused=True)  # type: ignore
     place = {"policy": 0, "entropy": 1, "value": 2}
+    alone = [name for name in place if name in terms]
+    others = [name for name in terms if name not in place]
+    found = torch.autograd.grad(
+        [terms[name] for name in alone],
+        leaves,
+        [weights_BT] * len(alone),
+        retain_graph=bool(others),
+        allow_unused=True,
+    )
     gradients: dict[str, list[Tensor | None]] = {
         name: [x if i == place[name] else None for i, x in enumerate(found)] for name in alone
     }
-    for name in losses.keys() - place.keys():
-        grads = torch.autograd.grad(losses[name], leaves, retain_graph=True, allow_unused=True)
+    for name in others:
+        grads = torch.autograd.grad(
+            terms[name], leaves, weights_BT, retain_graph=True, allow_unused=True
+        )
         gradients[name] = list(grads)
     return gradients
 
 
-def _backward(new: Evaluation, gradients: dict[str, list[Tensor | None]]) -> None:
-    """Send the summed gradients of all terms through the model, where they are needed."""
-    outputs, grads = [], []
-    for i, output in enumerate(_leaves(new)):
-        parts = [part for g in gradients.values() if (part := g[i]) is not None]
-        if parts and output.requires_grad:
-            outputs.append(output)
-            grads.append(parts[0] if len(parts) == 1 else torch.stack(parts).sum(0))
-    if outputs:
-        torch.autograd.backward(outputs, grads)
+def _summed(gradients: dict[str, list[Tensor | None]]) -> list[Tensor | None]:
+    """Over all terms: by log-probs, entropy and values."""
+    found: list[Tensor | None] = []
+    for parts in zip(*gradients.values()):
+        known = [part for part in parts if part is not None]
+        found.append(torch.stack(known).sum(0) if len(known) > 1 else next(iter(known), None))
+    return found
+
+
+def _backward(outputs: list[Tensor], *gradients: Tensor | None) -> None:
+    """Send gradients by `outputs` through the model, where they are needed."""
+    pairs = [(x, g) for x, g in zip(outputs, gradients) if g is not None and x.requires_grad]
+    if pairs:
+        torch.autograd.backward([x for x, _ in pairs], [g for _, g in pairs])
