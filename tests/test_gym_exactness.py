@@ -70,7 +70,12 @@ def test_an_interrupted_run_with_its_statistics_goes_on_bit_for_bit(name, tmp_pa
 @pytest.mark.parametrize("total", [63, 64, 65, 66, 129, 191])
 def test_a_run_has_exactly_the_steps_that_were_asked_for(total, tmp_path):
     for name, env in (("a2c", "CartPole-v1"), ("trpo", "CartPole-v1"), ("a2c", "Acrobot-v1")):
-        flags = {"env.id": env, "env.kwargs": "{}", "env.num-envs": 16, "run.total-timesteps": total}
+        flags = {
+            "env.id": env,
+            "env.kwargs": "{}",
+            "env.num-envs": 16,
+            "run.total-timesteps": total,
+        }
         folder = run(tmp_path / f"{name}-{env}", name, **flags)
         assert [line["num_steps"] for line in metrics(folder)][-1] == total
 
