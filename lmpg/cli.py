@@ -53,6 +53,7 @@ def parse(
     from_yaml = read_yaml(config) if config else {}
     algorithm = from_yaml.get("algorithm")
     name_in_yaml = algorithm.pop("name", None) if isinstance(algorithm, dict) else None
+    names = list(settings) if isinstance(settings, Mapping) else []
     settings, name = _with_algorithm(settings, name_flag or name_in_yaml)
 
     problems = misplaced(settings, from_yaml, str(config)) + _wrong_flags(settings, flags)
@@ -69,7 +70,8 @@ def parse(
 
     help_wanted = "-h" in flags or "--help" in flags
     shown = preset(merged(from_yaml, named)) if help_wanted else {}
-    from_flags = _read_flags(settings, flags, merged(defaults_of(settings), shown, from_yaml))
+    all_shown = merged(defaults_of(settings), shown, from_yaml)
+    from_flags = _read_flags(settings, flags, all_shown, _names_text(names, name))
     made = preset(merged(from_yaml, from_flags, named))
     return validated(settings, merged(defaults_of(settings), made, from_yaml, from_flags))
 
@@ -160,12 +162,24 @@ def _field(settings: type[BaseModel], path: str) -> FieldInfo:
     return settings.model_fields[leaf]
 
 
-def _read_flags(settings: type[BaseModel], argv: list[str], shown: Values) -> Values:
+def _names_text(names: list[str], name: str | None) -> str:
+    """What --help says where the method is chosen by its name."""
+    if not names:
+        return ""
+    return (
+        f"\n\n--algorithm.name NAME picks the method, one of {', '.join(names)}; the settings "
+        f"below are those of {name}."
+    )
+
+
+def _read_flags(
+    settings: type[BaseModel], argv: list[str], shown: Values, more_help: str
+) -> Values:
     """The flags that were given, as nested dicts of raw values; --help shows `shown`."""
     origin = settings.__pydantic_generic_metadata__["origin"] or settings
     text = (
         f"{origin.__doc__}\n\n--config FILE reads settings from a YAML file with the same "
-        "names (sections with settings below them); flags win over it."
+        f"names (sections with settings below them); flags win over it.{more_help}"
     )
     given = tyro.cli(_mirror(settings, shown), args=argv, description=text)
     return _without_empty_sections(given)
@@ -211,7 +225,10 @@ def _raw(field: FieldInfo, word: str) -> Any:
     if word in ("None", "none", "null") and NoneType in get_args(field.annotation):
         return None
     if get_origin(field.annotation) is dict:
-        return yaml.safe_load(word)
+        try:
+            return yaml.safe_load(word)
+        except yaml.YAMLError:
+            pass
     return word
 
 

@@ -170,12 +170,7 @@ class GymSettings(Section, Generic[A]):
 
     @model_validator(mode="after")
     def _whole_rows(self) -> GymSettings:
-        if self.update.rollout_size % self.env.num_envs:
-            raise ValueError(
-                f"update.rollout_size = {self.update.rollout_size} is not a multiple of "
-                f"env.num_envs = {self.env.num_envs}; every environment steps equally often. "
-                f"Set env.num_envs to a divisor of {self.update.rollout_size}"
-            )
+        refuse_uneven_rows(self.update.rollout_size, self.env.num_envs)
         return self
 
     @model_validator(mode="after")
@@ -202,6 +197,16 @@ class GymSettings(Section, Generic[A]):
                 "close to. Set algorithm.kl_coef to 0"
             )
         return self
+
+
+def refuse_uneven_rows(rollout_size: int, num_envs: int) -> None:
+    """ValueError where some environments would have to step more often than others."""
+    if rollout_size % num_envs:
+        raise ValueError(
+            f"update.rollout_size = {rollout_size} is not a multiple of env.num_envs = "
+            f"{num_envs}; every environment steps equally often. "
+            f"Set env.num_envs to a divisor of {rollout_size}"
+        )
 
 
 class OfflineLearningSettings(Section):

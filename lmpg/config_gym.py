@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from lmpg.algorithms import ALGORITHMS, algorithm_name
 from lmpg.classic import METHODS
-from lmpg.config import GymSettings
+from lmpg.config import GymSettings, refuse_uneven_rows
 from lmpg.environments.settings import EnvSettings
 from lmpg.models.settings import PolicySettings
 from lmpg.sections import Section
@@ -35,6 +35,7 @@ class TextbookSettings(Section, Generic[M]):
                 f"{algorithm_name(type(self.algorithm))} learns step by step in one environment. "
                 "Set env.num_envs to 1"
             )
+        refuse_uneven_rows(self.update.rollout_size, self.env.num_envs)
         return self
 
 

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
-import numpy as np
 
 from lmpg.environments.agent import Agent, load_agent
 from lmpg.environments.evaluation import Episodes, play
+from lmpg.environments.making import make_rendered
 from lmpg.environments.settings import EnvSettings
-from lmpg.environments.spaces import Actions, Observations
 from lmpg.presets import configs
 from lmpg.sections import UserError
 from lmpg.train_gym import train_gym
@@ -65,11 +64,13 @@ def evaluate(
 def record(agent: Agent, env: str, path: str | Path, seed: int = 0, **kwargs: Any) -> float:
     """Plays one episode of the most likely actions into the video `path` (.mp4); its return.
 
-    Needs the extra `video`.
+    Needs the extra `video`, and an environment that can be rendered; else UserError.
     """
     path = Path(path)
+    if path.suffix != ".mp4":
+        raise UserError(f"path = {path}: videos are written as .mp4")
+    world = make_rendered(env, kwargs)
     path.parent.mkdir(parents=True, exist_ok=True)
-    world = gymnasium.make(env, render_mode="rgb_array", **kwargs)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         films = Path(folder) / "films"
         try:
@@ -83,12 +84,11 @@ def record(agent: Agent, env: str, path: str | Path, seed: int = 0, **kwargs: An
 
 
 def _played(agent: Agent, world: gymnasium.Env, env: str, seed: int) -> float:
-    observations = Observations.of(world.observation_space, env)
-    actions = Actions.of(world.action_space, env, agent.policy.squash)
+    observations, actions = agent.interface(world.observation_space, world.action_space, env)
     raw, _ = world.reset(seed=seed)
     earned, done = 0.0, False
     while not done:
-        chosen = actions.for_env(agent.act(observations.features(np.asarray(raw)[None]), None))
+        chosen = actions.for_env(agent.act(observations.features_of_each([raw]), None))
         raw, reward, terminated, truncated, _ = world.step(chosen[0])
         earned, done = earned + float(reward), terminated or truncated
     return earned

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lmpg.algorithms import algorithm_name
 from lmpg.cli import parse
 from lmpg.config import GymSettings
 from lmpg.config_gym import GYM_METHODS, TextbookSettings
@@ -50,10 +51,11 @@ def train_gym(presets: Path, argv: Sequence[str]) -> Path:
             settings.evaluation,
             settings.run,
         )
+        run = loop(settings, source, folder, processes)
     print("\n".join([*preset.said, *first_lines(source)]), flush=True)
     facts = {"env": settings.env.id, "evaluation": evaluation_words(source)}
     try:
-        carry_out(loop(settings, source, folder, processes), folder, "gym", facts)
+        carry_out(run, folder, "gym", facts)
     finally:
         source.runner.close()
     folder.close()
@@ -80,10 +82,14 @@ def loop(
         "save_policy": lambda path: source.agent.save(path),
         "reached": source.reached,
     }
-    if isinstance(settings, TextbookSettings):
+    if not isinstance(settings, TextbookSettings):
+        updater = Updater(policy, settings.update, total_steps, seed, processes)
+        return Online(policy=policy, algorithm=settings.algorithm, updater=updater, **parts)
+    try:
         return Textbook(method=settings.algorithm, **parts)
-    updater = Updater(policy, settings.update, total_steps, seed, processes)
-    return Online(policy=policy, algorithm=settings.algorithm, updater=updater, **parts)
+    except UserError:  # no method for this environment
+        parts["tracker"].close()
+        raise
 
 
 def first_lines(source: GymSource) -> list[str]:
@@ -92,10 +98,9 @@ def first_lines(source: GymSource) -> list[str]:
     form = type(envs.unwrapped).__name__
     parameters = sum(p.numel() for p in source.policy.parameters())
     return [
-        f"{source.env.id}: {envs.num_envs} copies in a {form}, autoreset "
-        f"{source.runner.mode.value}; {source.runner.observations.size} features, "
-        f"{source.policy.action_spec.size} {source.policy.action_spec.kind} actions, "
-        f"{parameters:,} parameters",
+        f"{source.env.id}: num_envs {envs.num_envs}, {form}, autoreset "
+        f"{source.runner.mode.value}; features {source.runner.observations.size}, "
+        f"actions {source.policy.action_spec.words}, parameters {parameters:,}",
         f"evaluation: {evaluation_words(source)}",
     ]
 
@@ -123,7 +128,7 @@ class Preset:
     def __call__(self, given: Values) -> Values:
         """The preset for what the user gave."""
         found = read_yaml(str(self.folder / "default.yaml"))
-        env_id = given.get("env", {}).get("id", found["env"]["id"])
+        env_id = (given.get("env") or {}).get("id", found["env"]["id"])
         method = given["algorithm"]["name"]
         own = [self.folder / f"{name}_{file_stem(env_id)}.yaml" for name in (method, "ppo")]
         known = next((path for path in own if path.is_file()), None)
@@ -142,12 +147,20 @@ def file_stem(env_id: str) -> str:
 
 
 def fitting(settings: type[Any], values: Values) -> Values:
-    """Presets are written for PPO; another algorithm takes the settings that it has as well, and
-    a method that learns step by step a single environment."""
+    """Presets are written for PPO; another algorithm takes the settings that it has as well.
+
+    Without ratios it goes over a rollout once: each step is for the policy that acted, which only
+    the first pass is. A method that learns step by step lives in a single environment.
+    """
     paths = set(paths_of(settings))
     kept = {
         section: {k: v for k, v in fields.items() if f"{section}.{k}" in paths}
         for section, fields in values.items()
     }
-    online = getattr(settings.model_fields["algorithm"].annotation, "online", False)
-    return merged(kept, {"env": {"num_envs": 1}}) if online else kept
+    algorithm: Any = settings.model_fields["algorithm"].annotation
+    if getattr(algorithm, "online", False):
+        return merged(kept, {"env": {"num_envs": 1}})
+    its_own = values.get("algorithm", {}).get("name") == algorithm_name(algorithm)
+    if "update.epochs" in paths and not its_own and "ratios" not in algorithm().needs:
+        return merged(kept, {"update": {"epochs": 1}})
+    return kept

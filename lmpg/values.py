@@ -67,7 +67,8 @@ def merged(*layers: Mapping[str, Any]) -> Values:
         for key, value in layer.items():
             below = result.get(key)
             if isinstance(below, dict):
-                result[key] = merged(below, value) if isinstance(value, Mapping) else below
+                if value is not None:  # what is no mapping is refused when all is validated
+                    result[key] = merged(below, value) if isinstance(value, Mapping) else value
             else:
                 result[key] = value
     return result

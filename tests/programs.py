@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from lmpg.train import train
@@ -129,8 +130,12 @@ def bytes_of(value: Any) -> Any:
     """Nested values with the bytes of every tensor, so that == compares bits."""
     if isinstance(value, Tensor):
         return value.numpy().tobytes()
+    if isinstance(value, np.ndarray):
+        return value.tobytes()
     if isinstance(value, dict):
         return {key: bytes_of(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [bytes_of(item) for item in value]
     return value
 
 

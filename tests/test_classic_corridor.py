@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from lmpg.algorithms import A2C, PPO, REINFORCE
 from lmpg.classic import (
     QAC,
     TRPO,
@@ -20,7 +21,10 @@ from lmpg.classic import (
 from lmpg.classic.online import OnlineMethod
 from lmpg.environments.runner import Runner
 from lmpg.models.mlp import MLPPolicy
+from lmpg.training.processes import Processes
 from lmpg.training.seeding import generator
+from lmpg.training.settings import UpdateSettings
+from lmpg.training.update import Updater
 from tests.corridor import BEST_P, BEST_V, Corridor, living, p_right, tabular
 
 FITTED = {
@@ -106,3 +110,39 @@ def test_actor_critics_that_learn_from_rollouts_reach_the_best_p_and_its_value(k
     p, value = learned(phases, chunk=1000, num_envs=20)
     assert p == pytest.approx(BEST_P, abs=0.03)
     assert value == pytest.approx(BEST_V, rel=0.03)
+
+
+C = {"gamma": 1.0, "kl_coef": 0}
+SHARED = {
+    "ppo": (PPO(**C, lam=0.9, value_clip=None, value_coef=0.5), 4, 1000),
+    "a2c": (A2C(**C, lam=0.9, whiten=True, value_coef=0.5), 1, 240),
+    "reinforce": (REINFORCE(**C, baseline="value", whiten=True), 1, 240),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("algorithm", "epochs", "chunk"), SHARED.values(), ids=SHARED)
+def test_algorithms_with_a_critic_reach_the_best_p_and_its_value(algorithm, epochs, chunk):
+    with living(Corridor, num_envs=20) as runner:
+        policy = tabular(runner, aliased=True)
+        policy.actor.bias.data[1] = -1.0
+        for rate, steps in ((0.02, 40_000), (0.004, 60_000)):
+            updater = Updater(policy, fast(rate, epochs, chunk), 1000, 0, Processes(cpu=True))
+            ps, values, end = [], [], runner.num_steps + steps
+            while runner.num_steps < end:
+                drawn = generator("act", runner.num_steps)
+                rollout = runner.collect(policy, runner.num_steps + chunk, drawn)
+                updater.update(algorithm, rollout, algorithm.assign_credit(rollout), len(ps))
+                ps.append(p_right(policy))
+                values.append(first_value(policy, {}))
+    assert np.mean(ps) == pytest.approx(BEST_P, abs=0.03)
+    assert np.mean(values) == pytest.approx(BEST_V, rel=0.03)
+
+
+def fast(rate: float, epochs: int, chunk: int) -> UpdateSettings:
+    """The critic's tables move faster than the actor's."""
+    return UpdateSettings(
+        rollout_size=chunk, minibatch_size=chunk, microbatch_size=2 * chunk, epochs=epochs,
+        learning_rate=rate, critic_learning_rate=(25 if epochs == 1 else 10) * rate,
+        max_grad_norm=100,
+    )  # fmt: skip

@@ -224,7 +224,6 @@ def test_evaluation_counts_the_first_episode_of_each_environment():
     ("settings", "said"),
     [
         ({"id": "CartPol-v1"}, r"env\.id = CartPol-v1.*did you mean CartPole-v1"),
-        ({"id": "Blackjack-v1"}, r"env\.id = Blackjack-v1.*observations are Tuple.*expected Box"),
         ({"id": "nosuchpackage:Env-v0"}, r"module nosuchpackage cannot be imported"),
         ({"id": "Pendulum-v1", "vectorization": "native"}, r"env\.vectorization = native"),
         ({"kwargs": {"masss": 3}}, r"env\.kwargs = \{'masss': 3\} cannot be made"),

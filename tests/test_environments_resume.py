@@ -90,6 +90,11 @@ def test_an_environment_that_cannot_be_put_back_is_noticed_by_its_observation():
 
 
 def test_a_native_environment_that_holds_more_than_arrays_is_not_called_exact():
+    """Not even where it looks the same."""
+    runner, policy = lived(EnvSettings(num_envs=2))
+    runner.envs.unwrapped.engine = object()
+    restored, _ = lived(EnvSettings(num_envs=2))
+    assert not restored.load_state(runner.state())
     runner, policy = lived(EnvSettings(num_envs=2))
     runner.envs.unwrapped.engine = object()
     runner.collect(policy, 10, generator("before"))

@@ -98,6 +98,17 @@ def test_a_folder_without_an_agent_is_refused(tmp_path):
         load_agent(tmp_path)
 
 
+def test_a_film_that_cannot_be_made_is_refused(tmp_path):
+    agent = train(**SMALL, run={"total_timesteps": 64, "output_dir": str(tmp_path / "run")})
+    for env, path, said in (
+        ("CartPole-v1", "film.gif", r"film\.gif: videos are written as \.mp4"),
+        ("CartPol-v1", "film.mp4", r"did you mean CartPole-v1"),
+        ("lmpg/Corridor-v0", "film.mp4", r"cannot be rendered as rgb_array"),
+    ):
+        with pytest.raises(UserError, match=said):
+            record(agent, env, tmp_path / path)
+
+
 def test_an_episode_is_recorded(tmp_path):
     pytest.importorskip("moviepy")
     agent = train(**SMALL, run={"total_timesteps": 64, "output_dir": str(tmp_path / "run")})

@@ -23,7 +23,7 @@ from lmpg.environments.settings import EnvSettings
 from lmpg.models.mlp import load_policy
 from lmpg.models.settings import PolicySettings
 from lmpg.sections import UserError
-from lmpg.train_gym import Preset, file_stem
+from lmpg.train_gym import Preset, file_stem, train_gym
 from lmpg.training.gym import make_source, num_iterations
 from lmpg.training.processes import Processes
 from lmpg.training.settings import EvaluationSettings, GymRunSettings, UpdateSettings
@@ -78,6 +78,38 @@ def test_every_preset_is_valid(path):
 def test_what_needs_a_language_model_is_refused(argv, said):
     with pytest.raises(UserError, match=said):
         settings(*argv)
+
+
+def test_without_ratios_a_preset_of_another_method_is_gone_over_once():
+    pendulum = ["--env.id", "Pendulum-v1"]
+    assert settings(*pendulum).update.epochs > 1
+    for name in ("a2c", "reinforce"):
+        assert settings("--algorithm.name", name, *pendulum).update.epochs == 1
+        assert settings("--algorithm.name", name, *pendulum, "--update.epochs", "2").update.epochs
+
+
+def test_arguments_of_an_environment_that_are_no_mapping_are_refused(tmp_path):
+    for word in ("gravity", "{gravity: ["):
+        with pytest.raises(UserError, match=r"env\.kwargs = .* expected a valid dictionary"):
+            settings("--env.kwargs", word)
+    config = tmp_path / "mine.yaml"
+    config.write_text("env:\nalgorithm:\n  name: a2c\n")
+    assert settings("--config", str(config)).env.id == "CartPole-v1"
+
+
+def test_help_names_the_methods(capsys):
+    with pytest.raises(SystemExit):
+        settings("--algorithm.name", "trpo", "--help")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--algorithm.name NAME picks the method, one of ppo" in said
+    assert "those of trpo" in said
+
+
+def test_a_method_that_the_environment_refuses_leaves_no_folder(tmp_path):
+    flags = ["--algorithm.name", "qac", "--env.id", "Pendulum-v1"]
+    with pytest.raises(UserError, match=r"one critic per action.*continuous"):
+        train_gym(PRESETS, [*flags, "--run.output-dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
 
 
 class Cycle(gymnasium.Env):

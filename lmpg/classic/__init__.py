@@ -5,6 +5,7 @@ whenever they like, in one environment.
 """
 
 from lmpg.classic.average_reward import AverageReward
+from lmpg.classic.episodic_reinforce import EpisodicReinforce
 from lmpg.classic.finite_differences import FiniteDifferences
 from lmpg.classic.lstd_actor_critic import LstdActorCritic
 from lmpg.classic.natural_actor_critic import NaturalActorCritic
@@ -16,6 +17,7 @@ from lmpg.classic.trpo import TRPO
 from lmpg.sections import Section
 
 METHODS: dict[str, type[Section]] = {
+    "episodic_reinforce": EpisodicReinforce,
     "td_actor_critic": TdActorCritic,
     "td_lambda": TdLambda,
     "qac": QAC,

@@ -12,6 +12,8 @@ starts in: the reset belongs to the life. Only differences of v̂ mean something
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from pydantic import Field
 
@@ -31,6 +33,8 @@ from lmpg.models.mlp import MLPPolicy
 class AverageReward(OnlineMethod):
     """What is maximised is r(π), the reward per step."""
 
+    gamma: ClassVar[float] = 0.0
+    """By which normalised rewards are scaled: a life without end has no return."""
     actor_lam: float = Field(0.9, ge=0, le=1)
     """λ_θ."""
     critic_lam: float = Field(0.9, ge=0, le=1)

@@ -41,7 +41,7 @@ class QAC(OnlineMethod):
         if policy.action_spec.kind != "discrete":
             raise UserError(
                 "algorithm.name = qac has one critic per action, but the environment's actions are "
-                "continuous. Take td_actor_critic or td_lambda"
+                f"{policy.action_spec.kind}. Take td_actor_critic or td_lambda"
             )
         return {"w": torch.zeros(policy.action_spec.size, policy.num_features + 1), "waiting": None}
 

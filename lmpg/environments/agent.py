@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from gymnasium import Space
 
 from lmpg.environments.normalisation import Moments, Normaliser
+from lmpg.environments.spaces import Actions, Observations
 from lmpg.models.mlp import MLPPolicy, load_policy
+from lmpg.sections import UserError
 
 STATISTICS = "normalisation.json"
 
@@ -25,6 +28,20 @@ class Agent:
     def act(self, features: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
         """One action per row, sampled with `noise`; without it the most likely ones."""
         return self.policy.act(self.normaliser.normalised(features), noise)
+
+    def interface(self, observed: Space, acted: Space, env_id: str) -> tuple[Observations, Actions]:
+        """How it sees and acts in an environment with these spaces; UserError if it is another
+        kind than the one that it was trained in."""
+        observations = Observations.of(observed, env_id)
+        actions = Actions.of(acted, env_id, self.policy.squash)
+        known = (self.policy.num_features, self.policy.action_spec)
+        if known != (observations.size, actions.spec):
+            raise UserError(
+                f"the agent was trained with {known[0]} features and {known[1].words} actions, but "
+                f"env.id = {env_id} has {observations.size} and {actions.spec.words}. Take the "
+                "environment that it was trained in"
+            )
+        return observations, actions
 
     def noise(self, num_steps: int, num_envs: int, generator: torch.Generator) -> np.ndarray:
         """What `act` consumes, [steps, envs, …]."""

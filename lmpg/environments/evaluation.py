@@ -11,7 +11,6 @@ import torch
 from lmpg.environments.agent import Agent
 from lmpg.environments.making import make_envs
 from lmpg.environments.settings import EnvSettings
-from lmpg.environments.spaces import Actions, Observations
 
 MAX_EPISODE_STEPS = 10_000
 """Where an episode is cut that the environment itself would never end."""
@@ -37,11 +36,31 @@ def play(
     """`num_episodes` of the most likely actions, the first of as many environments.
 
     Taking the first episode of each counts long and short ones alike. generator: samples actions.
+    Where each environment is a process, as many of them are played at once as training has.
     """
+    at_once = settings.num_envs if settings.vectorization == "async" else num_episodes
+    parts = []
+    for start in range(0, num_episodes, at_once):
+        size = min(at_once, num_episodes - start)
+        parts.append(_first_episodes(agent, settings, size, seed + start, generator))
+    return Episodes(
+        np.concatenate([part.returns for part in parts]),
+        np.concatenate([part.lengths for part in parts]),
+    )
+
+
+def _first_episodes(
+    agent: Agent,
+    settings: EnvSettings,
+    num_episodes: int,
+    seed: int,
+    generator: torch.Generator | None,
+) -> Episodes:
     envs = make_envs(settings, num_episodes)
     try:
-        observations = Observations.of(envs.single_observation_space, settings.id)
-        actions = Actions.of(envs.single_action_space, settings.id, agent.policy.squash)
+        observations, actions = agent.interface(
+            envs.single_observation_space, envs.single_action_space, settings.id
+        )
         raw, _ = envs.reset(seed=seed)
         alive = np.ones(num_episodes, dtype=bool)
         returns, lengths = np.zeros(num_episodes), np.zeros(num_episodes, dtype=np.int64)

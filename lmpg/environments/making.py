@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -33,12 +35,38 @@ def make_envs(settings: EnvSettings, num_envs: int) -> VectorEnv:
         make = partial(_make_native, settings, num_envs)
     else:
         make = partial(_make_copies, settings, num_envs)
+    with _refused(settings.id, settings.kwargs):
+        envs = make()
+    if "autoreset_mode" not in envs.metadata:
+        raise UserError(
+            f"env.id = {settings.id}: its {type(envs.unwrapped).__name__} does not say when it "
+            'resets. Set metadata["autoreset_mode"] to a gymnasium.vector.AutoresetMode, or take '
+            "env.vectorization sync"
+        )
+    return envs
+
+
+@contextmanager
+def _refused(env_id: str, kwargs: dict[str, Any]) -> Iterator[None]:
+    """What goes wrong while an environment is made is bad input."""
     try:
-        return make()
+        yield
     except (gymnasium.error.Error, TypeError, ImportError) as error:
         raise UserError(
-            f"env.id = {settings.id} with env.kwargs = {settings.kwargs} cannot be made: {error}"
+            f"env.id = {env_id} with env.kwargs = {kwargs} cannot be made: {error}"
         ) from error
+
+
+def make_rendered(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env:
+    """A single copy whose `render` gives pictures; UserError where the environment has none."""
+    find_spec(env_id)
+    with _refused(env_id, kwargs):
+        env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+        modes = env.metadata.get("render_modes", [])
+        env.close()
+        if "rgb_array" not in modes:
+            raise UserError(f"env.id = {env_id} cannot be rendered as rgb_array: it has {modes}")
+        return gymnasium.make(env_id, disable_env_checker=True, render_mode="rgb_array", **kwargs)
 
 
 def find_spec(env_id: str) -> EnvSpec:

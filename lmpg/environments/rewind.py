@@ -6,6 +6,8 @@ the generator as it was at the start of the episode and the actions since, and r
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -37,16 +39,20 @@ class Rewindable(gymnasium.Wrapper):
         return self.env.reset(seed=seed, options=options)
 
     def step(self, action):
-        """As the environment's; keeps a copy of the action."""
+        """As the environment's; keeps a copy of the action, and one of an episode's last
+        observation, which a reset may write over before it was seen."""
         self.actions.append(np.array(action))
-        return self.env.step(action)
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if terminated or truncated:
+            observation = copy.deepcopy(observation)
+        return observation, reward, terminated, truncated, info
 
     def snapshot(self) -> State:
         """How to come back here."""
         actions = np.stack(self.actions) if self.actions else np.zeros(0, dtype=np.float32)
         return {**self.start, "actions": actions}
 
-    def rewind(self, snapshots: list[State]) -> np.ndarray:
+    def rewind(self, snapshots: list[State]) -> Any:
         """Replay this copy's snapshot (of all copies'); the observation that it ends at."""
         saved = snapshots[self.index]
         if "rng" in saved:
@@ -70,13 +76,13 @@ def save_envs(envs: VectorEnv) -> State:
     return _save_native(envs.unwrapped)
 
 
-def load_envs(envs: VectorEnv, state: State) -> np.ndarray | None:
+def load_envs(envs: VectorEnv, state: State) -> Sequence[Any] | None:
     """Put `envs`, which were reset before, where `state` was saved.
 
-    Returns the raw observations that a replay ended at, for comparison; None from a native one.
+    Returns the raw observation that each replay ended at, for comparison; None from a native one.
     """
     if isinstance(envs, SyncVectorEnv | AsyncVectorEnv):
-        return np.stack(envs.call("rewind", [_to_arrays(s) for s in state["copies"]]))
+        return envs.call("rewind", [_to_arrays(s) for s in state["copies"]])
     _load_native(envs.unwrapped, state)
     return None
 

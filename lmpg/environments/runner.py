@@ -132,7 +132,7 @@ class Runner:
         """The true last ones of the episodes that ended; sees to the reset where it is ours."""
         if self.mode is AutoresetMode.SAME_STEP:
             last = [info["final_obs"][i] for i in np.flatnonzero(ended)]
-            return self.observations.features(np.stack(last))
+            return self.observations.features_of_each(last)
         last_features = self._features[ended]
         if self.mode is AutoresetMode.DISABLED:
             raw, _ = self.envs.reset(options={"reset_mask": ended})
@@ -176,11 +176,11 @@ class Runner:
         """
         saved = state["features"].numpy().copy()
         if state["envs"]["unknown"]:
-            now = self._features
+            now, same = self._features, np.zeros(self.num_envs, dtype=bool)
         else:
             raw = load_envs(self.envs, state["envs"])
-            now = saved if raw is None else self.observations.features(raw)
-        same = (now == saved).all(1)
+            now = saved if raw is None else self.observations.features_of_each(raw)
+            same = (now == saved).all(1)
         self._features = now
         self._resetting = state["resetting"].numpy() & same
         self._returns = state["returns"].numpy() * same

@@ -35,6 +35,11 @@ class ActionSpec:
     size: int
     choices: tuple[int, ...] = ()
 
+    @property
+    def words(self) -> str:
+        """For messages, such as `2 discrete`."""
+        return f"{' × '.join(map(str, self.choices)) or self.size} {self.kind}"
+
 
 class MLPPolicy(nn.Module):
     """Acts in numpy, whose small matrix products cost a tenth of torch's; learns in torch."""

@@ -51,13 +51,17 @@ class GymSource:
     unit: str = "steps"
 
     def collect(self, step: int) -> Collected:
-        """Go on to `step` rollouts' worth of environment steps, the last one to the exact total."""
-        until = min(step * self.update.rollout_size, self.run.total_timesteps)
-        last = until == self.run.total_timesteps
+        """Go on to `step` rollouts' worth of environment steps, the last one to the exact total.
+
+        Exact is also one before it whose surplus could leave nothing for the last.
+        """
+        total = self.run.total_timesteps
+        until = min(step * self.update.rollout_size, total)
+        exact = until + self.runner.num_envs > total
         watch = Stopwatch()
         with watch("time/sample"):
             rollout = self.runner.collect(
-                self.policy, until, generator(self.run.seed, "act", step), exact=last
+                self.policy, until, generator(self.run.seed, "act", step), exact
             )
         return Collected(rollout, self.runner.metrics() | watch.seconds)
 

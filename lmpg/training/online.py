@@ -16,6 +16,11 @@ from lmpg.training.stopwatch import Stopwatch
 from lmpg.training.update import Updater
 from lmpg.types import Algorithm, Credit, Policy, Rollout
 
+_ADVICE = {  # by the source's unit
+    "tokens": "look at rewards in samples.jsonl, or use model.precision fp32",
+    "steps": "or look for inf and NaN in what the environment shows and pays",
+}
+
 
 @dataclass(frozen=True)
 class Collected:
@@ -124,9 +129,9 @@ class Online(Loop):
     def _stop_if_nothing_is_finite(self, step: int, metrics: dict[str, float]) -> None:
         if not math.isfinite(metrics["grad_norm"]):
             raise RunStopped(
-                f"step {step}: every gradient was inf or NaN, so nothing could "
-                "be learned from this rollout. Lower update.learning_rate, look at rewards in "
-                "samples.jsonl, or use model.precision fp32; then resume from the last checkpoint"
+                f"step {step}: every gradient was inf or NaN, so nothing could be learned from "
+                f"this rollout. Lower update.learning_rate, {_ADVICE[self.source.unit]}; then "
+                "resume from the last checkpoint"
             )
 
 
