@@ -23,7 +23,7 @@ class Diagnostics:
         self._norms: list[Tensor] = []
         self._skipped = 0
         self._left_out = 0
-        self._minibatch: list[Tensor] = []  # [Σ KL, steps] of each micro-batch of the newest one
+        self._minibatch: list[Tensor] = []  # the first four sums of the newest one's micro-batches
         self._stepped = False
 
     @torch.no_grad()
@@ -39,15 +39,17 @@ class Diagnostics:
         ratios = torch.where(mask, (new.logprobs_BT - batch.old_logprobs_BT).exp(), 0)
         with_advantage = mask & (batch.advantages_BT != 0)
         policy_gradient = gradients["policy"][0]
+        without_gradient = (
+            torch.zeros_like(mask) if policy_gradient is None else policy_gradient == 0
+        )
         found = {
             "kl": _sum(k3(batch.old_logprobs_BT, new.logprobs_BT), mask),
             "steps": _count(mask),
+            "clipped": _count(with_advantage & without_gradient),
+            "with_advantage": _count(with_advantage),
             "ratio": ratios.sum(),
             "entropy": _sum(new.entropy_BT, mask),
-            "with_advantage": _count(with_advantage),
         }
-        if policy_gradient is not None:
-            found["clipped"] = _count(with_advantage & (policy_gradient == 0))
         if "value" in gradients and batch.old_values_BT is not None:
             value_gradient = gradients["value"][-1]
             off_target = mask & (new.values_BT != batch.returns_BT)
@@ -58,18 +60,20 @@ class Diagnostics:
         names = tuple(found)
         self._sums[names] = self._sums[names] + sums if names in self._sums else sums
         self._minibatch = [] if self._stepped else self._minibatch
-        self._minibatch.append(sums[:2])
+        self._minibatch.append(sums[:4])
         self._stepped = False
         largest = ratios.max()
         self._largest_ratio = (
             largest if self._largest_ratio is None else torch.maximum(largest, self._largest_ratio)
         )
 
-    def newest_kl(self) -> float:
-        """KL(π_old ‖ π) per step of the newest minibatch, over all ranks."""
-        zero = torch.zeros(2, dtype=torch.float64, device=self._processes.device)
-        kl, steps = self._processes.sum(torch.stack([zero, *self._minibatch]).sum(0)).tolist()
-        return kl / max(steps, 1.0)
+    def newest(self) -> tuple[float, float]:
+        """KL(π_old ‖ π) per step of the newest minibatch, and the share of its steps that are
+        clipped, over all ranks. Waits for the device."""
+        zeros = torch.zeros(4, dtype=torch.float64, device=self._processes.device)
+        summed = self._processes.sum(torch.stack([zeros, *self._minibatch]).sum(0))
+        kl, steps, clipped, with_advantage = summed.tolist()
+        return kl / max(steps, 1.0), clipped / max(with_advantage, 1.0)
 
     def add_left_out(self) -> None:
         """Count a minibatch that no optimizer step was taken on, as the policy had gone far
@@ -91,11 +95,13 @@ class Diagnostics:
         steps = max(sums["steps"], 1.0)
         minibatches = len(self._norms) + self._skipped + self._left_out
         losses = {k: v / minibatches for k, v in sums.items() if k.startswith("loss/")}
+        last_kl, last_clip_fraction = self.newest()
         found = {
             "policy/approx_kl": sums["kl"] / steps,
-            "policy/last_kl": self.newest_kl(),
+            "policy/last_kl": last_kl,
             "policy/early_stop": float(self._left_out),
-            "policy/clip_fraction": sums.get("clipped", 0.0) / max(sums["with_advantage"], 1.0),
+            "policy/clip_fraction": sums["clipped"] / max(sums["with_advantage"], 1.0),
+            "policy/last_clip_fraction": last_clip_fraction,
             "policy/entropy": sums["entropy"] / steps,
             "policy/ratio_mean": sums["ratio"] / steps,
             "policy/ratio_max": self._global_max(),
