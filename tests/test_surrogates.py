@@ -9,10 +9,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lmpg.classic.exact.comparison import compared, setting
+from lmpg.classic.exact.comparison import HORIZON, compared, setting
 from lmpg.classic.exact.disturbed import disturbed_gradients
 from lmpg.classic.exact.measuring import quality
 from lmpg.classic.exact.reused import moved, surrogate_credits_of
+from lmpg.classic.exact.sampling import sampled_episodes
+from lmpg.classic.exact.values import visitation
 from lmpg.classic.exact.without_critic import credits_without_critic
 
 NUM_EPISODES, G = 200_000, 4
@@ -94,8 +96,20 @@ def test_the_policy_is_moved_as_far_as_was_asked_and_uphill():
     step_OA = far.theta_OA - s.theta_OA
     cosine = (step_OA * s.truth_OA).sum() / np.linalg.norm(step_OA) / np.linalg.norm(s.truth_OA)
     assert cosine == pytest.approx(1)
+    rho_S = visitation(s.mdp, s.pi_SA, 1.0)
+    kl_S = (far.mu_SA * np.log(far.mu_SA / far.pi_SA)).sum(1)
+    assert rho_S @ kl_S / rho_S.sum() == pytest.approx(0.02)
     start = moved(s, 0.0)
     np.testing.assert_allclose(start.pi_SA, s.pi_SA, atol=1e-12)
+
+
+def test_the_episodes_of_a_group_start_alike_and_go_on_differently():
+    s, rng = setting(), np.random.default_rng(0)
+    episodes = sampled_episodes(s.mdp, s.pi_SA, 400, HORIZON, rng, group_size=G)
+    states_PGT = episodes.states_NT.view(-1, G, HORIZON)
+    assert (states_PGT[:, :, 0] == states_PGT[:, :1, 0]).all()
+    assert len(set(states_PGT[:, 0, 0].tolist())) == 3
+    assert (states_PGT[:, :, 1] != states_PGT[:, :1, 1]).any()
 
 
 def test_finite_differences_are_the_gradient_but_for_their_disturbances_size():
