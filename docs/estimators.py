@@ -1,6 +1,6 @@
 """Measures the policy gradient's estimators where the gradient itself can be calculated.
 
-python docs/estimators.py [NUM_EPISODES]   (prints three tables, draws figures/bias_variance.png)
+python docs/estimators.py [NUM_EPISODES]   (prints four tables, draws figures/bias_variance.png)
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from lmpg.classic.exact.comparison import (
     setting,
 )
 from lmpg.classic.exact.disturbed import disturbed_gradients
+from lmpg.classic.exact.gradients import natural_gradient
 from lmpg.classic.exact.measuring import Quality, quality
+from lmpg.classic.exact.natural_estimates import natural_gradients
 from lmpg.classic.exact.reused import moved, surrogate_credits_of
 from lmpg.classic.exact.sampling import sampled_episodes
 from lmpg.classic.exact.without_critic import credits_without_critic
@@ -37,6 +39,7 @@ CRITICS = {"exact V": "tab:blue", "wrong V": "tab:red"}
 GROUP_SIZE = 4
 DISTURBANCES, DISTURBANCE = 16, 0.3
 NEAR, FAR = 0.003, 0.02
+BATCHES = (4, 64)
 
 
 def table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
@@ -97,6 +100,22 @@ def of_used_batches(s: Setting, num_episodes: int) -> None:
     table(("surrogate", *heads, *heads), [(name, *row) for name, row in cells.items()])
 
 
+def of_natural_gradients(s: Setting, num_episodes: int) -> None:
+    """Against the natural gradient that is calculated, of small batches and large ones."""
+    truths = {"gradient": s.truth_OA}
+    rows = []
+    for size in BATCHES:
+        rng = np.random.default_rng(7)
+        found = natural_gradients(s, size, num_episodes // size, 0.95, rng)
+        for name, samples_KD in found.items():
+            truth_OA = truths.get(name, natural_gradient(s.mdp, s.theta_OA))
+            q = quality(samples_KD, truth_OA, size)
+            share = 100 * q.bias / np.linalg.norm(truth_OA)
+            cells = (str(size), f"{share:.2f} %", marked(q), f"{q.angle:.2f}°", f"{q.noise:.2f}")
+            rows.append((name, *cells))
+    table(("estimate", "batch", "bias", "in standard errors", "angle", "noise"), rows)
+
+
 def over_lambda(s: Setting, V_S: np.ndarray, num_episodes: int) -> list[Quality]:
     """Of the λ in `GRID`, over the same episodes."""
     credits = {
@@ -146,6 +165,7 @@ if __name__ == "__main__":
     wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     the = setting()
     of_episodes(the, wanted)
+    of_natural_gradients(the, wanted)
     of_language_models(the, wanted)
     of_used_batches(the, wanted)
     start = time.process_time()

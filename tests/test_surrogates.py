@@ -1,4 +1,4 @@
-"""Gradients as language models estimate them, and surrogates on a batch that was used before.
+"""Gradients as language models estimate them, of batches used before, and natural ones.
 
 Against the gradient that is calculated, over 200,000 episodes of the problem of `test_estimators`;
 whoever is said to be unbiased has no component more than 3 of its standard errors away.
@@ -11,7 +11,9 @@ import pytest
 
 from lmpg.classic.exact.comparison import HORIZON, compared, setting
 from lmpg.classic.exact.disturbed import disturbed_gradients
+from lmpg.classic.exact.gradients import natural_gradient
 from lmpg.classic.exact.measuring import quality
+from lmpg.classic.exact.natural_estimates import natural_gradients
 from lmpg.classic.exact.reused import moved, surrogate_credits_of
 from lmpg.classic.exact.sampling import sampled_episodes
 from lmpg.classic.exact.values import visitation
@@ -121,3 +123,17 @@ def test_finite_differences_are_the_gradient_but_for_their_disturbances_size():
     assert found[0.3].bias < 4 * found[0.3].standard_error
     assert found[1.0].largest_error > 20
     assert found[1.0].variance < found[0.3].variance / 8  # as 1/size²
+
+
+def test_natural_gradients_of_batches_are_those_of_the_whole_with_less_noise_than_the_plain_one():
+    s, rng = setting(), np.random.default_rng(8)
+    plain_OA, natural_OA = s.truth_OA, natural_gradient(s.mdp, s.theta_OA)
+    for size, percent in ((1000, 0.5), (4, 2.0)):
+        found = natural_gradients(s, size, NUM_EPISODES // size, 0.95, rng)
+        plain = quality(found.pop("gradient"), plain_OA, size)
+        assert plain.largest_error < 3
+        for name, samples_KD in found.items():
+            q = quality(samples_KD, natural_OA, size)
+            assert q.largest_error < 3 or size == 4, name  # the matrix of 20 steps is a rough one
+            assert q.bias < percent / 100 * np.linalg.norm(natural_OA), name
+            assert q.noise < 0.95 * plain.noise, name
