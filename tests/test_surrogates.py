@@ -131,9 +131,11 @@ def test_natural_gradients_of_batches_are_those_of_the_whole_with_less_noise_tha
     for size, percent in ((1000, 0.5), (4, 2.0)):
         found = natural_gradients(s, size, NUM_EPISODES // size, 0.95, rng)
         plain = quality(found.pop("gradient"), plain_OA, size)
+        together = quality(found.pop("natural gradient, F of all batches"), natural_OA, size)
         assert plain.largest_error < 3
+        assert together.largest_error < 3
         for name, samples_KD in found.items():
             q = quality(samples_KD, natural_OA, size)
             assert q.largest_error < 3 or size == 4, name  # the matrix of 20 steps is a rough one
             assert q.bias < percent / 100 * np.linalg.norm(natural_OA), name
-            assert q.noise < 0.95 * plain.noise, name
+            assert q.noise < 0.95 * min(plain.noise, together.noise), name

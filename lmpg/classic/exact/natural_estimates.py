@@ -1,8 +1,8 @@
 """The natural gradient from batches of episodes: with the batch's Fisher matrix, or by regression.
 
 Both divide by what they sampled, so that small batches are biased, about as one over their size;
-the exact one is `gradients.natural_gradient`. Steps count with γ^t, advantages are those of GAE with
-the exact V.
+the exact one is `gradients.natural_gradient`. Steps count with γ^t, advantages are GAE's with the
+exact V.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ SMALLEST = 1e-8
 def natural_gradients(
     s: Setting, batch_size: int, num_batches: int, lam: float, rng: np.random.Generator
 ) -> dict[str, Tensor]:
-    """Of each batch of episodes, [num_batches, O·A], in three ways.
+    """Of each batch of episodes, [num_batches, O·A], in several ways.
 
     gradient: g itself. natural gradient: F⁺g with F = E_s E_{a∼π}[ψψᵀ] over the batch's states, as
-    in `lmpg.classic.natural_policy_gradient` and `trpo`. natural actor-critic: the w with the least
-    Σ γ^t (wᵀψ − A)², as in `lmpg.classic.natural_actor_critic`, times Σ γ^t per episode.
+    in `lmpg.classic.natural_policy_gradient` and `trpo`, or over those of all batches. natural
+    actor-critic: the w with the least Σ γ^t (wᵀψ − A)², as in `lmpg.classic.natural_actor_critic`,
+    times Σ γ^t per episode.
     """
     num_episodes = batch_size * num_batches
     episodes = sampled_episodes(s.mdp, s.pi_SA, num_episodes, HORIZON, rng)
@@ -46,6 +47,9 @@ def natural_gradients(
     return {
         "gradient": g_KD,
         "natural gradient": _solved(expected_KDD / steps, g_KD),
+        "natural gradient, F of all batches": _solved(
+            (expected_KDD / steps).mean(0, keepdim=True), g_KD
+        ),
         "natural actor-critic": _solved(sampled_KDD / steps, g_KD),
     }
 
