@@ -1,6 +1,6 @@
 """Measures the policy gradient's estimators where the gradient itself can be calculated.
 
-python docs/estimators.py [NUM_EPISODES]   (prints the table, draws figures/bias_variance.png)
+python docs/estimators.py [NUM_EPISODES]   (prints four tables, draws figures/bias_variance.png)
 """
 
 from __future__ import annotations
@@ -22,29 +22,98 @@ from lmpg.classic.exact.comparison import (
     off_policy_credits_of,
     setting,
 )
-from lmpg.classic.exact.measuring import Quality
+from lmpg.classic.exact.disturbed import disturbed_gradients
+from lmpg.classic.exact.gradients import natural_gradient
+from lmpg.classic.exact.measuring import Quality, quality
+from lmpg.classic.exact.natural_estimates import natural_gradients
+from lmpg.classic.exact.reused import moved, surrogate_credits_of
 from lmpg.classic.exact.sampling import sampled_episodes
+from lmpg.classic.exact.without_critic import credits_without_critic
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 FIGURE = Path(__file__).parent / "figures" / "bias_variance.png"
-HEADS = ("estimator", "bias", "in standard errors", "variance", "CPU seconds per 10⁵")
 GRID = np.linspace(0, 1, 21)
 CRITICS = {"exact V": "tab:blue", "wrong V": "tab:red"}
+GROUP_SIZE = 4
+DISTURBANCES, DISTURBANCE = 16, 0.3
+NEAR, FAR = 0.003, 0.02
+BATCHES = (4, 64)
 
 
-def table(s: Setting, num_episodes: int) -> str:
-    """A Markdown row per estimator: |mean − truth|, the same in standard errors, trace, time."""
-    on = compared(s, credits_of(s), s.pi_SA, num_episodes, seed=1)
-    off = compared(s, off_policy_credits_of(s), s.mu_SA, num_episodes, seed=2)
-    lines = ["| " + " | ".join(HEADS) + " |", "|---" + "|---:" * (len(HEADS) - 1) + "|"]
-    for name, (found, seconds) in {**on, **off}.items():
-        errors = found.bias / found.standard_error
-        shown = f"**{errors:.1f}**" if errors > 5 else f"{errors:.1f}"
-        row = (name, f"{found.bias:.4f}", shown, f"{found.variance:.2f}", f"{seconds:.3f}")
-        lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines)
+def table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Printed as Markdown."""
+    print("\n| " + " | ".join(heads) + " |\n|---" + "|---:" * (len(heads) - 1) + "|")
+    for row in rows:
+        print("| " + " | ".join(row) + " |", flush=True)
+
+
+def marked(q: Quality) -> str:
+    """The worst component's error; bold where it is no accident."""
+    shown = f"{q.largest_error:.1f}"
+    return f"**{shown}**" if q.largest_error > 5 else shown
+
+
+def of_episodes(s: Setting, num_episodes: int) -> None:
+    """Of everything whose credit is made of whole episodes, and of finite differences."""
+    found = compared(s, credits_of(s), s.pi_SA, num_episodes, seed=1)
+    found |= compared(s, off_policy_credits_of(s), s.mu_SA, num_episodes, seed=2)
+    start, rng = time.process_time(), np.random.default_rng(6)
+    num_estimates = num_episodes // (2 * DISTURBANCES)
+    samples_ND = disturbed_gradients(s, DISTURBANCES, DISTURBANCE, num_estimates, rng)
+    seconds = (time.process_time() - start) * 1e5 / num_episodes
+    name = f"finite differences, {DISTURBANCES} of size {DISTURBANCE:g}"
+    found[name] = quality(samples_ND, s.truth_OA, 2 * DISTURBANCES), seconds
+    table(
+        ("estimator", "bias", "in standard errors", "variance", "CPU seconds per 10⁵"),
+        [
+            (name, f"{q.bias:.4f}", marked(q), f"{q.variance:.2f}", f"{cost:.3f}")
+            for name, (q, cost) in found.items()
+        ],
+    )
+
+
+def of_language_models(s: Setting, num_episodes: int) -> None:
+    """Of credit without a critic, at the first pass over a batch."""
+    credits = credits_without_critic(s, GROUP_SIZE)
+    found = compared(s, credits, s.pi_SA, num_episodes, seed=4, group_size=GROUP_SIZE)
+    heads = ("credit", "bias", "in standard errors", "length", "angle", "variance", "noise")
+    rows = []
+    for name, (q, _) in found.items():
+        mean = (f"{q.bias:.4f}", marked(q), f"{q.length:.2f}", f"{q.angle:.1f}°")
+        rows.append((name, *mean, f"{q.variance:.2f}", f"{q.noise:.2f}"))
+    table(heads, rows)
+
+
+def of_used_batches(s: Setting, num_episodes: int) -> None:
+    """Of surrogates once the policy has moved, little and much."""
+    cells: dict[str, tuple[str, ...]] = {}
+    for kl in (NEAR, FAR):
+        far = moved(s, kl)
+        found = compared(far, surrogate_credits_of(far), far.mu_SA, num_episodes, seed=5)
+        for name, (q, _) in found.items():
+            new = (f"{q.bias:.3f}", f"{q.angle:.1f}°", f"{q.length:.2f}", f"{q.noise:.2f}")
+            cells[name] = (*cells.get(name, ()), *new)
+        print(f"\nAt {kl} nats the gradient is {np.linalg.norm(far.truth_OA):.2f} long.")
+    heads = ("bias", "angle", "length", "noise")
+    table(("surrogate", *heads, *heads), [(name, *row) for name, row in cells.items()])
+
+
+def of_natural_gradients(s: Setting, num_episodes: int) -> None:
+    """Against the natural gradient that is calculated, of small batches and large ones."""
+    truths = {"gradient": s.truth_OA}
+    rows = []
+    for size in BATCHES:
+        rng = np.random.default_rng(7)
+        found = natural_gradients(s, size, num_episodes // size, 0.95, rng)
+        for name, samples_KD in found.items():
+            truth_OA = truths.get(name, natural_gradient(s.mdp, s.theta_OA))
+            q = quality(samples_KD, truth_OA, size)
+            share = 100 * q.bias / np.linalg.norm(truth_OA)
+            cells = (str(size), f"{share:.2f} %", marked(q), f"{q.angle:.2f}°", f"{q.noise:.2f}")
+            rows.append((name, *cells))
+    table(("estimate", "batch", "bias", "in standard errors", "angle", "noise"), rows)
 
 
 def over_lambda(s: Setting, V_S: np.ndarray, num_episodes: int) -> list[Quality]:
@@ -95,10 +164,13 @@ def draw(s: Setting, num_episodes: int) -> None:
 if __name__ == "__main__":
     wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     the = setting()
+    of_episodes(the, wanted)
+    of_natural_gradients(the, wanted)
+    of_language_models(the, wanted)
+    of_used_batches(the, wanted)
     start = time.process_time()
     sampled_episodes(the.mdp, the.pi_SA, 100_000, HORIZON, np.random.default_rng(0))
     seconds = time.process_time() - start
-    print(table(the, wanted))
     print(f"\nLength of the gradient {np.linalg.norm(the.truth_OA):.4f};", end=" ")
     print(f"sampling 10⁵ episodes {seconds:.2f} s of CPU, for each alike.")
     draw(the, min(wanted, 200_000))

@@ -1,7 +1,7 @@
 """Estimators of the policy gradient against the gradient that is calculated.
 
-Means of 200,000 episodes; the distance to the truth, as a vector's length, in standard errors of
-that vector: about 1 for an estimator without bias, below 3 by far the most often.
+Means of 200,000 episodes. Without bias no component is further from the truth than 3 of its own
+standard errors; with bias the worst is more than 5 away.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ UNBIASED = [
     "return to go",
     "return to go − η",
     "return to go − average of the step",
+    "exact Q",
     *(f"exact V, λ = {lam:g}" for lam in LAMBDAS),
     "wrong V, λ = 1",
     f"wrong V, {HORIZON} steps",
@@ -71,12 +72,12 @@ def test_every_estimator_is_judged(measured):
 
 @pytest.mark.parametrize("name", UNBIASED)
 def test_estimators_without_bias_agree_with_the_gradient(measured, name):
-    assert measured[name].bias < 3 * measured[name].standard_error
+    assert measured[name].largest_error < 3
 
 
 @pytest.mark.parametrize("name", BIASED)
 def test_estimators_with_bias_show_it(measured, name):
-    assert measured[name].bias > 5 * measured[name].standard_error
+    assert measured[name].largest_error > 5
 
 
 def test_without_its_powers_of_gamma_the_estimate_is_of_the_usual_vector():
@@ -88,7 +89,19 @@ def test_without_its_powers_of_gamma_the_estimate_is_of_the_usual_vector():
         credit_NT - average(credit_NT, episodes), episodes, s.pi_SA, s.mdp.seen_S, 1.0
     )
     found = quality(samples_ND, s.usual_OA)
-    assert found.bias < 3 * found.standard_error
+    assert found.largest_error < 3
+
+
+def test_errors_are_counted_in_the_worst_components_own_standard_errors():
+    samples_ND = torch.tensor([[1.0, 10.0], [3.0, 30.0]]).double().repeat(50, 1)
+    found = quality(samples_ND, np.array([2.3, 20.0]), episodes_each=4)
+    assert found.largest_error == pytest.approx(0.3 / 0.100504, rel=1e-4)
+    assert found.bias == pytest.approx(0.3, rel=1e-5)
+    assert found.standard_error == pytest.approx(1.010051, rel=1e-5)
+    assert found.variance == pytest.approx(4 * 102.0202, rel=1e-5)
+    assert found.noise == pytest.approx(4 * 102.0202 / 404, rel=1e-5)
+    right_angle = quality(samples_ND, np.array([-20.0, 2.0]))
+    assert right_angle.angle == pytest.approx(90, abs=1e-4)
 
 
 def test_causality_and_baselines_lower_the_variance(measured):

@@ -20,7 +20,7 @@ from lmpg.classic.exact.improvement import (
     policy_iteration,
     value_iteration,
 )
-from lmpg.classic.exact.values import advantages, performance, state_values
+from lmpg.classic.exact.values import advantages, performance, state_values, visitation
 from lmpg.environments.problems.chains import cyclic_chain, one_state_chain
 from lmpg.environments.problems.finite import FiniteMDP, random_mdp
 
@@ -150,3 +150,26 @@ def test_the_exact_policy_gradient_goes_to_the_best(seed):
             step /= 2
         theta_OA, step = theta_OA + step * gradient_OA, 2 * step
     assert performance(mdp, softmax_policy(mdp, theta_OA)) == pytest.approx(best, abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_trpos_steps_go_up_to_the_best(seed):
+    """With exact expectations, δ = .01: the longest step that the line search accepts."""
+    mdp, best = small(seed)
+    theta_OA, etas = np.zeros((3, 2)), [-np.inf]
+    while (eta := performance(mdp, softmax_policy(mdp, theta_OA))) < best - 1e-6:
+        pi_SA = softmax_policy(mdp, theta_OA)
+        rho_S = visitation(mdp, pi_SA, mdp.gamma)
+        assert eta > etas[-1]
+        etas.append(eta)
+        s_OA = natural_gradient(mdp, theta_OA)
+        sFs = (s_OA * policy_gradient(mdp, theta_OA, True)).sum()
+        for tried in range(30):
+            new_OA = theta_OA + 0.8**tried * (2 * 0.01 / sFs) ** 0.5 * s_OA
+            new_SA = softmax_policy(mdp, new_OA)
+            with np.errstate(divide="ignore"):  # an action that has vanished is infinitely far
+                kl = rho_S @ (pi_SA * np.log(pi_SA / new_SA)).sum(1) / rho_S.sum()
+            if kl <= 0.01 and surrogate(mdp, new_SA, pi_SA) > eta:
+                theta_OA = new_OA
+                break
+    assert len(etas) < 200

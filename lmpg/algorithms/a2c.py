@@ -1,4 +1,7 @@
-"""Advantage actor-critic (arXiv 1602.01783, synchronous): a policy gradient with a learned V."""
+"""Advantage actor-critic (arXiv 1602.01783, synchronous): a policy gradient with a learned V.
+
+maximise E[A log π(a | s)],   A_t = r_t + γ r_{t+1} + … + γⁿ V(s_{t+n}) − V(s_t)
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Proximal policy optimisation (arXiv 1707.06347) with a critic, for tokens and for actions."""
+"""Proximal policy optimisation (arXiv 1707.06347) with a critic, for tokens and for actions.
+
+    maximise E[min(ρA, clip(ρ, 1 − ε, 1 + ε) A)],   ρ = π(a | s) / π_old(a | s)     (equation 7)
+    or E[ρA − β KL(π_old ‖ π)]                                                       (equation 8)
+
+over several epochs of minibatches of each rollout, with A by GAE (arXiv 1506.02438).
+"""
 
 from __future__ import annotations
 

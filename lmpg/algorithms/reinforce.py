@@ -1,4 +1,4 @@
-"""REINFORCE (Williams 1992) on rewards-to-go, with a choice of baselines."""
+"""REINFORCE (Williams 1992): θ ← θ + α Σ_t γ^t (G_t − b) ∇log π(a_t | s_t), G_t reward-to-go."""
 
 from __future__ import annotations
 

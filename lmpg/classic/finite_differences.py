@@ -1,7 +1,8 @@
 """Finite differences: the gradient of the return, measured by playing with disturbed parameters.
 
 Peters & Schaal (2008), "Reinforcement learning of motor skills with policy gradients", section
-2.1: with P disturbances Δθ_i and what they changed, ΔJ_i = (J(θ + Δθ_i) − J(θ − Δθ_i)) / 2,
+2.1: with P disturbances Δθ_i, the rows of ΔΘ, and what they changed on either side,
+ΔJ_i = (J(θ + Δθ_i) − J(θ − Δθ_i)) / 2,
 
     g = (ΔΘᵀΔΘ)⁻¹ ΔΘᵀ ΔJ,   θ ← θ + α g
 

@@ -1,12 +1,14 @@
 """An actor with a least-squares critic, which needs no step size.
 
-Boyan (2002), "Technical update: least-squares temporal difference learning", LSTD(λ) with the
-features φ(s) = (s, 1):
+Boyan (2002), "Technical update: least-squares temporal difference learning", LSTD(λ), discounted
+(as LSTD is in Bradtke & Barto 1996), with the features φ(s) = (s, 1):
 
     z ← γλz + φ(S)                                (0 when an episode starts)
     A ← A + z (φ(S) − γφ(S′))ᵀ,  b ← b + z R      (φ(S′) = 0 if S′ is terminal)
 
-and v̂(s) = wᵀφ(s) with Aw = b. The actor then follows the mean of δ ∇log π over the iteration.
+and v̂(s) = wᵀφ(s) with Aw = b. Then the actor moves once, by the mean over the iteration:
+
+    θ ← θ + α mean(δ ∇log π(A | S)),   δ = R + γ v̂(S′) − v̂(S)
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ class LstdActorCritic(OnlineMethod):
     lam: float = Field(0.0, ge=0, le=1)
     """λ of the critic."""
     step_size: float = Field(0.1, ge=0)
-    """Of the actor, once per iteration (update.rollout_size steps)."""
+    """α of the actor, once per iteration (update.rollout_size steps)."""
     memory: float = Field(0.0, ge=0, lt=1)
     """How much A and b of earlier iterations, of older policies, count in the next."""
     ridge: float = Field(1e-6, gt=0)

@@ -1,8 +1,12 @@
 """The natural actor-critic: the weights of the compatible critic are the natural gradient.
 
-Peters & Schaal (2008), "Natural actor-critic", section 3; Kakade (2001), theorem 1: of the critics
-A_w(s, a) = wᵀ∇_θ log π(a | s), the one with the least squared error has w = F⁻¹∇η(θ). The actor
-follows w itself: θ ← θ + α w.
+Peters & Schaal (2008), "Natural actor-critic"; Kakade (2001), "A natural policy gradient",
+theorem 1; compatible critics are those of Sutton et al. (2000), theorem 2:
+
+    A_w(s, a) = wᵀ∇log π(a | s),   w = argmin E[(A_w(s, a) − A(s, a))²] = F⁻¹∇η(θ)
+    θ ← θ + α w
+
+The regression is for the advantages of GAE here, where Peters & Schaal solve LSTD-Q(λ).
 """
 
 from __future__ import annotations

@@ -1,8 +1,11 @@
 """The natural policy gradient: steepest ascent where distance is that between distributions.
 
-Kakade (2001), "A natural policy gradient", equation 2: θ ← θ + α F(θ)⁻¹ ∇η(θ), with the Fisher
-information F = E_s E_a[∇log π ∇log πᵀ], the expectation over actions taken exactly. The policy
-that a small step leads to does not depend on how θ parametrises it.
+Kakade (2001), "A natural policy gradient", section 2:
+
+    θ ← θ + α F(θ)⁻¹ ∇η(θ),   F(θ) = E_s E_{a∼π}[∇log π(a | s) ∇log π(a | s)ᵀ]
+
+with the Fisher information F over the states of the batch and, exactly, over all actions. The
+policy that a small step leads to does not depend on how θ parametrises it.
 """
 
 from __future__ import annotations

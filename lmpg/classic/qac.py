@@ -1,7 +1,8 @@
 """Q actor-critic: a linear critic of actions, learned by SARSA, weighs the score.
 
 Sutton, McAllester, Singh & Mansour (2000), "Policy gradient methods for reinforcement learning
-with function approximation", with the critic of Sutton & Barto (2018), section 10.1:
+with function approximation", with the critic of Sutton & Barto (2018), section 10.1, semi-gradient
+SARSA; the name is that of D. Silver's lectures (2015), part 7:
 
     δ ← R + γ Q_w(S′, A′) − Q_w(S, A)             (Q_w(S′, ·) = 0 if S′ is terminal)
     θ ← θ + α_θ Q_w(S, A) ∇log π(A | S, θ)        w ← w + α_w δ ∇Q_w(S, A)

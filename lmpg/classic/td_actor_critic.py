@@ -57,7 +57,7 @@ class TdActorCritic(OnlineMethod):
         for t in transitions(policy, runner, until, generator):
             v, grad_v = value_and_gradient(policy, w, t.s)
             δ = t.r + γ * next_value(policy, t) - v
-            direction = score(policy, θ, t)
+            direction = score(policy, θ, t)  # before w moves, which may share a trunk with θ
             move(w, self.critic_step_size * δ * grad_v)
             move(θ, self.actor_step_size * state["I"] * δ * direction)
             if self.discount_states:

@@ -3,6 +3,8 @@
 Schulman, Levine, Moritz, Jordan & Abbeel (2015), arXiv 1502.05477, equation 14 and appendix C:
 
     maximise L(θ) = E[π_θ(a | s) / π_old(a | s) · A(s, a)]  subject to  E[KL(π_old ‖ π_θ)] ≤ δ
+
+    θ ← θ_old + βʲ √(2δ / sᵀFs) s,   s = F⁻¹∇L,   the least j ≥ 0 that keeps to δ and raises L
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ class TRPO(BatchMethod):
     backtracks: int = Field(10, ge=1)
     """Step lengths that are tried before the policy stays where it is."""
     backtrack_ratio: float = Field(0.8, gt=0, lt=1)
-    """Each of them in terms of the one before."""
+    """β: each of them in terms of the one before."""
 
     def improve(self, policy: MLPPolicy, steps: Steps) -> Metrics:
         """One step of the actor, or none where no length that was tried is an improvement."""

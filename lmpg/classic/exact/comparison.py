@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from lmpg.classic.estimators import (
@@ -23,7 +24,7 @@ from lmpg.classic.estimators import (
 from lmpg.classic.exact.gradients import policy_gradient, softmax_policy
 from lmpg.classic.exact.measuring import Quality, gradients, quality
 from lmpg.classic.exact.sampling import Episodes, sampled_episodes
-from lmpg.classic.exact.values import performance, state_values
+from lmpg.classic.exact.values import action_values, performance, state_values
 from lmpg.environments.problems.finite import FiniteMDP, random_mdp
 
 HORIZON = 5
@@ -35,12 +36,13 @@ CreditOf = Callable[[Episodes], Tensor]
 class Setting:
     """Three states, two actions, five steps, γ = .9, rewards N(1, 1): drawn once, from a seed.
 
-    pi_SA: the policy in question; mu_SA: the one that acts where ratios are used. V_S: exact
-    values. wrong_S: with an error from N(0, 1) in each state. truth_OA: the gradient of η,
-    usual_OA: without its γ^t.
+    theta_OA: logits of pi_SA, the policy in question; mu_SA: the one that acts where ratios are
+    used. V_S: exact values. wrong_S: with an error from N(0, 1) in each state. truth_OA: the
+    gradient of η, usual_OA: without its γ^t.
     """
 
     mdp: FiniteMDP
+    theta_OA: np.ndarray
     pi_SA: np.ndarray
     mu_SA: np.ndarray
     V_S: np.ndarray
@@ -60,6 +62,7 @@ def setting(seed: int = 0) -> Setting:
     V_S = state_values(mdp, pi_SA)
     return Setting(
         mdp=mdp,
+        theta_OA=theta_OA,
         pi_SA=pi_SA,
         mu_SA=softmax_policy(mdp, acting_OA),
         V_S=V_S,
@@ -72,6 +75,7 @@ def setting(seed: int = 0) -> Setting:
 def credits_of(s: Setting) -> dict[str, CreditOf]:
     """Of episodes that π itself acted in: name of the estimator → credit."""
     gamma, eta = s.mdp.gamma, performance(s.mdp, s.pi_SA)
+    Q_SA = torch.from_numpy(action_values(s.mdp, s.V_S))
 
     def less_average(e: Episodes) -> Tensor:
         return (to_go := returns_to_go(e, gamma)) - average(to_go, e)
@@ -92,6 +96,7 @@ def credits_of(s: Setting) -> dict[str, CreditOf]:
         "return to go − η": lambda e: returns_to_go(e, gamma) - eta,
         "return to go − average of the step": less_average,
         "the same without γ^t": lambda e: less_average(e) / discounts(e, gamma),
+        "exact Q": lambda e: Q_SA[e.states_NT, e.actions_NT],
         **mixtures,
         **steps,
     }
@@ -123,16 +128,25 @@ def off_policy_credits_of(s: Setting) -> dict[str, CreditOf]:
 
 
 def compared(
-    s: Setting, estimators: dict[str, CreditOf], acting_SA: np.ndarray, num_episodes: int, seed: int
+    s: Setting,
+    estimators: dict[str, CreditOf],
+    acting_SA: np.ndarray,
+    num_episodes: int,
+    seed: int,
+    group_size: int = 1,
 ) -> dict[str, tuple[Quality, float]]:
-    """Quality of each over the same episodes of `acting_SA`, and CPU seconds per 10⁵ episodes."""
+    """Quality of each over the same episodes of `acting_SA`, and CPU seconds per 10⁵ episodes.
+
+    group_size: episodes in a row that start alike, and whose estimates are one, their mean.
+    """
     rng = np.random.default_rng(seed)
-    episodes = sampled_episodes(s.mdp, acting_SA, num_episodes, HORIZON, rng)
+    episodes = sampled_episodes(s.mdp, acting_SA, num_episodes, HORIZON, rng, group_size)
     found = {}
     for name, credit_of in estimators.items():
         start = time.process_time()
         credit_NT = credit_of(episodes)
         samples_ND = gradients(credit_NT, episodes, s.pi_SA, s.mdp.seen_S, s.mdp.gamma)
         seconds = (time.process_time() - start) * 1e5 / num_episodes
-        found[name] = quality(samples_ND, s.truth_OA), seconds
+        grouped_PD = samples_ND.view(-1, group_size, samples_ND.shape[1]).mean(1)
+        found[name] = quality(grouped_PD, s.truth_OA, group_size), seconds
     return found

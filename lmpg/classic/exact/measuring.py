@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,16 +36,43 @@ def gradients(
 
 @dataclass(frozen=True)
 class Quality:
-    """bias: |mean − truth|. standard_error of the mean, and variance of one episode's estimate:
-    the traces of the covariances."""
+    """What the mean and the spread of estimates say about the estimator.
+
+    bias: |mean − truth|. standard_error of the mean as a vector, and variance of one episode's
+    estimate: the traces of the covariances. largest_error: distance from the truth of the worst
+    component, in standard errors of that component. length: |mean|. angle: between mean and truth,
+    in degrees, which does not mind a factor that the step size could make good.
+    """
 
     bias: float
     standard_error: float
+    largest_error: float
     variance: float
+    length: float
+    angle: float
+
+    @property
+    def noise(self) -> float:
+        """Variance over the mean's squared length, which does not mind such a factor either."""
+        return self.variance / self.length**2
 
 
-def quality(samples_ND: Tensor, truth_D: np.ndarray) -> Quality:
-    """Of estimates against the gradient that is calculated."""
-    variance = float(samples_ND.var(0).sum())
-    bias = float((samples_ND.mean(0) - torch.from_numpy(truth_D).reshape(-1)).norm())
-    return Quality(bias, (variance / len(samples_ND)) ** 0.5, variance)
+def quality(samples_ND: Tensor, truth_D: np.ndarray, episodes_each: int = 1) -> Quality:
+    """Of estimates against the gradient that is calculated.
+
+    episodes_each: that one estimate is the mean of; the variance is multiplied by it, so that
+    estimators are compared at the same number of episodes.
+    """
+    N, truth = len(samples_ND), torch.from_numpy(truth_D).reshape(-1)
+    mean_D, variance_D = samples_ND.mean(0), samples_ND.var(0)
+    error_D, trace = mean_D - truth, float(variance_D.sum())
+    in_errors_D = (error_D.abs() / (variance_D / N).sqrt()).nan_to_num(nan=0.0, posinf=torch.inf)
+    cosine = float(mean_D @ truth / (mean_D.norm() * truth.norm()))
+    return Quality(
+        bias=float(error_D.norm()),
+        standard_error=(trace / N) ** 0.5,
+        largest_error=float(in_errors_D.max()),
+        variance=trace * episodes_each,
+        length=float(mean_D.norm()),
+        angle=math.degrees(math.acos(min(1.0, max(-1.0, cosine)))),
+    )

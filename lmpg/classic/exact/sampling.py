@@ -28,15 +28,25 @@ class Episodes:
 
 
 def sampled_episodes(
-    mdp: FiniteMDP, pi_SA: np.ndarray, num_episodes: int, horizon: int, rng: np.random.Generator
+    mdp: FiniteMDP,
+    pi_SA: np.ndarray,
+    num_episodes: int,
+    horizon: int,
+    rng: np.random.Generator,
+    group_size: int = 1,
 ) -> Episodes:
-    """Episodes of `pi_SA`; all of them must be over after `horizon` steps."""
-    end = len(mdp.start_S)
-    states_N = _drawn(np.tile(mdp.start_S.cumsum(), (num_episodes, 1)), rng)
+    """Episodes of `pi_SA`, or each of its own of pi_NSA; all must be over after `horizon` steps.
+
+    group_size: how many in a row share a drawn first state, as responses share a prompt.
+    """
+    end, everyone = len(mdp.start_S), np.arange(num_episodes)
+    pi_NSA = np.broadcast_to(pi_SA, (num_episodes, *mdp.r_SA.shape))
+    starts_PS = np.tile(mdp.start_S.cumsum(), (num_episodes // group_size, 1))
+    states_N = _drawn(starts_PS, rng).repeat(group_size)
     alive_N = np.ones(num_episodes, dtype=bool)
     columns = []
     for _ in range(horizon):
-        actions_N = _drawn(pi_SA.cumsum(1)[states_N], rng)
+        actions_N = _drawn(pi_NSA[everyone, states_N].cumsum(1), rng)
         rewards_N = mdp.r_SA[states_N, actions_N]
         next_N = _drawn(mdp.P_SAS.cumsum(2)[states_N, actions_N], rng)
         ended_N = next_N == end

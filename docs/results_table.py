@@ -1,6 +1,6 @@
 """Prints a Markdown table of runs: a row per method, mean and worst of its seeds.
 
-python docs/tabulate.py METRIC[,METRIC…] RUN_FOLDER…   (the first metric is shown before → after)
+python docs/results_table.py METRIC[,METRIC…] RUN_FOLDER…   (the first one before → after)
 """
 
 from __future__ import annotations
