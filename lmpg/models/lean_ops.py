@@ -179,7 +179,9 @@ class _PlainAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         q, k, v, *found = ctx.saved_tensors
-        by_q, by_k, by_v = torch.empty_like(q), None, None
+        by_q: Tensor = torch.empty_like(q)
+        by_k: Any = None
+        by_v: Any = None
         # the last block sees all keys, so that it gives what the others add to
         for (steps, keys), weights in reversed(list(zip(ctx.blocks, found))):
             g, asked = (x[:, :, steps].flatten(1, 2) for x in (grad, q))
