@@ -2,20 +2,16 @@
 
 import logging
 from dataclasses import fields, is_dataclass
-from functools import partial
-from shutil import which
 
 import pytest
 import torch
 
-from lmpg.models import static_trunk
-from lmpg.models.decode_pieces import Compiled, compiled_pieces, gated
 from lmpg.models.fused_linear import DenseLinear
 from lmpg.models.held_weights import read_into
 from lmpg.models.static_trunk import StaticTrunk
 from lmpg.sampling import static_rollouts
-from lmpg.sampling.engines import fused_deviation, fused_parts
-from lmpg.sampling.graphs import Replays, bucketed
+from lmpg.sampling.engines import fused_parts
+from lmpg.sampling.graphs import bucketed
 from lmpg.sampling.prompts import DistinctPrompts
 from lmpg.sampling.sampler import Sampler
 from lmpg.sampling.static_batch import Choosing, StaticBatch
@@ -221,53 +217,6 @@ def test_a_step_asks_nothing_of_the_device_and_all_it_reads_lies_there(family, b
     batch.step(16, 64)
     with pytest.raises(RuntimeError, match="meta tensors"):
         batch.drop_finished(16, 64)
-
-
-def test_the_first_step_of_a_shape_is_plain_the_second_captured_all_later_ones_replayed():
-    log = []
-
-    def capture(step):
-        log.append("capture")
-        return lambda: log.append("replay")
-
-    capture.name = "list"
-    replays = Replays(capture)
-    for key in ("a", "b", "a", "a", "b"):
-        replays(key, lambda key=key: log.append(key))
-    assert log == ["a", "b", "capture", "replay", "replay", "capture", "replay"]
-    replays.forget()
-    replays("a", lambda: log.append("a"))
-    assert log[-1] == "a"
-
-
-def test_buckets_are_few_and_waste_less_than_a_third():
-    found = [bucketed(n) for n in range(1, 1025)]
-    assert sorted(set(found))[:9] == [1, 2, 3, 4, 6, 8, 12, 16, 24]
-    assert len(set(found)) == 20
-    assert all(0 <= b - n < b / 3 for n, b in enumerate(found, 1))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(which("g++") is None, reason="compiling for a CPU takes a C++ compiler")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_compiled_pieces_compute_the_same(monkeypatch):
-    monkeypatch.setattr(static_trunk, "pieces_for", lambda _: compiled_pieces())
-    for family in ("qwen3", "gpt2"):
-        it = policy(family)
-        assert fused_deviation(it, partial(StaticTrunk, rows=2)) < 1e-6
-    assert not any(x.failed for x in vars(compiled_pieces()).values())
-
-
-def test_a_function_that_cannot_be_compiled_is_called_as_it_is(monkeypatch, caplog):
-    def no_compiler(*_):
-        raise OSError("no compiler")
-
-    monkeypatch.setattr(torch, "compile", no_compiler)
-    piece, x = Compiled(gated), torch.randn(3, 4)
-    with caplog.at_level(logging.WARNING):
-        assert torch.equal(piece(x, None, "relu"), x.relu())
-    assert caplog.messages == ["sampling without compiling `gated`, because no compiler"]
-    assert torch.equal(piece(x, x, "relu"), x.relu() * x)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
