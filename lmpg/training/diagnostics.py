@@ -149,7 +149,7 @@ def _columns(
         "policy_gradient": gradients["policy"][0],
     }
     if "value" in gradients and batch.old_values_BT is not None:
-        found["off_target"] = new.values_BT != batch.returns_BT
+        found["off_target"] = torch.ne(new.values_BT, batch.returns_BT)  # type: ignore[arg-type]
         found["value_gradient"] = gradients["value"][-1]
     return {name: x for name, x in found.items() if x is not None}
 
