@@ -143,6 +143,7 @@ class LanguageSettings(Section, Generic[A]):
     @model_validator(mode="after")
     def _coefficients_that_can_change(self) -> LanguageSettings:
         refuse_what_cannot_change(self.update, self.algorithm)
+        refuse_clip_fraction(self.update, self.algorithm)
         return self
 
     def _needs(self) -> frozenset[str]:
@@ -155,6 +156,16 @@ def refuse_critic_rate(update: UpdateSettings, needs: frozenset[str], name: str)
         raise ValueError(
             f"update.critic_learning_rate = {update.critic_learning_rate}, but algorithm.name = "
             f"{name} has no critic. Leave it out, or take an algorithm with a critic, as ppo"
+        )
+
+
+def refuse_clip_fraction(update: UpdateSettings, algorithm: Section) -> None:
+    """ValueError where an update is to end when most steps are clipped, but none ever is."""
+    if update.target_clip_fraction is not None and getattr(algorithm, "clip", None) is None:
+        raise ValueError(
+            f"update.target_clip_fraction = {update.target_clip_fraction}, but algorithm.name = "
+            f"{algorithm_name(type(algorithm))} clips nothing here. Leave it out, set "
+            "update.target_kl instead, or take an algorithm with algorithm.clip, as ppo"
         )
 
 
@@ -188,6 +199,7 @@ class GymSettings(Section, Generic[A]):
                 "environment does not have. Set algorithm.name to one without groups, as ppo"
             )
         refuse_what_cannot_change(self.update, self.algorithm)
+        refuse_clip_fraction(self.update, self.algorithm)
         refuse_critic_rate(self.update, needs, algorithm_name(type(self.algorithm)))
         for key, single in (("reduction", "token_mean"), ("ratio", "token")):
             value = getattr(self.algorithm, key, single)

@@ -2,9 +2,12 @@
 
 import pytest
 
-from lmpg.algorithms import GRPO, PPO
+from lmpg.algorithms import A2C, CISPO, GRPO, GSPO, PPO, ReinforcePlusPlus
+from lmpg.config import GymSettings, LanguageSettings
+from lmpg.sections import UserError
 from lmpg.training.adaptation import annealed, steered, with_fields
 from lmpg.training.settings import UpdateSettings
+from lmpg.values import defaults_of, merged, validated
 
 METRICS = {"objective/kl": 6.0, "policy/last_kl": 0.1}
 
@@ -39,3 +42,34 @@ def test_annealed_settings_go_down_to_nothing_in_equal_steps():
 def test_a_changed_coefficient_is_validated():
     with pytest.raises(ValueError, match="kl_coef"):
         with_fields(PPO(), {"kl_coef": -1.0})
+
+
+@pytest.mark.parametrize(
+    ("settings", "clip", "share", "message"),
+    [
+        (LanguageSettings[PPO], 0.2, 1, r"target_clip_fraction = 1: expected less than 1"),
+        (
+            LanguageSettings[PPO],
+            None,
+            0.5,
+            r"target_clip_fraction = 0\.5, but .* = ppo clips nothi",
+        ),
+        (GymSettings[PPO], None, 0.5, r"algorithm\.name = ppo clips nothing here"),
+        (LanguageSettings[CISPO], ..., 0.5, r"algorithm\.name = cispo clips nothing here"),
+        (GymSettings[A2C], ..., 0.5, r"algorithm\.name = a2c clips nothing here"),
+    ],
+)
+def test_updates_cannot_end_at_a_share_of_clipped_steps_where_none_is(
+    settings, clip, share, message
+):
+    algorithm = {"kl_coef": 0.0} | ({} if clip is ... else {"clip": clip})
+    given = {"algorithm": algorithm, "update": {"target_clip_fraction": share}}
+    with pytest.raises(UserError, match=message):
+        validated(settings, merged(defaults_of(settings), given))
+
+
+@pytest.mark.parametrize("algorithm", [PPO, GRPO, GSPO, ReinforcePlusPlus])
+def test_updates_can_end_at_a_share_of_clipped_steps_where_there_is_a_clip(algorithm):
+    settings = LanguageSettings[algorithm]
+    given = {"update": {"target_clip_fraction": 0.5}}
+    validated(settings, merged(defaults_of(settings), given))

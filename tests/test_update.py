@@ -9,6 +9,7 @@ import torch
 from lmpg.algorithms import GRPO, PPO, REINFORCE
 from lmpg.train import settings_of
 from lmpg.train_language import old_is_new
+from lmpg.training.diagnostics import Diagnostics
 from lmpg.types import Minibatch
 from tests.bandit import (
     REFERENCE,
@@ -169,6 +170,61 @@ def test_an_update_ends_where_the_policy_has_gone_far_enough():
     assert found["policy/approx_kl"] < found["policy/last_kl"]
     found, steps = updated(None)
     assert (steps, found["policy/early_stop"]) == (12, 0)
+
+
+@pytest.mark.parametrize("most", [0.3, 0.6, None])
+def test_an_update_ends_where_more_steps_are_clipped_than_wanted(most):
+    policy, algorithm = BanditPolicy(), PPO(kl_coef=0, clip=0.2)
+    rollout = bandit_rollout(policy, 64, 0, 1)
+    drawn = torch.randn(rollout.logprobs_BT.shape, generator=torch.Generator().manual_seed(0))
+    rollout = replace(rollout, logprobs_BT=rollout.logprobs_BT + 0.1 * drawn)  # not all at once
+    credit = algorithm.assign_credit(rollout)
+    some = torch.arange(64)[:, None] % 4 > 0
+    credit = replace(credit, advantages_BT=credit.advantages_BT * some)
+    settings = {"learning_rate": 0.01, "minibatch_size": 64, "microbatch_size": 5, "epochs": 30}
+    updater = updater_for(policy, rollout_size=64, target_clip_fraction=most, **settings)
+    seen = []  # before each of the minibatches, which are the whole rollout
+    take = updater._optimizer_step
+
+    def looked_at(*args):
+        new = policy.evaluate(rollout.inputs)
+        seen.append(clipped(new.logprobs_BT, rollout.logprobs_BT, credit.advantages_BT, 0.2))
+        return take(*args)
+
+    updater._optimizer_step = looked_at
+    found = updater.update(algorithm, rollout, credit, 1)
+    too_many = [i for i, share in enumerate(seen) if share > (most or 1)]
+    assert too_many == ([] if most is None else [len(seen) - 1])
+    steps = updater.optimizer.state[policy.theta]["step"]
+    assert (steps, found["policy/early_stop"]) == ((30, 0) if most is None else (len(seen) - 1, 1))
+    assert found["policy/last_clip_fraction"] == pytest.approx(seen[-1])
+    assert found["policy/clip_fraction"] == pytest.approx(sum(seen) / len(seen))
+
+
+def clipped(new_BT, old_BT, advantages_BT, clip):
+    """Share of the steps with an advantage whose ratio went past the clip in its direction."""
+    ratios, signs = (new_BT - old_BT).exp(), advantages_BT.sign()
+    past = ((ratios - 1) * signs > clip) & (signs != 0)
+    return float(past.sum() / (signs != 0).sum())
+
+
+def test_an_update_without_limits_never_waits_to_see_how_far_the_policy_went(monkeypatch):
+    looks = []
+    newest = Diagnostics.newest
+    monkeypatch.setattr(Diagnostics, "newest", lambda self: looks.append(1) or newest(self))
+    policy = BanditPolicy()
+    rollout = bandit_rollout(policy, 64, 0, 1)
+    credit = PPO().assign_credit(rollout)
+    for limits, expected in (
+        ({}, 1),
+        ({"target_kl": 100.0}, 9),
+        ({"target_clip_fraction": 0.99}, 9),
+    ):
+        looks.clear()
+        updater_for(policy, rollout_size=64, minibatch_size=32, **limits).update(
+            PPO(), rollout, credit, 1
+        )
+        assert len(looks) == expected  # 8 minibatches, and the metrics
 
 
 def test_an_update_that_ends_before_its_first_step_is_no_failure():

@@ -57,15 +57,15 @@ class Diagnostics:
         self._stepped = False
 
     @torch.no_grad()
-    def newest_kl(self) -> float:
-        """KL(π_old ‖ π) per step of the newest minibatch, over all ranks."""
-        zero = torch.zeros(2, dtype=torch.float64, device=self._processes.device)
-        parts = [zero]
+    def newest(self) -> tuple[float, float]:
+        """KL(π_old ‖ π) per step of the newest minibatch, and the share of its steps that are
+        clipped, over all ranks. Waits for the device."""
+        sums = torch.zeros(4, dtype=torch.float64, device=self._processes.device)
         if self._minibatch:
-            sums = _sums(_joined(self._minibatch))
-            parts.append(torch.stack([sums["kl"], sums["steps"]]))
-        kl, steps = self._processes.sum(torch.stack(parts).sum(0)).tolist()
-        return kl / max(steps, 1.0)
+            seen = _sums(_joined(self._minibatch))
+            sums += torch.stack([seen[x] for x in ("kl", "steps", "clipped", "with_advantage")])
+        kl, steps, clipped, with_advantage = self._processes.sum(sums).tolist()
+        return kl / max(steps, 1.0), clipped / max(with_advantage, 1.0)
 
     def add_left_out(self) -> None:
         """Count a minibatch that no optimizer step was taken on, as the policy had gone far
@@ -88,11 +88,13 @@ class Diagnostics:
         steps = max(sums["steps"], 1.0)
         minibatches = len(self._norms) + self._skipped + self._left_out
         losses = {k: v / minibatches for k, v in sums.items() if k.startswith("loss/")}
+        last_kl, last_clip_fraction = self.newest()
         found = {
             "policy/approx_kl": sums["kl"] / steps,
-            "policy/last_kl": self.newest_kl(),
+            "policy/last_kl": last_kl,
             "policy/early_stop": float(self._left_out),
-            "policy/clip_fraction": sums.get("clipped", 0.0) / max(sums["with_advantage"], 1.0),
+            "policy/clip_fraction": sums["clipped"] / max(sums["with_advantage"], 1.0),
+            "policy/last_clip_fraction": last_clip_fraction,
             "policy/entropy": sums["entropy"] / steps,
             "policy/ratio_mean": sums["ratio"] / steps,
             "policy/ratio_max": self._global_max(),
@@ -173,6 +175,7 @@ def _sums(seen: Columns) -> dict[str, Tensor]:
         "ratio": _ratios(seen).sum().double(),
         "entropy": _sum(seen["entropy"], mask),
         "with_advantage": _count(with_advantage),
+        "clipped": torch.zeros((), dtype=torch.float64, device=mask.device),
     }
     if "policy_gradient" in seen:
         found["clipped"] = _count(with_advantage & (seen["policy_gradient"] == 0))

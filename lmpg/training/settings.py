@@ -68,6 +68,9 @@ class UpdateSettings(OptimizerSettings):
     target_kl: float | None = Field(None, gt=0)
     """Nats per step: the update ends before a minibatch whose KL(π_old ‖ π) is above 1.5 times
     this; none goes through all epochs."""
+    target_clip_fraction: float | None = Field(None, gt=0, lt=1)
+    """The update ends before a minibatch of whose steps more than this share are clipped (have an
+    advantage, but no gradient by it); none goes through all epochs. 0.5: when most are."""
     anneal: tuple[str, ...] = ()
     """Algorithm settings that go down linearly to 0 over the run, such as clip, entropy_coef."""
 

@@ -110,13 +110,22 @@ class Updater:
             for part in microbatches(minibatch.inputs, rows, tokens):
                 weights = _rows(weights_BT, part)
                 self._accumulate(algorithm, minibatch.rows(part), weights, diagnostics)
-        if self.settings.target_kl and diagnostics.newest_kl() > 1.5 * self.settings.target_kl:
+        if self._gone_far_enough(diagnostics):
             self.optimizer.zero_grad(set_to_none=True)
             diagnostics.add_left_out()
             return False
         norm = stepped(self.optimizer, self.settings, self.processes)
         diagnostics.add_optimizer_step(norm)
         return True
+
+    def _gone_far_enough(self, diagnostics: Diagnostics) -> bool:
+        """By the newest minibatch, before its step; looked at only where there is a limit."""
+        target_kl, most_clipped = self.settings.target_kl, self.settings.target_clip_fraction
+        if target_kl is None and most_clipped is None:
+            return False
+        kl, clip_fraction = diagnostics.newest()
+        too_far = target_kl is not None and kl > 1.5 * target_kl
+        return too_far or (most_clipped is not None and clip_fraction > most_clipped)
 
     def _weights(self, minibatch: Minibatch, reduction: Reduction) -> Tensor:
         """Rows of single steps, all of them chosen, weigh the same under every reduction."""
