@@ -104,7 +104,7 @@ class Updater:
             mine = torch.arange(self.processes.rank, len(weights_BT), self.processes.count)
             minibatch, weights_BT = minibatch.rows(mine), _rows(weights_BT, mine)
         rows, tokens = self.settings.microbatch_size, self.settings.microbatch_tokens
-        if len(weights_BT) <= rows and not tokens:
+        if 0 < len(weights_BT) <= rows and not tokens:
             self._accumulate(algorithm, minibatch, weights_BT, diagnostics)
         else:
             for part in microbatches(minibatch.inputs, rows, tokens):
