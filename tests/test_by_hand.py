@@ -221,7 +221,8 @@ def test_numpys_threads_are_limited_with_torchs():
         pytest.skip("this numpy brings no OpenBLAS")
     library, before = ctypes.CDLL(str(found[0])), torch.get_num_threads()
     try:
-        limit_threads(1)
-        assert library.scipy_openblas_get_num_threads64_() == torch.get_num_threads() == 1
+        for count in (2, 1):
+            limit_threads(count)
+            assert library.scipy_openblas_get_num_threads64_() == torch.get_num_threads() == count
     finally:
         limit_threads(before)

@@ -77,7 +77,8 @@ class MLPPolicy(nn.Module):
         return Evaluation(*seen.tensors), seen.backward
 
     def _by_hand(self, observations: Tensor) -> bool:
-        return self.distribution.by_hand and self.actor.by_hand(observations)
+        known = self.distribution.by_hand and isinstance(self.actor, FlatMLP)
+        return known and self.actor.by_hand(observations)
 
     def evaluate(self, inputs: dict[str, Tensor]) -> Evaluation:
         """Of `observations` [B, T, features] and the `actions` taken there."""

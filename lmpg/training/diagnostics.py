@@ -60,11 +60,11 @@ class Diagnostics:
     def newest(self) -> tuple[float, float]:
         """KL(π_old ‖ π) per step of the newest minibatch, and the share of its steps that are
         clipped, over all ranks. Waits for the device."""
-        zero = torch.zeros((), dtype=torch.float64, device=self._processes.device)
-        sums = _sums(_joined(self._minibatch)) if self._minibatch else {}
-        names = ("kl", "steps", "clipped", "with_advantage")
-        summed = self._processes.sum(torch.stack([sums.get(name, zero) for name in names]))
-        kl, steps, clipped, with_advantage = summed.tolist()
+        sums = torch.zeros(4, dtype=torch.float64, device=self._processes.device)
+        if self._minibatch:
+            seen = _sums(_joined(self._minibatch))
+            sums += torch.stack([seen[x] for x in ("kl", "steps", "clipped", "with_advantage")])
+        kl, steps, clipped, with_advantage = self._processes.sum(sums).tolist()
         return kl / max(steps, 1.0), clipped / max(with_advantage, 1.0)
 
     def add_left_out(self) -> None:
@@ -93,7 +93,7 @@ class Diagnostics:
             "policy/approx_kl": sums["kl"] / steps,
             "policy/last_kl": last_kl,
             "policy/early_stop": float(self._left_out),
-            "policy/clip_fraction": sums.get("clipped", 0.0) / max(sums["with_advantage"], 1.0),
+            "policy/clip_fraction": sums["clipped"] / max(sums["with_advantage"], 1.0),
             "policy/last_clip_fraction": last_clip_fraction,
             "policy/entropy": sums["entropy"] / steps,
             "policy/ratio_mean": sums["ratio"] / steps,
@@ -151,7 +151,7 @@ def _columns(
         "policy_gradient": gradients["policy"][0],
     }
     if "value" in gradients and batch.old_values_BT is not None:
-        found["off_target"] = new.values_BT != batch.returns_BT
+        found["off_target"] = torch.ne(new.values_BT, batch.returns_BT)  # type: ignore[arg-type]
         found["value_gradient"] = gradients["value"][-1]
     return {name: x for name, x in found.items() if x is not None}
 
@@ -175,6 +175,7 @@ def _sums(seen: Columns) -> dict[str, Tensor]:
         "ratio": _ratios(seen).sum().double(),
         "entropy": _sum(seen["entropy"], mask),
         "with_advantage": _count(with_advantage),
+        "clipped": torch.zeros((), dtype=torch.float64, device=mask.device),
     }
     if "policy_gradient" in seen:
         found["clipped"] = _count(with_advantage & (seen["policy_gradient"] == 0))

@@ -104,7 +104,7 @@ class Updater:
             mine = torch.arange(self.processes.rank, len(weights_BT), self.processes.count)
             minibatch, weights_BT = minibatch.rows(mine), _rows(weights_BT, mine)
         rows, tokens = self.settings.microbatch_size, self.settings.microbatch_tokens
-        if len(weights_BT) <= rows and not tokens:
+        if 0 < len(weights_BT) <= rows and not tokens:
             self._accumulate(algorithm, minibatch, weights_BT, diagnostics)
         else:
             for part in microbatches(minibatch.inputs, rows, tokens):
@@ -117,6 +117,15 @@ class Updater:
         norm = stepped(self.optimizer, self.settings, self.processes)
         diagnostics.add_optimizer_step(norm)
         return True
+
+    def _gone_far_enough(self, diagnostics: Diagnostics) -> bool:
+        """By the newest minibatch, before its step; looked at only where there is a limit."""
+        target_kl, most_clipped = self.settings.target_kl, self.settings.target_clip_fraction
+        if target_kl is None and most_clipped is None:
+            return False
+        kl, clip_fraction = diagnostics.newest()
+        too_far = target_kl is not None and kl > 1.5 * target_kl
+        return too_far or (most_clipped is not None and clip_fraction > most_clipped)
 
     def _weights(self, minibatch: Minibatch, reduction: Reduction) -> Tensor:
         """Rows of single steps, all of them chosen, weigh the same under every reduction."""
