@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def test_every_epoch_of_an_update_takes_every_row_once_in_an_order_of_its_own():
     for step in (1, 2):
         updater.update(PPO(), rollout, PPO().assign_credit(rollout), step)
     assert [len(minibatch) for minibatch in seen] == [20] * 18
-    epochs = [sum(seen[i : i + 3], []) for i in range(0, 18, 3)]
+    epochs = [list(chain(*seen[i : i + 3])) for i in range(0, 18, 3)]
     assert all(sorted(epoch) == list(range(60)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in [*epochs, range(60)]}) == 7
 
@@ -40,6 +41,6 @@ def test_every_epoch_of_a_fitted_critic_takes_every_step_once(num_steps, sizes):
     method = TRPO(critic_epochs=2, critic_minibatch_size=64)
     found = [x.tolist() for x in method._minibatches(num_steps, generator("fit"))]
     assert [len(x) for x in found] == 2 * sizes
-    epochs = [sum(found[: len(sizes)], []), sum(found[len(sizes) :], [])]
+    epochs = [list(chain(*found[: len(sizes)])), list(chain(*found[len(sizes) :]))]
     assert all(sorted(epoch) == list(range(num_steps)) for epoch in epochs)
     assert epochs[0] != epochs[1]
