@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from lmpg.algorithms import PPO
 from lmpg.classic import QAC, TRPO, LstdActorCritic, TdActorCritic, TdLambda
 from lmpg.classic.online import OnlineMethod, transitions
 from lmpg.config import GymSettings
@@ -23,6 +26,7 @@ from lmpg.training.gym import make_source, num_iterations
 from lmpg.training.processes import Processes
 from lmpg.training.seeding import generator
 from lmpg.training.update import Updater
+from tests.bandit import BanditPolicy, bandit_rollout, updater_for
 from tests.corridor import Scripted, tabular
 
 FITTED = {"critic_learning_rate": 0.02, "critic_epochs": 8, "critic_minibatch_size": 256}
@@ -151,3 +155,16 @@ def test_leaning_against_the_fall_nearly_balances_cartpole_and_chance_does_not()
     leaning = play(agent, settings, 400, seed=0).returns
     assert leaning.mean() == pytest.approx(486, abs=4 * 46 / 400**0.5)
     assert leaning.std() == pytest.approx(46, abs=15)
+
+
+def test_the_kl_that_updates_measure_is_that_of_the_old_policy_to_the_new_one():  # as in G10
+    old, new = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.6, 0.1, 0.3])
+    rollout = bandit_rollout(BanditPolicy(), 10, 0, 1)
+    rollout.inputs["arms"][:, 0] = torch.tensor([0] * 5 + [1] * 3 + [2] * 2)  # as often as likely
+    rollout = replace(rollout, logprobs_BT=old.log()[rollout.inputs["arms"]])
+    policy = BanditPolicy()
+    policy.theta.data = new.log()
+    updater = updater_for(policy, rollout_size=10, minibatch_size=10, epochs=1)
+    found = updater.update(PPO(), rollout, PPO().assign_credit(rollout), 1)
+    assert found["policy/approx_kl"] == pytest.approx((old * (old / new).log()).sum().item())
+    assert found["policy/approx_kl"] != pytest.approx((new * (new / old).log()).sum().item())

@@ -40,7 +40,7 @@ class Observations:
 
     def features_of_each(self, single: Sequence[Any]) -> np.ndarray:
         """Of B single observations, [B, size]."""
-        return _features(self.space, _batched(self.space, single))
+        return _features(self.space, batched(self.space, single))
 
 
 def _readable(space: Space) -> bool:
@@ -70,11 +70,11 @@ def _features(space: Space, raw: Any) -> np.ndarray:
     return np.concatenate(found, axis=1)
 
 
-def _batched(space: Space, single: Sequence[Any]) -> Any:
+def batched(space: Space, single: Sequence[Any]) -> Any:
     """Single observations as a vector environment would give them."""
     if not isinstance(space, spaces.Dict | spaces.Tuple):
-        return np.stack(single)
-    found = {key: _batched(part, [x[key] for x in single]) for key, part in _parts(space)}
+        return np.array(single)
+    found = {key: batched(part, [x[key] for x in single]) for key, part in _parts(space)}
     return found if isinstance(space, spaces.Dict) else tuple(found.values())
 
 
