@@ -133,15 +133,6 @@ class Updater:
             return _equal_weights(len(minibatch.mask_BT))
         return loss_weights(minibatch.mask_BT, reduction, self.max_length)
 
-    def _gone_far_enough(self, diagnostics: Diagnostics) -> bool:
-        """By the newest minibatch, before its step; looked at only where there is a limit."""
-        target_kl, most_clipped = self.settings.target_kl, self.settings.target_clip_fraction
-        if target_kl is None and most_clipped is None:
-            return False
-        kl, clip_fraction = diagnostics.newest()
-        too_far = target_kl is not None and kl > 1.5 * target_kl
-        return too_far or (most_clipped is not None and clip_fraction > most_clipped)
-
     def _accumulate(
         self,
         algorithm: Algorithm,
