@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
 from gymnasium.vector import SyncVectorEnv
+
+from lmpg.environments.spaces import batched
 
 
 class Copies(SyncVectorEnv):
@@ -24,8 +27,9 @@ class Copies(SyncVectorEnv):
             observation, rewards[i], terminated[i], truncated[i], _ = env.step(action)
             if terminated[i] or truncated[i]:
                 last = np.full(self.num_envs, None, dtype=object) if last is None else last
-                last[i] = np.array(observation)  # reset may write into the same memory
+                last[i] = copy.deepcopy(observation)  # reset may write into the same memory
                 observation, _ = env.reset()
             observations.append(observation)
         info: dict[str, Any] = {} if last is None else {"final_obs": last}
-        return np.array(observations), rewards, terminated, truncated, info
+        shown = batched(self.single_observation_space, observations)
+        return shown, rewards, terminated, truncated, info
