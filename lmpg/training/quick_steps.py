@@ -44,6 +44,8 @@ def take_step(optimizer: torch.optim.Optimizer) -> None:
         return
     for group in groups:
         learned = [p for p in group["params"] if p.grad is not None]
+        if not learned:
+            continue
         states = [optimizer.state[p] for p in learned]
         for state in states:
             state["step"] += 1
