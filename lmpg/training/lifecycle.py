@@ -9,6 +9,7 @@ from typing import Any
 
 from lmpg.sections import UserError
 from lmpg.training import checkpoint
+from lmpg.training.collector import new_objects_only
 from lmpg.training.freed_memory import keep_freed_memory
 from lmpg.training.loop import Loop, RunStopped
 from lmpg.training.processes import Processes
@@ -49,7 +50,8 @@ def carry_out(loop: Loop, folder: RunFolder, name: str, facts: dict[str, Any]) -
     with closing(loop.tracker):
         resume(loop, folder)
         try:
-            reason = loop.run()
+            with new_objects_only():
+                reason = loop.run()
         except RunStopped as stop:
             _conclude(loop, folder, {"exit_reason": f"stopped: {stop}"}, started, name, facts)
             raise

@@ -36,15 +36,13 @@ def clipped(parameters: list[nn.Parameter], max_norm: float) -> float:
 @torch.no_grad()
 def take_step(optimizer: torch.optim.Optimizer) -> None:
     """`optimizer.step()`; of AdamW on the CPU by its kernel alone, once it has a state."""
-    groups = optimizer.param_groups
-    parameters = [p for group in groups for p in group["params"] if p.grad is not None]
-    known = all(p in optimizer.state and p.device.type == "cpu" for p in parameters)
+    lists = [[p for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
+    known = all(p in optimizer.state and p.device.type == "cpu" for ps in lists for p in ps)
     if not (known and isinstance(optimizer, torch.optim.AdamW)):
         optimizer.step()
         return
-    for group in groups:
-        learned = [p for p in group["params"] if p.grad is not None]
-        if not learned:
+    for group, learned in zip(optimizer.param_groups, lists):
+        if not learned:  # the kernel can't do with none
             continue
         states = [optimizer.state[p] for p in learned]
         for state in states:
