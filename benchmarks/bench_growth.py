@@ -23,12 +23,10 @@ from typing import Any
 import psutil
 import torch
 from bench_memory import peak
-from bench_rollout import DTYPES, GROUP, LENGTH, PROMPT, ROWS, GivenLengths
+from bench_rollout import DTYPES, GROUP, LENGTH, PROMPT, ROWS, GivenLengths, policy_of
 from floor import decode_seconds, forward_seconds
-from models import EOS, PAD, SIZES, prompt_ids, random_model
+from models import SIZES, prompt_ids
 
-from lmpg.models.policy import CausalLMPolicy
-from lmpg.models.value_head import new_value_head
 from lmpg.training.freed_memory import keep_freed_memory
 
 AXES: dict[str, list[Any]] = {
@@ -59,7 +57,7 @@ def case_figures(case: dict[str, Any], runs: int) -> dict[str, float]:
     rows, length, dtype = case["batch"], case["length"], DTYPES[case["dtype"]]
     shape = dict(SIZES[case["size"]])
     shape["vocab_size"] = case["vocabulary"] or shape["vocab_size"]
-    policy = policy_of(case["size"], shape["vocab_size"], case["dtype"] == "bf16")
+    policy = policy_of(case["size"], case["dtype"] == "bf16", vocab_size=shape["vocab_size"])
     sampler = GivenLengths(policy, length)
     sampler.lengths_B = torch.full((rows,), length)
     ids = prompt_ids(case["size"], rows // GROUP, PROMPT) % shape["vocab_size"]
@@ -89,20 +87,6 @@ def case_figures(case: dict[str, Any], runs: int) -> dict[str, float]:
         "update_of_floor": 3 * once / updated,
         "update_mb": (peak() - before - gradients) / 1e6,
     }
-
-
-def policy_of(size: str, words: int, bf16: bool) -> CausalLMPolicy:
-    """A random model with a value head, for long responses."""
-    model = random_model(size, vocab_size=words)
-    return CausalLMPolicy(
-        model,
-        new_value_head(model.config.hidden_size),
-        temperature=1.0,
-        eos_token_ids=(EOS,),
-        pad_token_id=PAD,
-        context_length=512,
-        bf16=bf16,
-    )
 
 
 def median_seconds(run: Callable[[], Any], runs: int) -> float:

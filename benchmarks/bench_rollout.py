@@ -58,18 +58,23 @@ class GivenLengths(Sampler):
         return self.lengths_B
 
 
-def ours(size: str, dtype: str, rows: int, varying: bool) -> Callable[[], Any]:
-    """A function that samples `rows` responses, one entry per response in its list of prompts."""
-    model = random_model(size)
-    policy = CausalLMPolicy(
+def policy_of(size: str, bf16: bool, **changes: int) -> CausalLMPolicy:
+    """A random model with a value head."""
+    model = random_model(size, **changes)
+    return CausalLMPolicy(
         model,
         new_value_head(model.config.hidden_size),
         temperature=1.0,
         eos_token_ids=(EOS,),
         pad_token_id=PAD,
         context_length=512,
-        bf16=dtype == "bf16",
+        bf16=bf16,
     )
+
+
+def ours(size: str, dtype: str, rows: int, varying: bool) -> Callable[[], Any]:
+    """A function that samples `rows` responses, one entry per response in its list of prompts."""
+    policy = policy_of(size, dtype == "bf16")
     sampler = GivenLengths(policy, LENGTH)
     lengths_B = torch.arange(rows) % LENGTH + 1 if varying else torch.full((rows,), LENGTH)
     order_B = torch.randperm(rows, generator=torch.Generator().manual_seed(1))
