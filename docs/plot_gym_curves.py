@@ -53,14 +53,22 @@ def draw_panel(axis: plt.Axes, title: str, methods: dict[str, list[Curve]]) -> N
     for name, curves in methods.items():
         grid = np.linspace(max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves), POINTS)
         returns = np.array([np.interp(grid, x, y) for x, y in curves])
-        axis.fill_between(grid, returns.min(0), returns.max(0), color=COLORS[name], alpha=0.15, lw=0)
-        axis.plot(grid, returns.mean(0), color=COLORS[name], lw=1.5, label=name.replace("_", " "))
+        axis.fill_between(
+            grid, returns.min(0), returns.max(0), color=COLORS[name], alpha=0.15, lw=0
+        )
+        axis.plot(grid, returns.mean(0), color=COLORS[name], lw=1.5, label=name_of(name))
     axis.set_title(title, fontsize=10)
     axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k")
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=7, frameon=False)
+
+
+def name_of(method: str) -> str:
+    """The method as one writes it."""
+    short = method in ("ppo", "a2c", "trpo", "reinforce")
+    return method.upper() if short else method.replace("r_c", "r-c").replace("_", " ")
 
 
 def draw(out: Path, runs: list[Path]) -> None:
