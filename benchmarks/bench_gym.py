@@ -29,8 +29,13 @@ from lockstep import Contestant, race
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parent / "configs" / "gym"
 QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONWARNINGS": "ignore"}
+ZOO = (  # the RL Zoo's settings for CartPole-v1
+    "--update.rollout-size 256 --update.minibatch-size 256 --update.microbatch-size 512 "
+    "--update.epochs 20 --update.learning-rate 1e-3 --update.schedule linear --update.anneal clip "
+    "--algorithm.gamma 0.98 --algorithm.lam 0.8"
+)
 EQUAL = {  # case → preset, and flags that make it what the peer does
-    "zoo": ("ppo_cartpole.yaml", "--update.schedule", "linear", "--update.anneal", "clip"),
+    "zoo": ("ppo_cartpole.yaml", *ZOO.split()),
     "mujoco": ("ppo_halfcheetah.yaml", "--update.schedule", "constant"),
 }
 SIZES = {"zoo": 256, "mujoco": 2048}  # steps of a rollout
