@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -43,3 +44,27 @@ def test_a_large_block_stays_with_the_process_when_it_is_freed():
 def test_other_c_libraries_are_left_alone(monkeypatch):
     monkeypatch.setattr(freed_memory.platform, "libc_ver", lambda: ("", ""))
     assert not keep_freed_memory()
+
+
+SIZE = """
+import os, resource, sys
+from pathlib import Path
+from lmpg.training.freed_memory import keep_freed_memory
+
+if sys.argv[1] == "limited":
+    resource.setrlimit(resource.RLIMIT_AS, (2**40, 2**40))
+page = os.sysconf("SC_PAGE_SIZE")
+before = int(Path("/proc/self/statm").read_text().split()[0])
+assert keep_freed_memory()
+print((int(Path("/proc/self/statm").read_text().split()[0]) - before) * page)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these switches")
+@pytest.mark.parametrize("addresses", ["free", "limited"])
+def test_the_heap_takes_no_addresses_where_they_are_limited(addresses):
+    strict = Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
+    done = subprocess.run(
+        [sys.executable, "-c", SIZE, addresses], capture_output=True, text=True, check=True
+    )
+    assert (int(done.stdout) > 2**28) == (addresses == "free" and not strict)

@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import platform
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ def keep_freed_memory() -> bool:
     Otherwise each large tensor is mapped anew, and the kernel clears it page by page: 5 to 15 % of
     an update. The peak is the same, but memory stays there after it. Where the kernel offers pages
     of 2 MiB to those who ask, the heap asks for half of the machine's memory: up to 10 % of an
-    update goes into the search for small ones. Only what is used takes memory.
+    update goes into the search for small ones. Only what is used takes memory; where addresses are
+    limited or count as memory, the heap asks for what it has.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -34,9 +36,19 @@ def keep_freed_memory() -> bool:
         return False
     kept = mallopt(_MMAP_THRESHOLD, _LARGEST) and mallopt(_TRIM_THRESHOLD, _NEVER)
     if kept:
-        _grow_heap(libc)
+        if _addresses_are_free():
+            _grow_heap(libc)
         _ask_for_large_pages(libc)
     return bool(kept)
+
+
+def _addresses_are_free() -> bool:
+    """Whether to hold many takes them from nobody: no limit to them, nor a kernel that counts them
+    as memory."""
+    policy = Path("/proc/sys/vm/overcommit_memory")
+    strict = not policy.exists() or policy.read_text(encoding="utf-8").strip() == "2"
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return limit == resource.RLIM_INFINITY and not strict
 
 
 def _grow_heap(libc: Any) -> None:
