@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 from functools import partial
 from pathlib import Path
@@ -16,16 +17,18 @@ from torch import nn
 from lmpg.algorithms import PPO
 from lmpg.environments.copies import Copies
 from lmpg.functional.policy_losses import clipped_surrogate
+from lmpg.models.flat_mlp import FlatMLP
 from lmpg.models.mlp import ActionSpec, MLPPolicy
 from lmpg.models.settings import PolicySettings
 from lmpg.training import diagnostics
+from lmpg.training.diagnostics import Diagnostics
 from lmpg.training.optimizer import policy_adamw, stepped
 from lmpg.training.processes import Alone
 from lmpg.training.seeding import generator
 from lmpg.training.settings import UpdateSettings
 from lmpg.training.threads import limit_threads
-from lmpg.training.update import Updater
-from lmpg.types import Minibatch
+from lmpg.training.update import Updater, _gradients
+from lmpg.types import Evaluation, Minibatch
 from tests.bandit import BanditPolicy, bandit_rollout, updater_for
 
 ACTIONS = {
@@ -226,3 +229,42 @@ def test_numpys_threads_are_limited_with_torchs():
             assert library.scipy_openblas_get_num_threads64_() == torch.get_num_threads() == count
     finally:
         limit_threads(before)
+
+
+def test_a_copy_of_a_network_reads_its_own_weights():
+    network = FlatMLP((3, 4, 1), "tanh")
+    network.initialise(1.0, torch.Generator().manual_seed(0))
+    x = np.ones((2, 3), dtype=np.float32)
+    network.outputs(x)
+    other = copy.deepcopy(network)
+    other.flat.data = network.flat.data
+    with torch.no_grad():
+        network.flat.add_(1)
+    assert np.array_equal(other.outputs(x), network.outputs(x))
+
+
+def test_a_term_that_depends_on_nothing_has_no_gradient_and_leaves_the_others_theirs():
+    values = torch.tensor([[1.0], [2.0]], requires_grad=True)
+    other = torch.zeros(2, 1, requires_grad=True)
+    leaf = Evaluation(other, torch.zeros(2, 1, requires_grad=True), values)
+    terms = {"policy": torch.zeros(2, 1), "value": values**2}
+    found = _gradients(terms, torch.full((2, 1), 0.5), leaf)
+    assert found["policy"] == [None, None, None]
+    assert found["value"][2].tolist() == [[1.0], [2.0]]
+
+
+def test_a_minibatch_without_rows_on_this_rank_has_no_kl():
+    seen = Diagnostics(Alone())
+    one = torch.ones(2, 1)
+    new = Evaluation(one.clone(), one, None)
+    batch = Minibatch(
+        inputs={},
+        mask_BT=torch.ones(2, 1, dtype=torch.bool),
+        old_logprobs_BT=torch.zeros(2, 1),
+        advantages_BT=one,
+    )
+    seen.begin_minibatch()
+    seen.add(new, batch, {}, one, {"policy": [one, None]})
+    assert seen.newest()[0] > 0
+    seen.begin_minibatch()
+    assert seen.newest() == (0.0, 0.0)

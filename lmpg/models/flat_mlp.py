@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,6 +35,10 @@ class FlatMLP(nn.Module):
         self.flat = nn.Parameter(torch.zeros(sum(m * n + m for m, n in self.shapes)))
         self.twice = False
         self._kept: tuple[int, list[tuple[np.ndarray, np.ndarray]]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies look at their own memory, not at this one's."""
+        return {**self.__dict__, "_kept": None}
 
     def layers(self, flat: Tensor | None = None) -> list[Layer]:
         """(weight [out, in], bias [out]) of each layer: views of `flat`, or of a vector like it."""

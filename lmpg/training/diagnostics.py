@@ -33,7 +33,10 @@ class Diagnostics:
         self._skipped = 0
         self._left_out = 0
         self._minibatch: list[Columns] = []  # the micro-batches of the newest one
-        self._stepped = False
+
+    def begin_minibatch(self) -> None:
+        """What is added from now on is the newest minibatch, of which this rank may have no row."""
+        self._minibatch = []
 
     @torch.no_grad()
     def add(
@@ -52,17 +55,15 @@ class Diagnostics:
             self._sum_up()
         self._pending.append(known)
         self._num_pending += batch.mask_BT.numel()
-        self._minibatch = [] if self._stepped else self._minibatch
         self._minibatch.append(known)
-        self._stepped = False
 
     @torch.no_grad()
     def newest(self) -> tuple[float, float]:
         """KL(π_old ‖ π) per step of the newest minibatch, and the share of its steps that are
         clipped, over all ranks. Waits for the device."""
         sums = torch.zeros(4, dtype=torch.float64, device=self._processes.device)
-        if self._minibatch:
-            seen = _sums(_joined(self._minibatch))
+        for part in self._minibatch:
+            seen = _sums(part)
             sums += torch.stack([seen[x] for x in ("kl", "steps", "clipped", "with_advantage")])
         kl, steps, clipped, with_advantage = self._processes.sum(sums).tolist()
         return kl / max(steps, 1.0), clipped / max(with_advantage, 1.0)
@@ -75,7 +76,6 @@ class Diagnostics:
     def add_optimizer_step(self, gradient_norm: float) -> None:
         """Count one optimizer step, by the global norm of its gradient before clipping; one whose
         gradient is not finite is not taken."""
-        self._stepped = True
         if math.isfinite(gradient_norm):
             self._norms.append(gradient_norm)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -38,7 +39,8 @@ def keep_freed_memory() -> bool:
     if kept:
         if _addresses_are_free():
             _grow_heap(libc)
-        _ask_for_large_pages(libc)
+        with contextlib.suppress(OSError, AttributeError):  # a kernel without them
+            _ask_for_large_pages(libc)
     return bool(kept)
 
 
@@ -47,8 +49,8 @@ def _addresses_are_free() -> bool:
     as memory."""
     policy = Path("/proc/sys/vm/overcommit_memory")
     strict = not policy.exists() or policy.read_text(encoding="utf-8").strip() == "2"
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return limit == resource.RLIM_INFINITY and not strict
+    limits = [resource.getrlimit(x)[0] for x in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    return all(x == resource.RLIM_INFINITY for x in limits) and not strict
 
 
 def _grow_heap(libc: Any) -> None:

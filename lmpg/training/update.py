@@ -99,6 +99,7 @@ class Updater:
         self, algorithm: Algorithm, minibatch: Minibatch, diagnostics: Diagnostics
     ) -> bool:
         """False where the policy has gone far enough already, so that the step is not taken."""
+        diagnostics.begin_minibatch()
         weights_BT = self._weights(minibatch, algorithm.reduction)
         if self.processes.count > 1:  # with fewer rows than processes, some have none
             mine = torch.arange(self.processes.rank, len(weights_BT), self.processes.count)
@@ -186,22 +187,25 @@ def _gradients(
     """Per named term, the gradient of Σ term·weight with respect to log-probs, entropy and values.
 
     Those of `policy`, `entropy` and `value` come from one call, as each depends on one of the three
-    alone (see `lmpg.types.Algorithm.loss_terms`). What is masked out may be anything, NaN too.
+    alone (see `lmpg.types.Algorithm.loss_terms`). What is masked out weighs
+    nothing, but must be finite.
     """
     leaves = _leaves(leaf)
     place = {"policy": 0, "entropy": 1, "value": 2}
-    alone = [name for name in place if name in terms]
-    others = [name for name in terms if name not in place]
-    found = torch.autograd.grad(
-        [terms[name] for name in alone],
-        leaves,
-        [weights_BT] * len(alone),
-        retain_graph=bool(others),
-        allow_unused=True,
-    )
-    gradients: dict[str, list[Tensor | None]] = {
-        name: [x if i == place[name] else None for i, x in enumerate(found)] for name in alone
-    }
+    gradients: dict[str, list[Tensor | None]] = {name: [None] * len(leaves) for name in terms}
+    known = [name for name in terms if terms[name].requires_grad]  # a constant has no gradient
+    alone = [name for name in known if name in place]
+    others = [name for name in known if name not in place]
+    if alone:
+        found = torch.autograd.grad(
+            [terms[name] for name in alone],
+            leaves,
+            [weights_BT] * len(alone),
+            retain_graph=bool(others),
+            allow_unused=True,
+        )
+        for name in alone:
+            gradients[name] = [x if i == place[name] else None for i, x in enumerate(found)]
     for name in others:
         grads = torch.autograd.grad(
             terms[name], leaves, weights_BT, retain_graph=True, allow_unused=True
