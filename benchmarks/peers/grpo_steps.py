@@ -11,27 +11,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from datasets import Dataset
-from lockstep import Turn
 from models import prompts
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
+from trl_side import parser, train_told
 
 
 def reward(completion_ids: list[list[int]], **_) -> list[float]:
     """How many of a response's ids are multiples of 7."""
     return [float(sum(i % 7 == 0 for i in ids)) for ids in completion_ids]
-
-
-class Told(TrainerCallback):
-    """Ends a turn where the trainer has logged a step."""
-
-    def __init__(self) -> None:
-        self.turn = Turn()
-
-    def on_log(self, args, state, control, logs=None, **_) -> None:
-        """A step with everything that belongs to it is over."""
-        if logs and "completions/mean_length" in logs:
-            self.turn(length=logs["completions/mean_length"])
 
 
 def settings(given: argparse.Namespace) -> GRPOConfig:
@@ -58,17 +46,11 @@ def settings(given: argparse.Namespace) -> GRPOConfig:
 
 def main() -> None:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("size")
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--attention", default="sdpa")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--prompt", type=int, default=16, help="tokens per prompt")
-    parser.add_argument("--length", type=int, default=64, help="tokens per response")
-    parser.add_argument("--microbatch", type=int, default=64)
-    given = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--prompt", type=int, default=16, help="tokens per prompt")
+    options.add_argument("--length", type=int, default=64, help="tokens per response")
+    options.add_argument("--microbatch", type=int, default=64)
+    given = options.parse_args()
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(
         given.model, dtype=torch.float32, attn_implementation=given.attention
@@ -80,9 +62,7 @@ def main() -> None:
         reward_funcs=reward,
         train_dataset=Dataset.from_dict({"prompt": prompts(given.size, 256, given.prompt)}),
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Told())
-    trainer.train()
+    train_told(trainer, lambda logs: logs.get("completions/mean_length"))
 
 
 if __name__ == "__main__":

@@ -16,28 +16,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 import trl.experimental.ppo.ppo_trainer as program
 from datasets import Dataset
-from lockstep import Turn
 from models import configuration, prompt_ids
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaForSequenceClassification,
-    PrinterCallback,
-    TrainerCallback,
 )
 from trl.experimental.ppo import PPOConfig, PPOTrainer
-
-
-class Told(TrainerCallback):
-    """Ends a turn where the trainer has logged a step."""
-
-    def __init__(self) -> None:
-        self.turn = Turn()
-
-    def on_log(self, args, state, control, logs=None, **_) -> None:
-        """A step with everything that belongs to it is over."""
-        if logs and "objective/kl" in logs:
-            self.turn(length=64.0)  # it always samples all it may
+from trl_side import parser, train_told
 
 
 def settings(given: argparse.Namespace) -> PPOConfig:
@@ -80,14 +66,7 @@ def count_as_reward(reward_model: torch.nn.Module) -> None:
 
 def main() -> None:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("size")
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--attention", default="sdpa")
-    parser.add_argument("--device", default="cpu")
-    given = parser.parse_args()
+    given = parser(__doc__).parse_args()
     torch.manual_seed(0)
     dtype = torch.bfloat16 if given.precision == "bf16" else torch.float32
     options = {"dtype": dtype, "attn_implementation": given.attention}
@@ -108,9 +87,8 @@ def main() -> None:
         train_dataset=data,
         eval_dataset=data.select(range(4)),
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Told())
-    trainer.train()
+    # it always samples all it may
+    train_told(trainer, lambda logs: 64.0 if "objective/kl" in logs else None)
 
 
 if __name__ == "__main__":

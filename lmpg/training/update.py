@@ -56,7 +56,8 @@ class Updater:
         if "observations" in whole.inputs:
             whole = _chosen_steps(whole)
         # inputs stay on the host, where lengths can be read without waiting for the device
-        whole = replace(whole.to(self.processes.device), inputs=whole.inputs)
+        inputs = whole.inputs
+        whole = replace(replace(whole, inputs={}).to(self.processes.device), inputs=inputs)
         learning_rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group["scale"]
