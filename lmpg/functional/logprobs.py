@@ -11,6 +11,8 @@ from torch.autograd.function import once_differentiable
 
 _AT_ONCE = 2**23
 """Elements of a temporary product."""
+_TINY = 1e-37
+"""Probabilities below it weigh nothing in an entropy."""
 
 
 @dataclass(frozen=True)
@@ -25,20 +27,24 @@ class LogitShape:
     scale: float = 1.0
     softcap: float | None = None
 
+    @property
+    def factor(self) -> float:
+        """What raw output is multiplied with where there is no softcap."""
+        return self.scale / self.temperature
+
     def logits(self, raw: Tensor) -> Tensor:
         """Logits in at least float32 from the head's raw output."""
         raw = raw.float() if raw.dtype in (torch.float16, torch.bfloat16) else raw
         if self.softcap is None:
-            factor = self.scale / self.temperature
-            return raw if factor == 1 else raw * factor
+            return raw if self.factor == 1 else raw * self.factor
         return torch.tanh(raw * (self.scale / self.softcap)) * (self.softcap / self.temperature)
 
     def slope(self, logits: Tensor) -> Tensor | float:
         """d logits / d raw, as a function of the logits."""
         if self.softcap is None:
-            return self.scale / self.temperature
+            return self.factor
         bent = 1 - (logits * (self.temperature / self.softcap)).square()
-        return bent * (self.scale / self.temperature)
+        return bent * self.factor
 
 
 def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, shape: LogitShape) -> Tensor:
@@ -62,12 +68,13 @@ def token_logprobs(
     """log p(ids) and entropy, both [N] in nats, of softmax(head(hidden) / temperature).
 
     hidden [N, D], weight [V, D], bias [V] or None, ids [N]. Only `chunk` rows of logits exist at a
-    time, unless there are `kept` logits at most: then the head's raw output stays for the backward
-    pass, which otherwise computes it again. Gradients reach hidden, weight and bias through both.
+    time, unless there are `kept` logits at most and no softcap: then the probabilities stay for the
+    backward pass, which otherwise computes them again. Gradients reach hidden, weight and bias through both.
     """
     shape = LogitShape(temperature, scale, softcap)
     dtype = _product_dtype(hidden, weight)
-    keep = len(hidden) * len(weight) <= kept and torch.is_grad_enabled()
+    few = len(hidden) * len(weight) <= kept and softcap is None
+    keep = few and torch.is_grad_enabled()
     return _TokenLogprobs.apply(hidden, weight, bias, ids, shape, chunk, dtype, keep)
 
 
@@ -84,20 +91,21 @@ class _TokenLogprobs(torch.autograd.Function):
         ctx.shape, ctx.chunk, ctx.dtype = shape, chunk, dtype
         wide = torch.promote_types(dtype, torch.float32)
         logprobs, entropy, size = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(3))
-        ctx.raw = hidden.new_empty(len(hidden), len(weight), dtype=dtype) if keep else None
-        for rows, raw in _products(hidden, weight, bias, chunk, dtype, ctx.raw):
+        ctx.kept = hidden.new_empty(len(hidden), len(weight), dtype=dtype) if keep else None
+        for rows, raw in _products(hidden, weight, bias, chunk, dtype):
             logits = shape.logits(raw)
             picked = logits.gather(1, ids[rows, None])
             largest = logits.amax(1, keepdim=True)
-            needed = keep and logits is raw  # for the backward pass
-            logits = logits - largest if needed else logits.sub_(largest)
-            p = logits.exp()
-            total = p.sum(1, keepdim=True)
-            log_total = total.log()
-            logprobs[rows] = (picked - largest - log_total)[:, 0]
-            entropy[rows] = (log_total - p.mul_(logits).sum(1, keepdim=True) / total)[:, 0]
+            p = logits.sub_(largest).softmax(1)  # quicker than an exponential on a CPU
+            log_total = p.amax(1, keepdim=True).log_().neg_()  # the likeliest has 1 / total
+            logprob = picked - largest - log_total
+            logprobs[rows] = logprob[:, 0]
+            entropy[rows] = (log_total - logits.mul_(p).sum(1, keepdim=True))[:, 0]
             size[rows] = (largest + log_total)[:, 0]
-        ctx.save_for_backward(hidden, weight, bias, ids, size, entropy)
+            if keep:
+                # p − 1 of a likely token loses its digits where it is rounded before, not after
+                ctx.kept[rows] = p.scatter_(1, ids[rows, None], logprob.expm1_())
+        ctx.save_for_backward(hidden, weight, bias, ids, size, entropy, logprobs)
         return logprobs, entropy
 
     @staticmethod
@@ -105,50 +113,61 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx, grad_logprobs, grad_entropy):
         if grad_logprobs is None and grad_entropy is None:
             return (None,) * 8
-        hidden, weight, bias, ids, size, entropy = ctx.saved_tensors
+        hidden, weight, bias, ids, _, entropy, _ = ctx.saved_tensors
         grads = _Gradients(hidden, weight, bias, ctx.needs_input_grad, ctx.dtype)
-        kept, ctx.raw = ctx.raw, None  # it is overwritten: another backward pass computes it again
-        known = None if kept is None else ((r, kept[r]) for r in _chunks(len(kept), ctx.chunk))
-        for rows, raw in known or _products(hidden, weight, bias, ctx.chunk, ctx.dtype):
-            logits = ctx.shape.logits(raw)
-            slope = ctx.shape.slope(logits)
-            entropy_part = None if grad_entropy is None else (grad_entropy[rows], entropy[rows])
-            grad = _logits_grad(logits, size[rows], ids[rows], grad_logprobs, entropy_part, rows)
-            grad = grad if isinstance(slope, float) and slope == 1 else grad.mul_(slope)
-            if kept is None:
-                grads.add(rows, grad)
-            else:
-                kept[rows] = grad
-        if kept is not None:
-            grads.add(slice(None), kept)
+        kept, ctx.kept = ctx.kept, None  # it is overwritten: another backward pass computes it again
+        if kept is not None and grad_entropy is None:
+            grads.add(slice(None), kept, -ctx.shape.factor * grad_logprobs)
+        else:
+            for rows, p, logp, slope in _distributions(ctx, kept):
+                entropy_part = None if grad_entropy is None else (grad_entropy[rows], entropy[rows])
+                grad = _logits_grad(p, logp, ids[rows], grad_logprobs, entropy_part, rows)
+                grad = grad if isinstance(slope, float) and slope == 1 else grad.mul_(slope)
+                if kept is None:
+                    grads.add(rows, grad)
+                else:
+                    kept[rows] = grad
+            if kept is not None:
+                grads.add(slice(None), kept)
         return grads.hidden, grads.weight, grads.bias, None, None, None, None, None
 
 
-def _products(hidden, weight, bias, chunk, dtype, out=None):
-    """(rows, the head's raw output [chunk, V], which lies in `out`) of one chunk after another."""
+def _distributions(ctx, kept):
+    """(rows, p, log p, d logits / d raw) of one chunk after another, from p − 1[id] where it was
+    kept."""
+    hidden, weight, bias, ids, size, _, logprobs = ctx.saved_tensors
+    if kept is None:
+        for rows, raw in _products(hidden, weight, bias, ctx.chunk, ctx.dtype):
+            logits = ctx.shape.logits(raw)
+            slope = ctx.shape.slope(logits)
+            logp = logits - size[rows, None]
+            yield rows, logp.exp(), logp, slope
+        return
+    for rows in _chunks(len(kept), ctx.chunk):
+        chosen = logprobs[rows, None].exp()
+        p = kept[rows].to(logprobs.dtype).scatter_(1, ids[rows, None], chosen)
+        yield rows, p, p.clamp(min=_TINY).log_(), ctx.shape.factor
+
+
+def _products(hidden, weight, bias, chunk, dtype):
+    """(rows, the head's raw output [chunk, V]) of one chunk after another."""
     weight, bias = (None if x is None else x.to(dtype) for x in (weight, bias))
     for rows in _chunks(len(hidden), chunk):
-        if out is None:
-            yield rows, F.linear(hidden[rows].to(dtype), weight, bias)
-        else:
-            raw = torch.mm(hidden[rows].to(dtype), weight.T, out=out[rows])
-            yield rows, raw if bias is None else raw.add_(bias)
+        yield rows, F.linear(hidden[rows].to(dtype), weight, bias)
 
 
 def _chunks(count: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, count, size)]
 
 
-def _logits_grad(logits, size, ids, grad_logprobs, entropy_part, rows) -> Tensor:
-    """d(Σ gₗ log p(id) + gₕ H) / d logits = gₗ (1[id] − p) − gₕ p (log p + H).
+def _logits_grad(p, logp, ids, grad_logprobs, entropy_part, rows) -> Tensor:
+    """d(Σ gₗ log p(id) + gₕ H) / d logits = gₗ (1[id] − p) − gₕ p (log p + H); overwrites p.
 
-    size: log Σ exp(logits). entropy_part: gₕ and H.
+    entropy_part: gₕ and H.
     """
-    logp = logits - size[:, None]
     if entropy_part is None:
-        grad = logp.exp_().mul_(-grad_logprobs[rows, None])
+        grad = p.mul_(-grad_logprobs[rows, None])
     else:
-        p = logp.exp()
         towards_p = (logp + entropy_part[1][:, None]).mul_(entropy_part[0][:, None])
         if grad_logprobs is not None:
             towards_p += grad_logprobs[rows, None]
@@ -168,15 +187,18 @@ class _Gradients:
         self.weight = torch.zeros_like(weight, dtype=wide) if needed[1] else None
         self.bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needed[2] else None
 
-    def add(self, rows: slice, grad: Tensor) -> None:
-        """Count what the gradient of these rows' raw outputs brings."""
+    def add(self, rows: slice, grad: Tensor, factor: Tensor | None = None) -> None:
+        """Count what the gradient of these rows' raw outputs brings: `grad`, each row of it times
+        its `factor`, which is taken up where it costs least."""
+        grad, hidden = grad.to(self._dtype), self._hidden[rows]
         if self.bias is not None:
-            self.bias += grad.sum(0, dtype=self.bias.dtype)
-        grad = grad.to(self._dtype)
+            whole = grad if factor is None else grad * factor[:, None]
+            self.bias += whole.sum(0, dtype=self.bias.dtype)
         if self.hidden is not None:
-            self.hidden[rows] = grad @ self._weight
+            found = grad @ self._weight
+            self.hidden[rows] = found if factor is None else found * factor[:, None]
         if self.weight is not None:
-            hidden = self._hidden[rows].to(self._dtype)
+            hidden = (hidden if factor is None else hidden * factor[:, None]).to(self._dtype)
             if self.weight.dtype == self._dtype:
                 self.weight.addmm_(grad.T, hidden)
             else:

@@ -51,30 +51,45 @@ class _RMSNorm(torch.autograd.Function):
         return grad_x, by_weight.flatten(0, -2).sum(0), None
 
 
-def rotated(x_NHD: Tensor, cos_N1D: Tensor, sin_N1D: Tensor) -> Tensor:
-    """x with rotary positions: the halves of each head turned by the angles of `cos` and `sin`."""
-    return _Rotated.apply(x_NHD, cos_N1D, sin_N1D)
+class Rotations:
+    """Rotary positions of a batch's N tokens: a complex number for each pair of a head's numbers.
+
+    cos, sin [N, D], each angle twice, as models of transformers give them; heads: of queries, and
+    of keys; scaling: of queries, for the softmax.
+    """
+
+    def __init__(
+        self, cos_ND: Tensor, sin_ND: Tensor, heads: tuple[int, int], scaling: float
+    ) -> None:
+        half = cos_ND.shape[1] // 2
+        turn_NE = torch.complex(cos_ND[:, :half].float(), sin_ND[:, :half].float())
+        # written out for each head: a product of two tensors alike is several times as fast
+        self._queries, self._keys = (
+            (x[:, None].expand(-1, n, -1).contiguous(), x.conj()[:, None].expand(-1, n, -1).clone())
+            for x, n in zip((turn_NE * scaling, turn_NE), heads)
+        )
+
+    def __call__(self, q_NHD: Tensor, k_NKD: Tensor) -> tuple[Tensor, Tensor]:
+        """Both turned, q scaled as well; the numbers of a pair, before half a head apart, then lie
+        side by side, an order that products of queries and keys do not depend on."""
+        return _Rotated.apply(q_NHD, *self._queries), _Rotated.apply(k_NKD, *self._keys)
 
 
 class _Rotated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, cos, sin):
-        ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin, 1)
+    def forward(ctx, x, turn, back):
+        ctx.save_for_backward(back)
+        ctx.dtype = x.dtype
+        one, other = x.float().chunk(2, -1)
+        return torch.view_as_real(torch.complex(one, other).mul_(turn)).flatten(-2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        cos, sin = ctx.saved_tensors
-        return _turned(grad, cos, sin, -1), None, None
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
-    half, wide = x.shape[-1] // 2, x.to(cos.dtype)
-    result = wide * cos
-    result[..., :half].addcmul_(wide[..., half:], sin[..., :half], value=-sign)
-    result[..., half:].addcmul_(wide[..., :half], sin[..., half:], value=sign)
-    return result.to(x.dtype)
+        (back,) = ctx.saved_tensors
+        pairs = torch.view_as_complex(grad.float().unflatten(-1, (-1, 2)).contiguous())
+        turned = pairs * back
+        return torch.cat([turned.real, turned.imag], -1).to(ctx.dtype), None, None
 
 
 class Attention:
@@ -167,10 +182,9 @@ class _PlainAttention(torch.autograd.Function):
         ctx.blocks = _query_blocks(q, k.shape[1])
         out, found = torch.empty_like(q), []
         for steps, keys in ctx.blocks:
-            scores = torch.baddbmm(
-                mask[:, :, steps, keys].flatten(1, 2), q[:, :, steps].flatten(1, 2), k[:, keys].mT
-            )
-            found.append(scores.softmax(-1))
+            scores = torch.bmm(q[:, :, steps].flatten(1, 2), k[:, keys].mT)
+            _mask_(scores.view(*q.shape[:2], -1, keys.stop), mask, steps, keys)
+            found.append(_softmax(scores))
             out[:, :, steps] = _applied(found[-1], v[:, keys]).view_as(out[:, :, steps])
         ctx.save_for_backward(q, k, v, *found)
         return out
@@ -187,10 +201,26 @@ class _PlainAttention(torch.autograd.Function):
             g, asked = (x[:, :, steps].flatten(1, 2) for x in (grad, q))
             by_v = _plus(by_v, keys, torch.bmm(g.mT, weights))
             by_weights = torch.bmm(g, v[:, keys].mT)
-            by_scores = torch._softmax_backward_data(by_weights, weights, -1, weights.dtype)
+            by_scores = torch._softmax_backward_data(
+                by_weights, weights, -1, weights.dtype, grad_input=by_weights
+            )
             by_q[:, :, steps] = _applied(by_scores, k[:, keys]).view_as(by_q[:, :, steps])
             by_k = _plus(by_k, keys, torch.bmm(asked.mT, by_scores))
         return by_q, by_k.mT, by_v.mT, None
+
+
+def _mask_(scores_BSTC: Tensor, mask: Tensor, steps: slice, keys: slice) -> None:
+    """Adds to a block's scores what `mask` has for them: zeros, where nothing but later tokens is
+    hidden, except in the block's own columns."""
+    first = 0 if len(mask) > 1 else keys.stop - (steps.stop - steps.start)
+    scores_BSTC[..., first:].add_(mask[:, :, steps, first : keys.stop])
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """In their own memory, which nothing else reads; torch's of bfloat16 is slow on a CPU."""
+    if scores.dtype == torch.float32:
+        return torch.softmax(scores, -1, out=scores)
+    return scores.copy_(torch.softmax(scores, -1, dtype=torch.float32))
 
 
 def _plus(total: Tensor | None, keys: slice, part: Tensor) -> Tensor:
@@ -205,7 +235,8 @@ def _query_blocks(q_BSTD: Tensor, keys: int) -> list[tuple[slice, slice]]:
     steps, head_dim = q_BSTD.shape[2:]
     many = q_BSTD.numel() // head_dim * keys >= _MANY_SCORES
     # in bfloat16 what narrower products lose is more than what fewer scores save
-    at_once = _QUERIES_AT_ONCE if many and q_BSTD.dtype == torch.float32 else steps
+    import os
+    at_once = int(os.environ.get('QB','32')) if many and q_BSTD.dtype == torch.float32 else int(os.environ.get('QBB',steps))
     edges = [*range(0, steps, at_once), steps]
     return [(slice(a, b), slice(keys - steps + b)) for a, b in itertools.pairwise(edges)]
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2Model, LlamaModel, MistralModel, Qwen2Model, Qwen3Model
 
-from lmpg.models.lean_ops import Attention, product_dtype, rms_norm, rotated
+from lmpg.models.lean_ops import Attention, Rotations, product_dtype, rms_norm
 from lmpg.models.ragged import Ragged
 
 
@@ -60,13 +60,14 @@ class _Llama(LeanForward):
     def __call__(self, ragged: Ragged) -> Tensor:
         trunk = self._trunk
         x_ND = trunk.embed_tokens(ragged.ids_N)
-        rope = [x[0, :, None].float() for x in trunk.rotary_emb(x_ND, ragged.positions_N[None])]
         config = trunk.config
         heads = (config.num_attention_heads, config.num_key_value_heads)
+        cos, sin = trunk.rotary_emb(x_ND, ragged.positions_N[None])
+        rotations = Rotations(cos[0], sin[0], heads, trunk.layers[0].self_attn.scaling)
         attention = Attention(ragged, *heads, product_dtype(x_ND))
         last = len(trunk.layers) - 1
         for i, layer in enumerate(trunk.layers):
-            taken_ND = self._attended(layer, x_ND, rope, attention)
+            taken_ND = self._attended(layer, x_ND, rotations, attention)
             if i == last:  # of what follows, only the targets are read
                 taken_ND, x_ND = (x.index_select(0, ragged.target_M) for x in (taken_ND, x_ND))
             x_ND = x_ND + layer.self_attn.o_proj(taken_ND)
@@ -75,7 +76,7 @@ class _Llama(LeanForward):
             x_ND = x_ND + mlp.down_proj(mlp.act_fn(mlp.gate_proj(h_ND)) * mlp.up_proj(h_ND))
         return rms_norm(x_ND, trunk.norm)
 
-    def _attended(self, layer: Any, x_ND: Tensor, rope: list[Tensor], attention: Attention):
+    def _attended(self, layer: Any, x_ND: Tensor, rotations: Rotations, attention: Attention):
         attn, dtype = layer.self_attn, product_dtype(x_ND)
         h_ND = rms_norm(x_ND, layer.input_layernorm).to(dtype)
         heads = (len(h_ND), -1, attn.head_dim)
@@ -83,9 +84,8 @@ class _Llama(LeanForward):
         v_NKD = attn.v_proj(h_ND).view(heads)
         if hasattr(attn, "q_norm"):
             q_NHD, k_NKD = rms_norm(q_NHD, attn.q_norm), rms_norm(k_NKD, attn.k_norm)
-        cos, sin = rope
-        q_NHD = rotated(q_NHD, cos * attn.scaling, sin * attn.scaling).to(dtype)
-        return attention(q_NHD, rotated(k_NKD, cos, sin).to(dtype), v_NKD)
+        q_NHD, k_NKD = rotations(q_NHD, k_NKD)
+        return attention(q_NHD.to(dtype), k_NKD.to(dtype), v_NKD)
 
 
 class _GPT2(LeanForward):
