@@ -171,7 +171,8 @@ def source_of(
     sampling = settings.sampling
     sampler = Sampler(policy, sampling.max_new_tokens, sampling.top_k, sampling.top_p)
     sizes = (update.microbatch_size, update.microbatch_tokens)
-    responder = Responder(policy, sampler, tokenizer, run.seed, processes, *sizes)
+    whole = whole_update(settings, processes)
+    responder = Responder(policy, sampler, tokenizer, run.seed, processes, *sizes, whole)
     reference, compared = references(settings, policy)
     judge = world.judge if world else None
     rows = update.rollout_size
@@ -212,6 +213,14 @@ def old_is_new(settings: LanguageSettings) -> bool:
     steps = update.epochs * update.rollout_size // update.minibatch_size
     kl_in_reward = "reference" in algorithm.needs and algorithm.kl_in == "reward"
     return steps == 1 and "critic" not in algorithm.needs and not kl_in_reward
+
+
+def whole_update(settings: LanguageSettings, processes: Processes) -> bool:
+    """Whether an update's first pass is over the very rows of the rollout, all in one forward."""
+    update = settings.update
+    together = update.rollout_size <= min(update.minibatch_size, update.microbatch_size)
+    in_order = processes.count == 1 and settings.sampling.max_refills == 0
+    return together and in_order and not update.microbatch_tokens
 
 
 def references(

@@ -69,7 +69,8 @@ def token_logprobs(
 
     hidden [N, D], weight [V, D], bias [V] or None, ids [N]. Only `chunk` rows of logits exist at a
     time, unless there are `kept` logits at most and no softcap: then the probabilities stay for the
-    backward pass, which otherwise computes them again. Gradients reach hidden, weight and bias through both.
+    backward pass, which otherwise computes them again. Gradients reach hidden, weight and bias
+    through both.
     """
     shape = LogitShape(temperature, scale, softcap)
     dtype = _product_dtype(hidden, weight)
@@ -115,7 +116,10 @@ class _TokenLogprobs(torch.autograd.Function):
             return (None,) * 8
         hidden, weight, bias, ids, _, entropy, _ = ctx.saved_tensors
         grads = _Gradients(hidden, weight, bias, ctx.needs_input_grad, ctx.dtype)
-        kept, ctx.kept = ctx.kept, None  # it is overwritten: another backward pass computes it again
+        kept, ctx.kept = (
+            ctx.kept,
+            None,
+        )  # it is overwritten: another backward pass computes it again
         if kept is not None and grad_entropy is None:
             grads.add(slice(None), kept, -ctx.shape.factor * grad_logprobs)
         else:

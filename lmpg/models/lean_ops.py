@@ -235,8 +235,7 @@ def _query_blocks(q_BSTD: Tensor, keys: int) -> list[tuple[slice, slice]]:
     steps, head_dim = q_BSTD.shape[2:]
     many = q_BSTD.numel() // head_dim * keys >= _MANY_SCORES
     # in bfloat16 what narrower products lose is more than what fewer scores save
-    import os
-    at_once = int(os.environ.get('QB','32')) if many and q_BSTD.dtype == torch.float32 else int(os.environ.get('QBB',steps))
+    at_once = _QUERIES_AT_ONCE if many and q_BSTD.dtype == torch.float32 else steps
     edges = [*range(0, steps, at_once), steps]
     return [(slice(a, b), slice(keys - steps + b)) for a, b in itertools.pairwise(edges)]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lmpg.models.critic import FOLDER, SeparateCritic
+from lmpg.models.first_pass import FirstPass
 from lmpg.models.folders import save_folder
 from lmpg.models.head import Head
 from lmpg.models.lora import adapter_off, save_adapter_and_merged, unwrapped
@@ -26,6 +27,7 @@ class CausalLMPolicy(nn.Module):
 
     value_head: a critic on the policy's own trunk. critic: one with weights of its own.
     temperature divides the logits, everywhere. bf16 computes in autocast over fp32 weights.
+    first_pass: keeps what is evaluated in its block for the next time that it is asked for.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class CausalLMPolicy(nn.Module):
         self.context_length = context_length
         self.bf16 = bf16
         self.head = Head(self.causal_lm, temperature)
+        self.first_pass = FirstPass(self)
         self.train(False)
 
     @property
@@ -90,8 +93,9 @@ class CausalLMPolicy(nn.Module):
             with self.autocast():
                 states = response_states(self.trunk, inputs)
             return states.spread(self.values(states.hidden_ND))
+        critic = self.critic
         with self.autocast():
-            return self.critic.values(inputs)
+            return self.first_pass("values", inputs, lambda: critic.values(inputs))
 
     def values(self, hidden: Tensor) -> Tensor:
         """The value head's V of the states that hidden states [..., D] stand for, float32 [...]."""
@@ -100,6 +104,9 @@ class CausalLMPolicy(nn.Module):
             return self.value_head(hidden.float()).squeeze(-1)
 
     def _chosen(self, inputs: dict[str, Tensor]) -> tuple[ResponseStates, Tensor, Tensor]:
+        return self.first_pass("chosen", inputs, lambda: self._computed(inputs))
+
+    def _computed(self, inputs: dict[str, Tensor]) -> tuple[ResponseStates, Tensor, Tensor]:
         with self.autocast():
             states = response_states(self.trunk, inputs)
             logprobs_N, entropy_N = self.head.token_logprobs(states.hidden_ND, states.ids_N)

@@ -143,6 +143,8 @@ class Recorder:
         greedy_scores_B: Tensor | None,
     ) -> Rollout:
         """The rows, on the CPU; the episode ends with the last chosen token."""
+        ref_logprobs_BT = self._reference_logprobs(samples)
+        # after the reference, as this may keep a graph for the update
         old = self.responder.recorded(samples, self.sampled_will_do)
         mask_BT = samples.mask_BT.cpu()
         last_BT = mask_BT & (mask_BT.flip(1).cumsum(1).flip(1) == 1)
@@ -157,7 +159,7 @@ class Recorder:
             scorable_B=torch.tensor([x is not None for x in totals], dtype=torch.bool),
             values_BT=values_BT,
             next_values_BT=None if values_BT is None else next_chosen(values_BT, mask_BT),
-            ref_logprobs_BT=self._reference_logprobs(samples),
+            ref_logprobs_BT=ref_logprobs_BT,
             greedy_scores_B=greedy_scores_B,
         )
 

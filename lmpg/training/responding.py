@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,7 +54,8 @@ class Responder:
     """Samples from the policy; random numbers follow from the seed and a key alone.
 
     microbatch_size, microbatch_tokens: rows and tokens per forward where responses are evaluated
-    again; 0 tokens is no limit.
+    again; 0 tokens is no limit. whole_update: the update's first pass is over all of a rollout at
+    once, so that what it computes can be computed ahead.
     """
 
     policy: CausalLMPolicy
@@ -64,6 +65,7 @@ class Responder:
     processes: Processes
     microbatch_size: int
     microbatch_tokens: int = 0
+    whole_update: bool = False
 
     def respond(
         self, prompts: list[Prompt], group_size: int, uniforms_BT: Tensor | None
@@ -90,9 +92,9 @@ class Responder:
         if not self.policy.bf16 or sampled_will_do:
             values_BT = samples.values_BT
             if self.policy.critic is not None:
-                values_BT = self._evaluated(samples.inputs, self.policy.state_values)
+                values_BT = self._looked_at(samples.inputs, self.policy.state_values)
             return Evaluation(samples.logprobs_BT, samples.entropy_BT, values_BT)
-        found = self._evaluated(samples.inputs, self._numbers)
+        found = self._looked_at(samples.inputs, self._numbers)
         return Evaluation(found[0], found[1], found[2] if len(found) > 2 else None)
 
     @torch.no_grad()
@@ -107,7 +109,7 @@ class Responder:
 
     def sequence_kl(self, reference: Reference, samples: Samples) -> Tensor:
         """log π − log π_ref summed over each response, [B] in nats."""
-        known_BT = self.recorded(samples).logprobs_BT
+        known_BT = replace(self, whole_update=False).recorded(samples).logprobs_BT  # none follows
         difference_BT = known_BT - self.reference_logprobs(reference, samples)
         return torch.where(samples.mask_BT, difference_BT, 0).sum(1)
 
@@ -116,6 +118,15 @@ class Responder:
         new = self.policy.evaluate(inputs)
         found = (new.logprobs_BT, new.entropy_BT, new.values_BT)
         return torch.stack([x for x in found if x is not None])
+
+    def _looked_at(
+        self, inputs: dict[str, Tensor], evaluate: Callable[[dict[str, Tensor]], Tensor]
+    ) -> Tensor:
+        """`evaluate` of all rows, in one piece where the update then need not do it again."""
+        if not self.whole_update:
+            return self._evaluated(inputs, evaluate)
+        with self.policy.first_pass.ahead():
+            return evaluate({name: x.cpu() for name, x in inputs.items()}).detach()
 
     def _evaluated(
         self, inputs: dict[str, Tensor], evaluate: Callable[[dict[str, Tensor]], Tensor]
