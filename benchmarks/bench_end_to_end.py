@@ -28,8 +28,8 @@ from sides import Place
 CASES = ("grpo", "ppo_shared", "ppo_separate")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TURNS = {  # size, trainer → precisions of lmpg, settings of the peer
-    ("S", "grpo"): (["fp32"], ["fp32", "bf16", "fp32 eager"]),
-    ("S", "ppo"): (["fp32"], ["fp32"]),
+    ("S", "grpo"): (["fp32", "bf16"], ["fp32", "bf16", "fp32 eager"]),
+    ("S", "ppo"): (["fp32", "bf16"], ["fp32"]),
     ("M", "grpo"): (["bf16", "fp32"], ["fp32", "bf16", "bf16 eager"]),
     ("M", "ppo"): (["bf16"], ["fp32"]),
 }

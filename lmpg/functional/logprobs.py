@@ -11,8 +11,6 @@ from torch.autograd.function import once_differentiable
 
 _AT_ONCE = 2**23
 """Elements of a temporary product."""
-_TINY = 1e-37
-"""Probabilities below it weigh nothing in an entropy."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,8 @@ def token_logprobs(
 
     hidden [N, D], weight [V, D], bias [V] or None, ids [N]. Only `chunk` rows of logits exist at a
     time, unless there are `kept` logits at most and no softcap: then the probabilities stay for the
-    backward pass, which otherwise computes them again. Gradients reach hidden, weight and bias
-    through both.
+    backward pass, which computes them again otherwise and for an entropy's gradient (they are in
+    the product's precision). Gradients reach hidden, weight and bias through both.
     """
     shape = LogitShape(temperature, scale, softcap)
     dtype = _product_dtype(hidden, weight)
@@ -106,7 +104,7 @@ class _TokenLogprobs(torch.autograd.Function):
             if keep:
                 # p − 1 of a likely token loses its digits where it is rounded before, not after
                 ctx.kept[rows] = p.scatter_(1, ids[rows, None], logprob.expm1_())
-        ctx.save_for_backward(hidden, weight, bias, ids, size, entropy, logprobs)
+        ctx.save_for_backward(hidden, weight, bias, ids, size, entropy)
         return logprobs, entropy
 
     @staticmethod
@@ -114,43 +112,21 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx, grad_logprobs, grad_entropy):
         if grad_logprobs is None and grad_entropy is None:
             return (None,) * 8
-        hidden, weight, bias, ids, _, entropy, _ = ctx.saved_tensors
+        hidden, weight, bias, ids, size, entropy = ctx.saved_tensors
         grads = _Gradients(hidden, weight, bias, ctx.needs_input_grad, ctx.dtype)
-        kept, ctx.kept = (
-            ctx.kept,
-            None,
-        )  # it is overwritten: another backward pass computes it again
+        kept, ctx.kept = ctx.kept, None  # its memory is free for the layers before
         if kept is not None and grad_entropy is None:
             grads.add(slice(None), kept, -ctx.shape.factor * grad_logprobs)
         else:
-            for rows, p, logp, slope in _distributions(ctx, kept):
+            for rows, raw in _products(hidden, weight, bias, ctx.chunk, ctx.dtype):
+                logits = ctx.shape.logits(raw)
+                slope = ctx.shape.slope(logits)
                 entropy_part = None if grad_entropy is None else (grad_entropy[rows], entropy[rows])
-                grad = _logits_grad(p, logp, ids[rows], grad_logprobs, entropy_part, rows)
-                grad = grad if isinstance(slope, float) and slope == 1 else grad.mul_(slope)
-                if kept is None:
-                    grads.add(rows, grad)
-                else:
-                    kept[rows] = grad
-            if kept is not None:
-                grads.add(slice(None), kept)
+                given = size[rows], ids[rows], grad_logprobs, entropy_part, rows
+                grad = _logits_grad(logits, *given)
+                flat = isinstance(slope, float) and slope == 1
+                grads.add(rows, grad if flat else grad.mul_(slope))
         return grads.hidden, grads.weight, grads.bias, None, None, None, None, None
-
-
-def _distributions(ctx, kept):
-    """(rows, p, log p, d logits / d raw) of one chunk after another, from p − 1[id] where it was
-    kept."""
-    hidden, weight, bias, ids, size, _, logprobs = ctx.saved_tensors
-    if kept is None:
-        for rows, raw in _products(hidden, weight, bias, ctx.chunk, ctx.dtype):
-            logits = ctx.shape.logits(raw)
-            slope = ctx.shape.slope(logits)
-            logp = logits - size[rows, None]
-            yield rows, logp.exp(), logp, slope
-        return
-    for rows in _chunks(len(kept), ctx.chunk):
-        chosen = logprobs[rows, None].exp()
-        p = kept[rows].to(logprobs.dtype).scatter_(1, ids[rows, None], chosen)
-        yield rows, p, p.clamp(min=_TINY).log_(), ctx.shape.factor
 
 
 def _products(hidden, weight, bias, chunk, dtype):
@@ -164,15 +140,17 @@ def _chunks(count: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, count, size)]
 
 
-def _logits_grad(p, logp, ids, grad_logprobs, entropy_part, rows) -> Tensor:
-    """d(Σ gₗ log p(id) + gₕ H) / d logits = gₗ (1[id] − p) − gₕ p (log p + H); overwrites p.
+def _logits_grad(logits, size, ids, grad_logprobs, entropy_part, rows) -> Tensor:
+    """d(Σ gₗ log p(id) + gₕ H) / d logits = gₗ (1[id] − p) − gₕ p (log p + H); overwrites logits.
 
-    entropy_part: gₕ and H.
+    size: log Σ exp(logits). entropy_part: gₕ and H.
     """
+    logp = logits.sub_(size[:, None])
     if entropy_part is None:
-        grad = p.mul_(-grad_logprobs[rows, None])
+        grad = logp.exp_().mul_(-grad_logprobs[rows, None])
     else:
-        towards_p = (logp + entropy_part[1][:, None]).mul_(entropy_part[0][:, None])
+        p = logp.exp()
+        towards_p = logp.add_(entropy_part[1][:, None]).mul_(entropy_part[0][:, None])
         if grad_logprobs is not None:
             towards_p += grad_logprobs[rows, None]
         grad = p.mul_(towards_p.neg_())
@@ -196,8 +174,9 @@ class _Gradients:
         its `factor`, which is taken up where it costs least."""
         grad, hidden = grad.to(self._dtype), self._hidden[rows]
         if self.bias is not None:
-            whole = grad if factor is None else grad * factor[:, None]
-            self.bias += whole.sum(0, dtype=self.bias.dtype)
+            wide = self.bias.dtype
+            by_bias = grad.sum(0, dtype=wide) if factor is None else factor.to(self._dtype) @ grad
+            self.bias += by_bias
         if self.hidden is not None:
             found = grad @ self._weight
             self.hidden[rows] = found if factor is None else found * factor[:, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,14 +30,9 @@ class FirstPass:
     """
 
     def __init__(self, module: nn.Module):
-        self._module = module
+        self._module = weakref.ref(module)  # which owns this object
         self._ahead = False
         self._kept: dict[str, _Kept] = {}
-
-    @property
-    def keeps(self) -> bool:
-        """Whether there is something that nobody has asked for yet."""
-        return bool(self._kept)
 
     @contextmanager
     def ahead(self) -> Iterator[None]:
@@ -55,13 +51,13 @@ class FirstPass:
             self._kept[name] = _Kept(inputs, self._versions(), result)
             return result
         kept = self._kept.pop(name, None) if torch.is_grad_enabled() else None
-        same = kept is not None and self._versions() == kept.versions
-        if kept is not None and same and _equal(kept.inputs, inputs):
+        if kept and self._versions() == kept.versions and _equal(kept.inputs, inputs):
             return kept.result
         return compute()
 
     def _versions(self) -> list[int]:
-        return [p._version for p in self._module.parameters()]
+        module = self._module()
+        return [] if module is None else [p._version for p in module.parameters()]
 
 
 def _equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

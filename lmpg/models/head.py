@@ -14,7 +14,7 @@ _LOGITS_AT_ONCE = {"cpu": 2**20, "cuda": 2**25}
 _ROWS_AT_ONCE = 128
 """At least, as each chunk reads the whole weight."""
 _KEPT = 2**26
-"""Probabilities kept for the backward pass where there are no more: 128 MiB in bfloat16."""
+"""Probabilities kept for the backward pass where there are no more: at most 256 MiB."""
 
 
 class Head:

@@ -63,9 +63,8 @@ class Rotations:
     ) -> None:
         half = cos_ND.shape[1] // 2
         turn_NE = torch.complex(cos_ND[:, :half].float(), sin_ND[:, :half].float())
-        # written out for each head: a product of two tensors alike is several times as fast
         self._queries, self._keys = (
-            (x[:, None].expand(-1, n, -1).contiguous(), x.conj()[:, None].expand(-1, n, -1).clone())
+            (_for_heads(x, n), _for_heads(x.conj().resolve_conj(), n))
             for x, n in zip((turn_NE * scaling, turn_NE), heads)
         )
 
@@ -73,6 +72,14 @@ class Rotations:
         """Both turned, q scaled as well; the numbers of a pair, before half a head apart, then lie
         side by side, an order that products of queries and keys do not depend on."""
         return _Rotated.apply(q_NHD, *self._queries), _Rotated.apply(k_NKD, *self._keys)
+
+
+def _for_heads(turn_NE: Tensor, heads: int) -> Tensor:
+    """[N, 1 or heads, E]: written out where heads are small, whose products on a CPU are several
+    times as fast with a tensor of their own shape."""
+    turn_N1E = turn_NE[:, None]
+    small = turn_NE.device.type == "cpu" and turn_NE.shape[1] < _WIDE
+    return turn_N1E.expand(-1, heads, -1).contiguous() if small else turn_N1E
 
 
 class _Rotated(torch.autograd.Function):
@@ -87,8 +94,8 @@ class _Rotated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         (back,) = ctx.saved_tensors
-        pairs = torch.view_as_complex(grad.float().unflatten(-1, (-1, 2)).contiguous())
-        turned = pairs * back
+        grad = grad.to(torch.float32, memory_format=torch.contiguous_format)
+        turned = torch.view_as_complex(grad.unflatten(-1, (-1, 2))) * back
         return torch.cat([turned.real, turned.imag], -1).to(ctx.dtype), None, None
 
 
@@ -210,8 +217,11 @@ class _PlainAttention(torch.autograd.Function):
 
 
 def _mask_(scores_BSTC: Tensor, mask: Tensor, steps: slice, keys: slice) -> None:
-    """Adds to a block's scores what `mask` has for them: zeros, where nothing but later tokens is
-    hidden, except in the block's own columns."""
+    """Adds the mask to a block's scores [B, S, queries, keys].
+
+    A mask for all rows hides later tokens alone, which are among the last keys, as many as there
+    are queries. One for each row hides padding as well (a row alone in its block has none).
+    """
     first = 0 if len(mask) > 1 else keys.stop - (steps.stop - steps.start)
     scores_BSTC[..., first:].add_(mask[:, :, steps, first : keys.stop])
 

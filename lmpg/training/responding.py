@@ -88,13 +88,14 @@ class Responder:
     @torch.no_grad()
     def recorded(self, samples: Samples, sampled_will_do: bool = False) -> Evaluation:
         """Log-probs and values before the update: the sampler's own where they are exact (fp32) or
-        will do, else those of a fresh forward, so that the first ratio is 1."""
+        will do, else those of a fresh forward, so that the first ratio is 1. With `whole_update`
+        the policy keeps that forward's graph, for the update."""
         if not self.policy.bf16 or sampled_will_do:
             values_BT = samples.values_BT
             if self.policy.critic is not None:
-                values_BT = self._looked_at(samples.inputs, self.policy.state_values)
+                values_BT = self._evaluated_ahead(samples.inputs, self.policy.state_values)
             return Evaluation(samples.logprobs_BT, samples.entropy_BT, values_BT)
-        found = self._looked_at(samples.inputs, self._numbers)
+        found = self._evaluated_ahead(samples.inputs, self._numbers)
         return Evaluation(found[0], found[1], found[2] if len(found) > 2 else None)
 
     @torch.no_grad()
@@ -119,7 +120,7 @@ class Responder:
         found = (new.logprobs_BT, new.entropy_BT, new.values_BT)
         return torch.stack([x for x in found if x is not None])
 
-    def _looked_at(
+    def _evaluated_ahead(
         self, inputs: dict[str, Tensor], evaluate: Callable[[dict[str, Tensor]], Tensor]
     ) -> Tensor:
         """`evaluate` of all rows, in one piece where the update then need not do it again."""
