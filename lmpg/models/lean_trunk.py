@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2Model, LlamaModel, MistralModel, Qwen2Model, Qwen3Model
 
-from lmpg.models.lean_ops import Attention, Rotations, product_dtype, rms_norm
+from lmpg.models.lean_ops import Attention, Rotations, gated, product_dtype, rms_norm
 from lmpg.models.ragged import Ragged
 
 
@@ -72,8 +72,7 @@ class _Llama(LeanForward):
                 taken_ND, x_ND = (x.index_select(0, ragged.target_M) for x in (taken_ND, x_ND))
             x_ND = x_ND + layer.self_attn.o_proj(taken_ND)
             h_ND = rms_norm(x_ND, layer.post_attention_layernorm).to(product_dtype(x_ND))
-            mlp = layer.mlp
-            x_ND = x_ND + mlp.down_proj(mlp.act_fn(mlp.gate_proj(h_ND)) * mlp.up_proj(h_ND))
+            x_ND = x_ND + layer.mlp.down_proj(gated(layer.mlp, h_ND))
         return rms_norm(x_ND, trunk.norm)
 
     def _attended(self, layer: Any, x_ND: Tensor, rotations: Rotations, attention: Attention):
