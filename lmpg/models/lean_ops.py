@@ -88,15 +88,13 @@ class Rotations:
     ) -> None:
         half = cos_ND.shape[1] // 2
         turn_NE = torch.complex(cos_ND[:, :half].float(), sin_ND[:, :half].float())
-        self._queries, self._keys = (
-            (_for_heads(x, n), _for_heads(x.conj().resolve_conj(), n))
-            for x, n in zip((turn_NE * scaling, turn_NE), heads)
-        )
+        self._queries = _for_heads(turn_NE * scaling, heads[0])
+        self._keys = _for_heads(turn_NE, heads[1])
 
     def __call__(self, q_NHD: Tensor, k_NKD: Tensor) -> tuple[Tensor, Tensor]:
         """Both turned, q scaled as well; the numbers of a pair, before half a head apart, then lie
         side by side, an order that products of queries and keys do not depend on."""
-        return _Rotated.apply(q_NHD, *self._queries), _Rotated.apply(k_NKD, *self._keys)
+        return _Rotated.apply(q_NHD, self._queries), _Rotated.apply(k_NKD, self._keys)
 
 
 def _for_heads(turn_NE: Tensor, heads: int) -> Tensor:
@@ -109,8 +107,8 @@ def _for_heads(turn_NE: Tensor, heads: int) -> Tensor:
 
 class _Rotated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, turn, back):
-        ctx.save_for_backward(back)
+    def forward(ctx, x, turn):
+        ctx.save_for_backward(turn)
         ctx.dtype = x.dtype
         one, other = x.float().chunk(2, -1)
         return torch.view_as_real(torch.complex(one, other).mul_(turn)).flatten(-2)
@@ -118,10 +116,10 @@ class _Rotated(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        (back,) = ctx.saved_tensors
+        (turn,) = ctx.saved_tensors
         grad = grad.to(torch.float32, memory_format=torch.contiguous_format)
-        turned = torch.view_as_complex(grad.unflatten(-1, (-1, 2))) * back
-        return torch.cat([turned.real, turned.imag], -1).to(ctx.dtype), None, None
+        turned = torch.view_as_complex(grad.unflatten(-1, (-1, 2))) * turn.conj()
+        return torch.cat([turned.real, turned.imag], -1).to(ctx.dtype), None
 
 
 class Attention:
