@@ -14,6 +14,7 @@ from lmpg.gym.networks.mlp_policy import load_policy
 from lmpg.gym.program import Preset, fitting, train_gym
 from lmpg.gym.settings import GYM_METHODS
 from lmpg.settings.section import RunStopped, UserError
+from tests.support.planted import catches
 from tests.support.programs import ROOT, bytes_of, let_go, metrics, weights, words
 
 PRESETS = ROOT / "configs" / "gym"
@@ -64,6 +65,7 @@ def test_settings_without_effect_are_refused(argv, said):
         settings("--algorithm.name", "td_lambda", *argv)
 
 
+@catches("traces and moments of a textbook method not in the checkpoint")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_that_is_resumed_equals_one_that_was_not(method, tmp_path):
     whole = run(tmp_path / "whole", method, **{"run.total-timesteps": 350})
