@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
+import torch
 
-from lmpg.gym import evaluate, flags, load, record, train
+from lmpg.cli.train import train_agent
+from lmpg.gym import evaluate, load, record, train
 from lmpg.gym.environments.agent import load_agent
 from lmpg.gym.environments.normalisation import Moments, Normaliser
 from lmpg.settings.section import UserError
@@ -84,13 +87,30 @@ def test_sampled_evaluation_is_not_deterministic_evaluation(tmp_path):
     assert sampled[0].mean() > 1.5 * likeliest.mean()  # it falls over at once, always to one side
 
 
-def test_nested_settings_become_flags():
-    given = {"env": {"id": "X-v0", "kwargs": {"a": 1}}, "policy": {"hidden_sizes": (8, 8)}}
-    assert flags(given) == [
-        "--env.id", "X-v0", "--env.kwargs", '{"a": 1}', "--policy.hidden-sizes", "8", "8",
-    ]  # fmt: skip
-    with pytest.raises(UserError, match=r"--update\.epoch 1; did you mean --update\.epochs"):
-        train(update={"epoch": 1})
+def test_keyword_arguments_make_the_settings_that_flags_make(tmp_path):
+    path, short = tmp_path / "by_flags", {"total_timesteps": 64, "output_dir": tmp_path / "run"}
+    agent = train(env={"num_envs": np.int64(4)}, policy={"hidden_sizes": (8, 8)}, run=short)
+    flags = "--env.num-envs 4 --policy.hidden-sizes 8 8 --run.total-timesteps 64"
+    train_agent([*flags.split(), "--run.output-dir", str(path)])
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == (path / "config.yaml").read_bytes()
+    for name, tensor in load(path).policy.trainable_state().items():
+        assert torch.equal(tensor, agent.policy.trainable_state()[name])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"update": {"epoch": 1}}, "update.epoch = 1; did you mean update.epochs"),
+        ({"update": {"epochs": 0}}, "update.epochs = 0: expected greater than or equal to 1"),
+        ({"run": 3}, "run = 3, expected a section with keys such as run.output_dir"),
+        ({"algorithm": "pop"}, "algorithm.name = 'pop': expected one of ppo, "),
+        ({"algorithm": {"name": "trpo", "clip": 1}}, "unknown setting algorithm.clip = 1"),
+        ({"env": {"num_envs": 3}}, "is not a multiple of env.num_envs = 3"),
+    ],
+)
+def test_bad_keyword_arguments_are_refused_by_name(given, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        train(**given)
 
 
 def test_a_folder_without_an_agent_is_refused(tmp_path):

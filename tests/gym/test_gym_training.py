@@ -16,13 +16,12 @@ import pytest
 import torch
 
 from lmpg.algorithms.ppo import PPO
-from lmpg.cli.flags import parse
+from lmpg.cli.train import agent_settings, train_agent
 from lmpg.gym.environments.settings import EnvSettings
 from lmpg.gym.networks.mlp_policy import load_policy
 from lmpg.gym.networks.settings import PolicySettings
-from lmpg.gym.program import Preset, file_stem, train_gym
 from lmpg.gym.rollouts import make_source, num_iterations
-from lmpg.gym.settings import GYM_METHODS, GymSettings
+from lmpg.gym.settings import GymSettings, file_stem
 from lmpg.runs.settings import EvaluationSettings, GymRunSettings
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import UserError
@@ -35,8 +34,7 @@ NORMALISED = ["--env.normalise-observations", "True", "--env.normalise-rewards",
 
 
 def settings(*argv: str) -> GymSettings:
-    words = list(argv)
-    return parse(GYM_METHODS, words, Preset(PRESETS, has_config="--config" in words))
+    return agent_settings(argv)[0]
 
 
 def test_the_preset_of_an_environment_is_picked_by_its_id():
@@ -56,11 +54,9 @@ def test_flags_win_over_the_preset_and_a_config_file_replaces_it(tmp_path):
 
 
 def test_presets_serve_other_algorithms_and_say_what_they_are():
-    preset = Preset(PRESETS, has_config=False)
-    flags = ["--algorithm.name", "reinforce", "--env.id", "Pendulum-v1"]
-    found = parse(GYM_METHODS, flags, preset)
+    found, note = agent_settings(["--algorithm.name", "reinforce", "--env.id", "Pendulum-v1"])
     assert found.algorithm.gamma == 0.95
-    assert "ppo_pendulum.yaml" in preset.said[0]
+    assert "ppo_pendulum.yaml" in note
 
 
 @pytest.mark.parametrize("path", sorted(PRESETS.glob("*.yaml")), ids=lambda p: p.stem)
@@ -108,7 +104,7 @@ def test_help_names_the_methods(capsys):
 def test_a_method_that_the_environment_refuses_leaves_no_folder(tmp_path):
     flags = ["--algorithm.name", "qac", "--env.id", "Pendulum-v1"]
     with pytest.raises(UserError, match=r"one critic per action.*continuous"):
-        train_gym(PRESETS, [*flags, "--run.output-dir", str(tmp_path / "run")])
+        train_agent([*flags, "--run.output-dir", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
 
 
