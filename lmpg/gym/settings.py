@@ -36,12 +36,12 @@ class GymSettings(Section, Generic[A]):
     run: GymRunSettings = GymRunSettings()
 
     @model_validator(mode="after")
-    def _whole_rows(self) -> GymSettings:
+    def _require_equally_many_steps_per_environment(self) -> GymSettings:
         refuse_uneven_rows(self.update.rollout_size, self.env.num_envs)
         return self
 
     @model_validator(mode="after")
-    def _no_language_only_parts(self) -> GymSettings:
+    def _refuse_what_needs_a_language_model(self) -> GymSettings:
         needs: frozenset[str] = getattr(self.algorithm, "needs", frozenset())
         if getattr(self.algorithm, "group_size", 1) > 1 or "greedy" in needs:
             name = algorithm_name(type(self.algorithm))
@@ -88,8 +88,8 @@ class TextbookSettings(Section, Generic[M]):
     run: GymRunSettings = GymRunSettings()
 
     @model_validator(mode="after")
-    def _one_life(self) -> TextbookSettings:
-        if getattr(self.algorithm, "online", False) and self.env.num_envs != 1:
+    def _require_one_environment_for_incremental_methods(self) -> TextbookSettings:
+        if getattr(self.algorithm, "incremental", False) and self.env.num_envs != 1:
             raise ValueError(
                 f"env.num_envs = {self.env.num_envs}, but algorithm.name = "
                 f"{algorithm_name(type(self.algorithm))} learns step by step in one environment. "
@@ -156,7 +156,7 @@ def fitting(settings: type[Any], values: RawSettings) -> RawSettings:
         for section, fields in values.items()
     }
     algorithm: Any = settings.model_fields["algorithm"].annotation
-    if getattr(algorithm, "online", False):
+    if getattr(algorithm, "incremental", False):
         return merged(kept, {"env": {"num_envs": 1}})
     its_own = values.get("algorithm", {}).get("name") == algorithm_name(algorithm)
     if "update.epochs" in paths and not its_own and "ratios" not in algorithm().needs:

@@ -12,7 +12,7 @@ import torch
 from lmpg.cli.train import train_agent
 from lmpg.gym import evaluate, load, record, train
 from lmpg.gym.environments.agent import load_agent
-from lmpg.gym.environments.normalisation import Moments, Normaliser
+from lmpg.gym.environments.normalisation import ColumnMoments, Normaliser
 from lmpg.settings.section import UserError
 
 SMALL = {
@@ -25,7 +25,7 @@ ENV = {"normalise_observations": True, "normalise_rewards": True, "num_envs": 2}
 
 def test_moments_are_those_of_all_rows_however_they_came():
     rows = np.random.default_rng(0).normal(3.0, [0.1, 50.0], (500, 2))
-    moments = Moments.of_size(2)
+    moments = ColumnMoments.of_size(2)
     for part in np.split(rows, [1, 1, 40, 300]):
         moments.add(part)
     np.testing.assert_allclose(moments.mean, rows.mean(0), rtol=1e-5)
@@ -37,7 +37,7 @@ def test_rewards_are_scaled_by_the_spread_of_discounted_returns_and_not_shifted(
     normaliser = Normaliser.for_run(False, True, size=1, num_envs=1, gamma=0.5)
     yes, no = np.array([True]), np.array([False])
     paid = [
-        normaliser.paid(np.array([reward]), yes, ended)
+        normaliser.scaled_rewards(np.array([reward]), yes, ended)
         for reward, ended in ((1.0, no), (2.0, yes), (3.0, no))
     ]
     returns = np.array([1.0, 2.5, 3.0])
@@ -48,8 +48,8 @@ def test_rewards_are_scaled_by_the_spread_of_discounted_returns_and_not_shifted(
 def test_a_resetting_step_is_neither_seen_nor_paid():
     normaliser = Normaliser.for_run(True, True, size=1, num_envs=2, gamma=0.9)
     chosen = np.array([True, False])
-    normaliser.seen(np.array([[1.0], [1000.0]], dtype=np.float32), chosen)
-    normaliser.paid(np.array([1.0, 0.0]), chosen, np.array([False, False]))
+    normaliser.update_and_normalise(np.array([[1.0], [1000.0]], dtype=np.float32), chosen)
+    normaliser.scaled_rewards(np.array([1.0, 0.0]), chosen, np.array([False, False]))
     assert normaliser.observations.count == normaliser.rewards.count == pytest.approx(1.0001)
     assert normaliser.returns_B.tolist() == [1, 0]
 

@@ -18,7 +18,7 @@ import torch
 from lmpg.algorithms.ppo import PPO
 from lmpg.cli.train import agent_settings, train_agent
 from lmpg.gym.environments.settings import EnvSettings
-from lmpg.gym.networks.mlp_policy import load_policy
+from lmpg.gym.networks.mlp_policy import load_mlp_policy
 from lmpg.gym.networks.settings import PolicySettings
 from lmpg.gym.rollouts import make_source, num_iterations
 from lmpg.gym.settings import GymSettings, file_stem
@@ -163,7 +163,7 @@ def test_ppo_balances_cartpole(tmp_path):
     assert summary["num_steps"] == 100_000
     assert "deterministic" in summary["evaluation"]
     tilted = np.array([[0, 0, 0.1, 0.5], [0, 0, -0.1, -0.5]], dtype=np.float32)
-    assert load_policy(tmp_path / "run" / "final").act(tilted, None).tolist() == [1, 0]
+    assert load_mlp_policy(tmp_path / "run" / "final").act(tilted, None).tolist() == [1, 0]
 
 
 def program(*flags: object) -> subprocess.Popen:
@@ -176,7 +176,7 @@ def comparable(run_dir: Path) -> tuple[list[dict], dict[str, torch.Tensor]]:
     lines = [json.loads(x) for x in (run_dir / "metrics.jsonl").read_text().splitlines()]
     timed = ("time/", "perf/")
     kept = [{k: v for k, v in line.items() if not k.startswith(timed)} for line in lines]
-    return kept, load_policy(run_dir / "final").trainable_state()
+    return kept, load_mlp_policy(run_dir / "final").trainable_state()
 
 
 @pytest.mark.slow

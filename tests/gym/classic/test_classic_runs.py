@@ -10,7 +10,7 @@ import pytest
 from lmpg.algorithms import ALGORITHMS, algorithm_name
 from lmpg.cli.train import agent_settings, train_agent
 from lmpg.gym.classic import METHODS
-from lmpg.gym.networks.mlp_policy import load_policy
+from lmpg.gym.networks.mlp_policy import load_mlp_policy
 from lmpg.gym.settings import GYM_METHODS, fitting
 from lmpg.settings.section import RunStopped, UserError
 from tests.support.programs import bytes_of, let_go, metrics, weights, words
@@ -69,7 +69,7 @@ def test_a_run_that_is_resumed_equals_one_that_was_not(method, tmp_path):
     run(parts, method, **{"run.total-timesteps": 350, "run.resume": True})
     assert metrics(parts) == metrics(whole)
     assert metrics(whole)[-1]["num_steps"] == 350
-    a, b = (load_policy(x / "final").trainable_state() for x in (whole, parts))
+    a, b = (load_mlp_policy(x / "final").trainable_state() for x in (whole, parts))
     assert bytes_of(a) == bytes_of(b)
     summary = json.loads((parts / "summary.json").read_text())
     assert summary["exit_reason"] == "finished"
