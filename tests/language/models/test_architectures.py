@@ -14,6 +14,7 @@ from lmpg.language.models.inputs import language_inputs
 from lmpg.language.sampling.engines import cuda_rollouts
 from lmpg.language.sampling.sampler import Sampler
 from tests.support.families import FAMILIES, policy_of, tiny_family, tiny_of
+from tests.support.planted import catches
 from tests.support.recorded_graphs import RecordedGraphs
 from tests.support.tiny import CONTEXT, PAD
 
@@ -104,6 +105,17 @@ def assert_sampled_as_by_transformers(policy, monkeypatch, capture=None):
             expected = [*expected, token]
 
 
+@catches(
+    "padding of a shared prompt attended to",
+    "responses that share prompts go on from another row's prompt",
+    "positions of responses that share a prompt start at 0",
+    "queries of attention not scaled",
+    "the gradient of rotary positions rotated the same way as the forward",
+    "the gradient of a gated layer by its gate's input instead of its activation",
+    "padding before a block of queries attended to",
+    "a query's block lacks its own key",
+    "a sliding window ignored",
+)
 @pytest.mark.parametrize("how", ATTENTION)
 @pytest.mark.parametrize("inputs", [OWN, SHARED], ids=["own prompts", "shared prompts"])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -121,6 +133,7 @@ def test_log_probs_and_entropies_are_those_of_the_models_own_logits(family, lora
     assert_evaluated_as_by_transformers(policy_of(tiny_family(family), lora), OWN)
 
 
+@catches("a sliding window taken for full attention")
 @pytest.mark.parametrize("engine", ["cpu", "cuda"])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()

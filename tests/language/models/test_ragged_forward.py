@@ -9,6 +9,7 @@ from lmpg.language.models.forward.ragged import Ragged, _block_sizes
 from lmpg.language.models.forward.response_states import response_states
 from tests.language.models.test_architectures import OWN, PROMPTS, RESPONSES, SHARED
 from tests.support.families import FAMILIES, tiny_family
+from tests.support.planted import catches
 
 
 def tiny_trunk(family):
@@ -51,6 +52,7 @@ def test_rows_of_a_block_differ_by_a_sixth_of_their_length_at_most():
     assert _block_sizes([]) == []
 
 
+@catches("the attention of transformers stays changed after a forward")
 def test_transformers_attention_is_chosen_for_the_time_of_a_forward_alone(monkeypatch):
     trunk = tiny_trunk("llama")
     assert trunk.config._attn_implementation == "sdpa"
