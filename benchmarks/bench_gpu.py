@@ -28,10 +28,10 @@ from models import SIZES, prompt_ids
 from sides import Place
 from torch import Tensor
 
-from lmpg.models.loading import load_policy, load_tokenizer
-from lmpg.models.settings import ModelSettings
-from lmpg.sampling.sampler import Sampler
-from lmpg.training.selftest import self_test
+from lmpg.language.models.loading import load_policy, load_tokenizer
+from lmpg.language.models.settings import ModelSettings
+from lmpg.language.rollouts.preflight import self_test
+from lmpg.language.sampling.sampler import Sampler
 
 BYTES = 2  # of a number in bf16
 

@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 import torch
 
-from lmpg.models.head import token_logprobs_of
+from lmpg.language.models.head import token_logprobs_of
 
 TOKENS, WORDS, HIDDEN = 8192, 151_936, 256
 FULL = TOKENS * WORDS * 4

@@ -26,9 +26,9 @@ import torch
 import transformers
 from models import EOS, PAD, prompt_ids, random_model
 
-from lmpg.models.policy import CausalLMPolicy
-from lmpg.models.value_head import new_value_head
-from lmpg.sampling.sampler import Sampler
+from lmpg.language.models.policy import CausalLMPolicy
+from lmpg.language.models.value_head import new_value_head
+from lmpg.language.sampling.sampler import Sampler
 
 ROWS, GROUP, PROMPT, LENGTH = 64, 8, 16, 64
 BATCHES = (16, 64, 256)

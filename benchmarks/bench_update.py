@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from models import prompt_ids, random_model
 
-from lmpg.algorithms import GRPO, PPO
-from lmpg.models.critic import critic_like
-from lmpg.models.policy import CausalLMPolicy
-from lmpg.models.value_head import new_value_head
-from lmpg.training.freed_memory import keep_freed_memory
-from lmpg.training.processes import Alone
+from lmpg.algorithms.grpo import GRPO
+from lmpg.algorithms.ppo import PPO
+from lmpg.language.models.critic import critic_like
+from lmpg.language.models.policy import CausalLMPolicy
+from lmpg.language.models.value_head import new_value_head
+from lmpg.runtime.memory import keep_freed_memory
+from lmpg.runtime.processes import Alone
 from lmpg.training.settings import UpdateSettings
 from lmpg.training.update import Updater
 from lmpg.types import Rollout

@@ -15,9 +15,10 @@ import torch
 from models import SIZES, random_model
 from torch import Tensor
 
-from lmpg.models.policy import CausalLMPolicy, unpadded_rows
-from lmpg.sampling.choice import chosen
-from lmpg.sampling.sampler import Sampler, Samples
+from lmpg.language.models.policy import CausalLMPolicy, unpadded_rows
+from lmpg.language.sampling.choice import chosen
+from lmpg.language.sampling.sampler import Sampler
+from lmpg.language.sampling.samples import Samples
 
 EOS = tuple(range(4, 24))  # many, so that responses end early
 STEPS, GROUP = 64, 4

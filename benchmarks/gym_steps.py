@@ -17,11 +17,11 @@ from typing import Any
 
 from lockstep import Turn
 
-from lmpg.cli import main
-from lmpg.presets import configs
-from lmpg.train_gym import train_gym
-from lmpg.training.gym import GymSource
-from lmpg.training.tracking import Tracker
+from lmpg.cli.main import main
+from lmpg.gym.program import train_gym
+from lmpg.gym.rollouts import GymSource
+from lmpg.runs.tracking import Tracker
+from lmpg.settings.presets import configs
 
 ENOUGH, IN_A_ROW = 475, 3
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from lockstep import Turn
 
-from lmpg.command import entry
-from lmpg.training.tracking import Tracker
+from lmpg.cli.command import entry
+from lmpg.runs.tracking import Tracker
 
 
 def main() -> None:

@@ -9,22 +9,22 @@ import sys
 
 import numpy as np
 
-from lmpg.classic.exact.bounds import (
+from lmpg.gym.classic.exact.bounds import (
     conservative_bound,
     largest_kl,
     largest_total_variation,
     performance_difference,
     trust_region_bound,
 )
-from lmpg.classic.exact.gradients import natural_gradient, policy_gradient, softmax_policy
-from lmpg.classic.exact.improvement import (
+from lmpg.gym.classic.exact.exact_values import advantages, performance
+from lmpg.gym.classic.exact.gradients import natural_gradient, policy_gradient, softmax_policy
+from lmpg.gym.classic.exact.improvement import (
     conservative_policy_iteration,
     greedy,
     policy_iteration,
     value_iteration,
 )
-from lmpg.classic.exact.values import advantages, performance
-from lmpg.environments.problems.finite import random_mdp
+from lmpg.gym.environments.problems.finite import random_mdp
 
 
 def gaps(seed: int) -> tuple[float, float, float, float]:

@@ -12,8 +12,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 
-from lmpg.classic.estimators import lambda_advantages
-from lmpg.classic.exact.comparison import (
+from lmpg.gym.classic.exact.comparison import (
     HORIZON,
     LAMBDAS,
     Setting,
@@ -22,13 +21,14 @@ from lmpg.classic.exact.comparison import (
     off_policy_credits_of,
     setting,
 )
-from lmpg.classic.exact.disturbed import disturbed_gradients
-from lmpg.classic.exact.gradients import natural_gradient
-from lmpg.classic.exact.measuring import Quality, quality
-from lmpg.classic.exact.natural_estimates import natural_gradients
-from lmpg.classic.exact.reused import moved, surrogate_credits_of
-from lmpg.classic.exact.sampling import sampled_episodes
-from lmpg.classic.exact.without_critic import credits_without_critic
+from lmpg.gym.classic.exact.disturbed import disturbed_gradients
+from lmpg.gym.classic.exact.estimators import lambda_advantages
+from lmpg.gym.classic.exact.gradients import natural_gradient
+from lmpg.gym.classic.exact.measuring import Quality, quality
+from lmpg.gym.classic.exact.natural_estimates import natural_gradients
+from lmpg.gym.classic.exact.reused import moved, surrogate_credits_of
+from lmpg.gym.classic.exact.sampled_episodes import sampled_episodes
+from lmpg.gym.classic.exact.without_critic import credits_without_critic
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

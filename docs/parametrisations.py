@@ -13,8 +13,8 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 
-from lmpg.classic.exact.gradients import natural_gradient, policy_gradient, softmax_policy
-from lmpg.environments.problems.bandit import bandit
+from lmpg.gym.classic.exact.gradients import natural_gradient, policy_gradient, softmax_policy
+from lmpg.gym.environments.problems.bandit import bandit
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

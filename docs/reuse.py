@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lmpg.algorithms import PPO, REINFORCE
-from lmpg.classic.exact.improvement import policy_iteration
-from lmpg.classic.exact.sampling import sampled_episodes
-from lmpg.classic.exact.values import performance
-from lmpg.environments.problems.aliased import short_corridor
-from lmpg.environments.problems.finite import FiniteMDP, random_mdp
-from lmpg.training.processes import Processes
+from lmpg.algorithms.ppo import PPO
+from lmpg.algorithms.reinforce import REINFORCE
+from lmpg.gym.classic.exact.exact_values import performance
+from lmpg.gym.classic.exact.improvement import policy_iteration
+from lmpg.gym.classic.exact.sampled_episodes import sampled_episodes
+from lmpg.gym.environments.problems.aliased import short_corridor
+from lmpg.gym.environments.problems.finite import FiniteMDP, random_mdp
+from lmpg.runtime.processes import Processes
 from lmpg.training.settings import UpdateSettings
 from lmpg.training.update import Updater
 from lmpg.types import Credit, Evaluation, Rollout

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lmpg.functional.advantages import gae
 from lmpg.functional.masking import Reduction
@@ -238,3 +239,29 @@ class Algorithm(Protocol):
         three depend on log-probs, on values and on the entropy alone.
         """
         ...
+
+
+def joined(rollouts: list[Rollout]) -> Rollout:
+    """All rows of several rollouts, one after the other, padded to the longest; `prompt_ids` on the
+    left, everything else on the right."""
+    if len(rollouts) == 1:
+        return rollouts[0]
+
+    def together(name: str, values: list[Any]) -> Any:
+        if isinstance(values[0], dict):
+            return {k: together(k, [value[k] for value in values]) for k in values[0]}
+        if not isinstance(values[0], Tensor) or values[0].ndim == 0:
+            return values[0]
+        return _stacked(values, left=name == "prompt_ids")
+
+    names = [f.name for f in fields(Rollout)]
+    found = {name: together(name, [getattr(r, name) for r in rollouts]) for name in names}
+    return Rollout(**found)
+
+
+def _stacked(parts: list[Tensor], left: bool) -> Tensor:
+    if parts[0].ndim > 1:
+        width = max(part.shape[1] for part in parts)
+        missing = [width - part.shape[1] for part in parts]
+        parts = [F.pad(x, (n, 0) if left else (0, n)) for x, n in zip(parts, missing)]
+    return torch.cat(parts)

@@ -2,8 +2,8 @@
 
 import sys
 
-from lmpg.cli import main
-from lmpg.pipeline import pipeline
+from lmpg.cli.main import main
+from lmpg.cli.pipeline import pipeline
 
 if __name__ == "__main__":
     main(lambda: pipeline(sys.argv[1:]))

@@ -2,8 +2,8 @@
 
 import sys
 
-from lmpg.cli import main
-from lmpg.command import run
+from lmpg.cli.command import run
+from lmpg.cli.main import main
 
 if __name__ == "__main__":
     main(lambda: run(["train", *sys.argv[1:]]))

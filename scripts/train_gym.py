@@ -2,9 +2,9 @@
 
 import sys
 
-from lmpg.cli import main
-from lmpg.presets import configs
-from lmpg.train_gym import train_gym
+from lmpg.cli.main import main
+from lmpg.gym.program import train_gym
+from lmpg.settings.presets import configs
 
 if __name__ == "__main__":
     main(lambda: train_gym(configs("gym"), sys.argv[1:]))

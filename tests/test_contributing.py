@@ -8,10 +8,10 @@ import textwrap
 import pytest
 import torch
 
-from lmpg import presets
 from lmpg.algorithms import ALGORITHMS
-from tests.bandit import OPTIMUM, trained_probabilities
-from tests.programs import ROOT, metrics, own_parts, run_here
+from lmpg.settings import presets
+from tests.support.bandit import OPTIMUM, trained_probabilities
+from tests.support.programs import ROOT, metrics, own_parts, run_here
 
 
 def block(language: str) -> str:

@@ -87,7 +87,7 @@ def violations(path: str, source: str) -> list[str]:
         elif top == "lmpg" and other not in {"__version__", layer, *MAY_IMPORT[layer]}:
             wrong.append(f"{path}: {layer} must not import {name}")
         elif top == "lmpg" and path.endswith("/settings.py") and other != "sections":
-            wrong.append(f"{path}: settings import lmpg.sections alone, not {name}")
+            wrong.append(f"{path}: settings import lmpg.settings.section alone, not {name}")
         elif top in NEVER_SEES.get(layer, ()) and (path, top) not in EXCEPTIONS:
             wrong.append(f"{path}: {layer} never sees {top}")
     return wrong
@@ -117,12 +117,12 @@ def test_the_layers_form_no_circle():
     ("path", "source"),
     [
         ("algorithms/ppo.py", "from lmpg.training.update import Updater"),
-        ("algorithms/ppo.py", "import lmpg.models.policy"),
+        ("algorithms/ppo.py", "import lmpg.language.models.policy"),
         ("algorithms/ppo.py", "from lmpg import cli"),
-        ("models/policy.py", "def f():\n    from lmpg.data.prompts import Prompt"),
+        ("models/policy.py", "def f():\n    from lmpg.language.data.prompts import Prompt"),
         ("functional/kl.py", "from lmpg.types import Rollout"),
         ("sampling/sampler.py", "from lmpg.algorithms.ppo import PPO"),
-        ("recipes/reviews.py", "from lmpg.config import LanguageSettings"),
+        ("recipes/reviews.py", "from lmpg.language.settings import LanguageSettings"),
         ("models/settings.py", "from lmpg.types import Rollout"),
         ("algorithms/ppo.py", "import transformers"),
         ("tasks/reviews.py", "import torch.nn as nn"),
@@ -140,7 +140,10 @@ def test_a_planted_arrow_that_points_up_is_found(path, source):
     [
         ("training/online.py", "from lmpg.training.update import Updater"),
         ("training/run_folder.py", "import yaml"),
-        ("rewards/scorer.py", "from lmpg.models.scoring import SequenceScorer"),
+        (
+            "rewards/scorer.py",
+            "from lmpg.language.models.sequence_classifier import SequenceScorer",
+        ),
         ("config.py", "import yaml\nfrom lmpg.algorithms import ALGORITHMS"),
         ("cli.py", "from lmpg import config"),
     ],

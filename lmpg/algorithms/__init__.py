@@ -16,7 +16,7 @@ from lmpg.algorithms.reinforce_plus_plus import ReinforcePlusPlus
 from lmpg.algorithms.remax import ReMax
 from lmpg.algorithms.rloo import RLOO
 from lmpg.algorithms.sapo import SAPO
-from lmpg.sections import Section
+from lmpg.settings.section import Section
 
 ALGORITHMS: dict[str, type[Section]] = {
     "ppo": PPO,

@@ -9,12 +9,7 @@ from torch import Tensor
 
 from lmpg.algorithms.shared.regularised import Regularised
 from lmpg.functional.masking import masked_mean
-from lmpg.functional.policy_losses import (
-    RatioLevel,
-    importance_weights,
-    log_ratio,
-    policy_gradient,
-)
+from lmpg.functional.policy_losses import RatioLevel, importance_weights, log_ratio, policy_gradient
 from lmpg.types import Credit, Evaluation, Minibatch, Rollout
 
 

@@ -13,7 +13,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from lmpg.algorithms.shared.critic import Critic
+from lmpg.algorithms.shared.actor_critic import Critic
 from lmpg.algorithms.shared.regularised import Regularised
 from lmpg.functional.kl import k3
 from lmpg.functional.policy_losses import clipped_surrogate, dual_clipped

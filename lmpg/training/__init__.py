@@ -1,0 +1,1 @@
+"""Learning, whatever the rollouts or data come from."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lmpg.functional.kl import k3
-from lmpg.training.processes import Processes
+from lmpg.runtime.processes import Processes
 from lmpg.types import Evaluation, Minibatch
 
 Columns = dict[str, Tensor]

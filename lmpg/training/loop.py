@@ -9,17 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from lmpg.sections import UserError
-from lmpg.training import checkpoint
-from lmpg.training.processes import Processes
-from lmpg.training.settings import AnyRunSettings
-from lmpg.training.stopping import StopRequest
-from lmpg.training.stopwatch import Stopwatch, peak_memory_gb
-from lmpg.training.tracking import Tracker
-
-
-class RunStopped(UserError):
-    """The run can't go on, but nothing before this iteration is lost: it was saved."""
+from lmpg.runs import checkpoint
+from lmpg.runs.settings import AnyRunSettings
+from lmpg.runs.tracking import Tracker
+from lmpg.runtime.processes import Processes
+from lmpg.runtime.signals import StopRequest
+from lmpg.runtime.stopwatch import Stopwatch, peak_memory_gb
+from lmpg.settings.section import RunStopped
 
 
 @dataclass

@@ -14,11 +14,13 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lmpg.training.loop import Loop, Progress, RunStopped
-from lmpg.training.optimizer import adamw, scheduled, stepped
-from lmpg.training.processes import Processes
+from lmpg.runtime.processes import Processes
+from lmpg.runtime.stopwatch import Stopwatch
+from lmpg.settings.section import RunStopped
+from lmpg.training.loop import Loop, Progress
+from lmpg.training.optimizer import adamw, stepped
+from lmpg.training.schedules import scheduled
 from lmpg.training.settings import OfflineSettings
-from lmpg.training.stopwatch import Stopwatch
 
 E = TypeVar("E")
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from lmpg.functional.advantages import explained_variance
 from lmpg.functional.masking import masked_mean
-from lmpg.training.adaptation import annealed, steered, with_fields
-from lmpg.training.loop import Loop, Progress, RunStopped
-from lmpg.training.stopwatch import Stopwatch
+from lmpg.runtime.stopwatch import Stopwatch
+from lmpg.settings.section import RunStopped
+from lmpg.training.kl_controller import steered, with_fields
+from lmpg.training.loop import Loop, Progress
+from lmpg.training.schedules import annealed
+from lmpg.training.source import Source
 from lmpg.training.update import Updater
 from lmpg.types import Algorithm, Credit, Policy, Rollout
 
@@ -20,45 +23,6 @@ _ADVICE = {  # by the source's unit
     "tokens": "look at rewards in samples.jsonl, or use model.precision fp32",
     "steps": "or look for inf and NaN in what the environment shows and pays",
 }
-
-
-@dataclass(frozen=True)
-class Collected:
-    """One iteration's rollout of all ranks, the same on each, and what there is to say of it.
-
-    samples: rows for samples.jsonl, none where this step shows none.
-    """
-
-    rollout: Rollout
-    metrics: dict[str, float]
-    samples: list[dict[str, Any]] = field(default_factory=list)
-
-
-class Source(Protocol):
-    """Where rollouts come from: prompts and a sampler, or environments.
-
-    headline, lower_is_better, unit: see `lmpg.training.loop.Evaluated`.
-    """
-
-    headline: str
-    lower_is_better: bool
-    unit: str
-
-    def collect(self, step: int) -> Collected:
-        """The rollout of iteration `step` (from 1), from the policy as it is now."""
-        ...
-
-    def evaluate(self) -> dict[str, float]:
-        """Held-out figures of the policy as it is now."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """What must be known to go on; {} where all of it follows from the step."""
-        ...
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on exactly where `state` was taken."""
-        ...
 
 
 @dataclass(kw_only=True)

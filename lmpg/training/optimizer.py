@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import nn
 
-from lmpg.training.processes import Processes
-from lmpg.training.quick_steps import clipped, few_and_small, take_step
+from lmpg.runtime.processes import Processes
 from lmpg.training.settings import OptimizerSettings, UpdateSettings
 
 CRITIC = ("critic.", "value_head.")  # how the parameters of a policy's critic are called
@@ -39,16 +39,6 @@ def policy_adamw(policy: nn.Module, settings: UpdateSettings) -> torch.optim.Ada
     return optimizer
 
 
-def scheduled(settings: OptimizerSettings, step: int, total_steps: int) -> float:
-    """Learning rate of step `step` (from 1): linear warm-up, then constant, linear or cosine."""
-    rate, done = settings.learning_rate, min(1.0, (step - 1) / total_steps)
-    if settings.schedule == "linear":
-        rate *= 1 - done
-    elif settings.schedule == "cosine":
-        rate *= 0.5 * (1 + math.cos(math.pi * done))
-    return rate * min(1.0, step / settings.warmup_steps) if settings.warmup_steps else rate
-
-
 def stepped(
     optimizer: torch.optim.Optimizer, settings: OptimizerSettings, processes: Processes
 ) -> float:
@@ -70,3 +60,55 @@ def stepped(
     for p in parameters:
         p.grad = None
     return norm
+
+
+FEW = 8
+
+
+def few_and_small(parameters: list[nn.Parameter]) -> bool:
+    """Whether these are a small network's, so that calls count and not numbers."""
+    return len(parameters) <= FEW and all(
+        p.device.type == "cpu" and p.dtype == torch.float32 and p.is_contiguous()
+        for p in parameters
+    )
+
+
+def clipped(parameters: list[nn.Parameter], max_norm: float) -> float:
+    """Scale gradients down to the global norm `max_norm`; returns their norm before that."""
+    grads = [p.grad.reshape(-1).numpy() for p in parameters if p.grad is not None]
+    norm = math.sqrt(sum(float(np.dot(grad, grad)) for grad in grads))
+    if max_norm < norm < math.inf:
+        for grad in grads:
+            grad *= max_norm / norm
+    return norm
+
+
+@torch.no_grad()
+def take_step(optimizer: torch.optim.Optimizer) -> None:
+    """`optimizer.step()`; of AdamW on the CPU by its kernel alone, once it has a state."""
+    lists = [[p for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
+    known = all(p in optimizer.state and p.device.type == "cpu" for ps in lists for p in ps)
+    if not (known and isinstance(optimizer, torch.optim.AdamW)):
+        optimizer.step()
+        return
+    for group, learned in zip(optimizer.param_groups, lists):
+        if not learned:  # the kernel can't do with none
+            continue
+        states = [optimizer.state[p] for p in learned]
+        for state in states:
+            state["step"] += 1
+        torch._fused_adamw_(
+            learned,
+            [p.grad for p in learned],
+            [s["exp_avg"] for s in states],
+            [s["exp_avg_sq"] for s in states],
+            [],
+            [s["step"] for s in states],
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )

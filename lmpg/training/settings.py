@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from lmpg.sections import Section
+from lmpg.settings.section import Section
 
 
 class OptimizerSettings(Section):
@@ -83,95 +83,3 @@ class UpdateSettings(OptimizerSettings):
                 f"Set update.minibatch_size to a divisor of {self.rollout_size}"
             )
         return self
-
-
-class EvaluationSettings(Section):
-    """Held-out evaluation, before and after training and in between."""
-
-    every: int = Field(0, ge=0)
-    """Iterations between evaluations; 0 evaluates only before and after. Keeps `best/`."""
-    size: int = Field(256, ge=1)
-    """Responses per evaluation (gym: episodes)."""
-
-
-class GymEvaluationSettings(EvaluationSettings):
-    """Evaluation in separate environments, before and after training and in between."""
-
-    actions: Literal["deterministic", "sampled"] = "deterministic"
-    """The most likely action in each state, or one drawn from the policy as in training."""
-
-
-class LanguageEvaluationSettings(EvaluationSettings):
-    """Held-out evaluation of a language model trained on its own responses."""
-
-    kl: bool = True
-    """Measure the KL to the policy that training started from, a copy of which stays in memory."""
-
-
-class OfflineEvaluationSettings(Section):
-    """Held-out evaluation, before and after training and in between."""
-
-    every: int = Field(0, ge=0)
-    """Optimizer steps between evaluations; 0 evaluates only before and after. Keeps `best/`."""
-
-
-class SampledEvaluationSettings(OfflineEvaluationSettings):
-    """Held-out evaluation, before and after training and in between."""
-
-    size: int = Field(0, ge=0)
-    """Responses to held-out prompts that are sampled per evaluation; 0 samples none."""
-    max_new_tokens: int = Field(48, ge=1)
-    """Longest of these, in tokens."""
-
-
-class AnyRunSettings(Section):
-    """What every run has, whatever its length is counted in."""
-
-    output_dir: str | None = None
-    """Folder for everything the run writes; none makes a fresh runs/NAME-TIME."""
-    seed: int = 0
-    """Seed of the training; a built-in world has a fixed seed of its own."""
-    save_every: int = Field(25, ge=0)
-    """Iterations between checkpoints; 0 saves only at the end."""
-    keep_checkpoints: int = Field(2, ge=1)
-    """Newest checkpoints kept; older ones are deleted."""
-    resume: bool = False
-    """Go on from the newest whole checkpoint in output_dir, or start there if there is none."""
-    trackers: tuple[Literal["tensorboard"], ...] = ()
-    """Further places for the metrics, beside metrics.jsonl."""
-    torch_threads: int = Field(0, ge=0)
-    """CPU threads of torch and numpy; 0 leaves them their choice."""
-
-
-class RunSettings(AnyRunSettings):
-    """The run as a whole."""
-
-    total_steps: int = Field(100, ge=1)
-    """Iterations of rollout and update."""
-    samples_every: int = Field(10, ge=0)
-    """Iterations between the prompts and completions written to samples.jsonl; 0 writes none."""
-
-
-class OfflineRunSettings(AnyRunSettings):
-    """The run as a whole; it ends with the last epoch, or sooner after `total_steps`."""
-
-    total_steps: int = Field(1_000_000_000, ge=1)
-    """Optimizer steps at most."""
-    save_every: int = Field(100, ge=0)
-    """Optimizer steps between checkpoints; 0 saves only at the end."""
-
-
-class GymRunSettings(AnyRunSettings):
-    """The run as a whole; its length is counted in environment steps."""
-
-    total_timesteps: int = Field(100_000, ge=1)
-    """Environment steps to learn from, exactly: the last rollout is shortened where needed."""
-    max_iterations: int = Field(0, ge=0)
-    """Ends the run after so many rollouts; 0 does not."""
-    max_episodes: int = Field(0, ge=0)
-    """Ends the run with the rollout in which so many episodes have ended; 0 does not."""
-    target_return: float | None = None
-    """Ends the run once the mean return of the last 100 training episodes is at least this."""
-    torch_threads: int = Field(1, ge=0)
-    """CPU threads of torch and numpy; small networks are fastest on one. 0 leaves them their
-    choice."""

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from lmpg.functional.masking import Reduction, loss_weights
+from lmpg.runtime.processes import Processes
+from lmpg.runtime.seeding import generator
 from lmpg.training.diagnostics import Diagnostics
 from lmpg.training.microbatches import microbatches
-from lmpg.training.optimizer import policy_adamw, scheduled, stepped
-from lmpg.training.processes import Processes
-from lmpg.training.seeding import generator
+from lmpg.training.optimizer import policy_adamw, stepped
+from lmpg.training.schedules import scheduled
 from lmpg.training.settings import UpdateSettings
 from lmpg.types import Algorithm, Credit, Evaluation, Minibatch, Rollout
 

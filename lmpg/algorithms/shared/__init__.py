@@ -1,0 +1,1 @@
+"""Fields and formulas that several algorithms have in common."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lmpg.functional.advantages import group_centred, group_standardised, leave_one_out
 from lmpg.functional.masking import Reduction
-from lmpg.sections import Section
+from lmpg.settings.section import Section
 from lmpg.types import Credit, Rollout
 
 GroupAdvantage = Literal["standardised", "centred", "leave_one_out"]

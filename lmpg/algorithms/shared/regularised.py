@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lmpg.functional.kl import Estimator, penalised_rewards, reverse_kl_loss
 from lmpg.functional.masking import Reduction
-from lmpg.sections import Section
+from lmpg.settings.section import Section
 from lmpg.types import Evaluation, Minibatch, Rollout
 
 

@@ -1,0 +1,73 @@
+"""The `lmpg` command: `lmpg train NAME --section.key VALUE …`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from lmpg.algorithms import ALGORITHMS
+from lmpg.cli.flags import taken
+from lmpg.cli.main import main
+from lmpg.cli.pipeline import pipeline
+from lmpg.cli.train import methods, train
+from lmpg.language.stages import STAGES
+from lmpg.settings.presets import preset_names
+from lmpg.settings.raw import read_yaml
+from lmpg.settings.section import UserError
+
+
+def run(argv: Sequence[str]) -> None:
+    """Carry out a command line, `argv` without the program's name."""
+    command, *rest = argv or ["--help"]
+    if command == "pipeline":
+        pipeline(rest)
+    elif command != "train":
+        _explain(command)
+    elif rest[:1] in ([], ["-h"], ["--help"]):
+        print(_usage())
+    else:
+        train_named(rest)
+
+
+def train_named(argv: Sequence[str]) -> None:
+    """`NAME --flags`; NAME may be left out where `--config FILE` holds `algorithm.name`."""
+    if not argv[0].startswith("-"):
+        train(argv[0], argv[1:])
+        return
+    _, config = taken(list(argv), "--config")
+    section = read_yaml(config).get("algorithm") if config else None
+    name = section.get("name") if isinstance(section, dict) else None
+    if name is None:
+        raise UserError(f"expected a method to train with before {argv[0]}\n{_usage()}")
+    if name in preset_names() and name not in methods():
+        raise UserError(
+            f"{config}: algorithm.name = {name} is a preset, expected an algorithm; leave it out "
+            f"and run `lmpg train {name} --config {config}`"
+        )
+    train(str(name), argv)
+
+
+def _explain(command: str) -> None:
+    if command not in ("-h", "--help"):
+        raise UserError(f"unknown command {command!r}\n{_usage()}")
+    print(_usage())
+
+
+def _usage() -> str:
+    return (
+        "usage: lmpg train NAME [--config FILE] [--section.key VALUE …]   "
+        "(lmpg train NAME --help: all settings)\n"
+        "       lmpg pipeline STAGE STAGE …   (lmpg pipeline: more)\n"
+        f"algorithms: {', '.join(ALGORITHMS)}\n"
+        f"stages: {', '.join(STAGES)}\n"
+        f"presets: {', '.join(n for n in preset_names() if n not in {*ALGORITHMS, *STAGES})}"
+    )
+
+
+def entry() -> None:
+    """What the installed program `lmpg` calls."""
+    main(lambda: run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    entry()

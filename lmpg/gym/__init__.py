@@ -1,0 +1,108 @@
+"""Gymnasium agents from Python: `from lmpg.gym import train, load, evaluate, record`.
+
+agent = train("CartPole-v1", "ppo", run={"seed": 1})
+evaluate(agent, "CartPole-v1").returns.mean()
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+
+from lmpg.gym.environments.agent import Agent, load_agent
+from lmpg.gym.environments.episodes import Episodes, play
+from lmpg.gym.environments.make import make_rendered
+from lmpg.gym.environments.settings import EnvSettings
+from lmpg.gym.program import train_gym
+from lmpg.runtime.seeding import generator
+from lmpg.settings.presets import configs
+from lmpg.settings.section import UserError
+
+load = load_agent
+
+
+def train(
+    env: str | Mapping[str, Any] = "CartPole-v1",
+    algorithm: str | Mapping[str, Any] = "ppo",
+    **settings: Mapping[str, Any],
+) -> Agent:
+    """The agent that a whole run ends with; the same as scripts/train_gym.py with these settings.
+
+    env, algorithm: an id and a name, or these sections of settings. settings: further sections, as
+    in train(update={"learning_rate": 1e-3}, run={"output_dir": "runs/mine"}). UserError for bad
+    ones.
+    """
+    given = {
+        "env": {"id": env} if isinstance(env, str) else env,
+        "algorithm": {"name": algorithm} if isinstance(algorithm, str) else algorithm,
+        **settings,
+    }
+    return load(train_gym(configs("gym"), flags(given)))
+
+
+def evaluate(
+    agent: Agent,
+    env: str,
+    episodes: int = 100,
+    deterministic: bool = True,
+    seed: int = 0,
+    **kwargs: Any,
+) -> Episodes:
+    """Undiscounted returns and lengths of `episodes` episodes, [episodes] each.
+
+    deterministic: the most likely actions; else sampled ones. kwargs: of the environment.
+    """
+    drawn = None if deterministic else generator(seed, "evaluate")
+    return play(agent, EnvSettings(id=env, kwargs=kwargs), episodes, seed, drawn)
+
+
+def record(agent: Agent, env: str, path: str | Path, seed: int = 0, **kwargs: Any) -> float:
+    """Plays one episode of the most likely actions into the video `path` (.mp4); its return.
+
+    Needs the extra `video`, and an environment that can be rendered; else UserError.
+    """
+    path = Path(path)
+    if path.suffix != ".mp4":
+        raise UserError(f"path = {path}: videos are written as .mp4")
+    world = make_rendered(env, kwargs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        films = Path(folder) / "films"
+        try:
+            filmed = gymnasium.wrappers.RecordVideo(world, str(films), disable_logger=True)
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise UserError(f"{error}; install the extra: pip install 'lmpg[video]'") from error
+        with filmed:
+            earned = _played(agent, filmed, env, seed)
+        next(films.glob("*.mp4")).replace(path)
+    return earned
+
+
+def _played(agent: Agent, world: gymnasium.Env, env: str, seed: int) -> float:
+    observations, actions = agent.interface(world.observation_space, world.action_space, env)
+    raw, _ = world.reset(seed=seed)
+    earned, done = 0.0, False
+    while not done:
+        chosen = actions.for_env(agent.act(observations.features_of_each([raw]), None))
+        raw, reward, terminated, truncated, _ = world.step(chosen[0])
+        earned, done = earned + float(reward), terminated or truncated
+    return earned
+
+
+def flags(given: Mapping[str, Any], prefix: str = "--") -> list[str]:
+    """Nested settings as a command line; lists of several words, dicts of arguments as YAML."""
+    found: list[str] = []
+    for name, value in given.items():
+        flag = f"{prefix}{name}".replace("_", "-")
+        if isinstance(value, Mapping) and name != "kwargs":
+            found += flags(value, f"{flag}.")
+        elif isinstance(value, list | tuple):
+            found += [flag, *map(str, value)]
+        else:
+            found += [flag, json.dumps(value) if isinstance(value, Mapping) else str(value)]
+    return found

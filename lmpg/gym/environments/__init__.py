@@ -1,0 +1,1 @@
+"""Gymnasium environments: made, stepped, rewound, normalised."""

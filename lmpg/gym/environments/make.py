@@ -1,0 +1,108 @@
+"""From an environment's id to a vector environment, with errors that say what to change."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import gymnasium
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
+
+from lmpg.gym.environments.copies import Copies
+from lmpg.gym.environments.problems import register_problems
+from lmpg.gym.environments.rewind import Rewindable
+from lmpg.gym.environments.settings import EnvSettings
+from lmpg.settings.section import UserError
+
+register_problems()
+
+
+def make_envs(settings: EnvSettings, num_envs: int) -> VectorEnv:
+    """`num_envs` copies that step together, in the native vector form where there is one."""
+    spec = find_spec(settings.id)
+    native = spec.vector_entry_point is not None and not spec.additional_wrappers
+    if settings.vectorization == "native" and not native:
+        raise UserError(
+            f"env.vectorization = native, but {settings.id} has no native vector environment in "
+            "gymnasium. Use auto, sync or async"
+        )
+    if spec.entry_point is None or (native and settings.vectorization in ("auto", "native")):
+        make = partial(_make_native, settings, num_envs)
+    else:
+        make = partial(_make_copies, settings, num_envs)
+    with _refused(settings.id, settings.kwargs):
+        envs = make()
+    if "autoreset_mode" not in envs.metadata:
+        raise UserError(
+            f"env.id = {settings.id}: its {type(envs.unwrapped).__name__} does not say when it "
+            'resets. Set metadata["autoreset_mode"] to a gymnasium.vector.AutoresetMode, or take '
+            "env.vectorization sync"
+        )
+    return envs
+
+
+@contextmanager
+def _refused(env_id: str, kwargs: dict[str, Any]) -> Iterator[None]:
+    """What goes wrong while an environment is made is bad input."""
+    try:
+        yield
+    except (gymnasium.error.Error, TypeError, ImportError) as error:
+        raise UserError(
+            f"env.id = {env_id} with env.kwargs = {kwargs} cannot be made: {error}"
+        ) from error
+
+
+def make_rendered(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env:
+    """A single copy whose `render` gives pictures; UserError where the environment has none."""
+    find_spec(env_id)
+    with _refused(env_id, kwargs):
+        env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+        modes = env.metadata.get("render_modes", [])
+        env.close()
+        if "rgb_array" not in modes:
+            raise UserError(f"env.id = {env_id} cannot be rendered as rgb_array: it has {modes}")
+        return gymnasium.make(env_id, disable_env_checker=True, render_mode="rgb_array", **kwargs)
+
+
+def find_spec(env_id: str) -> EnvSpec:
+    """What gymnasium has registered under `env_id`; an unknown one names its nearest relatives."""
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(
+                f"env.id = {env_id}: the module {module} cannot be imported ({error}). Install it, "
+                "or put its folder into PYTHONPATH"
+            ) from error
+    try:
+        return gymnasium.spec(name)
+    except gymnasium.error.Error as error:
+        near = difflib.get_close_matches(name, list(gymnasium.registry), n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise UserError(
+            f"env.id = {env_id}: expected an environment that gymnasium has registered; {hint}"
+            "One that another package registers is given as package:id"
+        ) from error
+
+
+def _make_native(settings: EnvSettings, num_envs: int) -> VectorEnv:
+    return gymnasium.make_vec(
+        settings.id, num_envs, vectorization_mode="vector_entry_point", **settings.kwargs
+    )
+
+
+def _make_copies(settings: EnvSettings, num_envs: int) -> VectorEnv:
+    kind = AsyncVectorEnv if settings.vectorization == "async" else Copies
+    makers = [partial(_make_copy, settings.id, settings.kwargs, i) for i in range(num_envs)]
+    return kind(makers, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def _make_copy(env_id: str, kwargs: dict[str, Any], index: int) -> Rewindable:
+    env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+    return Rewindable(env, index)

@@ -1,0 +1,129 @@
+"""Gymnasium's spaces as what a small network reads (features) and writes (actions)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium import Space, spaces
+
+from lmpg.gym.networks.mlp_policy import ActionSpec
+from lmpg.settings.section import UserError
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Numbers are flattened, choices become one-hot, parts of a Dict or Tuple stand side by side;
+    float32 all of them."""
+
+    space: Space
+    size: int
+
+    @classmethod
+    def of(cls, space: Space, env_id: str) -> Observations:
+        """The features of `space`; spaces without a fixed number of them are refused."""
+        if not _readable(space):
+            raise UserError(
+                f"env.id = {env_id}: its observations are {space}, expected Box, Discrete, "
+                "MultiDiscrete, MultiBinary, or a Dict or Tuple of these. Wrap the environment, "
+                "register the result and give its id"
+            )
+        return cls(space, int(spaces.flatdim(space)))
+
+    def features(self, raw: Any) -> np.ndarray:
+        """Of a batch as vector environments give it: a fresh array [B, size], since environments
+        may overwrite theirs."""
+        return _features(self.space, raw)
+
+    def features_of_each(self, single: Sequence[Any]) -> np.ndarray:
+        """Of B single observations, [B, size]."""
+        return _features(self.space, batched(self.space, single))
+
+
+def _readable(space: Space) -> bool:
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        return all(_readable(part) for _, part in _parts(space))
+    numbers = spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
+    return isinstance(space, numbers)
+
+
+def _parts(space: spaces.Dict | spaces.Tuple) -> list[tuple[Any, Space]]:
+    """Key and space of each."""
+    if isinstance(space, spaces.Dict):
+        return list(space.spaces.items())
+    return list(enumerate(space.spaces))
+
+
+def _features(space: Space, raw: Any) -> np.ndarray:
+    if isinstance(space, spaces.Box | spaces.MultiBinary):
+        return np.array(raw, dtype=np.float32).reshape(len(raw), math.prod(space.shape))
+    if isinstance(space, spaces.Discrete):
+        return np.eye(int(space.n), dtype=np.float32)[np.asarray(raw) - space.start]
+    if isinstance(space, spaces.MultiDiscrete):
+        chosen = (np.asarray(raw) - space.start).reshape(len(raw), -1).T
+        found = [np.eye(int(n), dtype=np.float32)[c] for n, c in zip(space.nvec.flat, chosen)]
+    else:
+        found = [_features(part, raw[key]) for key, part in _parts(space)]  # type: ignore[arg-type]
+    return np.concatenate(found, axis=1)
+
+
+def batched(space: Space, single: Sequence[Any]) -> Any:
+    """Single observations as a vector environment would give them."""
+    if not isinstance(space, spaces.Dict | spaces.Tuple):
+        return np.array(single)
+    found = {key: batched(part, [x[key] for x in single]) for key, part in _parts(space)}
+    return found if isinstance(space, spaces.Dict) else tuple(found.values())
+
+
+@dataclass(frozen=True)
+class Actions:
+    """Between the policy's actions and the environment's.
+
+    squash: the policy's actions are brought into the bounds by tanh, instead of cut there.
+    """
+
+    spec: ActionSpec
+    space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary | spaces.Box
+    squash: bool = False
+
+    @classmethod
+    def of(cls, space: Space, env_id: str, squash: bool) -> Actions:
+        """The distribution that fits `space`; others than Discrete, MultiDiscrete, MultiBinary and
+        Box are refused, and those without bounds where actions are to be squashed into them."""
+        if squash and not (isinstance(space, spaces.Box) and space.is_bounded()):
+            raise UserError(
+                f"policy.squash brings actions into their bounds, but those of env.id = {env_id} "
+                f"are {space}. Leave policy.squash out"
+            )
+        if isinstance(space, spaces.Discrete):
+            return cls(ActionSpec("discrete", int(space.n)), space)
+        if isinstance(space, spaces.MultiDiscrete):
+            choices = tuple(int(n) for n in space.nvec.flat)
+            return cls(ActionSpec("multi-discrete", len(choices), choices), space)
+        if isinstance(space, spaces.MultiBinary):
+            size = math.prod(space.shape)
+            return cls(ActionSpec("multi-discrete", size, (2,) * size), space)
+        if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+            return cls(ActionSpec("continuous", int(np.prod(space.shape))), space, squash)
+        raise UserError(
+            f"env.id = {env_id}: its actions are {space}, expected Discrete, MultiDiscrete, "
+            "MultiBinary or a Box of floats. Wrap the environment so that it has one of these, "
+            "register it and give its id"
+        )
+
+    def for_env(self, actions: np.ndarray) -> np.ndarray:
+        """As the environment takes them: shifted to its start, or brought into its bounds."""
+        if isinstance(self.space, spaces.Discrete):
+            return actions + self.space.start if self.space.start else actions
+        shaped = actions.reshape(len(actions), *self.space.shape)
+        if isinstance(self.space, spaces.MultiDiscrete):
+            return shaped + self.space.start
+        if isinstance(self.space, spaces.MultiBinary):
+            return shaped.astype(self.space.dtype)
+        low, high = self.space.low, self.space.high
+        if self.squash:
+            shaped = low + (np.tanh(shaped) + 1) / 2 * (high - low)
+        return np.minimum(np.maximum(shaped, low), high).astype(self.space.dtype, copy=False)

@@ -1,0 +1,1 @@
+"""Small networks of agents, their distributions and numpy gradients."""

@@ -1,0 +1,1 @@
+"""The wing of language models."""

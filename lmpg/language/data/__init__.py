@@ -1,0 +1,1 @@
+"""Rows of a data set → prompts, texts and pairs in token ids."""

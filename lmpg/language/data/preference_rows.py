@@ -1,0 +1,138 @@
+"""Where the prompt ends in a preference that does not say so: chosen and rejected begin with it.
+
+Of text, the prompt is what both have in common up to a boundary that makes sense: the last turn
+of a dialogue where there is one, else the end of a word. Of chat messages, the leading ones that
+are the same.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import Any
+
+from lmpg.language.data.chat import Messages, is_messages
+from lmpg.language.data.rows import Row, columns_of, require_column
+from lmpg.language.data.settings import DataSettings
+from lmpg.settings.section import UserError
+
+# "\n\nHuman: … \n\nAssistant:" of Anthropic's data, headings, and the marks of chat templates
+_ASSISTANT = r"(?:Assistant|AI|Bot|Response|Answer|TL;DR)"
+_OTHER = r"(?:Human|User|System|Instruction|Input|Question)"
+_TURN = re.compile(
+    rf"(?:^|\n)[#* ]*(?:(?P<open>{_ASSISTANT})|{_OTHER}):"
+    r"|<\|(?:im_start|start_header_id)\|>(?:(?P<mark>assistant)|\w+)(?:<\|end_header_id\|>)?\n+"
+    r"|<start_of_turn>(?:(?P<model>model)|\w+)\n|(?P<inst>\[/INST\])"
+    r"|<\|(?:(?P<tag>assistant)|user)\|>"
+)
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A prompt and two answers to it, as text or chat messages; an answer may be empty."""
+
+    prompt: str | Messages
+    chosen: str | Messages
+    rejected: str | Messages
+
+    def unusable(self) -> str | None:
+        """Why these are not two different answers to one prompt, if they aren't."""
+        if self.chosen == self.rejected:
+            return "identical"
+        if is_empty(self.chosen) or is_empty(self.rejected):
+            return "empty"
+        firsts = [x[0]["role"] for x in (self.chosen, self.rejected) if isinstance(x, list)]
+        return "with different questions" if set(firsts) - {"assistant"} else None
+
+
+def is_preference(rows: list[Row], settings: DataSettings) -> bool:
+    """Whether the rows compare two answers."""
+    columns = columns_of(rows)
+    return settings.chosen_column in columns and settings.rejected_column in columns
+
+
+def is_empty(answer: Any) -> bool:
+    """Whether an answer, text or chat messages, says nothing."""
+    if isinstance(answer, list):
+        return all(is_empty(message.get("content")) for message in answer)
+    return not answer or (isinstance(answer, str) and not answer.strip())
+
+
+def preference(row: Row, settings: DataSettings, where: str) -> Preference | None:
+    """The prompt of a row, explicit or implicit, and its answers; None without both answers."""
+    chosen: Any = row.get(settings.chosen_column)
+    rejected: Any = row.get(settings.rejected_column)
+    if not chosen or not rejected:
+        return None
+    for value in (chosen, rejected):
+        if not isinstance(value, str) and not is_messages(value):
+            raise UserError(
+                f"{where}: chosen and rejected hold {type(value).__name__} {str(value)[:60]!r}, "
+                "expected text or chat messages."
+            )
+    if type(chosen) is not type(rejected):
+        raise UserError(f"{where}: one of chosen and rejected is text, the other chat messages.")
+    prompt: Any = row.get(settings.prompt_column or "prompt")
+    whole = isinstance(chosen, list) and chosen[0]["role"] != "assistant"
+    if prompt and not whole:  # chat that begins with the question repeats it
+        return Preference(prompt, chosen, rejected)
+    cut = _shared_messages(chosen, rejected) if whole else _boundary(chosen, rejected)
+    if isinstance(chosen, list) and not whole:
+        cut = 0
+    return Preference(chosen[:cut], chosen[cut:], rejected[cut:])
+
+
+def with_prompt_column(rows: list[Row], settings: DataSettings, source: str) -> list[Row]:
+    """The rows; of preferences without a prompt column, with what both answers begin with."""
+    if settings.prompt_column or "prompt" in columns_of(rows) or not is_preference(rows, settings):
+        return rows
+    found = [preference(row, settings, f"{source}, row {n}") for n, row in enumerate(rows, 1)]
+    return [{**row, "prompt": x.prompt if x else None} for row, x in zip(rows, found)]
+
+
+def require_preference_columns(rows: list[Row], settings: DataSettings, source: str) -> None:
+    """Raises where a column that the settings name, or that a preference needs, is missing."""
+    require_column(rows, settings.chosen_column, source, "--data.chosen-column")
+    require_column(rows, settings.rejected_column, source, "--data.rejected-column")
+    if settings.prompt_column is not None:
+        require_column(rows, settings.prompt_column, source, "--data.prompt-column")
+
+
+def _shared_messages(chosen: Messages, rejected: Messages) -> int:
+    """Number of leading messages that are the same."""
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+        shared += 1
+    return shared
+
+
+def _boundary(chosen: str, rejected: str) -> int:
+    """Characters of the shared prompt: up to the assistant's last turn, else whole words."""
+    pairs = enumerate(zip(chosen, rejected))
+    length = min(len(chosen), len(rejected))
+    shared = chosen[: next((i for i, (a, b) in pairs if a != b), length)]
+    turns = list(_TURN.finditer(shared))
+    if turns and any(turns[-1].groupdict().values()):
+        return turns[-1].end()
+    end = len(shared)
+    while end and any(_inside_word(text, end) for text in (chosen, rejected)):
+        end -= 1
+    while end and shared[end - 1].isspace():  # the space belongs to the word that follows
+        end -= 1
+    return end
+
+
+def _inside_word(text: str, at: int) -> bool:
+    """Whether a cut before character `at` would split a word or what is one sign to the eye."""
+    if not 0 < at < len(text):
+        return False
+    before, after = text[at - 1], text[at]
+    if unicodedata.category(after)[0] == "M" or "\u200d" in (before, after):
+        return True
+    wide = unicodedata.east_asian_width(after) in "WF"  # written without spaces: signs are words
+    return _in_words(before) and _in_words(after) and not wide
+
+
+def _in_words(character: str) -> bool:
+    return character.isalnum() or character in "'’_.,-/@%"

@@ -1,0 +1,52 @@
+"""Settings of the `data` section."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from lmpg.settings.section import Section
+
+
+class DataSettings(Section):
+    """Where prompts, texts or preference pairs come from."""
+
+    world: Literal["reviews", "addition"] = "reviews"
+    """Built-in world that gives model, data and reward where `model.path` is not set."""
+    path: str | None = None
+    """Hub name (NAME or NAME:CONFIG), a local json, jsonl, csv or parquet file or folder, or
+    `reasoning_gym:TASK`, a task of reasoning-gym; `world:NAME` trains your own model on the data
+    of a built-in world."""
+    eval_path: str | None = None
+    """The same for held-out data; none holds back `num_eval` rows of `path`."""
+    split: str = "train"
+    """Split to read where the source has several."""
+    eval_split: str | None = None
+    """Split of the held-out data; none reads `split` of `eval_path`."""
+    prompt_column: str | None = None
+    """Column with the prompt, text or chat messages; none looks for `prompt`."""
+    answer_column: str | None = None
+    """Column that rewards get as `answer`, the reference; none leaves `answer` as it is."""
+    completion_column: str = "completion"
+    """Column with the answer to a prompt, for supervised training."""
+    chosen_column: str = "chosen"
+    """Column with the better answer of a pair, for reward models and DPO."""
+    rejected_column: str = "rejected"
+    """Column with the worse answer of a pair, for reward models and DPO."""
+    margin_column: str = "margin"
+    """Column with how much higher the better answer is to score, for reward models."""
+    label_column: str = "label"
+    """Column with a label: for reward models a number, where any higher beats any lower; for KTO
+    true or false, or two numbers of which the higher one marks desirable answers."""
+    overlong: Literal["error", "skip", "truncate-left"] = "error"
+    """What to do with a prompt that leaves no room for the response in the model's context."""
+    num_eval: int = Field(256, ge=1)
+    """Held-out rows at most that evaluation uses."""
+
+
+class TextSettings(DataSettings):
+    """Where texts come from, and how they lie in a batch."""
+
+    packing: bool = False
+    """Several texts in a row of up to the model's context; minibatches then count rows."""

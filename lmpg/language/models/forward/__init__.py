@@ -1,0 +1,1 @@
+"""The training forward: hidden states of ragged batches without padding."""

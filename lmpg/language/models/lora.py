@@ -1,0 +1,99 @@
+"""Low-rank adapters (arXiv 2106.09685) through peft, which is imported only when they are used."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from lmpg.language.models.folders import save_folder
+from lmpg.language.models.settings import LoraSettings
+from lmpg.settings.section import UserError
+
+
+def with_adapter(model: PreTrainedModel, settings: LoraSettings) -> nn.Module:
+    """`model` frozen, with adapters that start at zero: its output is the same.
+
+    Their first factors are drawn from torch's global generator.
+    """
+    try:
+        import peft
+    except ImportError:
+        raise UserError(
+            f"model.lora.rank = {settings.rank} needs peft, which is not installed: "
+            "pip install 'lmpg[lora]', or set model.lora.rank to 0"
+        ) from None
+    targets = list(settings.target_modules) or "all-linear"
+    config = peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        lora_dropout=0.0,
+        target_modules=targets,
+        fan_in_fan_out=_has_transposed_layers(model),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        with warnings.catch_warnings():
+            # peft reads a property that transformers has renamed
+            warnings.simplefilter("ignore", FutureWarning)
+            wrapped = peft.get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(
+            f"model.lora.target_modules = {targets} does not fit this model, expected names of its "
+            f"linear layers such as {_linear_names(model)}: {error}"
+        ) from None
+    _refuse_embeddings(model, targets)
+    return wrapped
+
+
+def unwrapped(model: Any) -> PreTrainedModel:
+    """The transformers model inside a peft model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+@contextmanager
+def adapter_off(model: Any) -> Iterator[None]:
+    """The peft model computes without its adapter inside the block."""
+    with model.disable_adapter():
+        yield
+
+
+def save_adapter_and_merged(model: Any, folder: Path, tokenizer) -> None:
+    """The adapter in `folder`, the whole model for plain transformers in `folder`/merged.
+
+    A copy is merged: adding the adapter to the live weights and taking it off again would round.
+    """
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    tokenizer.save_pretrained(folder)
+    save_folder(folder / "merged", copy.deepcopy(model).merge_and_unload(), tokenizer)
+
+
+def _has_transposed_layers(model: nn.Module) -> bool:
+    """GPT-2 stores its linear layers transposed, and peft wants to be told."""
+    return any(type(module).__name__ == "Conv1D" for module in model.modules())
+
+
+def _linear_names(model: PreTrainedModel) -> list[str]:
+    head = model.get_output_embeddings()
+    linear = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if type(module).__name__ in ("Linear", "Conv1D") and module is not head
+    }
+    return sorted(linear)
+
+
+def _refuse_embeddings(model: PreTrainedModel, targets) -> None:
+    """An adapter there would change the output layer, which is read by its plain weight."""
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if hasattr(layer, "lora_A"):
+            raise UserError(
+                f"model.lora.target_modules = {targets} has the embedding or the output layer in "
+                f"it, expected only layers between them, such as {_linear_names(model)}"
+            )

@@ -1,0 +1,102 @@
+"""Several texts in one row: each attends to itself alone, and its positions start at 0."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmpg.language.models.inputs import accepted, language_inputs, pad_right
+from lmpg.language.models.policy import CausalLMPolicy
+from lmpg.settings.section import UserError
+
+TOLERANCE = 1e-3
+"""In nats; more is not rounding."""
+Piece = tuple[list[int], list[bool]]
+
+
+def packed_logprobs(policy: CausalLMPolicy, rows: list[list[Piece]]) -> tuple[Tensor, Tensor]:
+    """log π and entropy of all learned tokens, [N] each, of rows of texts (ids, and which of them
+    are learned, never the first), row by row."""
+    device = policy.device
+    ids_RL = pad_right([[i for ids, _ in row for i in ids] for row in rows], policy.pad_token_id)
+    positions_RL = pad_right([[p for ids, _ in row for p in range(len(ids))] for row in rows], 0)
+    owners = [[n for n, (ids, _) in enumerate(row, 1) for _ in ids] for row in rows]
+    learned_RL = pad_right([[int(x) for _, flags in row for x in flags] for row in rows], 0)
+    target_N = learned_RL.flatten().nonzero().squeeze(1).to(device)
+    arguments = {
+        "input_ids": ids_RL.to(device),
+        "attention_mask": block_mask(pad_right(owners, 0).to(device)),
+        "position_ids": positions_RL.to(device),
+    }
+    with policy.autocast():
+        hidden_RLD = policy.trunk(**arguments, use_cache=False).last_hidden_state
+        # index_select, not x[index]: its backward is deterministic
+        hidden_ND = hidden_RLD.flatten(0, 1).index_select(0, target_N - 1)
+        ids_N = arguments["input_ids"].flatten().index_select(0, target_N)
+        return policy.head.token_logprobs(hidden_ND, ids_N)
+
+
+def block_mask(owner_RL: Tensor) -> Tensor:
+    """Attention mask [R, 1, L, L], added to the scores: 0 where a token may look (earlier ones of
+    the same text, itself among them), else the least float. Padding has an owner of its own."""
+    same_RLL = owner_RL[:, :, None] == owner_RL[:, None, :]
+    allowed_RLL = same_RLL.tril()
+    least = torch.finfo(torch.float32).min
+    return torch.zeros_like(allowed_RLL, dtype=torch.float32).masked_fill(~allowed_RLL, least)[
+        :, None
+    ]
+
+
+def refuse_unpackable(policy: CausalLMPolicy) -> None:
+    """UserError unless packed texts have the log-probs that they have alone."""
+    config = policy.causal_lm.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    used = getattr(config, "use_sliding_window", True)
+    layers = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    if layers or (used and window and window < policy.context_length):
+        raise _refusal(
+            policy, f"not all of its layers have full attention ({_named(layers, window)})"
+        )
+    if not accepted(policy.trunk, {"position_ids": torch.zeros(1)}):
+        raise _refusal(
+            policy, "it takes no position ids: the texts of a row would follow each other"
+        )
+    difference = _largest_difference(policy)
+    if not difference <= TOLERANCE:
+        raise _refusal(
+            policy, f"its log-probs in a row with another text differ by {difference:.1g}"
+        )
+
+
+def _named(layers: set[str], window: int | None) -> str:
+    return ", ".join(sorted(layers)) or f"sliding window of {window}"
+
+
+def _refusal(policy: CausalLMPolicy, reason: str) -> UserError:
+    return UserError(
+        f"data.packing does not work with {type(policy.causal_lm).__name__}: {reason}. "
+        "Set data.packing to False"
+    )
+
+
+@torch.no_grad()
+def _largest_difference(policy: CausalLMPolicy) -> float:
+    """Between the log-probs of two texts in one row and alone, in float32."""
+    embedding: Any = policy.causal_lm.get_input_embeddings()
+    vocabulary = len(embedding.weight)
+    length = max(2, min(16, policy.context_length // 2))
+    ids = (torch.arange(1, 2 * length + 1) * 7919 % vocabulary).tolist()
+    texts = [ids[:length], ids[length:]]
+    inputs = language_inputs([t[:1] for t in texts], [t[1:] for t in texts], policy.pad_token_id)
+    bf16, policy.bf16 = policy.bf16, False
+    try:
+        row = [(text, [False] + [True] * (length - 1)) for text in texts]
+        together, _ = packed_logprobs(policy, [row])
+        alone = policy.evaluate({name: x.to(policy.device) for name, x in inputs.items()})
+    except Exception as error:  # whatever a model's code does with a mask that it does not know
+        raise _refusal(policy, f"it fails on such rows ({error})") from error
+    finally:
+        policy.bf16 = bf16
+    return float((together - alone.logprobs_BT.flatten()).abs().max())

@@ -1,0 +1,215 @@
+"""A causal language model as a policy over tokens, with an optional critic."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lmpg.language.models.critic import FOLDER, SeparateCritic
+from lmpg.language.models.folders import save_folder
+from lmpg.language.models.forward.response_states import ResponseStates, response_states
+from lmpg.language.models.forward.reuse import FirstPass
+from lmpg.language.models.head import Head
+from lmpg.language.models.lora import adapter_off, save_adapter_and_merged, unwrapped
+from lmpg.language.models.value_head import save_value_head
+from lmpg.settings.section import UserError
+from lmpg.types import Evaluation
+
+
+class CausalLMPolicy(nn.Module):
+    """π(token | prompt, tokens before it) of a transformers or peft model; always in eval mode.
+
+    value_head: a critic on the policy's own trunk. critic: one with weights of its own.
+    temperature divides the logits, everywhere. bf16 computes in autocast over fp32 weights.
+    first_pass: keeps what is evaluated in its block for the next time that it is asked for.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        value_head: nn.Linear | None,
+        *,
+        temperature: float,
+        eos_token_ids: tuple[int, ...],
+        pad_token_id: int,
+        context_length: int,
+        bf16: bool = False,
+        critic: SeparateCritic | None = None,
+    ):
+        super().__init__()
+        self.model = model
+        self.value_head = value_head
+        self.critic = critic
+        self.temperature = temperature
+        self.eos_token_ids = eos_token_ids
+        self.pad_token_id = pad_token_id
+        self.context_length = context_length
+        self.bf16 = bf16
+        self.head = Head(self.causal_lm, temperature)
+        self.first_pass = FirstPass(self)
+        self.train(False)
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The transformers model, with any adapter inside its layers."""
+        return unwrapped(self.model)
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The model without its output layer."""
+        return self.causal_lm.base_model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def train(self, mode: bool = True) -> CausalLMPolicy:
+        """Stays in eval mode: dropout would make old and new log-probs incomparable."""
+        return super().train(False)
+
+    def autocast(self) -> torch.autocast:
+        """The precision that sampling and evaluation compute in."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def evaluate(self, inputs: dict[str, Tensor]) -> Evaluation:
+        """Log-probs, entropy and values of the response tokens, [B, T], float32, 0 in padding."""
+        states, logprobs_BT, entropy_BT = self._chosen(inputs)
+        return Evaluation(logprobs_BT, entropy_BT, self._values(inputs, states))
+
+    def logprobs(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Log-probs alone, of which a critic is not asked."""
+        return self._chosen(inputs)[1]
+
+    def state_values(self, inputs: dict[str, Tensor]) -> Tensor:
+        """V of the state before each response token, [B, T]; needs a critic."""
+        if self.critic is None:
+            with self.autocast():
+                states = response_states(self.trunk, inputs)
+            return states.spread(self.values(states.hidden_ND))
+        critic = self.critic
+        with self.autocast():
+            return self.first_pass("values", inputs, lambda: critic.values(inputs))
+
+    def values(self, hidden: Tensor) -> Tensor:
+        """The value head's V of the states that hidden states [..., D] stand for, float32 [...]."""
+        assert self.value_head is not None
+        with torch.autocast(self.device.type, enabled=False):
+            return self.value_head(hidden.float()).squeeze(-1)
+
+    def _chosen(self, inputs: dict[str, Tensor]) -> tuple[ResponseStates, Tensor, Tensor]:
+        return self.first_pass("chosen", inputs, lambda: self._computed(inputs))
+
+    def _computed(self, inputs: dict[str, Tensor]) -> tuple[ResponseStates, Tensor, Tensor]:
+        with self.autocast():
+            states = response_states(self.trunk, inputs)
+            logprobs_N, entropy_N = self.head.token_logprobs(states.hidden_ND, states.ids_N)
+        return states, states.spread(logprobs_N), states.spread(entropy_N)
+
+    def _values(self, inputs: dict[str, Tensor], states: ResponseStates) -> Tensor | None:
+        if self.critic is not None:
+            return self.state_values(inputs)
+        return None if self.value_head is None else states.spread(self.values(states.hidden_ND))
+
+    @torch.no_grad()
+    def plain_logprobs(self, inputs: dict[str, Tensor]) -> Tensor:
+        """The slow oracle of `evaluate`: row by row, unpadded, from the model's own full logits."""
+        result_BT = torch.zeros(inputs["response_ids"].shape, device=self.device)
+        for b, (prompt, response) in enumerate(unpadded_rows(inputs)):
+            with self.autocast():
+                logits = self.model(input_ids=torch.cat([prompt, response])[None]).logits[0]
+            steps = logits[len(prompt) - 1 : -1].float() / self.temperature
+            logprobs = steps.log_softmax(-1).gather(1, response[:, None])[:, 0]
+            result_BT[b, : len(response)] = logprobs
+        return result_BT
+
+    def reference(self) -> Reference:
+        """The policy as it is now, frozen; with LoRA the model under the adapter, not copied.
+
+        Call it before the weights of a checkpoint are loaded.
+        """
+        return Reference(self)
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """The model that the adapter started from, for the time of the block."""
+        with adapter_off(self.model):
+            yield
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """Everything the optimizer changes, each tensor once, by parameter name."""
+        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
+        """Copy in what `trainable_state` returned; names and shapes must be the same."""
+        mine = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        wrong = [f"{name} is missing" for name in mine if name not in state]
+        wrong += [f"{name} is unexpected" for name in state if name not in mine]
+        wrong += [
+            f"{name} has shape {tuple(state[name].shape)}, expected {tuple(p.shape)}"
+            for name, p in mine.items()
+            if name in state and state[name].shape != p.shape
+        ]
+        if wrong:
+            raise UserError("the saved weights are not this policy's: " + "; ".join(wrong[:5]))
+        for name, parameter in mine.items():
+            parameter.copy_(state[name])
+
+    def save_pretrained(self, folder: Path | str, tokenizer) -> None:
+        """A folder for plain transformers; with LoRA the adapter, and the whole model in merged/.
+
+        The value head lies beside the model in value_head.safetensors; a critic with weights of
+        its own is a folder critic/ with a value head of its own.
+        """
+        folder = Path(folder)
+        if self.model is self.causal_lm:
+            save_folder(folder, self.model, tokenizer)
+        else:
+            save_adapter_and_merged(self.model, folder, tokenizer)
+        if self.value_head is not None:
+            save_value_head(self.value_head, folder)
+        if self.critic is not None:
+            self.critic.save_pretrained(folder / FOLDER, tokenizer)
+
+
+class Reference:
+    """The frozen policy that a KL penalty is measured against."""
+
+    def __init__(self, policy: CausalLMPolicy):
+        self._shared = policy.model is not policy.causal_lm
+        self._policy = policy if self._shared else _frozen_copy(policy)
+
+    @torch.no_grad()
+    def logprobs(self, inputs: dict[str, Tensor]) -> Tensor:
+        """log π_ref of the response tokens, [B, T], float32, 0 in padding."""
+        if not self._shared:
+            return self._policy.logprobs(inputs)
+        with self._policy.without_adapter():
+            return self._policy.logprobs(inputs)
+
+
+def _frozen_copy(policy: CausalLMPolicy) -> CausalLMPolicy:
+    return CausalLMPolicy(
+        copy.deepcopy(policy.model).requires_grad_(False),
+        None,
+        temperature=policy.temperature,
+        eos_token_ids=policy.eos_token_ids,
+        pad_token_id=policy.pad_token_id,
+        context_length=policy.context_length,
+        bf16=policy.bf16,
+    )
+
+
+def unpadded_rows(inputs: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """(prompt ids, response ids) of each row, without padding."""
+    lengths = zip(inputs["prompt_lengths"].tolist(), inputs["response_lengths"].tolist())
+    for b, (prompt, response) in enumerate(lengths):
+        width = inputs["prompt_ids"].shape[1]
+        yield inputs["prompt_ids"][b, width - prompt :], inputs["response_ids"][b, :response]

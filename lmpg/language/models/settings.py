@@ -1,0 +1,36 @@
+"""Settings of the `model` section."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from lmpg.settings.section import Section
+
+
+class LoraSettings(Section):
+    """Low-rank adapters (arXiv 2106.09685) through peft."""
+
+    rank: int = Field(0, ge=0)
+    """Rank of the adapters; 0 trains the whole model."""
+    alpha: float = Field(16.0, gt=0)
+    """Scale of the adapters: their output is multiplied by alpha / rank."""
+    target_modules: tuple[str, ...] = ()
+    """Names of the linear layers that get an adapter; empty means all but the head."""
+
+
+class ModelSettings(Section):
+    """The causal language model that is the policy."""
+
+    path: str | None = None
+    """Hub id or folder of a causal LM; none means the world built into the script."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """bf16 computes in autocast over fp32 weights; auto does so where the hardware is made for it
+    and the model has a million parameters."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for models whose code you have read."""
+    critic: Literal["shared", "separate", "reward_model"] = "shared"
+    """Of algorithms that have one: a value head on the policy's trunk; a second copy of the trunk
+    with a value head, trained as a whole; or one that starts as the first of rewards.models."""
+    lora: LoraSettings = LoraSettings()

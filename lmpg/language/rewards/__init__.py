@@ -1,0 +1,1 @@
+"""Scores of completions: functions in worker processes, reward models."""

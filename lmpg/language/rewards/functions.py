@@ -1,0 +1,108 @@
+"""A Python function as a reward, isolated in worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import Future
+from typing import Any
+
+from lmpg.language.rewards.builtin import REFERENCES
+from lmpg.language.rewards.isolated import IsolatedFunction
+from lmpg.language.rewards.request import GIVEN, Answer, Batch
+from lmpg.language.rewards.specs import KEY, parsed_spec
+from lmpg.settings.section import UserError
+
+
+class FunctionReward:
+    """Scores by `FILE.py:NAME`, `package.module:NAME` or a built-in function.
+
+    Each of `workers` processes gets a part of every batch, in the background.
+    """
+
+    def __init__(self, spec: str, timeout: float, workers: int = 1):
+        self.spec = parsed_spec(spec)
+        self.name = self.spec.name
+        self.qualifier = self.spec.qualifier
+        self._workers = [IsolatedFunction(self.spec, timeout) for _ in range(workers)]
+        try:
+            self._signature = self._first_start()
+            if self.spec.is_builtin:
+                self._try_options()
+        except BaseException:
+            self.close()
+            raise
+
+    def check_columns(self, columns: Iterable[str]) -> None:
+        """Raises if the function needs a parameter that the data has no column for."""
+        columns = list(columns)
+        for name in self._signature["required"]:
+            if name in columns or name in GIVEN:
+                continue
+            if name == "completion_steps":
+                raise UserError(
+                    f"{KEY}: {self.spec.text} has a parameter 'completion_steps', which there is "
+                    "only with --rewards.process step"
+                )
+            if self.spec.is_builtin:
+                raise UserError(
+                    f"{KEY}: {self.spec.text} compares with the column {name!r}, but the data has "
+                    f"only: {', '.join(columns) or 'none'}. {REFERENCES[name]}"
+                )
+            raise UserError(
+                f"{KEY}: {self.spec.text} has a parameter {name!r}, but the data has "
+                f"no such column. It can have any of: {', '.join([*GIVEN, *columns])}; rename it, "
+                "or give it a default."
+            )
+
+    def submit(self, batch: Batch) -> PendingParts:
+        """Begins to score `batch`, each worker a part of it."""
+        self.check_columns(batch.given())
+        arguments = self._wanted(batch.given())
+        size = -(-len(batch) // len(self._workers)) or 1
+        futures = []
+        for number, start in enumerate(range(0, len(batch), size)):
+            part = {name: values[start : start + size] for name, values in arguments.items()}
+            count = min(size, len(batch) - start)
+            futures.append(self._workers[number].submit(part, count))
+        return PendingParts(futures)
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        for worker in self._workers:
+            worker.close()
+
+    def _wanted(self, available: dict[str, list]) -> dict[str, list]:
+        if self._signature["keywords"]:
+            fixed = self.spec.arguments
+            return {name: values for name, values in available.items() if name not in fixed}
+        names = self._signature["parameters"]
+        return {name: values for name, values in available.items() if name in names}
+
+    def _first_start(self) -> dict[str, Any]:
+        for started in [worker.start() for worker in self._workers]:
+            reply = started.result()
+            if "error" in reply:
+                raise UserError(f"{KEY}: cannot import {self.spec.text}: {reply['error']}")
+        return reply
+
+    def _try_options(self) -> None:
+        """Options of built-in functions are keyword-only, columns are not; bad ones raise now."""
+        options = self._signature["options"]
+        for names in ("parameters", "required"):
+            left = [name for name in self._signature[names] if name not in options]
+            self._signature[names] = left
+        nothing: dict[str, list] = {name: [] for name in self._signature["required"]}
+        answer = self._workers[0].submit(nothing, 0).result()
+        if answer.messages:
+            raise UserError(f"{KEY}: {self.spec.text}: {answer.messages[0]}")
+
+
+class PendingParts:
+    """The parts of a batch, in the hands of the workers."""
+
+    def __init__(self, futures: list[Future[Answer]]):
+        self._futures = futures
+
+    def result(self) -> Answer:
+        """The answers of all parts, in the batch's order."""
+        return sum((future.result() for future in self._futures), Answer())

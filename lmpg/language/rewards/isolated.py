@@ -1,0 +1,163 @@
+"""One worker process with a thread that waits for it, and what it does when the function fails."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from lmpg.language.rewards.request import Answer
+from lmpg.language.rewards.specs import KEY, Spec
+from lmpg.language.rewards.worker_process import WorkerDied, WorkerProcess, WorkerTimeout, plain
+from lmpg.settings.section import UserError
+
+logger = logging.getLogger(__name__)
+START_TIMEOUT = 120.0
+RETRY_TIMEOUTS, RETRY_SECONDS = 3, 30.0
+Arguments = dict[str, list]
+
+
+class IsolatedFunction:
+    """Calls a function in a process of its own, in the background and in order.
+
+    A batch that fails as a whole (the function raises, times out, dies, returns the wrong length)
+    is tried again sample by sample. All retries of a batch share max(3 timeouts, 30 seconds);
+    samples not tried by then have no score.
+    """
+
+    def __init__(self, spec: Spec, timeout: float):
+        self.spec = spec
+        self.timeout = timeout
+        self.retry_seconds = max(RETRY_TIMEOUTS * timeout, RETRY_SECONDS)
+        self._process = WorkerProcess(spec.function, max(timeout, START_TIMEOUT), spec.arguments)
+        self._retries_told = False
+        self._jobs: queue.SimpleQueue = queue.SimpleQueue()
+        # The thread lives as long as the process: a process dies with the thread that started it.
+        # It is a daemon so that a program can end while a function hangs.
+        self._thread = threading.Thread(target=_serve, args=(self._jobs,), daemon=True)
+        self._thread.start()
+        weakref.finalize(self, self._jobs.put, None)
+
+    def start(self) -> Future[dict[str, Any]]:
+        """Imports the function; its signature, or {"error"}."""
+        return self._later(self._start)
+
+    def submit(self, arguments: Arguments, count: int) -> Future[Answer]:
+        """One value per completion of a batch of `count`."""
+        return self._later(self._answer, arguments, count)
+
+    def close(self) -> None:
+        """Ends the process, amid a call too."""
+        self._process.closed = True
+        self._jobs.put(None)
+        while self._thread.is_alive():  # it may just be starting the process
+            self._process.kill()
+            self._thread.join(0.05)
+        self._process.stop()
+
+    def _later(self, function: Callable, *arguments: Any) -> Future:
+        future: Future = Future()
+        self._jobs.put((future, function, arguments))
+        return future
+
+    def _start(self) -> dict[str, Any]:
+        try:
+            return self._process.start()
+        except WorkerTimeout:
+            return {"error": f"importing it took more than {self._process.start_timeout:g} s"}
+        except (WorkerDied, BrokenPipeError) as error:
+            return {"error": f"while importing it, {error}"}
+
+    def _answer(self, arguments: Arguments, count: int) -> Answer:
+        started = time.monotonic()
+        answer, failure = self._call(arguments, count)
+        slow = time.monotonic() - started >= self.timeout
+        if failure is None:
+            return answer
+        if count <= 1:
+            answer.messages.append(failure)
+            return answer
+        if slow:
+            self._tell_of_retries(count, failure)
+        answer = self._one_by_one(arguments, count)
+        if None not in answer.values:
+            answer.notes.append(
+                f"the batch of {count} failed ({failure}), but each sample alone has "
+                "a score; batches are scored one by one as long as that is so, which is slow"
+            )
+        return answer
+
+    def _tell_of_retries(self, count: int, failure: str) -> None:
+        """Once, and before they begin: a function that hangs would be waited for in silence."""
+        if not self._retries_told:
+            self._retries_told = True
+            logger.warning(
+                "reward %s: a batch failed (%s); its %d responses are tried one by one, for at "
+                "most %g s (said once)",
+                self.spec.name,
+                failure,
+                count,
+                self.retry_seconds,
+            )
+
+    def _one_by_one(self, arguments: Arguments, count: int) -> Answer:
+        answer = Answer()
+        deadline = time.monotonic() + self.retry_seconds
+        for index in range(count):
+            if time.monotonic() > deadline:
+                left = count - index
+                said = f"not tried again: {self.retry_seconds:g} s of retries were used up"
+                return answer + Answer([None] * left, [said] * left)
+            single = {name: [values[index]] for name, values in arguments.items()}
+            one, failure = self._call(single, 1)
+            answer += one
+            if failure is not None:
+                answer.messages.append(failure)
+        return answer
+
+    def _call(self, arguments: Arguments, count: int) -> tuple[Answer, str | None]:
+        """The answer of one call; a message, and no values, if it failed as a whole."""
+        nothing = Answer([None] * count)
+        try:
+            reply = self._process.call(arguments, count, self.timeout)
+        except WorkerTimeout:
+            return nothing, f"no reply within rewards.timeout of {self.timeout:g} s"
+        except (WorkerDied, BrokenPipeError) as error:
+            return nothing, str(error)
+        except TypeError as error:
+            raise UserError(self._unsendable(arguments, error)) from None
+        if "error" in reply:
+            return nothing, reply["error"]
+        return Answer(reply["scores"], list(reply["problems"].values())), None
+
+    def _unsendable(self, arguments: Arguments, error: TypeError) -> str:
+        column = next(name for name, values in arguments.items() if not _sendable(values))
+        return (
+            f"{KEY}: {self.spec.text} asks for the column {column!r}, which holds {error}; "
+            "only text, numbers, dates, lists and dicts of these can be passed. Convert the "
+            "column in the data."
+        )
+
+
+def _sendable(values: list) -> bool:
+    with contextlib.suppress(TypeError):
+        json.dumps(values, default=plain)
+        return True
+    return False
+
+
+def _serve(jobs: queue.SimpleQueue) -> None:
+    while (job := jobs.get()) is not None:
+        future, function, arguments = job
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+        del job, future, function, arguments  # or what is no longer needed lives till the next one

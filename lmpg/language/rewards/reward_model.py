@@ -1,0 +1,99 @@
+"""A sequence-classification model with one label as a reward."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from lmpg.language.data.tokenizing import cut_left, scored_ids, start_ids
+from lmpg.language.models.loading import context_length, load_sequence_classifier
+from lmpg.language.models.sequence_classifier import SequenceScorer
+from lmpg.language.rewards.request import Answer, Batch
+from lmpg.language.rewards.worker import LONGEST_MESSAGE
+from lmpg.settings.section import UserError
+
+
+class ModelReward:
+    """Scores prompt + completion, read as reward-model training reads them.
+
+    scorer: has `score(list of token ids) -> list of floats`, such as SequenceScorer.
+    max_tokens: the model's context; longer texts lose their beginning.
+    """
+
+    def __init__(self, name: str, scorer: Any, tokenizer: Any, max_tokens: int):
+        self.name = name
+        self.scorer = scorer
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+
+    @classmethod
+    def load(cls, path: str, *, trust_remote_code: bool, device: str) -> ModelReward:
+        """The model and tokenizer of a folder or Hub id."""
+        model = load_sequence_classifier(path, trust_remote_code=trust_remote_code).to(device)
+        folder = Path(path).expanduser()
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(folder) if folder.is_dir() else path, trust_remote_code=trust_remote_code
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"rewards.models: {path} has no tokenizer that loads, expected one beside the "
+                f"model: {str(error).splitlines()[0]}"
+            ) from None
+        context = min(context_length(model.config, tokenizer), tokenizer.model_max_length)
+        return cls(model_name(path), SequenceScorer(model, tokenizer), tokenizer, context)
+
+    def submit(self, batch: Batch) -> _Asked:
+        """The batch, scored when the result is asked for: models work in this process."""
+        return _Asked(self, batch)
+
+    def answer(self, batch: Batch) -> Answer:
+        """One finite score per response; sample by sample if they fail together."""
+        rows = list(zip(batch.prompts, batch.completions))
+        try:
+            return self._scores(rows)
+        except Exception as error:
+            failure = f"{type(error).__name__}: {error}"[:LONGEST_MESSAGE]
+            if len(rows) == 1:
+                return Answer([None], [failure])
+            said = f"the batch of {len(rows)} failed ({failure})"
+        answer = Answer()
+        for i in range(len(rows)):
+            answer += self.answer(replace(batch, prompts=[rows[i][0]], completions=[rows[i][1]]))
+        if None not in answer.values:
+            answer.notes.append(f"{said}, but each sample alone has a score, which is slow")
+        return answer
+
+    def _scores(self, rows: list[tuple[Any, str]]) -> Answer:
+        start = start_ids(self.tokenizer)
+        ids = [scored_ids(self.tokenizer, p, c) for p, c in rows]
+        scores = self.scorer.score([cut_left(one, self.max_tokens, start) for one in ids])
+        if len(scores) != len(rows):
+            raise ValueError(f"the model gave {len(scores)} scores for {len(rows)} responses")
+        return Answer(
+            [float(score) if math.isfinite(score) else None for score in scores],
+            [f"the model gave {score}" for score in scores if not math.isfinite(score)],
+        )
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    reward: ModelReward
+    batch: Batch
+
+    def result(self) -> Answer:
+        return self.reward.answer(self.batch)
+
+
+def model_name(path: str) -> str:
+    """Last part of a path or Hub id that says more than that it is a run's result."""
+    folder = Path(path).expanduser()
+    parts = [part for part in folder.parts if part not in ("final", "merged", "best")]
+    return parts[-1] if parts and parts[-1] != folder.root else folder.name

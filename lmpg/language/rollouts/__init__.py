@@ -1,0 +1,1 @@
+"""From prompts to a rollout: generate, score, process scores, assemble."""

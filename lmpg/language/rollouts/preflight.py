@@ -1,0 +1,142 @@
+"""The check at the start of a new run: what must hold exactly before anything was learned.
+
+Ratio 1 and KL 0 at the first step catch, in seconds, the mistakes that otherwise cost a run: other
+positions with padding, dropout, a temperature on one side only, a head applied differently.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lmpg.language.models.policy import CausalLMPolicy, Reference, unpadded_rows
+from lmpg.language.sampling.sampler import Sampler
+from lmpg.runtime.seeding import generator
+from lmpg.settings.section import UserError
+
+TOLERANCE = 1e-5  # of means over tokens, in fp32
+TOKEN_TOLERANCE = 1e-4  # of the worst single token; deep models round by a few 1e-5
+NUM_PROMPTS = 4
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """Largest deviations found, in nats per token, and what the model is like.
+
+    old_logprobs: where those that ratios compare with come from in this run. way: how responses
+    are sampled.
+    """
+
+    ratio: float
+    reference_kl: float
+    sampler: float
+    padding: float
+    logits: float
+    old_logprobs: str
+    way: str
+    eos_token_ids: tuple[int, ...]
+    critic: str
+    value_head: tuple[int, int] | None
+
+    def line(self) -> str:
+        """One line for the log."""
+        head = "none" if self.value_head is None else "{}→{}".format(*self.value_head)
+        return (
+            f"self-test: ratio {self.ratio:.6f}, KL to reference {self.reference_kl:.6f}, "
+            f"padded vs unpadded {self.padding:.1e}, sampled vs fresh {self.sampler:.1e}, "
+            f"vs model's own logits {self.logits:.1e}, old log-probs {self.old_logprobs}, "
+            f"sampled {self.way}, "
+            f"EOS ids {list(self.eos_token_ids)}, critic {self.critic}, value head {head}"
+        )
+
+    def problems(self) -> list[str]:
+        """What is wrong, in words; empty when all is well."""
+        found = []
+        if self.padding > TOKEN_TOLERANCE:
+            found.append(
+                f"log-probs differ by {self.padding:.1e} with padding: the model ignores "
+                "attention_mask or position_ids"
+            )
+        if self.logits > TOKEN_TOLERANCE:
+            found.append(
+                f"log-probs differ by {self.logits:.1e} from the model's own logits: it changes "
+                "them after its output layer, which lmpg does not know of"
+            )
+        if self.sampler > TOKEN_TOLERANCE or abs(self.ratio - 1) > TOLERANCE:
+            found.append(
+                f"sampled log-probs differ by {self.sampler:.1e} from a fresh forward's: the "
+                "model's key-value cache does not give what its plain forward gives"
+            )
+        if abs(self.reference_kl) > TOLERANCE:
+            found.append(f"KL to the reference is {self.reference_kl:.1e} before any training")
+        return found
+
+
+@torch.no_grad()
+def self_test(
+    policy: CausalLMPolicy,
+    reference: Reference | None,
+    sampler: Sampler,
+    prompts: list[list[int]],
+    seed: int,
+    old_is_new: bool = False,
+) -> SelfTest:
+    """Sample a few responses and look at them in every way that must agree."""
+    known = "as sampled (fp32)"
+    if policy.bf16:
+        known = "the update's own (bf16)" if old_is_new else "computed again (bf16)"
+    prompts = sorted(prompts, key=len)
+    chosen = prompts[: NUM_PROMPTS // 2] + prompts[-NUM_PROMPTS // 2 :]  # lengths that differ
+    shape = (len(chosen), sampler.max_new_tokens)
+    samples = sampler.sample(chosen, 1, torch.rand(shape, generator=generator(seed, "self-test")))
+    new = policy.evaluate(samples.inputs)
+    old_BT = new.logprobs_BT if policy.bf16 else samples.logprobs_BT
+    mask_BT = samples.mask_BT
+    ref_BT = new.logprobs_BT if reference is None else reference.logprobs(samples.inputs)
+    head = policy.value_head if policy.critic is None else policy.critic.head
+    return SelfTest(
+        ratio=float((new.logprobs_BT - old_BT)[mask_BT].exp().mean()),
+        reference_kl=float((new.logprobs_BT - ref_BT)[mask_BT].mean()),
+        sampler=_deviation(samples.logprobs_BT, new.logprobs_BT, mask_BT),
+        padding=_deviation(_one_by_one(policy, samples.inputs), new.logprobs_BT, mask_BT),
+        logits=_deviation(policy.plain_logprobs(samples.inputs), new.logprobs_BT, mask_BT),
+        old_logprobs=known,
+        way=sampler.way,
+        eos_token_ids=policy.eos_token_ids,
+        critic="none" if head is None else getattr(policy.critic, "kind", "shared"),
+        value_head=None if head is None else (head.in_features, head.out_features),
+    )
+
+
+def require_sound(result: SelfTest, bf16: bool) -> None:
+    """Stop the run if the self-test failed; in bf16 deviations are measured, not judged."""
+    problems = [] if bf16 else result.problems()
+    if problems:
+        raise UserError(
+            f"the self-test failed, expected a mean within {TOLERANCE:.0e} in fp32, and the worst "
+            f"token within {TOKEN_TOLERANCE:.0e}:\n  "
+            + "\n  ".join(problems)
+            + "\nUse another model, or mend its forward; training would learn from wrong numbers"
+        )
+
+
+def _one_by_one(policy: CausalLMPolicy, inputs: dict[str, Tensor]) -> Tensor:
+    """Log-probs of each row evaluated alone and without any padding, [B, T]."""
+    result_BT = torch.zeros(inputs["response_ids"].shape, device=inputs["response_ids"].device)
+    for b, (prompt, response) in enumerate(unpadded_rows(inputs)):
+        alone = {
+            "prompt_ids": prompt[None],
+            "prompt_lengths": inputs["prompt_lengths"][b : b + 1],
+            "response_ids": response[None],
+            "response_lengths": inputs["response_lengths"][b : b + 1],
+        }
+        result_BT[b, : len(response)] = policy.evaluate(alone).logprobs_BT[0]
+    return result_BT
+
+
+def _deviation(a_BT: Tensor, b_BT: Tensor, mask_BT: Tensor) -> float:
+    """Largest |a − b| where chosen, relative to |b| where that is above 1."""
+    difference_BT = (a_BT - b_BT).abs() / b_BT.abs().clamp(min=1)
+    return float(torch.where(mask_BT, difference_BT, 0).max())

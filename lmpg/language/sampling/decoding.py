@@ -1,0 +1,84 @@
+"""The state of one batch: the R rows still going, and the record of all B rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lmpg.language.models.policy import CausalLMPolicy
+from lmpg.language.sampling.choice import Choice, chosen
+from lmpg.language.sampling.engines.cpu import moved
+from lmpg.language.sampling.engines.protocol import Engine
+from lmpg.language.sampling.samples import DistinctPrompts, Recorded, Samples, recorded_samples
+
+
+class Decoding:
+    """One batch being sampled: `choose` and `advance` in turns, then `samples`."""
+
+    def __init__(
+        self, engine: Engine, policy: CausalLMPolicy, prompts: DistinctPrompts, limits_B: Tensor
+    ):
+        """All on the policy's device: row b gets at most limits_B[b] tokens."""
+        self._engine, self._policy, device = engine, policy, policy.device
+        self._eos = torch.tensor(policy.eos_token_ids, device=device)
+        self._limits_R = self._limits_B = limits_B
+        self._first_limit = int(limits_B.min())
+        self._rows_R = torch.arange(len(limits_B), device=device)
+        self._going_R = torch.ones(len(limits_B), dtype=torch.bool, device=device)
+        self._records: list[tuple[Tensor, Choice, Tensor | None]] = []
+        self._prompts = prompts
+        parts = prompts.ids_PL, prompts.lengths_P, prompts.prompt_B
+        self._hidden_RD = engine.trunk.prefill(*parts)
+
+    def choose(self, uniforms_B: Tensor | None, top_k: int, top_p: float) -> None:
+        """The next token of every row still going, and what is recorded of it."""
+        engine, rows_R = self._engine, self._rows_R
+        uniforms_R = None if uniforms_B is None else uniforms_B.index_select(0, rows_R)
+        choice = chosen(engine.logits(self._hidden_RD), uniforms_R, top_k, top_p)
+        values_R = None if engine.values is None else engine.values(self._hidden_RD)
+        self._records.append((rows_R, choice, values_R))
+        self._tokens_R = choice.tokens_R
+        self._going_R = self._going_R & ~torch.isin(choice.tokens_R, self._eos)
+        if len(self._records) >= self._first_limit:
+            self._going_R &= self._limits_R > len(self._records)
+
+    def drop_finished(self) -> bool:
+        """Finished rows leave the batch when they are many enough; False when none goes on."""
+        going_R, num_rows = self._going_R, len(self._going_R)
+        num_going = int(going_R.sum())
+        finished = num_rows - num_going
+        if num_going and finished <= num_rows * self._engine.drop_share:
+            return True
+        holes = (~going_R[:num_going]).nonzero()[:, 0]
+        tail = going_R[num_going:].nonzero()[:, 0] + num_going
+        for name in ("_rows_R", "_limits_R", "_tokens_R", "_going_R"):
+            setattr(self, name, moved(getattr(self, name), holes, tail, num_going))
+        self._engine.trunk.keep(holes, tail, num_going)
+        return num_going > 0
+
+    def advance(self) -> None:
+        """Feed the chosen tokens to the model."""
+        self._hidden_RD = self._engine.trunk.advance(self._tokens_R)
+
+    def samples(self) -> Samples:
+        """What was recorded, cut after each row's first EOS token or at its limit."""
+        return recorded_samples(self._recorded(), self._limits_B, self._prompts, self._policy)
+
+    def _recorded(self) -> Recorded:
+        """Put together once, at the end."""
+        shape = (len(self._records), len(self._limits_B))
+        rows = [step * shape[1] + rows_R for step, (rows_R, _, _) in enumerate(self._records)]
+        place_N = torch.cat(rows)
+
+        def spread(parts: list[Tensor]) -> Tensor:
+            flat = torch.zeros(shape, dtype=parts[0].dtype, device=place_N.device).flatten()
+            return flat.index_copy(0, place_N, torch.cat(parts)).view(shape).T.contiguous()
+
+        choices = [choice for _, choice, _ in self._records]
+        values = [values_R for _, _, values_R in self._records if values_R is not None]
+        return Recorded(
+            spread([x.tokens_R for x in choices]),
+            spread([x.logprobs_R for x in choices]),
+            spread([x.entropy_R for x in choices]),
+            spread(values) if values else None,
+        )

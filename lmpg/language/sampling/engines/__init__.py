@@ -1,0 +1,1 @@
+"""Decode engines: who computes the next token's logits, and on which device."""

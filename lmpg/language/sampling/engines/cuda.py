@@ -1,0 +1,129 @@
+"""The fused trunk over memory that never moves, as a captured CUDA graph needs it.
+
+Letters as in `fused_trunk`; C columns of the cache that attention reads. A row's token number i
+lies in column i: prompts begin in the first column, whatever their length, and what lies after a
+row's newest token is masked. The cache is in the precision of products.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lmpg.language.models.inputs import mask_and_positions
+from lmpg.language.sampling.engines.compiled import Pieces, pieces_for, spread
+from lmpg.language.sampling.engines.cpu import FusedTrunk
+from lmpg.language.sampling.engines.weights import FusedWeights, Layer
+
+
+class StaticTrunk:
+    """Hidden states after the last token of rows: `prefill` once, then `advance` token by token.
+
+    `advance` reads and writes the same memory at every call of the same shape, asks the host for
+    nothing, and leaves no trace in Python.
+    """
+
+    def __init__(
+        self, weights: FusedWeights, columns: int, rows: int, pieces: Pieces | None = None
+    ):
+        """Room for `rows` contexts of `columns` tokens."""
+        self.weights, self.columns = weights, columns
+        device = weights.embedding.device
+        self._pieces = pieces_for(device) if pieces is None else pieces
+        shape = (rows, columns, 2 * weights.num_groups, weights.head_dim)
+        zeros = torch.zeros(len(weights.layers), *shape, dtype=weights.dtype, device=device)
+        self._caches = zeros.unbind(0)
+        self._position_R = torch.zeros(rows, dtype=torch.long, device=device)
+        self._first_R = torch.arange(rows, device=device) * columns
+        self._column_C = torch.arange(columns, device=device)
+        self._last_position = min(columns, weights.num_positions) - 1
+
+    def prefill(self, ids_PL: Tensor, lengths_P: Tensor, prompt_R: Tensor) -> Tensor:
+        """Reads prompts (padded left) and opens a row for each entry of prompt_R; hidden [R, D]
+        after each row's prompt."""
+        width, num_rows = ids_PL.shape[1], len(prompt_R)
+        end_P = torch.full_like(lengths_P, width)
+        mask_PL, position_PL = mask_and_positions(end_P - lengths_P, end_P, width)
+        # padding goes from the front of a row to its end
+        column_L = torch.arange(width, device=ids_PL.device)
+        from_PL = (column_L + (end_P - lengths_P)[:, None]).clamp(max=width - 1)
+        caches = iter(self._caches)
+
+        def take(key_value: Tensor) -> None:
+            x = key_value.gather(2, from_PL[:, None, :, None].expand_as(key_value))
+            # numbers of an earlier rollout are masked, but 0 times NaN would be NaN
+            rows = next(caches).zero_()[:num_rows, :width]
+            rows.copy_(x.index_select(0, prompt_R).transpose(1, 2))
+
+        reader = FusedTrunk(self.weights, self.columns)
+        hidden_PD = reader.read(ids_PL, mask_PL, position_PL, take)
+        self._position_R.zero_()
+        self._position_R[:num_rows] = lengths_P.index_select(0, prompt_R)
+        return hidden_PD.index_select(0, prompt_R)
+
+    def advance(self, tokens_R: Tensor, columns: int | None = None) -> Tensor:
+        """Appends a token to each of the first R rows, none of which is then longer than `columns`;
+        hidden [R, D] after it."""
+        w, pieces, num_rows = self.weights, self._pieces, len(tokens_R)
+        position_R = self._position_R[:num_rows]
+        stream = w.embedding.index_select(0, tokens_R).float()
+        if w.position_embedding is not None:
+            stream = stream + w.position_embedding.index_select(0, position_R)
+        rotations = self._rotations(position_R)
+        bias, slots_R = self._bias(position_R, columns), self._first_R[:num_rows] + position_R
+        x = pieces.normed(stream, *spread(w.layers[0].attention_norm, w.dtype))
+        following = [spread(layer.attention_norm, w.dtype) for layer in w.layers[1:]]
+        following.append(spread(w.last_norm, torch.float32))
+        for layer, cache, norm in zip(w.layers, self._caches, following):
+            mixed = self._attended(layer, cache, x, rotations, bias, slots_R)
+            stream, x = pieces.joined(stream, layer.out(mixed), *spread(layer.mlp_norm, w.dtype))
+            up = None if layer.up is None else layer.up(x)
+            inner = pieces.gated(layer.gate(x), up, w.activation)
+            stream, x = pieces.joined(stream, layer.down(inner), *norm)
+        # a finished row that has not left yet must not run out of its columns
+        position_R.add_(1).clamp_(max=self._last_position)
+        return x
+
+    def keep(self, holes: Tensor, tail: Tensor, columns: int) -> None:
+        """The rows `tail`, none of them longer than `columns`, move to the places `holes`."""
+        for x in (*(cache[:, :columns] for cache in self._caches), self._position_R):
+            x.index_copy_(0, holes, x.index_select(0, tail))
+
+    def _rotations(self, position_R: Tensor) -> Tensor | None:
+        if self.weights.rotations is None:
+            return None
+        table = torch.view_as_real(self.weights.rotations).flatten(1)
+        return table.index_select(0, position_R)
+
+    def _bias(self, position_R: Tensor, columns: int | None) -> Tensor:
+        """What is added to scores [R, K, heads of a group, C]: −∞ after each row's new token."""
+        after_RC = self._column_C[:columns] > position_R[:, None]
+        bias_RC = torch.zeros_like(after_RC, dtype=self.weights.dtype)
+        w = self.weights
+        bias_RC.masked_fill_(after_RC, -torch.inf)
+        return bias_RC[:, None, None].expand(-1, w.num_groups, w.group_size, -1)
+
+    def _attended(
+        self,
+        layer: Layer,
+        cache: Tensor,
+        x_RD: Tensor,
+        rotations: Tensor | None,
+        bias: Tensor,
+        slots_R: Tensor,
+    ) -> Tensor:
+        """Attention of each row's new token to its context, itself included: [R, H · E]."""
+        w, norm = self.weights, layer.head_norm_HE
+        weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
+        heads = w.num_heads, w.num_groups
+        query, key_value = self._pieces.turned(layer.qkv(x_RD), heads, rotations, weight, eps)
+        cache.flatten(0, 1).index_copy_(0, slots_R, key_value)
+        context = cache[: bias.shape[0], : bias.shape[3]].transpose(1, 2)
+        keys, values = context.split(w.num_groups, 1)
+        # the heads of a group are queries of one head, so that its keys are read once
+        grouped = query.unflatten(1, (w.num_groups, -1))
+        mixed = F.scaled_dot_product_attention(
+            grouped, keys, values, attn_mask=bias, scale=layer.scaling
+        )
+        return mixed.flatten(1)

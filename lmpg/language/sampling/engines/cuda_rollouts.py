@@ -1,0 +1,89 @@
+"""Rollouts whose decode step is captured once per shape and replayed: what is kept between them."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor
+
+from lmpg.language.models.policy import CausalLMPolicy
+from lmpg.language.sampling.engines.cuda import StaticTrunk
+from lmpg.language.sampling.engines.cuda_batch import Choosing, StaticBatch
+from lmpg.language.sampling.engines.graphs import Capture, Replays, bucketed
+from lmpg.language.sampling.engines.held_weights import read_into
+from lmpg.language.sampling.engines.selection import FusedParts, fused_parts
+from lmpg.language.sampling.samples import DistinctPrompts, Samples, recorded_samples
+
+_COLUMNS = 64
+"""Columns of the cache that attention reads at least."""
+
+
+class StaticRollouts:
+    """Samples from a policy that the fused trunk knows.
+
+    Memory is laid out for the largest rollout so far and stays: keys and values of all its rows,
+    and the weights in the precision of products. Each rollout reads the weights anew into it.
+    """
+
+    def __init__(self, policy: CausalLMPolicy, top_k: int, top_p: float, capture: Capture):
+        self._policy = policy
+        self._choosing = Choosing(top_k, top_p, policy.eos_token_ids)
+        self._replays = Replays(capture)
+        self._room = (0, 0, 0)
+        self._held: tuple[FusedParts, StaticBatch] | None = None
+
+    @property
+    def way(self) -> str:
+        """How steps are done, in words."""
+        return self._replays.way
+
+    def sample(
+        self,
+        prompts: DistinctPrompts,
+        limits_B: Tensor,
+        uniforms_BT: Tensor | None,
+        check_every: int,
+    ) -> Samples:
+        """The responses to `prompts`; row b's has at most limits_B[b] tokens.
+
+        Whether any row goes on is asked every `check_every` steps, because asking waits for the
+        device: at most check_every − 1 steps are done in vain.
+        """
+        num_steps = int(limits_B.max())
+        limits_B = limits_B.to(prompts.prompt_B.device)
+        length = prompts.ids_PL.shape[1] + num_steps
+        batch = self._prepared(len(limits_B), max(length, _COLUMNS), num_steps)
+        batch.start(prompts, limits_B, uniforms_BT)
+        num_done = self._decoded(batch, prompts, num_steps, check_every)
+        recorded = batch.recorded(len(limits_B), num_done)
+        return recorded_samples(recorded, limits_B, prompts, self._policy)
+
+    def _decoded(
+        self, batch: StaticBatch, prompts: DistinctPrompts, num_steps: int, check_every: int
+    ) -> int:
+        """Steps after the first, until no row goes on; how many there were, with the first."""
+        places, width = bucketed(len(prompts.prompt_B)), prompts.ids_PL.shape[1]
+        for done in range(1, num_steps):
+            columns = bucketed(max(width + done, _COLUMNS))
+            if done % check_every == 0:
+                places = batch.drop_finished(places, columns)
+                if places == 0:
+                    return done
+            key = places, columns, batch.greedy
+            self._replays(key, partial(batch.step, places, columns))
+        return num_steps
+
+    def _prepared(self, *needed: int) -> StaticBatch:
+        """With memory for so many rows, columns and steps, and the weights as they are now."""
+        rows, columns, steps = room = tuple(map(max, self._room, map(bucketed, needed)))
+        parts = fused_parts(self._policy, columns)
+        if room == self._room and self._held is not None:
+            held, batch = self._held
+            if read_into(held, parts, self._policy):
+                return batch
+        self._replays.forget()
+        self._held = None  # its memory is free before the new one's is taken
+        trunk = StaticTrunk(parts.weights, columns, rows)
+        batch = StaticBatch(trunk, parts.logits, parts.values, (rows, steps), self._choosing)
+        self._held, self._room = (parts, batch), (rows, columns, steps)
+        return batch

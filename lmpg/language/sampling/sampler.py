@@ -1,0 +1,130 @@
+"""Responses from a policy, by the fused trunk where the model has one, else by its own forward."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lmpg.language.models.policy import CausalLMPolicy
+from lmpg.language.sampling.decoding import Decoding
+from lmpg.language.sampling.engines.cpu import FusedTrunk
+from lmpg.language.sampling.engines.cuda import StaticTrunk
+from lmpg.language.sampling.engines.cuda_rollouts import StaticRollouts
+from lmpg.language.sampling.engines.graphs import Capture, CudaGraphs
+from lmpg.language.sampling.engines.protocol import Engine
+from lmpg.language.sampling.engines.selection import fused_deviation, fused_engine, why_general
+from lmpg.language.sampling.engines.transformers import general_engine
+from lmpg.language.sampling.samples import DistinctPrompts, Samples
+from lmpg.runtime.threads import worthwhile_threads
+
+__all__ = ["Sampler", "Samples"]
+
+_TRUSTED = {False: 1e-3, True: 0.05}
+"""Largest deviation of the fused trunk from the model, in float32 and in bfloat16."""
+
+
+class Sampler:
+    """Samples at most `max_new_tokens` per response, fewer where the model's context ends.
+
+    With top_k or top_p tokens are drawn from fewer; what is recorded is of the whole distribution.
+    way: how the newest rollout was computed, in words.
+    """
+
+    def __init__(
+        self,
+        policy: CausalLMPolicy,
+        max_new_tokens: int,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        capture: Capture | None = None,
+    ):
+        """capture: what repeats decode steps; if none is given, CUDA graphs where there is CUDA."""
+        self.policy = policy
+        self.max_new_tokens = max_new_tokens
+        self.top_k, self.top_p = top_k, top_p
+        # Asking which rows have finished waits for a GPU; computing them a while longer is cheaper
+        self.check_every = 1 if policy.device.type == "cpu" else 16
+        self._deviation: float | None = None
+        self.way = "not yet"
+        if capture is None and policy.device.type == "cuda":
+            capture = CudaGraphs()
+        self._static = None if capture is None else StaticRollouts(policy, top_k, top_p, capture)
+
+    @torch.no_grad()
+    def sample(
+        self, prompts: list[list[int]], group_size: int, uniforms_BT: Tensor | None
+    ) -> Samples:
+        """`group_size` responses to each prompt; row b is sample b % G of prompt b // G.
+
+        uniforms_BT in [0, 1), one per row and step: the same number gives the same token in any
+        batch. None takes the likeliest token.
+        """
+        device = self.policy.device
+        limits_B = self._limits(prompts).repeat_interleave(group_size)
+        if uniforms_BT is not None:
+            self._check_uniforms(uniforms_BT, len(limits_B))
+            uniforms_BT = uniforms_BT.to(device)
+        distinct = DistinctPrompts.of(prompts, group_size, self.policy.pad_token_id).to(device)
+        length = distinct.ids_PL.shape[1] + int(limits_B.max())
+        reason = why_general(self.policy, length) or self._why_distrusted()
+        if reason is None and self._static is not None:
+            samples = self._static.sample(distinct, limits_B, uniforms_BT, self.check_every)
+            self.way = f"by the fused trunk, {self._static.way}"
+            return samples
+        return self._sampled(self._engine(reason, length), distinct, limits_B, uniforms_BT)
+
+    def _sampled(
+        self, engine: Engine, prompts: DistinctPrompts, limits_B: Tensor, uniforms_BT: Tensor | None
+    ) -> Samples:
+        num_steps = int(limits_B.max())
+        num_weights = sum(x.numel() for x in self.policy.causal_lm.parameters())
+        with engine.precision(), worthwhile_threads(num_weights * len(limits_B)):
+            decoding = Decoding(engine, self.policy, prompts, limits_B.to(self.policy.device))
+            for step in range(num_steps):
+                uniforms_B = None if uniforms_BT is None else uniforms_BT[:, step]
+                decoding.choose(uniforms_B, self.top_k, self.top_p)
+                if (step + 1) % self.check_every == 0 and not decoding.drop_finished():
+                    break
+                if step + 1 < num_steps:
+                    decoding.advance()
+        return decoding.samples()
+
+    def _engine(self, reason: str | None, length: int) -> Engine:
+        """The weights are read here, anew for each rollout: an update has changed them."""
+        if reason is None:
+            self.way = "by the fused trunk"
+            return fused_engine(self.policy, length)
+        self.way = f"by the model's own forward, which is slower, because {reason}"
+        return general_engine(self.policy)
+
+    def _why_distrusted(self) -> str | None:
+        """Whether the fused trunk says something else than the model; looked at once."""
+        if self._deviation is None:
+            trunk = FusedTrunk if self._static is None else partial(StaticTrunk, rows=2)
+            self._deviation = fused_deviation(self.policy, trunk)
+        if self._deviation <= _TRUSTED[self.policy.bf16]:
+            return None
+        return f"hidden states of the fused trunk deviate from the model's by {self._deviation:.2g}"
+
+    def _limits(self, prompts: list[list[int]]) -> Tensor:
+        """Tokens that fit after each prompt."""
+        if not prompts:
+            raise ValueError("there are no prompts to sample from")
+        room = [self.policy.context_length - len(ids) for ids in prompts]
+        for i, (ids, left) in enumerate(zip(prompts, room)):
+            if not ids or left < 1:
+                raise ValueError(
+                    f"prompt {i} has {len(ids)} tokens, expected 1 to "
+                    f"{self.policy.context_length - 1}, which leaves room for a response in the "
+                    f"model's context of {self.policy.context_length}"
+                )
+        return torch.tensor([min(left, self.max_new_tokens) for left in room])
+
+    def _check_uniforms(self, uniforms_BT: Tensor, rows: int) -> None:
+        if uniforms_BT.shape[0] != rows or uniforms_BT.shape[1] < self.max_new_tokens:
+            raise ValueError(
+                f"uniforms_BT has shape {tuple(uniforms_BT.shape)}, expected "
+                f"({rows}, {self.max_new_tokens}): one number per row and step"
+            )

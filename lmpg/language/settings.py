@@ -1,0 +1,140 @@
+"""Settings of each kind of run, composed of the sections that the layers own."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+from pydantic import model_validator
+
+from lmpg.algorithms import algorithm_name
+from lmpg.language.data.settings import DataSettings
+from lmpg.language.models.settings import ModelSettings
+from lmpg.language.rewards.settings import RewardSettings
+from lmpg.language.sampling.settings import SamplingSettings
+from lmpg.runs.settings import (
+    LanguageEvaluationSettings,
+    RunSettings,
+)
+from lmpg.settings.section import Section
+from lmpg.training.checks import refuse_clip_fraction, refuse_critic_rate, refuse_what_cannot_change
+from lmpg.training.settings import UpdateSettings
+
+A = TypeVar("A", bound=Section)
+
+
+class LanguageSettings(Section, Generic[A]):
+    """Fine-tune a causal language model with a policy-gradient algorithm."""
+
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    rewards: RewardSettings = RewardSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    algorithm: A
+    update: UpdateSettings = UpdateSettings()
+    evaluation: LanguageEvaluationSettings = LanguageEvaluationSettings()
+    run: RunSettings = RunSettings()
+
+    @model_validator(mode="after")
+    def _own_model_data_and_reward_together(self) -> LanguageSettings:
+        given = {
+            "model.path": self.model.path,
+            "data.path": self.data.path,
+            "rewards.functions or rewards.models": self.rewards.functions or self.rewards.models,
+        }
+        if self.model.path and str(self.data.path).startswith("world:"):
+            return self  # the world's rewards go with its data
+        missing = [name for name, value in given.items() if not value]
+        if missing and len(missing) < len(given):
+            named = "; ".join(f"{name} = {value}" for name, value in given.items() if value)
+            raise ValueError(
+                f"{named}, but {' and '.join(missing)} missing: your own model, data and reward "
+                "are given together, or none of them for the world built into the script"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> LanguageSettings:
+        group_size = getattr(self.algorithm, "group_size", 1)
+        if self.update.rollout_size % group_size:
+            raise ValueError(
+                f"update.rollout_size = {self.update.rollout_size} is not a multiple of "
+                f"algorithm.group_size = {group_size}; every prompt needs a whole group. "
+                f"Set algorithm.group_size to a divisor of {self.update.rollout_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ratios_of_what_was_sampled(self) -> LanguageSettings:
+        sampling = self.sampling
+        compared = self._needs() & {"ratios", "reference"}
+        if compared and (sampling.top_k or sampling.top_p < 1):
+            name = algorithm_name(type(self.algorithm))
+            what = "the policy that sampled" if "ratios" in compared else "the reference"
+            raise ValueError(
+                f"sampling.top_k = {sampling.top_k}, sampling.top_p = {sampling.top_p} with "
+                f"algorithm.name = {name}, which compares π with {what}: where tokens are cut off, "
+                "ratios and KL of what is left are wrong. Set top_k to 0 and top_p to 1, or take "
+                "an algorithm without ratios, as reinforce or rloo, with algorithm.kl_coef 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rewards_that_the_algorithm_can_use(self) -> LanguageSettings:
+        rewards, name = self.rewards, algorithm_name(type(self.algorithm))
+        if rewards.process != "none" and not getattr(self.algorithm, "per_step", True):
+            raise ValueError(
+                f"rewards.process = {rewards.process} with algorithm.name = {name}, which compares "
+                "whole responses: rewards of single tokens or steps would be summed. Set "
+                "rewards.process to none, or take an algorithm with credit per step, as ppo"
+            )
+        if rewards.truncated == "bootstrap" and "critic" not in self._needs():
+            raise ValueError(
+                f"rewards.truncated = bootstrap with algorithm.name = {name}, which has no critic "
+                "to say what would have come. Set rewards.truncated to score, zero or mask, or "
+                "take an algorithm with a critic, as ppo"
+            )
+        longest = self.sampling.max_new_tokens
+        if rewards.overlong_tokens > longest:
+            raise ValueError(
+                f"rewards.overlong_tokens = {rewards.overlong_tokens}, but no response is longer "
+                f"than sampling.max_new_tokens = {longest}: even an empty one would lose "
+                "something. Set rewards.overlong_tokens lower, 0 for none (the preset dapo sets 10)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_to_refill(self) -> LanguageSettings:
+        refills = self.sampling.max_refills
+        if refills and getattr(self.algorithm, "group_size", 1) == 1:
+            name = algorithm_name(type(self.algorithm))
+            raise ValueError(
+                f"sampling.max_refills = {refills} with algorithm.name = {name}, whose groups have "
+                "one response each: none has a spread. Set sampling.max_refills to 0, or take an "
+                "algorithm with groups, as grpo"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_critic_to_choose(self) -> LanguageSettings:
+        critic, name = self.model.critic, algorithm_name(type(self.algorithm))
+        if critic != "shared" and "critic" not in self._needs():
+            raise ValueError(
+                f"model.critic = {critic}, but algorithm.name = {name} has no critic. Leave "
+                "model.critic out, or take an algorithm with a critic, as ppo"
+            )
+        refuse_critic_rate(self.update, self._needs(), name)
+        if critic == "reward_model" and self.model.path and not self.rewards.models:
+            raise ValueError(
+                "model.critic = reward_model, but there are no rewards.models to start from. Set "
+                "model.critic to separate, or give --rewards.models PATH"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _coefficients_that_can_change(self) -> LanguageSettings:
+        refuse_what_cannot_change(self.update, self.algorithm)
+        refuse_clip_fraction(self.update, self.algorithm)
+        return self
+
+    def _needs(self) -> frozenset[str]:
+        return getattr(self.algorithm, "needs", frozenset())

@@ -1,0 +1,94 @@
+"""What every stage is made with: its model, and samples to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lmpg.language.data.prompts import Prompt, prompts_from_rows
+from lmpg.language.data.texts import Text
+from lmpg.language.models.loading import load_policy, load_tokenizer
+from lmpg.language.models.policy import CausalLMPolicy
+from lmpg.language.rollouts.evaluation import HeldOut
+from lmpg.language.rollouts.generation import Responder
+from lmpg.language.sampling.sampler import Sampler
+from lmpg.language.stages.settings import OfflineLearningSettings, SampledStageSettings
+from lmpg.language.worlds.world import OfflineWorld
+from lmpg.runtime.processes import Processes
+from lmpg.settings.section import UserError
+from lmpg.training.offline import Objective
+
+SAMPLED_TOGETHER = 256
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An objective about to be learned, how to save its module, and what to say beforehand."""
+
+    objective: Objective
+    save: Callable[[Path], None]
+    line: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A kind of offline training: its settings, and what makes its objective of them."""
+
+    settings: type[OfflineLearningSettings]
+    prepare: Callable[[Any, OfflineWorld | None, Processes], Prepared]
+
+
+def loaded_policy(
+    settings: SampledStageSettings, world: OfflineWorld | None, processes: Processes
+) -> tuple[CausalLMPolicy, Any]:
+    """The policy that a stage starts from, the user's or the world's, and its tokenizer."""
+    model = settings.model
+    if model.path is None and world is not None:
+        model = model.model_copy(update={"path": str(world.model_path)})
+    tokenizer = load_tokenizer(str(model.path), model.trust_remote_code)
+    torch.manual_seed(settings.run.seed)  # LoRA's factors are drawn from the global generator
+    policy = load_policy(model, tokenizer, critic=False, temperature=1.0, device=processes.device)
+    return policy, tokenizer
+
+
+def sampled(
+    settings: SampledStageSettings,
+    world: OfflineWorld | None,
+    policy: CausalLMPolicy,
+    tokenizer: Any,
+    texts: list[Text],
+    processes: Processes,
+) -> HeldOut | None:
+    """Sampled responses to the world's held-out prompts, or to those of held-out `texts`; None
+    where none are asked for."""
+    size, length = settings.evaluation.size, settings.evaluation.max_new_tokens
+    if not size:
+        return None
+    room = policy.context_length - length
+    if world is None:
+        prompts = _prompts(texts, tokenizer, room)
+    else:
+        prompts = prompts_from_rows(world.prompt_rows, tokenizer, room)
+    rows = settings.update.microbatch_size
+    sampler = Sampler(policy, length)
+    responder = Responder(policy, sampler, tokenizer, settings.run.seed, processes, rows)
+    judge = world.judge if world else None
+    together = max(rows, SAMPLED_TOGETHER)
+    return HeldOut(responder, prompts, size, together, reference=policy.reference(), judge=judge)
+
+
+def _prompts(texts: list[Text], tokenizer: Any, room: int) -> list[Prompt]:
+    """The different prompts of texts, where they leave room for a response."""
+    found = dict.fromkeys(tuple(text.ids[: text.start]) for text in texts)
+    usable = [list(ids) for ids in found if 0 < len(ids) <= room]
+    if not usable:
+        raise UserError(
+            "evaluation.size asks for sampled responses, but no held-out row has a prompt that "
+            "leaves room for evaluation.max_new_tokens. Set evaluation.size to 0, or lower "
+            "evaluation.max_new_tokens"
+        )
+    return [Prompt(tokenizer.decode(ids, skip_special_tokens=True), ids) for ids in usable]

@@ -1,0 +1,41 @@
+"""Reward models: a causal language model gets a new head and learns to score texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lmpg.language.data.reward_pairs import PairSet, load_pairs, pairs_from_rows
+from lmpg.language.models.folders import save_folder
+from lmpg.language.models.loading import context_length, load_sequence_classifier, load_tokenizer
+from lmpg.language.models.precision import computes_in_bf16
+from lmpg.language.objectives.reward_model_objective import BradleyTerry
+from lmpg.language.stages.prepared import Prepared
+from lmpg.language.stages.settings import RewardModelSettings
+from lmpg.language.worlds.world import OfflineWorld
+from lmpg.runtime.processes import Processes
+
+
+def reward_model(
+    settings: RewardModelSettings, world: OfflineWorld | None, processes: Processes
+) -> Prepared:
+    """The chosen text is to score above the rejected one."""
+    trust = settings.model.trust_remote_code
+    path = str(settings.model.path or (world and world.model_path))
+    tokenizer = load_tokenizer(path, trust)
+    torch.manual_seed(settings.run.seed)  # the new head is drawn from the global generator
+    model: Any = load_sequence_classifier(path, new_head=True, trust_remote_code=trust)
+    model.to(processes.device)
+    context = min(context_length(model.config, tokenizer), tokenizer.model_max_length)
+    if world is None:
+        pairs = load_pairs(settings.data, tokenizer, context)
+    else:
+        pairs = PairSet(
+            pairs_from_rows(world.train_rows, tokenizer, context),
+            pairs_from_rows(world.held_out_rows, tokenizer, context),
+        )
+    bf16 = computes_in_bf16(settings.model.precision, model, processes.device)
+    seed, method = settings.run.seed, settings.algorithm
+    objective = BradleyTerry(model, tokenizer, pairs, seed, processes, bf16, method)
+    return Prepared(objective, lambda folder: save_folder(folder, model, tokenizer), pairs.line())

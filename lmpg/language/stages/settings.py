@@ -1,0 +1,90 @@
+"""Settings of the stages: learning from a fixed set of texts or pairs."""
+
+from __future__ import annotations
+
+from pydantic import model_validator
+
+from lmpg.algorithms.bradley_terry import RewardModel
+from lmpg.algorithms.dpo import DPO
+from lmpg.algorithms.kto import KTO
+from lmpg.language.data.settings import DataSettings, TextSettings
+from lmpg.language.models.settings import ModelSettings
+from lmpg.runs.settings import (
+    OfflineEvaluationSettings,
+    OfflineRunSettings,
+    SampledEvaluationSettings,
+)
+from lmpg.settings.section import Section
+from lmpg.training.settings import OfflineSettings
+
+
+class OfflineLearningSettings(Section):
+    """Learn from a fixed set of texts or pairs."""
+
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    update: OfflineSettings = OfflineSettings()
+    evaluation: OfflineEvaluationSettings = OfflineEvaluationSettings()
+    run: OfflineRunSettings = OfflineRunSettings()
+
+    @model_validator(mode="after")
+    def _own_model_and_data_together(self) -> OfflineLearningSettings:
+        given = {"model.path": self.model.path, "data.path": self.data.path}
+        missing = [name for name, value in given.items() if value is None]
+        if len(missing) == 1:
+            named = "; ".join(f"{name} = {value}" for name, value in given.items() if value)
+            raise ValueError(
+                f"{named}, but {missing[0]} is missing: your own model and data are given "
+                "together, or neither for the world built into the script"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _no_critic(self) -> OfflineLearningSettings:
+        if self.model.critic != "shared":
+            raise ValueError(
+                f"model.critic = {self.model.critic}, but learning from fixed data has no critic. "
+                "Leave model.critic out"
+            )
+        return self
+
+
+class SampledStageSettings(OfflineLearningSettings):
+    """Learn a policy from a fixed set; what it writes may be looked at, too."""
+
+    evaluation: SampledEvaluationSettings = SampledEvaluationSettings()
+
+
+class SftSettings(SampledStageSettings):
+    """Supervised fine-tuning of a causal language model."""
+
+    data: TextSettings = TextSettings()
+
+
+class DpoSettings(SampledStageSettings):
+    """Direct preference optimisation of a causal language model, and its variants."""
+
+    algorithm: DPO = DPO()
+    update: OfflineSettings = OfflineSettings(learning_rate=1e-6)
+
+
+class KtoSettings(SampledStageSettings):
+    """KTO: a causal language model learns from answers that are desirable or not."""
+
+    algorithm: KTO = KTO()
+    update: OfflineSettings = OfflineSettings(learning_rate=1e-6)
+
+
+class RewardModelSettings(OfflineLearningSettings):
+    """Training of a reward model on preferences."""
+
+    algorithm: RewardModel = RewardModel()
+
+    @model_validator(mode="after")
+    def _no_adapter(self) -> RewardModelSettings:
+        if self.model.lora.rank:
+            raise ValueError(
+                f"model.lora.rank = {self.model.lora.rank}, but a reward model is trained as a "
+                "whole. Set model.lora.rank to 0"
+            )
+        return self

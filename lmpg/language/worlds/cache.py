@@ -1,0 +1,97 @@
+"""Stages of a recipe, made once: folders in the user's cache, named by what they were made from.
+
+A stage is written to a temporary folder and renamed; a manifest of checksums tells a torn one,
+which is made again. A lock makes other processes wait instead of building the same twice.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lmpg.runs.checkpoint import fsync
+from lmpg.settings.section import UserError
+
+MANIFEST = "manifest.json"
+
+
+def cached(name: str, settings: dict[str, Any], make: Callable[[Path], None]) -> Path:
+    """The folder that `make` fills from `settings`, from the cache where it is there already.
+
+    `settings` is JSON and holds everything that the result depends on, the version of its code
+    and the stages before it too.
+    """
+    text = json.dumps(settings, sort_keys=True)
+    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    folder = cache_folder() / f"{name}-{key}"
+    if is_whole(folder):
+        return folder
+    with _lock(folder):
+        if not is_whole(folder):
+            print(f"making {name} once, kept in {folder.parent}", flush=True)
+            _fill(folder, make, text)
+    return folder
+
+
+def cache_folder() -> Path:
+    """$LMPG_CACHE, else `lmpg` in the user's cache folder."""
+    own = os.environ.get("LMPG_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(own or f"{home}/lmpg").expanduser().resolve()
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether every file is there as it was written."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        return all(_sha256(folder / name) == digest for name, digest in manifest["files"].items())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return False
+
+
+def _fill(folder: Path, make: Callable[[Path], None], settings: str) -> None:
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed: we hold the lock
+    temporary.mkdir()
+    make(temporary)
+    files = sorted(path for path in temporary.rglob("*") if path.is_file())
+    digests = {str(path.relative_to(temporary)): _sha256(path) for path in files}
+    manifest = {"settings": json.loads(settings), "files": digests}
+    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    for path in [*files, temporary / MANIFEST, temporary]:
+        fsync(path)
+    shutil.rmtree(folder, ignore_errors=True)  # torn, or it would not be made again
+    temporary.rename(folder)
+    fsync(folder.parent)
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold the stage; the system lets go even of a process that was killed."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = folder.with_name(f".{folder.name}.lock").open("a")
+    except OSError as error:
+        raise UserError(
+            f"the cache {folder.parent} cannot be written ({error.strerror}); set LMPG_CACHE to a "
+            "folder that you may write to"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            print(f"waiting for another process that is making {folder.name}", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

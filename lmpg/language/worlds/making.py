@@ -1,0 +1,131 @@
+"""The stages that worlds are made in: a blank model, its warm start, its reward model.
+
+They run on the CPU in one process, from seeds of their own, and say how far they are.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from lmpg.language.data.reward_pairs import PairSet, pairs_from_rows
+from lmpg.language.data.rows import Row
+from lmpg.language.data.texts import texts_from_rows
+from lmpg.language.models.folders import save_folder
+from lmpg.language.models.loading import (
+    context_length,
+    load_policy,
+    load_sequence_classifier,
+    load_tokenizer,
+)
+from lmpg.language.models.policy import CausalLMPolicy
+from lmpg.language.models.settings import ModelSettings
+from lmpg.language.objectives.reward_model_objective import BradleyTerry
+from lmpg.language.objectives.sft_objective import NextToken
+from lmpg.runtime.processes import Alone
+from lmpg.training.offline import OfflineUpdater
+from lmpg.training.settings import OfflineSettings
+
+FACTS = "facts.json"
+SECONDS_BETWEEN_LINES = 2.0
+Stop = Callable[[CausalLMPolicy, Any, int], bool]
+
+
+def blank_model(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, shape: dict[str, Any], seed: int
+) -> None:
+    """A random Llama with tied embeddings and the tokenizer's vocabulary, saved in `folder`."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **shape,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    save_folder(folder, model, tokenizer)
+
+
+def warm_start(
+    folder: Path,
+    blank: Path,
+    rows: tuple[list[Row], list[Row]],
+    settings: OfflineSettings,
+    seed: int,
+    name: str,
+    stop: Stop | None = None,
+) -> None:
+    """The model of `blank` after supervised training on (train, held-out) rows, in `folder`.
+
+    stop: asked after every step; True ends the training there.
+    """
+    tokenizer = load_tokenizer(str(blank))
+    policy = load_policy(ModelSettings(path=str(blank)), tokenizer, critic=False, temperature=1.0)
+    train, held_out = (texts_from_rows(part, tokenizer, policy.context_length) for part in rows)
+    objective = NextToken(policy, train, held_out, seed, Alone())
+    updater: OfflineUpdater = OfflineUpdater(objective, settings, Alone())
+    _learn(updater, name, stop and (lambda step: stop(policy, tokenizer, step)))
+    policy.save_pretrained(folder, tokenizer)
+    write_facts(folder, objective.evaluate())
+
+
+def reward_model(
+    folder: Path,
+    start: Path,
+    rows: tuple[list[Row], list[Row]],
+    settings: OfflineSettings,
+    seed: int,
+    name: str,
+) -> None:
+    """A reward model that starts from the causal LM `start`, trained on (train, held-out)
+    preference rows, in `folder`."""
+    tokenizer = load_tokenizer(str(start))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = load_sequence_classifier(str(start), new_head=True)
+    context = context_length(model.config, tokenizer)
+    train, held_out = (pairs_from_rows(part, tokenizer, context) for part in rows)
+    objective = BradleyTerry(model, tokenizer, PairSet(train, held_out), seed, Alone())
+    _learn(OfflineUpdater(objective, settings, Alone()), name)
+    save_folder(folder, model, tokenizer)
+    write_facts(folder, objective.evaluate())
+
+
+def write_facts(folder: Path, facts: dict[str, Any]) -> None:
+    """Keep what is known of a stage's result beside it."""
+    (folder / FACTS).write_text(json.dumps(facts), encoding="utf-8")
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What `write_facts` kept."""
+    return json.loads((folder / FACTS).read_text(encoding="utf-8"))
+
+
+def _learn(updater: OfflineUpdater, name: str, stop: Callable[[int], bool] | None = None) -> None:
+    started = said = time.monotonic()
+    for step in range(1, updater.total_steps + 1):
+        metrics = updater.update(step)
+        done = step == updater.total_steps or bool(stop and stop(step))
+        now = time.monotonic()
+        if done or step == 1 or now - said > SECONDS_BETWEEN_LINES:
+            said = now
+            figures = " | ".join(
+                f"{label} {metrics[label]:.3f}"
+                for label in ("loss", "pair_accuracy")
+                if label in metrics
+            )
+            print(
+                f"{name} | step {step}/{updater.total_steps} | {figures} | {now - started:.0f} s",
+                flush=True,
+            )
+        if done:
+            return

@@ -1,0 +1,177 @@
+"""The reviews world: a small language model that writes reviews, and raters who like good moods.
+
+Made from nothing but a grammar: tokenizer, warm start on reviews in both moods, reward model on
+raters' preferences; training asks for reviews that go on from given openings. The gold scorer
+reads what comes out and is never shown to training.
+"""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lmpg.language.data.prompts import Prompt
+from lmpg.language.data.rows import Row
+from lmpg.language.worlds.cache import cached
+from lmpg.language.worlds.making import blank_model, read_facts, reward_model, warm_start
+from lmpg.language.worlds.tasks import review_texts as task
+from lmpg.language.worlds.tokenizers import byte_pair_tokenizer
+from lmpg.language.worlds.world import Judge, OfflineWorld, World, WorldStage
+from lmpg.training.settings import OfflineSettings
+
+VERSION = 1
+"""Of the code that the stages depend on: a new number makes them all again."""
+SEED = 7
+HELD_OUT, OPENINGS = 256, 1216
+TEXTS, PAIRS = 9600, 3072
+VOCABULARY = 768
+NEW_TOKENS = 48
+SHAPE = {
+    "hidden_size": 224,
+    "intermediate_size": 384,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 14,
+    "max_position_embeddings": 96,
+    "initializer_range": 0.05,
+}
+RATER_ERRORS = 0.03
+GARBLED = 0.25
+SUPERVISED = OfflineSettings(
+    learning_rate=2e-3, schedule="linear", warmup_steps=10, minibatch_size=8, microbatch_size=8
+)
+PREFERENCES = OfflineSettings(
+    learning_rate=5e-4, schedule="linear", warmup_steps=10, minibatch_size=16, microbatch_size=16
+)
+
+
+def preset(algorithm: type) -> dict[str, Any]:
+    """Settings that suit the world, for an algorithm's class."""
+    fields = algorithm.model_fields  # type: ignore[attr-defined]
+    ratios = "ratios" in algorithm().needs
+    values: dict[str, Any] = {
+        "sampling": {"max_new_tokens": NEW_TOKENS},
+        "algorithm": {},
+        # a gradient without ratios is right for the policy that sampled, so once is enough
+        "update": {"learning_rate": 3e-4, "warmup_steps": 5, "epochs": 4 if ratios else 1},
+        "evaluation": {"every": 10},
+        "run": {"total_steps": 50},
+    }
+    values["algorithm"]["kl_coef"] = 0.3 if fields["kl_in"].default == "reward" else 0.2
+    if "value_coef" in fields:
+        values["algorithm"]["value_coef"] = 0.5
+    return values
+
+
+def build(start: Path | None = None, rewards: bool = True) -> World:
+    """The world, from the cache where it has been made before."""
+    judge = _reward_model() if rewards else None
+    train, held_out = _openings()
+    return World(
+        model_path=start or _started(),
+        train_rows=[{"prompt": opening} for opening in train],
+        held_out_rows=[{"prompt": opening} for opening in held_out],
+        judge=gold,
+        reward_models=(str(judge),) if judge else (),
+        facts={"reward_model_pair_accuracy": read_facts(judge)["pair_accuracy"]} if judge else {},
+    )
+
+
+def gold(prompts: list[Prompt], completions: list[str]) -> dict[str, float]:
+    """Shares: gold_positive, gold_grammatical, gold (both at once); never shown to training."""
+    return task.gold([str(prompt.prompt) for prompt in prompts], completions)
+
+
+def supervised(start: Path | None = None) -> OfflineWorld:
+    """The warm start, as supervised training finds it: a blank model and reviews."""
+    return OfflineWorld(start or _blank(), *_texts(), *_looked_at())
+
+
+def preferences(start: Path | None = None) -> OfflineWorld:
+    """Raters' preferences, and the warm start that a reward model or DPO starts from."""
+    return OfflineWorld(start or _started(), *_preferences(), *_looked_at())
+
+
+def _looked_at() -> tuple[list[Row], Judge]:
+    return [{"prompt": opening} for opening in _openings()[1]], gold
+
+
+def _blank() -> Path:
+    def make(folder: Path) -> None:
+        train, _ = _texts()
+        texts = [row["prompt"] + row["completion"] for row in train]
+        blank_model(folder, byte_pair_tokenizer(texts, VOCABULARY), SHAPE, SEED)
+
+    settings = {"version": VERSION, "seed": SEED, "texts": TEXTS, "openings": OPENINGS}
+    return cached("reviews-blank", {**settings, "vocabulary": VOCABULARY, "shape": SHAPE}, make)
+
+
+def _started() -> Path:
+    blank = _blank()
+
+    def make(folder: Path) -> None:
+        warm_start(folder, blank, _texts(), SUPERVISED, SEED, "reviews: warm start")
+
+    settings = {"from": blank.name, "update": SUPERVISED.model_dump()}
+    return cached("reviews-model", settings, make)
+
+
+def _reward_model() -> Path:
+    start = _started()
+
+    def make(folder: Path) -> None:
+        reward_model(folder, start, _preferences(), PREFERENCES, SEED, "reviews: reward model")
+
+    settings = {
+        "from": start.name,
+        "pairs": PAIRS,
+        "errors": RATER_ERRORS,
+        "garbled": GARBLED,
+        "update": PREFERENCES.model_dump(),
+    }
+    return cached("reviews-reward", settings, make)
+
+
+@cache
+def _openings() -> tuple[list[str], list[str]]:
+    """(train, held out): no opening is in both."""
+    drawn = task.openings(OPENINGS, random.Random(SEED))
+    return drawn[HELD_OUT:], drawn[:HELD_OUT]
+
+
+@cache
+def _texts() -> tuple[list[Row], list[Row]]:
+    """Reviews in both moods, of (train, held-out) openings."""
+    rng = random.Random(SEED + 1)
+    train, held_out = _openings()
+    drawn = [rng.choice(train) for _ in range(TEXTS)]
+    parts = ([task.mixed_review(opening, rng) for opening in part] for part in (drawn, held_out))
+    found = [[{"prompt": r.opening, "completion": r.response} for r in part] for part in parts]
+    return found[0], found[1]
+
+
+@cache
+def _preferences() -> tuple[list[Row], list[Row]]:
+    """Raters' choices between two reviews of (train, held-out) openings."""
+    rng = random.Random(SEED + 2)
+    train, held_out = _openings()
+    drawn = [rng.choice(train) for _ in range(PAIRS)]
+    parts = [
+        [task.preference(opening, rng, RATER_ERRORS, GARBLED) for opening in part]
+        for part in (drawn, held_out)
+    ]
+    return parts[0], parts[1]
+
+
+SAMPLED = {"size": HELD_OUT, "max_new_tokens": NEW_TOKENS}
+DIRECT = OfflineSettings(
+    learning_rate=3e-4, schedule="linear", warmup_steps=10, minibatch_size=32, microbatch_size=32
+)
+STAGES = {
+    "sft": WorldStage({"update": SUPERVISED.model_dump(), "evaluation": SAMPLED}, supervised),
+    "reward_model": WorldStage({"update": PREFERENCES.model_dump()}, preferences),
+    "dpo": WorldStage({"update": DIRECT.model_dump(), "evaluation": SAMPLED}, preferences),
+    "kto": WorldStage({"update": DIRECT.model_dump(), "evaluation": SAMPLED}, preferences),
+}

@@ -1,0 +1,1 @@
+"""What the built-in worlds are about: sums, and a grammar of reviews."""

@@ -1,0 +1,1 @@
+"""report.html: curves, tables and samples of a run on one page."""

@@ -1,0 +1,204 @@
+"""What a run tells while it goes: metrics.jsonl, samples.jsonl, a console line, tensorboard."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lmpg.settings.section import UserError
+
+COLUMNS = (  # label, metrics of which the first present one is shown, format
+    ("reward", ("reward", "objective/scores"), "8.3f"),
+    ("return", ("episode/return_mean",), "8.1f"),
+    ("kl", ("objective/kl", "policy/approx_kl"), "7.3f"),
+    ("loss", ("loss/total", "loss"), "9.4f"),
+    ("length", ("completions/mean_length",), "5.1f"),
+    ("tok/s", ("perf/tokens_per_second",), "8,.0f"),
+    ("steps/s", ("perf/steps_per_second",), "9,.0f"),
+)
+EVALUATED = ("reward", "gold_positive", "accuracy", "pair_accuracy", "return_mean", "loss")
+
+
+class Tracker:
+    """Writes a run's metrics; only the main process's tracker does anything.
+
+    Numbers go into the files as Python prints them, so that equal runs give equal bytes; NaN and
+    inf, which JSON does not have, become null.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        trackers: Sequence[str],
+        total_steps: int,
+        *,
+        main_process: bool = True,
+        console_interval: float = 0.5,
+    ) -> None:
+        self.main_process = main_process
+        self._console = _Console(total_steps, console_interval)
+        if not main_process:
+            return
+        self._board = _Tensorboard(run_dir) if "tensorboard" in trackers else None
+        self._files = {
+            name: (run_dir / f"{name}.jsonl").open("ab") for name in ("metrics", "samples")
+        }
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl, and one on the console (at most two a second)."""
+        if not self.main_process:
+            return
+        numbers = {name: as_json(value) for name, value in metrics.items()}
+        self._append("metrics", {"step": step, **numbers})
+        self._console.line(step, numbers)
+        if self._board:
+            self._board.log(step, numbers)
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Prompts, completions and scores of a step, one line of samples.jsonl each."""
+        if self.main_process:
+            for row in rows:
+                self._append("samples", {"step": step, **as_json(row)})
+
+    def say(self, text: str) -> None:
+        """A line on the console, from the main process alone."""
+        if self.main_process:
+            print(text, flush=True)
+
+    def state(self) -> dict[str, int]:
+        """How long the files are: a checkpoint keeps this, and `cut_back` returns to it."""
+        if not self.main_process:
+            return {}
+        for file in self._files.values():
+            os.fsync(file.fileno())
+        return {name: os.fstat(file.fileno()).st_size for name, file in self._files.items()}
+
+    def cut_back(self, state: Mapping[str, int]) -> None:
+        """Shorten the files to a checkpoint's lengths; {} empties them."""
+        if not self.main_process:
+            return
+        for name, file in self._files.items():
+            length, present = state.get(name, 0), os.fstat(file.fileno()).st_size
+            if present < length:
+                raise UserError(
+                    f"{file.name} has {present} bytes, but the checkpoint was made when it had "
+                    f"{length}; restore the file, or start a new run in another run.output_dir"
+                )
+            file.truncate(length)
+
+    def close(self) -> None:
+        """Close the files."""
+        if self.main_process:
+            for file in self._files.values():
+                file.close()
+            if self._board:
+                self._board.close()
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        file: BinaryIO = self._files[name]
+        text = json.dumps(row, allow_nan=False, ensure_ascii=False)
+        file.write(text.encode("utf-8", "replace") + b"\n")
+        file.flush()
+
+
+def as_json(value: Any) -> Any:
+    """`value` for strict JSON: NaN and inf become None, one-element tensors and arrays numbers."""
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    if hasattr(value, "item"):
+        return as_json(value.item())
+    raise TypeError(f"{value!r} is a {type(value).__name__}; expected a number or a text")
+
+
+class _Console:
+    """One aligned line per step, with the time that is left."""
+
+    def __init__(self, total_steps: int, interval: float) -> None:
+        self.total_steps, self.interval = total_steps, interval
+        self.started = time.monotonic()
+        self.last_line = -math.inf
+        self.first_step: int | None = None
+
+    def line(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Print the step's line, unless one was printed just now."""
+        now = time.monotonic()
+        if self.first_step is None:  # what was before it is start-up, not a step's time
+            self.first_step = step
+        done = step >= self.total_steps
+        if now - self.last_line < self.interval and not done and "eval" not in str(metrics.keys()):
+            return
+        self.last_line = now
+        width = len(str(self.total_steps))
+        parts = [f"step {step:>{width}}/{self.total_steps}", *_columns(metrics)]
+        print(" | ".join([*parts, self._times(step, now)]), flush=True)
+
+    def _times(self, step: int, now: float) -> str:
+        elapsed = now - self.started
+        assert self.first_step is not None
+        steps_timed = step - self.first_step + 1
+        left = elapsed / steps_timed * (self.total_steps - step)
+        return f"{clock(elapsed)} elapsed, {clock(max(left, 0))} left"
+
+
+def _columns(metrics: Mapping[str, Any]) -> list[str]:
+    columns = []
+    for label, names, form in COLUMNS:
+        name = next((name for name in names if name in metrics), None)
+        if name is not None:
+            columns.append(f"{label} {_cell(metrics[name], form)}")
+    for name in EVALUATED:
+        if metrics.get(f"eval/{name}") is not None:
+            columns.append(f"eval {name} {metrics[f'eval/{name}']:.3f}")
+    return columns
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "nan".rjust(int(form.split(".")[0].rstrip(","))) if value is None else f"{value:{form}}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02 or 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class _Tensorboard:
+    """Metrics for tensorboard; a resumed run hides what the abandoned future had written."""
+
+    def __init__(self, run_dir: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError(
+                "run.trackers = tensorboard, but tensorboard is not installed; "
+                'pip install "lmpg[tensorboard]"'
+            ) from error
+        self._open = lambda step: SummaryWriter(str(run_dir / "tensorboard"), purge_step=step)
+        self._writer: SummaryWriter | None = None
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """All numbers of a step."""
+        if self._writer is None:
+            self._writer = self._open(step)
+        for name, value in metrics.items():
+            if isinstance(value, int | float):
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write out what is pending."""
+        if self._writer is not None:
+            self._writer.close()

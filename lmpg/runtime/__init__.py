@@ -1,0 +1,1 @@
+"""The machine: processes, seeds, threads, memory, signals, clocks."""

@@ -1,0 +1,140 @@
+"""The processes of one run: who am I, and the few exchanges that training needs.
+
+Every rank holds the whole rollout (a few MB of numbers) and computes the same credit; only
+sampling, scoring and the model's forward and backward are shared out. Gradients are summed once
+per optimizer step: weights count the global minibatch, so the sum is the gradient.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import psutil
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import gather_object, parse_flag_from_env
+from torch import Tensor
+
+from lmpg.settings.section import UserError
+
+T = TypeVar("T")
+
+
+class Processes:
+    """Rank, number and device of this process, from accelerate's launcher or torchrun.
+
+    cpu: stay there, whatever else the machine has.
+    """
+
+    def __init__(self, cpu: bool = False) -> None:
+        self._state = PartialState(cpu=cpu or on_cpu())
+        self.rank = self._state.process_index
+        self.count = self._state.num_processes
+        self.device = self._state.device
+        self.is_main = self.rank == 0
+
+    @property
+    def asked_for(self) -> int:
+        """How many processes the launcher was asked for, as far as its command line tells.
+
+        `accelerate launch --cpu --num_processes 2` silently starts one (accelerate 1.15).
+        """
+        if int(os.environ.get("WORLD_SIZE", "1")) > self.count:
+            return int(os.environ["WORLD_SIZE"])
+        try:
+            words = psutil.Process(os.getppid()).cmdline()
+        except psutil.Error:
+            return self.count
+        text = " ".join(words) if any("accelerate" in word for word in words) else ""
+        found = re.search(r"--num[_-]processes[ =](\d+)", text)
+        return int(found[1]) if found else self.count
+
+    def announce(self) -> None:
+        """Say how many processes there are, and warn where more were asked for."""
+        if not self.is_main:
+            return
+        noun = "processes" if self.count > 1 else "process"
+        print(f"{self.count} {noun} on {self.device.type}", flush=True)
+        if self.asked_for > self.count:
+            print(
+                f"warning: {self.asked_for} processes were asked for, but the launcher started "
+                f"{self.count}; on CPU use torchrun --nproc_per_node {self.asked_for}",
+                flush=True,
+            )
+
+    def on_main(self, function: Callable[[], T]) -> T:
+        """`function` run by the main process alone; every rank gets its result or UserError."""
+        result: Any = None
+        problem = None
+        if self.is_main:
+            try:
+                result = function()
+            except UserError as error:
+                problem = str(error)
+        result, problem = self.gather_list([(result, problem)])[0]
+        if problem is not None:
+            raise UserError(problem)
+        return result
+
+    def share(self, items: list[T]) -> list[T]:
+        """This rank's contiguous part of `items`."""
+        return [items[i] for i in self.share_of(len(items))]
+
+    def share_of(self, count: int) -> range:
+        """Indices of this rank's contiguous part of `count` items; parts differ by one at most."""
+        return range(count * self.rank // self.count, count * (self.rank + 1) // self.count)
+
+    def gather_list(self, items: list[T]) -> list[T]:
+        """All ranks' items in rank order, on every rank."""
+        return gather_object(items) if self.count > 1 else items
+
+    def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
+        """Replace every gradient by its sum over ranks; one without a gradient counts as 0."""
+        if self.count == 1:
+            return
+        for p in parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        flat = torch.cat([p.grad.reshape(-1) for p in parameters])  # type: ignore[union-attr]
+        dist.all_reduce(flat)
+        for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
+            p.grad.copy_(part.view_as(p))  # type: ignore[union-attr]
+
+    def sum(self, x: Tensor) -> Tensor:
+        """`x` summed over ranks."""
+        if self.count > 1:
+            dist.all_reduce(x)
+        return x
+
+    def wait(self) -> None:
+        """Until every rank has come here."""
+        self._state.wait_for_everyone()
+
+    def close(self) -> None:
+        """Close the process group; torch warns at exit otherwise."""
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class Alone(Processes):
+    """This process by itself, on the CPU, however many were started: for work done once."""
+
+    def __init__(self) -> None:
+        self.rank, self.count, self.is_main = 0, 1, True
+        self.device = torch.device("cpu")
+
+    def wait(self) -> None:
+        """There is nobody to wait for."""
+
+
+def on_cpu() -> bool:
+    """Whether accelerate must be told to stay on the CPU: its launcher was given --cpu, or there
+    are several processes and no accelerator, where it would start as many separate runs."""
+    several = "LOCAL_RANK" in os.environ
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or (
+        several and not torch.accelerator.is_available()
+    )

@@ -1,0 +1,1 @@
+"""Settings: validated sections, raw nested dicts, presets."""

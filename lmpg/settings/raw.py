@@ -1,0 +1,157 @@
+"""Nested dicts of raw settings: read from YAML, laid over each other, checked against a class.
+
+Values come from four places, later ones winning: class defaults, a script's preset, a YAML file,
+flags. They are merged as plain dicts and validated once, so that checks across fields see only
+the final combination.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from lmpg.settings.section import Section, UserError
+
+S = TypeVar("S", bound=Section)
+Values = dict[str, Any]
+
+
+def read_yaml(path: str | Path) -> Values:
+    """The settings in a YAML file; anything but a mapping of known syntax is refused."""
+    try:
+        values = _StrictLoader(Path(path).read_text(encoding="utf-8")).get_single_data()
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}; expected a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--config {path}: not a text file; expected YAML in UTF-8") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise UserError(f"{path}{line}: {problem}; expected YAML such as `run:`") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{path}: holds a {type(values).__name__}, expected sections such as `update:` with "
+            "one setting per line below them"
+        )
+    return values
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, which also refuses a key that stands twice in one mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """The mapping, after a look for repeated keys."""
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"`{key}` stands here a second time", key_node.start_mark
+                )
+            seen.add(key if isinstance(key, str) else id(key_node))
+        return super().construct_mapping(node, deep)
+
+
+def merged(*layers: Mapping[str, Any]) -> Values:
+    """Nested dicts laid over each other, the later on top; an empty section changes nothing."""
+    result: Values = {}
+    for layer in layers:
+        for key, value in layer.items():
+            below = result.get(key)
+            if isinstance(below, dict):
+                if value is not None:  # what is no mapping is refused when all is validated
+                    result[key] = merged(below, value) if isinstance(value, Mapping) else value
+            else:
+                result[key] = value
+    return result
+
+
+def is_section(annotation: object) -> bool:
+    """Whether a field holds further settings rather than a value."""
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def defaults_of(settings: type[BaseModel]) -> Values:
+    """All defaults of a settings class as nested dicts; fields that have none are left out."""
+    values: Values = {}
+    for name, field in settings.model_fields.items():
+        if is_section(field.annotation) and field.is_required():
+            values[name] = defaults_of(field.annotation)  # type: ignore[arg-type]
+        elif not field.is_required():
+            default = field.get_default(call_default_factory=True)
+            values[name] = default.model_dump() if isinstance(default, BaseModel) else default
+    return values
+
+
+def paths_of(settings: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all settings."""
+    for name, field in settings.model_fields.items():
+        if is_section(field.annotation):
+            yield from paths_of(field.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
+        else:
+            yield prefix + name
+
+
+def nearest(path: str, known: list[str]) -> str | None:
+    """The known dotted name that a misspelt one most likely means."""
+    leaf = path.rpartition(".")[2]
+    same_leaf = [k for k in known if k.rpartition(".")[2] == leaf]
+    close = same_leaf or difflib.get_close_matches(path, known, n=1, cutoff=0.6)
+    if not close:
+        by_leaf = {k.rpartition(".")[2]: k for k in known}
+        close = [by_leaf[m] for m in difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.7)]
+    return close[0] if close else None
+
+
+def misplaced(settings: type[BaseModel], values: Mapping, source: str) -> list[str]:
+    """One line for each key of a YAML file that is unknown or should have been a section."""
+    known = list(paths_of(settings))
+    return list(_misplaced(settings, values, source, known, ""))
+
+
+def _misplaced(
+    settings: type[BaseModel], values: Mapping, source: str, known: list[str], prefix: str
+) -> Iterator[str]:
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        field = settings.model_fields.get(str(key))
+        if field is None:
+            match = nearest(path, known)
+            hint = f"did you mean {match}?" if match else "see --help for all settings"
+            yield f"{source}: unknown setting {path} = {value!r}; {hint}"
+        elif is_section(field.annotation):
+            if isinstance(value, Mapping):
+                section: Any = field.annotation
+                yield from _misplaced(section, value, source, known, f"{path}.")
+            elif value is not None:
+                inside = next(k for k in known if k.startswith(f"{path}."))
+                yield f"{source}: {path} = {value!r}, expected a section with keys such as {inside}"
+
+
+def validated(settings: type[S], values: Values) -> S:
+    """The settings object, or a UserError with one readable line per problem."""
+    try:
+        return settings.model_validate(values)
+    except ValidationError as error:
+        lines = [_line(problem) for problem in error.errors(include_url=False)]
+        raise UserError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _line(problem: Any) -> str:
+    if problem["type"] == "value_error":  # our own checks name keys and values themselves
+        return str(problem["ctx"]["error"])
+    path = ""
+    for part in problem["loc"]:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    if problem["type"] == "missing":
+        return f"{path} is not set; it has no default"
+    message = problem["msg"].removeprefix("Input should be ")
+    return f"{path} = {problem['input']!r}: expected {message}"

@@ -1,0 +1,22 @@
+"""What every settings section and algorithm shares: frozen fields, unknown keys refused."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """Base of all settings: immutable, validated, no extra keys; descriptions become --help."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class UserError(ValueError):
+    """Bad input from the user: names the key, the value, what was expected, and the fix.
+
+    The command line prints its message without a traceback and exits with 2.
+    """
+
+
+class RunStopped(UserError):
+    """The run can't go on, but nothing before this iteration is lost: it was saved."""

@@ -1,0 +1,124 @@
+"""A run from its folder to its results: resume, train, evaluate, save, summarise, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+from lmpg.runs import checkpoint
+from lmpg.runs.folder import FINISHED, RunFolder, open_run, versions, write_summary
+from lmpg.runs.report.write import write_report
+from lmpg.runtime.memory import keep_freed_memory, new_objects_only
+from lmpg.runtime.processes import Processes
+from lmpg.runtime.threads import limit_threads
+from lmpg.settings.section import RunStopped, UserError
+from lmpg.training.loop import Loop
+
+
+def begin(settings: Any, name: str, processes: Processes) -> RunFolder:
+    """Take hold of the run's folder, the same on every rank; says so where it has finished."""
+    if settings.run.torch_threads:
+        limit_threads(settings.run.torch_threads)
+    keep_freed_memory()
+    folder = processes.on_main(lambda: open_run(settings, name))
+    if folder.status == "finished" and processes.is_main:
+        print(f"{folder.path} has finished already; nothing to do", flush=True)
+    return folder
+
+
+@contextmanager
+def refusals_leave_nothing(folder: RunFolder, processes: Processes) -> Iterator[None]:
+    """Bad input that is refused while a run is prepared leaves no folder behind."""
+    try:
+        yield
+    except UserError:
+        if processes.is_main:
+            folder.abandon()
+        raise
+
+
+def carry_out(loop: Loop, folder: RunFolder, name: str, facts: dict[str, Any]) -> None:
+    """Train until the end or an interruption, and leave everything in the run's folder.
+
+    `facts` go into the summary as they are. After an interruption the same command with
+    --run.resume goes on.
+    """
+    started = time.perf_counter()
+    with closing(loop.tracker):
+        resume(loop, folder)
+        try:
+            with new_objects_only():
+                reason = loop.run()
+        except RunStopped as stop:
+            _conclude(loop, folder, {"exit_reason": f"stopped: {stop}"}, started, name, facts)
+            raise
+        found: dict[str, Any] = {"exit_reason": reason}
+        if reason == FINISHED:
+            found["after"] = loop.evaluated.evaluate()
+            if loop.processes.is_main:
+                loop.save_policy(folder.path / "final")
+        _conclude(loop, folder, found, started, name, facts)
+
+
+def resume(loop: Loop, folder: RunFolder) -> None:
+    """Go on from the newest whole checkpoint; start over where there is none yet."""
+    if folder.status != "resuming":
+        return
+    found = checkpoint.newest(folder.checkpoints)
+    if found is None:
+        loop.tracker.cut_back({})
+        loop.tracker.say(f"no checkpoint in {folder.path} yet: starting over")
+        return
+    step, state = found
+    loop.load_state(state)
+    loop.tracker.say(f"resumed {folder.path} at step {step}")
+
+
+def _conclude(
+    loop: Loop,
+    folder: RunFolder,
+    found: dict[str, Any],
+    started: float,
+    name: str,
+    facts: dict[str, Any],
+) -> None:
+    """summary.json, report.html and the last lines of the log; by the main process."""
+    if not loop.processes.is_main:
+        return
+    progress, unit = loop.progress, loop.evaluated.unit
+    busy = sum(progress.seconds.values())
+    summary = {
+        "name": name,
+        **found,
+        "before": progress.before,
+        "best": progress.best,
+        "steps": progress.step,
+        "num_processes": loop.processes.count,
+        "device": str(loop.processes.device),
+        "seconds": {**progress.seconds, "this_process": time.perf_counter() - started},
+        f"num_{unit}": progress.num_steps,
+        f"{unit}_per_second": progress.num_steps / busy if busy else None,
+        "versions": versions(),
+        **facts,
+    }
+    write_summary(folder.path, summary)
+    write_report(folder.path)
+    print(_closing_lines(summary, folder), flush=True)
+
+
+def _closing_lines(summary: dict[str, Any], folder: RunFolder) -> str:
+    before, after = summary["before"], summary.get("after", {})
+    lines = [
+        f"{name:>18}  {_shown(before.get(name))} → {_shown(value)}" for name, value in after.items()
+    ]
+    header = f"{'':>18}  {'before':>9}   {'after':>9}"
+    reason = summary["exit_reason"].partition(":")[0]  # why it stopped is told by the error
+    where = f"{reason} after {summary['steps']} steps: {folder.path}/report.html"
+    return "\n".join([header, *lines, where] if after else [where])
+
+
+def _shown(value: float | None) -> str:
+    """A figure in nine places; never −0.000."""
+    return f"{'':>9}" if value is None else f"{round(value, 3) + 0.0:9.3f}"

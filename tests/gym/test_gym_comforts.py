@@ -1,0 +1,117 @@
+"""What surrounds a gym run: normalisation, stop rules, agents from disk, the Python interface."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from lmpg.gym import evaluate, flags, load, record, train
+from lmpg.gym.environments.agent import load_agent
+from lmpg.gym.environments.normalisation import Moments, Normaliser
+from lmpg.settings.section import UserError
+
+SMALL = {
+    "update": {"rollout_size": 64, "minibatch_size": 32, "epochs": 2, "schedule": "constant"},
+    "evaluation": {"size": 4},
+    "policy": {"hidden_sizes": (8,)},
+}
+ENV = {"normalise_observations": True, "normalise_rewards": True, "num_envs": 2}
+
+
+def test_moments_are_those_of_all_rows_however_they_came():
+    rows = np.random.default_rng(0).normal(3.0, [0.1, 50.0], (500, 2))
+    moments = Moments.of_size(2)
+    for part in np.split(rows, [1, 1, 40, 300]):
+        moments.add(part)
+    np.testing.assert_allclose(moments.mean, rows.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(moments.scale, rows.std(0), rtol=2e-4)
+
+
+def test_rewards_are_scaled_by_the_spread_of_discounted_returns_and_not_shifted():
+    """Two episodes by hand: γ = 0.5, rewards 1, 2 | 3."""
+    normaliser = Normaliser.for_run(False, True, size=1, num_envs=1, gamma=0.5)
+    yes, no = np.array([True]), np.array([False])
+    paid = [
+        normaliser.paid(np.array([reward]), yes, ended)
+        for reward, ended in ((1.0, no), (2.0, yes), (3.0, no))
+    ]
+    returns = np.array([1.0, 2.5, 3.0])
+    assert normaliser.rewards.mean[0] == pytest.approx(returns.mean(), rel=1e-3)
+    assert paid[-1][0] == pytest.approx(3 / returns.std(), rel=1e-3)
+
+
+def test_a_resetting_step_is_neither_seen_nor_paid():
+    normaliser = Normaliser.for_run(True, True, size=1, num_envs=2, gamma=0.9)
+    chosen = np.array([True, False])
+    normaliser.seen(np.array([[1.0], [1000.0]], dtype=np.float32), chosen)
+    normaliser.paid(np.array([1.0, 0.0]), chosen, np.array([False, False]))
+    assert normaliser.observations.count == normaliser.rewards.count == pytest.approx(1.0001)
+    assert normaliser.returns_B.tolist() == [1, 0]
+
+
+def test_statistics_are_frozen_in_evaluation_and_come_back_from_disk(tmp_path):
+    agent = train(**SMALL, env=ENV, run={"total_timesteps": 256, "output_dir": str(tmp_path)})
+    assert agent.normaliser.observations.count == pytest.approx(256, abs=0.01)
+    before = agent.normaliser.observations.mean.copy()
+    first, second = (evaluate(agent, "CartPole-v1", 5).returns for _ in range(2))
+    assert first.tolist() == second.tolist()
+    np.testing.assert_array_equal(agent.normaliser.observations.mean, before)
+    np.testing.assert_array_equal(load(tmp_path / "final").normaliser.observations.mean, before)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["evaluation"].startswith("4 episodes of deterministic actions")
+
+
+@pytest.mark.parametrize(
+    ("rule", "iterations"),
+    [({"max_iterations": 3}, 3), ({"max_episodes": 1}, 2), ({"target_return": 5.0}, None)],
+)
+def test_a_run_ends_where_its_own_limit_says(rule, iterations, tmp_path):
+    train(**SMALL, run={"total_timesteps": 20_000, "output_dir": str(tmp_path), **rule})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    if iterations is None:  # a hundred episodes of at least 8 steps each
+        assert 100 * 8 < json.loads(lines[-1])["num_steps"] < 5000
+    else:
+        assert len(lines) == iterations
+
+
+def test_sampled_evaluation_is_not_deterministic_evaluation(tmp_path):
+    agent = train(**SMALL, run={"total_timesteps": 64, "output_dir": str(tmp_path)})
+    likeliest = evaluate(agent, "CartPole-v1", 20).returns
+    sampled = [evaluate(agent, "CartPole-v1", 20, False, seed).returns for seed in (1, 1, 2)]
+    assert sampled[0].tolist() == sampled[1].tolist() != sampled[2].tolist()
+    assert sampled[0].mean() > 1.5 * likeliest.mean()  # it falls over at once, always to one side
+
+
+def test_nested_settings_become_flags():
+    given = {"env": {"id": "X-v0", "kwargs": {"a": 1}}, "policy": {"hidden_sizes": (8, 8)}}
+    assert flags(given) == [
+        "--env.id", "X-v0", "--env.kwargs", '{"a": 1}', "--policy.hidden-sizes", "8", "8",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"--update\.epoch 1; did you mean --update\.epochs"):
+        train(update={"epoch": 1})
+
+
+def test_a_folder_without_an_agent_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"holds no policy\.json"):
+        load_agent(tmp_path)
+
+
+def test_a_film_that_cannot_be_made_is_refused(tmp_path):
+    agent = train(**SMALL, run={"total_timesteps": 64, "output_dir": str(tmp_path / "run")})
+    for env, path, said in (
+        ("CartPole-v1", "film.gif", r"film\.gif: videos are written as \.mp4"),
+        ("CartPol-v1", "film.mp4", r"did you mean CartPole-v1"),
+        ("lmpg/Corridor-v0", "film.mp4", r"cannot be rendered as rgb_array"),
+    ):
+        with pytest.raises(UserError, match=said):
+            record(agent, env, tmp_path / path)
+
+
+def test_an_episode_is_recorded(tmp_path):
+    pytest.importorskip("moviepy")
+    agent = train(**SMALL, run={"total_timesteps": 64, "output_dir": str(tmp_path / "run")})
+    earned = record(agent, "CartPole-v1", tmp_path / "films" / "episode.mp4", seed=3)
+    assert earned > 5
+    assert (tmp_path / "films" / "episode.mp4").stat().st_size > 1000

@@ -1,0 +1,207 @@
+"""Whole gym runs: presets, what PPO learns, what survives kill -9."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from lmpg.algorithms.ppo import PPO
+from lmpg.cli.flags import parse
+from lmpg.gym.environments.settings import EnvSettings
+from lmpg.gym.networks.mlp_policy import load_policy
+from lmpg.gym.networks.settings import PolicySettings
+from lmpg.gym.program import Preset, file_stem, train_gym
+from lmpg.gym.rollouts import make_source, num_iterations
+from lmpg.gym.settings import GYM_METHODS, GymSettings
+from lmpg.runs.settings import EvaluationSettings, GymRunSettings
+from lmpg.runtime.processes import Processes
+from lmpg.settings.section import UserError
+from lmpg.training.settings import UpdateSettings
+from lmpg.training.update import Updater
+
+ROOT = Path(__file__).parents[2]
+PRESETS = ROOT / "configs" / "gym"
+NORMALISED = ["--env.normalise-observations", "True", "--env.normalise-rewards", "True"]
+
+
+def settings(*argv: str) -> GymSettings:
+    words = list(argv)
+    return parse(GYM_METHODS, words, Preset(PRESETS, has_config="--config" in words))
+
+
+def test_the_preset_of_an_environment_is_picked_by_its_id():
+    assert settings().algorithm.gamma == 0.98
+    assert settings("--env.id", "Pendulum-v1").algorithm.gamma == 0.95
+    assert settings("--env.id", "Acrobot-v1").algorithm.gamma == 0.99
+    assert file_stem("phys2d/CartPole-v1") == file_stem("mine:CartPole-v0") == "cartpole"
+
+
+def test_flags_win_over_the_preset_and_a_config_file_replaces_it(tmp_path):
+    assert settings("--algorithm.gamma", "0.5").algorithm.gamma == 0.5
+    config = tmp_path / "mine.yaml"
+    config.write_text("env: {id: CartPole-v1}\nupdate: {epochs: 3}\n")
+    found = settings("--config", str(config), "--update.learning-rate", "0.1")
+    assert (found.update.epochs, found.update.learning_rate) == (3, 0.1)
+    assert found.algorithm.gamma == 0.99
+
+
+def test_presets_serve_other_algorithms_and_say_what_they_are():
+    preset = Preset(PRESETS, has_config=False)
+    flags = ["--algorithm.name", "reinforce", "--env.id", "Pendulum-v1"]
+    found = parse(GYM_METHODS, flags, preset)
+    assert found.algorithm.gamma == 0.95
+    assert "ppo_pendulum.yaml" in preset.said[0]
+
+
+@pytest.mark.parametrize("path", sorted(PRESETS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_preset_is_valid(path):
+    assert settings("--config", str(path)).run.total_timesteps >= 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--algorithm.name", "grpo"], "algorithm.name"),
+        (["--algorithm.kl-coef", "0.1"], "algorithm.kl_coef"),
+    ],
+)
+def test_what_needs_a_language_model_is_refused(argv, said):
+    with pytest.raises(UserError, match=said):
+        settings(*argv)
+
+
+def test_without_ratios_a_preset_of_another_method_is_gone_over_once():
+    pendulum = ["--env.id", "Pendulum-v1"]
+    assert settings(*pendulum).update.epochs > 1
+    for name in ("a2c", "reinforce"):
+        assert settings("--algorithm.name", name, *pendulum).update.epochs == 1
+        assert settings("--algorithm.name", name, *pendulum, "--update.epochs", "2").update.epochs
+
+
+def test_arguments_of_an_environment_that_are_no_mapping_are_refused(tmp_path):
+    for word in ("gravity", "{gravity: ["):
+        with pytest.raises(UserError, match=r"env\.kwargs = .* expected a valid dictionary"):
+            settings("--env.kwargs", word)
+    config = tmp_path / "mine.yaml"
+    config.write_text("env:\nalgorithm:\n  name: a2c\n")
+    assert settings("--config", str(config)).env.id == "CartPole-v1"
+
+
+def test_help_names_the_methods(capsys):
+    with pytest.raises(SystemExit):
+        settings("--algorithm.name", "trpo", "--help")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--algorithm.name NAME picks the method, one of ppo" in said
+    assert "those of trpo" in said
+
+
+def test_a_method_that_the_environment_refuses_leaves_no_folder(tmp_path):
+    flags = ["--algorithm.name", "qac", "--env.id", "Pendulum-v1"]
+    with pytest.raises(UserError, match=r"one critic per action.*continuous"):
+        train_gym(PRESETS, [*flags, "--run.output-dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+class Cycle(gymnasium.Env):
+    """Four states in a ring, reward 1 always; the time limit is the wrapper's."""
+
+    observation_space = gymnasium.spaces.Discrete(4)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = 0
+        return self.state, {}
+
+    def step(self, action):
+        self.state = (self.state + 1) % 4
+        return self.state, 1.0, False, False, {}
+
+
+def learn(env: EnvSettings, update: UpdateSettings, algorithm: PPO, run: GymRunSettings):
+    source = make_source(env, PolicySettings(), algorithm, update, EvaluationSettings(size=20), run)
+    total_steps = num_iterations(run, update)
+    updater = Updater(source.policy, update, total_steps, run.seed, Processes(cpu=True))
+    for step in range(1, total_steps + 1):
+        rollout = source.collect(step).rollout
+        updater.update(algorithm, rollout, algorithm.assign_credit(rollout), step)
+    return source
+
+
+@pytest.mark.slow
+def test_a_time_limit_does_not_lower_the_value():  # G3
+    gymnasium.register("LmpgCycle-v0", Cycle, max_episode_steps=8)
+    try:
+        source = learn(
+            EnvSettings(id="LmpgCycle-v0", num_envs=4),
+            UpdateSettings(
+                rollout_size=128, minibatch_size=128, microbatch_size=128, epochs=10,
+                learning_rate=0.02, schedule="linear", max_grad_norm=100,
+            ),
+            PPO(gamma=0.98, lam=0.95, kl_coef=0, value_clip=None),
+            GymRunSettings(total_timesteps=128 * 100),
+        )  # fmt: skip
+    finally:
+        del gymnasium.registry["LmpgCycle-v0"]
+    values = source.policy.values(torch.eye(4))
+    assert values.tolist() == pytest.approx([50] * 4, abs=1)
+
+
+@pytest.mark.slow
+def test_ppo_balances_cartpole(tmp_path):
+    run = program("--run.output-dir", tmp_path / "run", "--run.seed", 11)
+    assert run.wait() == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["before"]["return_mean"] < 100
+    assert summary["after"]["return_mean"] == 500
+    assert summary["num_steps"] == 100_000
+    assert "deterministic" in summary["evaluation"]
+    tilted = np.array([[0, 0, 0.1, 0.5], [0, 0, -0.1, -0.5]], dtype=np.float32)
+    assert load_policy(tmp_path / "run" / "final").act(tilted, None).tolist() == [1, 0]
+
+
+def program(*flags: object) -> subprocess.Popen:
+    command = [sys.executable, ROOT / "scripts" / "train_gym.py", *flags]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*map(str, command)], env=env, stdout=subprocess.DEVNULL)
+
+
+def comparable(run_dir: Path) -> tuple[list[dict], dict[str, torch.Tensor]]:
+    lines = [json.loads(x) for x in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    timed = ("time/", "perf/")
+    kept = [{k: v for k, v in line.items() if not k.startswith(timed)} for line in lines]
+    return kept, load_policy(run_dir / "final").trainable_state()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "env", [["CartPole-v1"], ["Pendulum-v1"], ["CartPole-v1", *NORMALISED]], ids=" ".join
+)
+def test_a_killed_run_that_is_resumed_equals_one_that_was_not(env, tmp_path):
+    flags = ["--env.id", *env, "--update.rollout-size", 256, "--update.minibatch-size", 128]
+    flags += ["--update.epochs", 4, "--env.num-envs", 4, "--run.save-every", 3]
+    flags += ["--run.total-timesteps", 10_000, "--evaluation.size", 4, "--run.output-dir"]
+    assert program(*flags, tmp_path / "whole").wait() == 0
+    killed = program(*flags, tmp_path / "killed")
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 11:
+        assert killed.poll() is None
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / "final").exists()
+    assert program(*flags, tmp_path / "killed", "--run.resume").wait() == 0
+    expected_lines, expected = comparable(tmp_path / "whole")
+    lines, weights = comparable(tmp_path / "killed")
+    assert lines == expected_lines
+    assert all(torch.equal(x, weights[name]) for name, x in expected.items())

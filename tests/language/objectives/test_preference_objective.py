@@ -1,0 +1,220 @@
+"""DPO, its variants and KTO: against slow loops over the model's own logits, one row at a time."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from lmpg.algorithms.dpo import DPO
+from lmpg.algorithms.kto import KTO
+from lmpg.language.data.policy_pairs import Comparison
+from lmpg.language.data.texts import Text
+from lmpg.language.models.lora import with_adapter
+from lmpg.language.models.settings import LoraSettings
+from lmpg.runtime.processes import Alone
+from lmpg.training.offline import OfflineUpdater
+from lmpg.training.settings import OfflineSettings
+from tests.support.objectives import (
+    answered,
+    comparing,
+    judging,
+    moved,
+    random_answers,
+    random_comparisons,
+    random_ids,
+    tiny_policy,
+)
+from tests.support.tiny import tiny_model
+
+
+def plain_logprob(model, text: Text) -> tuple[float, int]:
+    """Sum over the learned tokens, and their number, from the model's own logits."""
+    with torch.no_grad():
+        logps = model(torch.tensor([text.ids])).logits[0].log_softmax(-1)
+    learned = [i for i, wanted in enumerate(text.learned) if wanted]
+    return sum(float(logps[i - 1, text.ids[i]]) for i in learned), len(learned)
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def slow_loss(method: DPO, chosen: float, rejected: float) -> float:
+    """The published formulas; arguments are Δ of both answers, per token where that is asked."""
+    z = method.beta * (chosen - rejected) - method.gamma
+    right, wrong, eps = -math.log(sigmoid(z)), -math.log(sigmoid(-z)), method.label_smoothing
+    return {
+        "sigmoid": right,
+        "hinge": max(0.0, 1 - z),
+        "ipo": (chosen - rejected - 1 / (2 * method.beta)) ** 2,
+        "conservative": (1 - eps) * right + eps * wrong,
+        "robust": ((1 - eps) * right - eps * wrong) / (1 - 2 * eps),
+    }[method.loss]
+
+
+VARIANTS = [
+    DPO(),
+    DPO(loss="ipo", beta=0.4),
+    DPO(loss="hinge", beta=0.5),
+    DPO(loss="conservative", label_smoothing=0.2, beta=0.5),
+    DPO(loss="robust", label_smoothing=0.2, beta=0.5),
+    DPO(per_token=True, beta=2.0),
+    DPO(per_token=True, reference=False, beta=2.0, gamma=0.7),
+]
+
+
+@pytest.mark.parametrize("method", VARIANTS, ids=str)
+def test_every_loss_is_its_formula_over_the_answers_tokens(method):
+    pairs = random_comparisons(7)
+    objective = comparing(pairs, method=method)
+    reference, losses, rewards = tiny_model(), [], []
+    for pair in pairs:
+        ratios = []
+        for text in (pair.chosen, pair.rejected):
+            logprob, count = plain_logprob(objective.module.model, text)
+            known = plain_logprob(reference, text)[0] if method.reference else 0.0
+            per_token = method.per_token or method.loss == "ipo"
+            ratios.append((logprob - known) / (count if per_token else 1))
+        losses.append(slow_loss(method, *ratios))
+        rewards.append([method.beta * x for x in ratios])
+    found = objective.evaluate()
+    assert found["loss"] == pytest.approx(sum(losses) / 7, rel=1e-4)
+    assert found["margin"] == pytest.approx(sum(a - b for a, b in rewards) / 7, rel=1e-4, abs=1e-5)
+    assert found["pair_accuracy"] == pytest.approx(sum(a > b for a, b in rewards) / 7)
+    updater = OfflineUpdater(objective, OfflineSettings(minibatch_size=7), Alone())
+    metrics = updater.update(1)
+    assert metrics["loss"] == pytest.approx(found["loss"], rel=1e-5)
+    assert metrics["rewards/chosen"] == pytest.approx(sum(a for a, _ in rewards) / 7, rel=1e-3)
+
+
+def slow_kto(method: KTO, answers, model, reference) -> tuple[float, float]:
+    """(loss, drift) of answers that are one minibatch."""
+
+    def ratio(text: Text) -> float:
+        return plain_logprob(model, text)[0] - plain_logprob(reference, text)[0]
+
+    drift = max(0.0, sum(ratio(answer.mismatched) for answer in answers) / len(answers))
+    losses = []
+    for answer in answers:
+        gain = method.beta * (ratio(answer.text) - drift)
+        weight = method.desirable_weight if answer.desirable else method.undesirable_weight
+        losses.append(weight * (1 - sigmoid(gain if answer.desirable else -gain)))
+    return sum(losses) / len(losses), drift
+
+
+@pytest.mark.parametrize("seed", [0, 7])  # of 7 the drift is above 0
+def test_the_loss_of_kto_is_its_formula_with_one_drift_for_the_whole_minibatch(seed):
+    method = KTO(beta=0.3, desirable_weight=1.5, undesirable_weight=0.8)
+    answers = random_answers(9, seed)
+    objective = judging(answers, method=method)
+    loss, drift = slow_kto(method, answers, objective.module.model, tiny_model())
+    assert (drift > 0) == (seed == 7)
+    assert objective.evaluate()["loss"] == pytest.approx(loss, rel=1e-4)
+    settings = OfflineSettings(minibatch_size=9, microbatch_size=2)
+    metrics = OfflineUpdater(objective, settings, Alone()).update(1)
+    assert metrics["loss"] == pytest.approx(loss, rel=1e-4)
+    assert metrics["drift"] == pytest.approx(drift, rel=1e-3, abs=1e-5)
+
+
+def test_figures_of_kto_are_means_over_each_kind_of_answer():
+    answers = random_answers(9)
+    objective = judging(answers)
+    reference, model = tiny_model(), objective.module.model
+    rewards = [
+        0.1 * (plain_logprob(model, x.text)[0] - plain_logprob(reference, x.text)[0])
+        for x in answers
+    ]
+    good = [r for r, x in zip(rewards, answers) if x.desirable]
+    poor = [r for r, x in zip(rewards, answers) if not x.desirable]
+    found = objective.evaluate()
+    margin = sum(good) / len(good) - sum(poor) / len(poor)
+    assert found["margin"] == pytest.approx(margin, rel=1e-3, abs=1e-5)
+    pairs = [a > b for a in good for b in poor]
+    assert found["pair_accuracy"] == pytest.approx(sum(pairs) / len(pairs))
+    metrics = OfflineUpdater(objective, OfflineSettings(minibatch_size=9), Alone()).update(1)
+    assert metrics["rewards/chosen"] == pytest.approx(sum(good) / len(good), rel=1e-3, abs=1e-5)
+    assert metrics["rewards/rejected"] == pytest.approx(sum(poor) / len(poor), rel=1e-3, abs=1e-5)
+
+
+def test_tokens_of_the_prompt_are_not_in_an_answers_log_prob():
+    prompt, good, poor = random_ids(3, 5)
+    pair = Comparison(answered(prompt, good), answered(prompt, poor))
+    whole = Comparison(
+        *(Text(x.ids, [False, *[True] * (len(x.ids) - 1)]) for x in (pair.chosen, pair.rejected))
+    )
+    free = DPO(per_token=True, reference=False)
+    assert comparing([pair], method=free).evaluate() != comparing([whole], method=free).evaluate()
+    logprob, count = plain_logprob(comparing([pair]).module.model, pair.chosen)
+    assert count == len(good)
+    metrics = OfflineUpdater(comparing([pair]), OfflineSettings(), Alone()).update(1)
+    assert metrics["logps/chosen"] == pytest.approx(logprob, rel=1e-4)
+
+
+def test_training_starts_with_no_margin_and_the_loss_of_chance():
+    policy = tiny_policy()
+    found = comparing(random_comparisons(6), policy=policy).evaluate()
+    assert found["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert found["margin"] == pytest.approx(0, abs=1e-6)
+
+
+def test_in_bf16_losses_and_gradients_are_near_those_of_fp32():
+    found = []
+    for bf16 in (False, True):
+        objective = moved(comparing(random_comparisons(8), policy=tiny_policy(bf16=bf16)))
+        loss = objective.sums(objective.train)["loss"]
+        loss.backward()
+        grads = [p.grad.flatten() for p in objective.module.parameters()]
+        assert loss.dtype == grads[0].dtype == torch.float32
+        found.append((loss.item(), torch.cat(grads)))
+    assert found[1][0] == pytest.approx(found[0][0], rel=0.02)
+    assert torch.cosine_similarity(found[0][1], found[1][1], dim=0) > 0.99
+
+
+def test_with_an_adapter_the_reference_is_the_model_below_it():
+    torch.manual_seed(0)
+    policy = tiny_policy(with_adapter(tiny_model(), LoraSettings(rank=4)))
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    objective = comparing(random_comparisons(4), policy=policy)
+    for pair in objective.train:
+        expected = [plain_logprob(tiny_model(), x)[0] for x in (pair.chosen, pair.rejected)]
+        assert pair.reference == pytest.approx(expected, rel=1e-4)
+    assert abs(objective.evaluate()["margin"]) > 1e-3
+
+
+def test_without_a_reference_none_is_computed(monkeypatch):
+    def never(*args):
+        raise AssertionError
+
+    monkeypatch.setattr("lmpg.language.objectives.preference_objective.reference_logprobs", never)
+    comparing(random_comparisons(3), method=DPO(reference=False, per_token=True, beta=2.0))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"loss": "robust"},
+            "algorithm.label_smoothing = 0.0 has no effect with algorithm.loss = robust",
+        ),
+        ({"label_smoothing": 0.1}, "has no effect with algorithm.loss = sigmoid"),
+        ({"loss": "ipo", "gamma": 1.0}, "ipo has its margin in algorithm.beta"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        DPO(**values)
+
+
+@pytest.mark.parametrize("kind", ["dpo", "kto"])
+def test_judged_answers_are_learned(kind):
+    answers = random_answers(12) if kind == "kto" else random_comparisons(12)
+    objective = (judging if kind == "kto" else comparing)(answers)
+    settings = OfflineSettings(learning_rate=3e-3, minibatch_size=12, epochs=15)
+    updater: OfflineUpdater = OfflineUpdater(objective, settings, Alone())
+    for step in range(1, 16):
+        updater.update(step)
+    assert objective.evaluate()["pair_accuracy"] == 1.0

@@ -1,0 +1,62 @@
+"""The self-test stops a run whose numbers are wrong, before anything was learned or left behind."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import LlamaModel
+
+from lmpg.cli.main import main
+from lmpg.language.models.policy import Reference
+from lmpg.language.sampling import decoding
+from tests.support.programs import own_parts, run_here
+
+
+@pytest.fixture
+def flags(tmp_path):
+    shorter = {"run.total-steps": 1, "sampling.temperature": 0.7}
+    return {**own_parts(tmp_path / "parts"), **shorter, "run.output-dir": tmp_path / "run"}
+
+
+def ignoring_padding(monkeypatch):
+    forward = LlamaModel.forward
+
+    def unmasked(self, *args, attention_mask=None, **arguments):
+        return forward(self, *args, **arguments)
+
+    monkeypatch.setattr(LlamaModel, "forward", unmasked)
+    monkeypatch.setattr(
+        "lmpg.language.models.forward.response_states.lean_forward", lambda trunk, inputs: None
+    )
+
+
+def sampling_at_another_temperature(monkeypatch):
+    chosen = decoding.chosen
+    monkeypatch.setattr(decoding, "chosen", lambda logits, *rest: chosen(logits * 0.7, *rest))
+
+
+def with_another_reference(monkeypatch):
+    logprobs = Reference.logprobs
+    monkeypatch.setattr(Reference, "logprobs", lambda self, inputs: logprobs(self, inputs) - 0.01)
+
+
+@pytest.mark.parametrize(
+    ("plant", "said"),
+    [
+        (ignoring_padding, "the model ignores attention_mask or position_ids"),
+        (sampling_at_another_temperature, "from a fresh forward's"),
+        (with_another_reference, "KL to the reference is 1.0e-02 before any training"),
+    ],
+)
+def test_a_failed_self_test_stops_the_run_and_leaves_nothing_behind(
+    plant, said, flags, tmp_path, monkeypatch, capsys
+):
+    with monkeypatch.context() as planted:
+        plant(planted)
+        with pytest.raises(SystemExit) as ending:
+            main(lambda: run_here("ppo", flags))
+    assert ending.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: the self-test failed")
+    assert said in error
+    assert not (tmp_path / "run").exists()
+    assert (run_here("ppo", flags) / "final").is_dir()

@@ -1,0 +1,197 @@
+"""The fused trunk: the same samples as the model's own forward, for every family it knows."""
+
+import logging
+
+import pytest
+import torch
+
+from lmpg.language.models.lora import with_adapter
+from lmpg.language.models.policy import CausalLMPolicy
+from lmpg.language.models.settings import LoraSettings
+from lmpg.language.sampling.engines import linear as fused_linear
+from lmpg.language.sampling.engines.selection import fused_deviation, why_general
+from lmpg.language.sampling.sampler import Sampler
+from tests.support.tiny import CONTEXT, EOS, PAD, tiny_model
+
+PROMPTS = [[5, 6, 7], [9], [4, 4, 8, 12, 30, 31, 2, 17, 18], [5, 6, 7]]
+YARN = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}
+FAMILIES = {
+    "llama": {},
+    "llama with biases": {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"},
+    "llama with yarn": {"rope_parameters": YARN | {"original_max_position_embeddings": 32}},
+    "mistral": {"head_dim": 16},
+    "mistral with a long window": {"sliding_window": CONTEXT},
+    "qwen2": {"num_key_value_heads": 1},
+    "qwen3": {},
+    "gpt2": {},
+    "gpt2 with scaled layers": {"scale_attn_by_inverse_layer_idx": True},
+}
+
+
+def policy(family="llama", lora=False, **changes):
+    """A policy whose norms and biases are random, too: as they start they hide mistakes."""
+    model = tiny_model(family.split()[0], **{**FAMILIES[family], **changes})
+    with torch.no_grad():
+        for x in model.parameters():
+            if x.dim() == 1:
+                x += 0.3 * torch.randn(x.shape)
+    if lora:
+        model = with_adapter(model, LoraSettings(rank=4))
+    head = torch.nn.Linear(32, 1)
+    options = {"eos_token_ids": (EOS, 20), "pad_token_id": PAD, "context_length": CONTEXT}
+    return CausalLMPolicy(model, head, temperature=1.2, **options)
+
+
+def uniforms(rows, steps):
+    return torch.rand(rows, steps, generator=torch.Generator().manual_seed(0))
+
+
+def assert_exact(it, samples, tolerance=1e-5):
+    """What was recorded equals a fresh forward of the model."""
+    with torch.no_grad():
+        fresh = it.evaluate(samples.inputs)
+    for name in ("logprobs_BT", "entropy_BT", "values_BT"):
+        found, expected = getattr(samples, name), getattr(fresh, name)
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def assert_same(one, other):
+    """The same tokens, and the same records up to rounding."""
+    assert torch.equal(one.inputs["response_ids"], other.inputs["response_ids"])
+    for name in ("logprobs_BT", "entropy_BT", "values_BT"):
+        found, expected = getattr(one, name), getattr(other, name)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def general(monkeypatch):
+    """Switches to the model's own forward."""
+    return lambda: monkeypatch.setattr(
+        "lmpg.language.sampling.sampler.why_general", lambda *_: "a test"
+    )
+
+
+@pytest.mark.parametrize("packed_from", [0, 2**15])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_sampled_as_by_its_own_forward(family, packed_from, general, monkeypatch):
+    monkeypatch.setattr(fused_linear, "_PACKED_FROM", packed_from)
+    it = policy(family)
+    assert why_general(it, CONTEXT) is None
+    assert fused_deviation(it) < 1e-6
+    fused = [Sampler(it, 50).sample(PROMPTS, 4, u) for u in (uniforms(16, 50), None)]
+    lengths = fused[0].inputs["response_lengths"]
+    assert len(lengths.unique()) > 3
+    assert int(lengths.max()) > 20  # the cache has grown
+    for samples in fused:
+        assert_exact(it, samples)
+    general()
+    for samples, u in zip(fused, (uniforms(16, 50), None)):
+        assert_same(samples, Sampler(it, 50).sample(PROMPTS, 4, u))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_in_bfloat16_the_fused_trunk_is_as_near_as_the_models_own_forward(family, general):
+    it = policy(family)
+    it.bf16 = True
+    assert fused_deviation(it) < 0.02
+    fused = Sampler(it, 20).sample(PROMPTS, 4, uniforms(16, 20))
+    assert fused.logprobs_BT.dtype == torch.float32
+    with torch.no_grad():
+        fresh = it.evaluate(fused.inputs)
+    assert float((fused.logprobs_BT - fresh.logprobs_BT).abs().mean()) < 0.01
+    assert float((fused.values_BT - fresh.values_BT).abs().mean()) < 0.01
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("lora", [False, True])
+def test_weights_are_read_again_in_every_rollout(family, lora):
+    it = policy(family, lora)
+    sampler = Sampler(it, 12)
+    assert why_general(it, CONTEXT) is None
+    before = sampler.sample(PROMPTS, 4, uniforms(16, 12))
+    with torch.no_grad():
+        for x in it.parameters():
+            if x.requires_grad:
+                x += 0.05 * torch.randn(x.shape)
+    after = sampler.sample(PROMPTS, 4, uniforms(16, 12))
+    assert not torch.equal(before.inputs["response_ids"], after.inputs["response_ids"])
+    assert_exact(it, after)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"family": "mistral", "sliding_window": 8}, "sliding window of 8 is shorter"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+            "dynamic",
+        ),
+        ({"hidden_act": "tanh"}, "activation is tanh"),
+    ],
+)
+def test_what_the_fused_trunk_does_not_know_is_sampled_by_the_model_and_said(changes, reason):
+    it = policy(**changes)
+    sampler = Sampler(it, 20)
+    samples = [sampler.sample(PROMPTS, 4, uniforms(16, 20)) for _ in range(2)]
+    assert_exact(it, samples[1])
+    assert reason in sampler.way
+
+
+def test_other_classes_and_layers_are_not_taken_for_known_ones():
+    class Mine(type(policy().model)):
+        pass
+
+    class Quantised(torch.nn.Linear):
+        pass
+
+    it = policy()
+    it.model.__class__ = Mine
+    assert "Mine is none of LlamaForCausalLM" in why_general(it, CONTEXT)
+    it = policy()
+    it.model.model.layers[1].mlp.up_proj.__class__ = Quantised
+    assert why_general(it, CONTEXT) == "it has layers of type Quantised"
+
+
+def test_a_model_that_computes_something_else_is_noticed(monkeypatch, caplog):
+    """Both by the sampler and where its texts are evaluated again."""
+    it = policy()
+    attention = it.model.model.layers[1].self_attn
+    forward = attention.forward
+
+    def doubled(*args, **kwargs):
+        output, weights = forward(*args, **kwargs)
+        return 2 * output, weights
+
+    monkeypatch.setattr(attention, "forward", doubled)
+    sampler = Sampler(it, 20)
+    samples = sampler.sample(PROMPTS, 4, uniforms(16, 20))
+    assert "deviate from the model's by" in sampler.way
+    with caplog.at_level(logging.INFO):
+        assert_exact(it, samples)
+    assert "the lean one deviate from it by" in caplog.text
+
+
+def test_threads_are_as_before_after_a_rollout():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        Sampler(policy(), 3).sample(PROMPTS, 1, None)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("activation", fused_linear.ACTIVATIONS)
+def test_packed_products_are_plain_ones(activation, bias):
+    weight, b = torch.randn(256, 160), torch.randn(256) if bias else None
+    plain, packed = fused_linear.DenseLinear(weight, b), fused_linear.PackedLinear(weight, b)
+    for rows in (1, 3, 64):
+        x, other = torch.randn(rows, 160), torch.randn(rows, 256)
+        for found, expected in (
+            (packed(x), plain(x)),
+            (packed.activated(x, activation), plain.activated(x, activation)),
+            (packed.times(x, other), plain.times(x, other)),
+            (packed.added_to(other, x), plain.added_to(other, x)),
+        ):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

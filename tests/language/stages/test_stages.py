@@ -1,0 +1,188 @@
+"""Whole runs of supervised and reward-model training: their folder, their end, their resuming."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from lmpg.cli.train import train
+from lmpg.language.models.value_head import FILE as VALUE_HEAD
+from lmpg.settings.section import UserError
+from lmpg.training.offline import Offline
+from tests.support.programs import launched, let_go, metrics
+from tests.support.tiny import save_tiny
+
+METHODS = {"packed": "sft", "lora": "dpo"}  # others are called as their method
+KINDS = ["sft", "packed", "reward_model", "dpo", "lora", "kto"]
+UPDATE = ["--update.microbatch-size", "4", "--update.epochs", "2", "--update.schedule", "linear"]
+JUDGED = {"loss", "margin", "pair_accuracy", "distinct", "length", "kl"}
+
+
+@pytest.fixture(autouse=True)
+def folders_given_back():
+    """A process holds its run folders until it ends."""
+    yield
+    let_go()
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> Callable[[str], list[str]]:
+    """Flags of each kind: a tiny model, and labelled texts or preferences."""
+    folder = tmp_path_factory.mktemp("parts")
+    rows = [
+        {"text": f"film {i} was {'good' if i % 2 else 'bad'}", "label": i % 2} for i in range(50)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = [
+        {"chosen": f"film {i} was: good", "rejected": f"film {i} was: {'bad' * (1 + i % 3)}"}
+        for i in range(50)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    model = save_tiny(folder / "model")
+
+    def flags(kind: str) -> list[str]:
+        rows = "rows" if kind in ("sft", "packed", "reward_model") else "pairs"
+        own = {"packed": ["--data.packing"], "lora": ["--model.lora.rank", "4"]}.get(kind, [])
+        if rows == "pairs":  # answers of a few tokens: with a small epsilon Adam magnifies rounding
+            own += ["--update.adam-eps", "1e-3", "--update.learning-rate", "1e-3"]
+            own += ["--evaluation.size", "6", "--evaluation.max-new-tokens", "5"]
+        path = str(folder / f"{rows}.jsonl")
+        own += ["--update.minibatch-size", "2" if kind == "packed" else "8"]
+        return ["--model.path", model, "--data.path", path, *UPDATE, *own]
+
+    return flags
+
+
+def run(kind: str, flags: list[str], folder: Path, *more: str) -> None:
+    words = [*flags, "--run.output-dir", str(folder), *more]
+    train(METHODS.get(kind, kind), words)
+
+
+def saved(folder: Path, kind: str) -> Path:
+    return folder / "merged" if kind == "lora" else folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "figures"),
+    [
+        ("sft", 10, {"loss", "perplexity"}),  # 40 texts, twice
+        ("packed", 12, {"loss", "perplexity"}),  # 12 rows, twice
+        ("reward_model", 6, {"loss", "pair_accuracy"}),  # 20 pairs of texts
+        ("dpo", 10, JUDGED),
+        ("lora", 10, JUDGED),
+        ("simpo", 10, JUDGED),
+        ("kto", 20, JUDGED),  # 80 answers
+    ],
+)
+def test_a_run_leaves_figures_weights_and_a_report(kind, steps, figures, parts, tmp_path):
+    folder = tmp_path / "run"
+    run(kind, parts(kind), folder, "--evaluation.every", "4")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["exit_reason"], summary["steps"]) == ("finished", steps)
+    assert summary["before"].keys() == summary["after"].keys() == figures
+    assert summary["after"]["loss"] < summary["before"]["loss"]
+    assert summary["best"]["step"] % 4 == 0
+    assert [line["step"] for line in metrics(folder)] == list(range(1, steps + 1))
+    for name in ("final", "best"):
+        reward = kind == "reward_model"
+        loaded = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
+        loaded.from_pretrained(saved(folder / name, kind))
+        assert not (folder / name / VALUE_HEAD).exists()
+    assert "<svg" in (folder / "report.html").read_text()
+    assert (folder / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_broken_off_and_resumed_equals_one_that_was_not(kind, parts, tmp_path, monkeypatch):
+    flags = [*parts(kind), "--run.save-every", "2", "--evaluation.every", "3"]
+    run(kind, flags, tmp_path / "whole")
+    iterate = Offline.iterate
+
+    def breaks_down(self: Offline, step: int) -> dict[str, float]:
+        if step == 6:
+            raise KeyboardInterrupt
+        return iterate(self, step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Offline, "iterate", breaks_down)
+        with pytest.raises(KeyboardInterrupt):
+            run(kind, flags, tmp_path / "broken")
+    let_go()
+    assert len(metrics(tmp_path / "broken")) == 5
+    run(kind, flags, tmp_path / "broken", "--run.resume")
+    assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
+    found, expected = (
+        load_file(saved(tmp_path / name / "final", kind) / "model.safetensors")
+        for name in ("broken", "whole")
+    )
+    assert all(torch.equal(found[name], x) for name, x in expected.items())
+    summaries = [
+        json.loads((tmp_path / name / "summary.json").read_text()) for name in ("broken", "whole")
+    ]
+    for key in ("before", "after", "best", "num_tokens"):
+        assert summaries[0][key] == summaries[1][key]
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_harms_nothing(
+    parts, tmp_path, monkeypatch
+):
+    iterate = Offline.iterate
+
+    def poisoned(self: Offline, step: int) -> dict[str, float]:
+        if step == 3:
+            parameter = next(self.source.module.parameters())
+            parameter.register_hook(lambda gradient: gradient * math.nan)
+        return iterate(self, step)
+
+    monkeypatch.setattr(Offline, "iterate", poisoned)
+    folder = tmp_path / "run"
+    with pytest.raises(UserError, match=r"step 3: the gradient was inf or NaN.*learning_rate"):
+        run("sft", parts("sft"), folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["exit_reason"].startswith("stopped: step 3")
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_2"]
+    assert not (folder / "final").exists()
+
+
+def test_a_reward_model_of_labels_that_do_not_differ_is_refused_before_training(parts, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": "a", "label": 1}) + "\n" for _ in range(20)))
+    flags = [str(rows) if word.endswith("rows.jsonl") else word for word in parts("reward_model")]
+    with pytest.raises(UserError, match="two different values"):
+        run("reward_model", flags, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_learn_what_one_does(kind, parts, tmp_path):
+    flags = [*parts(kind), "--evaluation.every", "2"]
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
+    script = (
+        f"scripts/train_{METHODS.get(kind, kind)}.py",
+        *flags,
+        "--run.output-dir",
+        tmp_path / "two",
+    )
+    done = launched(*torchrun, *script)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("2 processes on cpu\n")
+    run(kind, flags, tmp_path / "one")
+    lines = [metrics(tmp_path / name) for name in ("two", "one")]
+    for first in (lines[0][0], lines[1][0]):  # policy and reference tie there, but for rounding
+        first.pop("rewards/accuracy", None)
+    for found, expected in zip(*lines, strict=True):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    found, expected = (
+        load_file(saved(tmp_path / name / "final", kind) / "model.safetensors")
+        for name in ("two", "one")
+    )
+    for name, x in expected.items():
+        assert float((found[name] - x).abs().max() / x.abs().max()) <= 1e-5

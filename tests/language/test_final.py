@@ -1,0 +1,129 @@
+"""What a run leaves in final/ is the policy at its end, for plain transformers and for lmpg."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import lmpg.language.program
+from lmpg.language.models.loading import load_policy
+from lmpg.language.models.settings import LoraSettings, ModelSettings
+from lmpg.language.models.value_head import load_value_head
+from lmpg.language.sampling.sampler import Sampler
+from tests.support.programs import own_parts, run_here, weights
+
+PROMPTS = ["a", "abc de", "klm 12"]
+LENGTHS = {"sampling.max-new-tokens": 12, "update.learning-rate": 1e-2}
+LORA = {"model.lora.rank": 8, "model.lora.alpha": 32}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return {**own_parts(tmp_path_factory.mktemp("parts")), **LENGTHS}
+
+
+@pytest.fixture(scope="module")
+def plain(parts, tmp_path_factory):
+    """Folder of a PPO run of the whole model."""
+    return run_here("ppo", {**parts, "run.output-dir": tmp_path_factory.mktemp("plain")})
+
+
+@pytest.fixture(scope="module")
+def adapted(parts, tmp_path_factory):
+    """Folder of a PPO run with an adapter."""
+    return run_here("ppo", {**parts, **LORA, "run.output-dir": tmp_path_factory.mktemp("adapted")})
+
+
+def policy_at_the_end(model_path, folder, **lora):
+    """The start model with the weights of the last checkpoint: what the run ended with."""
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    settings = ModelSettings(path=str(model_path), lora=LoraSettings(**lora))
+    policy = load_policy(settings, tokenizer, critic=True, temperature=1.0)
+    policy.load_trainable_state(weights(folder))
+    return policy, tokenizer
+
+
+def texts_of_policy(policy, tokenizer):
+    prompts = [tokenizer(text)["input_ids"] for text in PROMPTS]
+    samples = Sampler(policy, 12).sample(prompts, 1, None)
+    lengths = samples.inputs["response_lengths"].tolist()
+    rows = [ids[:n] for ids, n in zip(samples.inputs["response_ids"].tolist(), lengths)]
+    return [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+
+
+def texts_of_transformers(model, tokenizer):
+    texts = []
+    for prompt in PROMPTS:
+        given = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        ids = model.generate(**given, max_new_tokens=12, do_sample=False)[0]
+        response = ids[given["input_ids"].shape[1] :]
+        texts.append(tokenizer.decode(response, skip_special_tokens=True))
+    return texts
+
+
+def test_plain_transformers_writes_the_text_that_the_policy_ended_with(parts, plain):
+    policy, tokenizer = policy_at_the_end(parts["model.path"], plain)
+    start = AutoModelForCausalLM.from_pretrained(parts["model.path"])
+    model = AutoModelForCausalLM.from_pretrained(plain / "final")
+    texts = texts_of_transformers(model, AutoTokenizer.from_pretrained(plain / "final"))
+    assert texts == texts_of_policy(policy, tokenizer)
+    assert texts != texts_of_transformers(start, tokenizer)
+    ended = {k.removeprefix("model."): x for k, x in weights(plain).items()}
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, ended[name])
+
+
+def test_the_value_head_comes_back_bit_for_bit_and_training_goes_on_with_it(
+    parts, plain, tmp_path, capsys
+):
+    ended = weights(plain)
+    head = load_value_head(plain / "final")
+    assert head.weight.abs().max() > 0
+    assert torch.equal(head.weight, ended["value_head.weight"])
+    assert torch.equal(head.bias, ended["value_head.bias"])
+    on = {**parts, "model.path": plain / "final", "update.learning-rate": 1e-9}
+    again = run_here("ppo", {**on, "run.total-steps": 1, "run.output-dir": tmp_path / "again"})
+    assert "ratio 1.000000, KL to reference 0.000000" in capsys.readouterr().out
+    assert (weights(again)["value_head.weight"] - head.weight).abs().max() < 1e-7
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # within peft
+def test_an_adapter_is_saved_alone_and_merged(parts, adapted):
+    policy, tokenizer = policy_at_the_end(parts["model.path"], adapted, rank=8, alpha=32)
+    texts = texts_of_policy(policy, tokenizer)
+    start = AutoModelForCausalLM.from_pretrained(parts["model.path"])
+    assert texts != texts_of_transformers(start, tokenizer)
+    merged = AutoModelForCausalLM.from_pretrained(adapted / "final" / "merged")
+    assert texts_of_transformers(merged, tokenizer) == texts
+    by_peft = PeftModel.from_pretrained(start, adapted / "final")
+    assert texts_of_transformers(by_peft, tokenizer) == texts
+    saved = load_file(adapted / "final" / "adapter_model.safetensors")
+    assert saved
+    assert all("lora_" in name for name in saved)
+    assert (adapted / "final" / "value_head.safetensors").is_file()
+
+
+@pytest.mark.parametrize("lora", [LORA, {}], ids=["adapter", "whole model"])
+def test_the_reference_stays_and_with_an_adapter_it_is_no_second_model(
+    parts, lora, tmp_path, monkeypatch
+):
+    found = {}
+
+    def look(online, *_):
+        reference, policy = online.source.reference, online.policy
+        inputs = online.source.collect(1).rollout.inputs
+        before = reference.logprobs(inputs)
+        online.run()
+        online.tracker.close()
+        found["the same model"] = reference._policy is policy
+        found["it stayed"] = torch.equal(reference.logprobs(inputs), before)
+        found["policy's way"] = (policy.evaluate(inputs).logprobs_BT - before).abs().max().item()
+
+    monkeypatch.setattr(lmpg.language.program, "carry_out", look)
+    run_here("ppo", {**parts, **lora, "run.output-dir": tmp_path / "run"})
+    assert found["the same model"] == bool(lora)
+    assert found["it stayed"]
+    assert found["policy's way"] > 0.1

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lmpg.language.worlds.cache import MANIFEST, cache_folder, cached
+from lmpg.settings.section import UserError
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("LMPG_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+class Maker:
+    """Writes two files and counts how often it was asked to."""
+
+    def __init__(self, content: str = "x") -> None:
+        self.calls = 0
+        self.content = content
+
+    def __call__(self, folder: Path) -> None:
+        self.calls += 1
+        (folder / "inner").mkdir()
+        (folder / "inner" / "model").write_text(self.content)
+        (folder / "facts").write_text("1")
+
+
+def test_a_stage_is_made_once_per_settings(cache):
+    make = Maker()
+    first = cached("stage", {"a": 1, "b": 2}, make)
+    assert first.parent == cache
+    assert (first / "inner" / "model").read_text() == "x"
+    assert cached("stage", {"b": 2, "a": 1}, make) == first
+    assert make.calls == 1
+    assert cached("stage", {"a": 1, "b": 3}, make) != first
+    assert cached("other", {"a": 1, "b": 2}, make) != first
+    assert make.calls == 3
+
+
+def test_the_manifest_says_what_a_stage_was_made_from(cache):
+    folder = cached("stage", {"seed": 7}, Maker())
+    assert json.loads((folder / MANIFEST).read_text())["settings"] == {"seed": 7}
+
+
+@pytest.mark.parametrize(
+    "tear",
+    [
+        lambda folder: (folder / "inner" / "model").write_text("y"),
+        lambda folder: (folder / "inner" / "model").unlink(),
+        lambda folder: (folder / MANIFEST).unlink(),
+        lambda folder: (folder / MANIFEST).write_text('{"files": '),
+        lambda folder: (folder / MANIFEST).write_text("[]"),
+    ],
+)
+def test_a_torn_stage_is_made_again(cache, tear):
+    make = Maker()
+    folder = cached("stage", {}, make)
+    tear(folder)
+    assert cached("stage", {}, make) == folder
+    assert make.calls == 2
+    assert (folder / "inner" / "model").read_text() == "x"
+    assert cached("stage", {}, make) == folder
+    assert make.calls == 2
+
+
+def test_a_failed_making_leaves_nothing_that_counts(cache):
+    def fail(folder: Path) -> None:
+        (folder / "half").write_text("x")
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        cached("stage", {}, fail)
+    folder = cached("stage", {}, Maker())
+    assert not (folder / "half").exists()
+    assert [path for path in cache.iterdir() if path.name.endswith(".tmp")] == []
+
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from lmpg.language.worlds.cache import cached
+def make(folder):
+    with open(sys.argv[1], "a") as calls:
+        calls.write("made\\n")
+    time.sleep(1.0)
+    (folder / "model").write_text("x")
+print(cached("stage", {}, make))
+"""
+
+
+def test_two_processes_at_once_make_a_stage_once(cache, tmp_path):
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "calls")]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=60)[0].splitlines() for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert said[0][-1] == said[1][-1]
+    assert (tmp_path / "calls").read_text() == "made\n"
+
+
+def test_a_killed_process_does_not_block_the_next(cache, tmp_path):
+    calls = tmp_path / "calls"
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(calls)])
+    deadline = time.monotonic() + 60
+    while not calls.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    make = Maker()
+    assert (cached("stage", {}, make) / "inner" / "model").read_text() == "x"
+    assert make.calls == 1
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.delenv("LMPG_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "lmpg"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder() == tmp_path / "home" / ".cache" / "lmpg"
+    monkeypatch.setenv("LMPG_CACHE", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own"
+
+
+def test_a_cache_that_cannot_be_written_is_refused(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LMPG_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"file cannot be written .*; set LMPG_CACHE to a folder"):
+        cached("stage", {}, Maker())

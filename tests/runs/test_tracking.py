@@ -1,0 +1,178 @@
+"""Metrics go to files bit for bit, are cut back on resume, and read well on a console."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+
+import pytest
+import torch
+
+from lmpg.runs.tracking import Tracker, clock
+from lmpg.settings.section import UserError
+
+
+@pytest.fixture
+def tracker(tmp_path):
+    made = []
+
+    def make(total_steps=100, trackers=(), folder=tmp_path, **kwargs):
+        made.append(Tracker(folder, trackers, total_steps, console_interval=0.0, **kwargs))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_step_is_a_line_of_strict_json_at_once(tmp_path, tracker):
+    t = tracker()
+    t.log(1, {"reward": 0.1 + 0.2, "grad_norm": torch.tensor(1.5), "kl": math.nan, "r": -math.inf})
+    t.log(2, {"reward": 1e-17, "num_tokens": 2**53 + 1})
+    first, second = lines(tmp_path / "metrics.jsonl")
+    assert first == {"step": 1, "reward": 0.1 + 0.2, "grad_norm": 1.5, "kl": None, "r": None}
+    assert second == {"step": 2, "reward": 1e-17, "num_tokens": 2**53 + 1}
+
+
+def test_samples_keep_texts_messages_and_scores(tmp_path, tracker):
+    rows = [
+        {"prompt": "Ünë\n", "completion": "\ud800 lone", "score": None},
+        {"prompt": [{"role": "user", "content": "hi"}], "completion": "x", "score": 0.5},
+    ]
+    tracker().samples(3, rows)
+    first, second = lines(tmp_path / "samples.jsonl")
+    assert first == {"step": 3, "prompt": "Ünë\n", "completion": "? lone", "score": None}
+    assert second == {"step": 3, **rows[1]}
+
+
+def test_what_is_no_number_is_refused(tracker):
+    with pytest.raises(TypeError, match="object object"):
+        tracker().log(1, {"x": object()})
+
+
+def test_files_are_cut_back_to_a_checkpoint_byte_for_byte(tmp_path, tracker):
+    t = tracker()
+    t.log(1, {"reward": 1.0})
+    t.samples(1, [{"prompt": "é"}])
+    state = json.loads(json.dumps(t.state()))
+    before = [(tmp_path / name).read_bytes() for name in ("metrics.jsonl", "samples.jsonl")]
+    t.log(2, {"reward": 2.0})
+    t.samples(2, [{"prompt": "b"}])
+    t.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "rew')  # killed in the middle of a line
+    again = tracker()
+    again.cut_back(state)
+    after = [(tmp_path / name).read_bytes() for name in ("metrics.jsonl", "samples.jsonl")]
+    assert after == before
+    again.log(2, {"reward": 2.5})
+    assert lines(tmp_path / "metrics.jsonl") == [
+        {"step": 1, "reward": 1.0},
+        {"step": 2, "reward": 2.5},
+    ]
+
+
+def test_a_run_that_starts_over_empties_the_files(tmp_path, tracker):
+    t = tracker()
+    t.log(1, {"reward": 1.0})
+    t.cut_back({})
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b""
+
+
+def test_a_file_that_is_shorter_than_its_checkpoint_says_is_refused(tmp_path, tracker):
+    t = tracker()
+    t.log(1, {"reward": 1.0})
+    state = t.state()
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"metrics\.jsonl has 0 bytes, but the checkpoint"):
+        t.cut_back(state)
+
+
+def test_only_the_main_process_writes(tmp_path, tracker, capsys):
+    t = tracker(main_process=False, trackers=["tensorboard"])
+    t.log(1, {"reward": 1.0})
+    t.samples(1, [{"prompt": "a"}])
+    t.say("hello")
+    t.cut_back({"metrics": 5})
+    assert t.state() == {}
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_the_console_line_tells_what_matters_and_stays_aligned(tracker, capsys):
+    t = tracker()
+    metrics = {
+        "reward": 1.25, "objective/kl": 0.5, "loss/total": -0.0123,
+        "completions/mean_length": 23.4, "perf/tokens_per_second": 1234.5, "time/update": 1.0,
+    }  # fmt: skip
+    t.log(9, metrics)
+    t.log(10, {**metrics, "reward": -11.5, "objective/kl": math.nan, "eval/reward": 2.0})
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("step   9/100 | reward    1.250 | kl   0.500 | loss   -0.0123 | ")
+    assert "length  23.4 | tok/s    1,234 | " in first
+    assert re.search(r"\| \d:\d\d elapsed, \d+:\d\d left$", first)
+    assert second.startswith("step  10/100 | reward  -11.500 | kl     nan | loss   -0.0123 | ")
+    assert "| eval reward 2.000 |" in second
+    assert [first.index(" | kl"), first.index(" | tok/s")] == [
+        second.index(" | kl"),
+        second.index(" | tok/s"),
+    ]
+
+
+def test_the_time_left_counts_the_steps_of_this_session_alone(tracker, capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("lmpg.runs.tracking.time.monotonic", lambda: now[0])
+    t = tracker(total_steps=100)
+    for step in (51, 52):  # resumed at 50; two seconds a step
+        now[0] += 2.0
+        t.log(step, {"reward": 0.0})
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith("0:04 elapsed, 1:36 left")
+
+
+def test_quick_steps_share_a_line_but_the_last_step_always_has_one(tmp_path, capsys):
+    t = Tracker(tmp_path, (), 50, console_interval=60.0)
+    for step in range(1, 51):
+        t.log(step, {"episode/return_mean": float(step)})
+    t.close()
+    shown = capsys.readouterr().out.splitlines()
+    assert [line[:10] for line in shown] == ["step  1/50", "step 50/50"]
+    assert len(lines(tmp_path / "metrics.jsonl")) == 50
+
+
+def test_durations_read_as_clock_times():
+    assert [clock(s) for s in (0, 59.6, 3599, 3661)] == ["0:00", "1:00", "59:59", "1:01:01"]
+
+
+def logged_steps(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars("reward")]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tensorboard_shows_no_step_twice_after_a_resume(tmp_path, tracker):
+    pytest.importorskip("tensorboard")
+    first = tracker(trackers=["tensorboard"])
+    for step in (1, 2, 3, 4):
+        first.log(step, {"reward": float(step), "text": None})
+    first.close()
+    again = tracker(trackers=["tensorboard"])
+    for step in (3, 4, 5):  # the checkpoint was at step 2
+        again.log(step, {"reward": 10.0 * step})
+    again.close()
+    assert logged_steps(tmp_path) == [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0), (5, 50.0)]
+
+
+def test_missing_tensorboard_is_told_with_the_command_that_installs_it(tracker, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match=r'pip install "lmpg\[tensorboard\]"'):
+        tracker(trackers=["tensorboard"])

@@ -1,0 +1,70 @@
+"""Memory that large tensors leave behind."""
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lmpg.runtime import memory
+from lmpg.runtime.memory import keep_freed_memory
+
+PROGRAM = """
+import ctypes, os
+from pathlib import Path
+from lmpg.runtime.memory import keep_freed_memory
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+
+def held():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+def held_after(size):
+    block = libc.malloc(size)
+    ctypes.memset(block, 1, size)
+    libc.free(block)
+    return held()
+
+before = held()
+print(held_after(2**27) - before < 2**26)
+assert keep_freed_memory()
+print(held_after(2**27) - before > 2**26)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these switches")
+def test_a_large_block_stays_with_the_process_when_it_is_freed():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch):
+    monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("", ""))
+    assert not keep_freed_memory()
+
+
+SIZE = """
+import os, resource, sys
+from pathlib import Path
+from lmpg.runtime.memory import keep_freed_memory
+
+if sys.argv[1] == "limited":
+    resource.setrlimit(resource.RLIMIT_AS, (2**40, 2**40))
+page = os.sysconf("SC_PAGE_SIZE")
+before = int(Path("/proc/self/statm").read_text().split()[0])
+assert keep_freed_memory()
+print((int(Path("/proc/self/statm").read_text().split()[0]) - before) * page)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these switches")
+@pytest.mark.parametrize("addresses", ["free", "limited"])
+def test_the_heap_takes_no_addresses_where_they_are_limited(addresses):
+    strict = Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
+    done = subprocess.run(
+        [sys.executable, "-c", SIZE, addresses], capture_output=True, text=True, check=True
+    )
+    assert (int(done.stdout) > 2**28) == (addresses == "free" and not strict)
