@@ -14,6 +14,7 @@ from lmpg.cli.train import methods, settings_class
 from lmpg.gym.settings import GYM_METHODS
 from lmpg.settings.presets import preset_names
 from lmpg.settings.section import Section
+from tests.support.planted import catches
 
 ROOT = Path(__file__).parent.parent
 PAPERS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
@@ -74,6 +75,7 @@ def flags(settings: type[Section]) -> set[tuple[str, str]]:
     return found
 
 
+@catches("a link to a heading that is not there")
 @pytest.mark.parametrize("page", PAPERS, ids=lambda page: page.name)
 def test_every_link_leads_somewhere(page):
     for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
@@ -85,6 +87,7 @@ def test_every_link_leads_somewhere(page):
         assert not anchor or anchor in anchors(target), link
 
 
+@catches("a folder by its old name")
 @pytest.mark.parametrize("page", PAPERS, ids=lambda page: page.name)
 def test_every_path_and_module_that_is_named_exists(page):
     wrong = []
@@ -96,6 +99,7 @@ def test_every_path_and_module_that_is_named_exists(page):
     assert wrong == []
 
 
+@catches("a flag or a method with a typing error in it")
 @pytest.mark.parametrize("page", PAPERS, ids=lambda page: page.name)
 def test_every_command_names_what_there_is(page):
     names, makefile, wrong = {*methods(), *preset_names(), "gpg"}, prose(ROOT / "Makefile"), []
@@ -113,6 +117,7 @@ def test_every_command_names_what_there_is(page):
     assert wrong == []
 
 
+@catches("the README's algorithm differs from the file")
 def test_the_readme_shows_an_algorithm_as_it_stands():
     path, shown = re.search(
         r"\((lmpg/algorithms/\w+\.py)\) as it stands:\n\n```python\n(.*?)```",
@@ -127,11 +132,13 @@ def test_a_newcomer_can_read_it_whole(page):
     assert len(prose(page).splitlines()) <= 150
 
 
+@catches("a method left out of the table")
 def test_every_method_and_preset_is_in_the_table_of_methods():
     named = set(re.findall(r"`(\w+)`", prose(ROOT / "docs" / "methods.md")))
     assert {*methods(), *preset_names(), *GYM_METHODS, *ALGORITHMS} - named == set()
 
 
+@catches("a formula by a name that it does not have")
 def test_every_formulas_file_is_linked_where_it_is_named():
     text = prose(ROOT / "docs" / "methods.md")
     for names, path in re.findall(r"\[([a-z0-9_, ]+)\]\(\.\./(lmpg/functional/\w+\.py)\)", text):
