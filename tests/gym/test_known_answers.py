@@ -10,7 +10,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from lmpg.algorithms.ppo import PPO
-from lmpg.gym.classic.incremental import OnlineMethod, transitions
+from lmpg.gym.classic.incremental import IncrementalMethod, transitions
 from lmpg.gym.classic.lstd_actor_critic import LstdActorCritic
 from lmpg.gym.classic.qac import QAC
 from lmpg.gym.classic.td_actor_critic import TdActorCritic
@@ -76,7 +76,7 @@ def learning(s, source):
     total = num_iterations(s.run, s.update)
     shared = isinstance(s, GymSettings)
     updater = Updater(source.policy, s.update, total, 0, Processes(cpu=True)) if shared else None
-    state = {} if shared else s.algorithm.prepared(source.policy, 0)
+    state = {} if shared else s.algorithm.initial_state(source.policy, 0)
     for step in range(1, total + 1):
         rollout = source.collect(step).rollout
         if updater:
@@ -110,11 +110,11 @@ CRITICS = {
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "steps"), CRITICS.values(), ids=CRITICS)
 def test_a_time_limit_lowers_no_critics_value(method, steps):  # G3
-    online = isinstance(method, OnlineMethod)
+    online = isinstance(method, IncrementalMethod)
     envs = make_envs(EnvSettings(id="lmpg/CyclicChain-v0"), 1 if online else 8)
     runner = Runner(envs, "lmpg/CyclicChain-v0", seed=0)
     policy = tabular(runner, critic="critic" in method.needs)
-    state = method.prepared(policy, 0)
+    state = method.initial_state(policy, 0)
     while runner.num_steps < steps:
         until, drawn = runner.num_steps + 400, generator(runner.num_steps)
         if online:

@@ -180,7 +180,7 @@ import sys, time
 from lmpg.algorithms import PPO
 from lmpg.language.settings import LanguageSettings
 from lmpg.runs.folder import open_run
-from lmpg.training.settings import RunSettings
+from lmpg.runs.settings import RunSettings
 run = RunSettings(output_dir=sys.argv[1], resume=True)
 open_run(LanguageSettings[PPO](algorithm=PPO(), run=run), "ppo")
 print("holding", flush=True)

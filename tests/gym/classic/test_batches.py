@@ -55,7 +55,7 @@ def pulls(policy: MLPPolicy, actions: list[int], rewards: tuple[float, float]) -
 
 
 def updated(method, policy, rollout):
-    return method.update(policy, rollout, method.prepared(policy, 0), generator(0))
+    return method.update(policy, rollout, method.initial_state(policy, 0), generator(0))
 
 
 @catches("the plain gradient taken for the natural one")
@@ -197,7 +197,7 @@ def test_the_critic_is_fitted_to_unwhitened_returns_and_its_moments_go_on():
     method = NaturalPolicyGradient(
         step_size=1e-6, critic_learning_rate=0.05, critic_epochs=200, critic_minibatch_size=2
     )
-    state = method.prepared(policy, 0)
+    state = method.initial_state(policy, 0)
     for _ in range(2):
         rollout = pulls(policy, [0, 1, 0, 1], (5.0, 7.0))
         method.update(policy, rollout, state, generator(0))

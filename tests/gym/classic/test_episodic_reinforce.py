@@ -76,7 +76,7 @@ def test_the_actor_moves_by_the_gradient_of_its_episodes_when_the_last_has_ended
     method = EpisodicReinforce(gamma=0.5, baseline="none", episodes=2, step_size=1.0)
     with living(Scripted, **script) as runner:
         policy = tabular(runner, critic=False)
-        state = method.prepared(policy, 0)
+        state = method.initial_state(policy, 0)
         assert method.iterate(policy, runner, state, 3, generator(0)) == {}
         assert not policy.actor.weight.any()
         method.iterate(policy, runner, state, 4, generator(1))
@@ -100,7 +100,7 @@ def test_it_finds_the_corridors_best_probability(fields):  # G16
         found = []
         for step_size, steps in ((0.01, 10_000), (0.002, 70_000)):
             method = EpisodicReinforce(gamma=1.0, episodes=20, step_size=step_size, **fields)
-            state = method.prepared(policy, 0)
+            state = method.initial_state(policy, 0)
             end, found = runner.num_steps + steps, []
             while runner.num_steps < end:
                 method.iterate(

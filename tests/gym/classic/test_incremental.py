@@ -37,7 +37,7 @@ def lived(method, script, steps=(3,), V=V):
         policy = tabular(runner)
         start = torch.tensor(V[: script["num_states"]])
         policy.critic.weight.data = start[None].clone()
-        state = method.prepared(policy, 0)
+        state = method.initial_state(policy, 0)
         for i, until in enumerate(steps):
             method.iterate(policy, runner, state, until, generator("act", i))
             assert runner.num_steps == until
@@ -133,7 +133,7 @@ def test_the_factor_of_gamma_to_the_t_is_there_when_it_is_asked_for(kind, discou
     with living(Chain) as runner:
         policy = tabular(runner)
         policy.critic.weight.data.fill_(0.909091)
-        state = method.prepared(policy, 0)
+        state = method.initial_state(policy, 0)
         while len(runner.episodes) < 50:
             method.iterate(policy, runner, state, runner.num_steps + 1, generator(runner.num_steps))
         lengths = np.array([length for _, length in runner.episodes])
@@ -148,7 +148,7 @@ def test_sarsa_learns_the_action_values_of_g13():
     method = QAC(gamma=0.9, actor_step_size=0, critic_step_size=0.01)
     with living(Chain) as runner:
         policy = tabular(runner, critic=False)
-        state = method.prepared(policy, 0)
+        state = method.initial_state(policy, 0)
         method.iterate(policy, runner, state, 1001, generator("act"))
         assert runner.num_steps == 1001
     assert state["w"].sum(1).tolist() == pytest.approx([0.818182, 1.0], abs=0.025)
@@ -160,7 +160,7 @@ def test_sarsa_bootstraps_after_truncation_only():
         method = QAC(gamma=0.9, actor_step_size=0, critic_step_size=1e-4)
         with living(Scripted, **DISTINCT | {"terminal": terminal}) as runner:
             policy = tabular(runner, critic=False)
-            state = method.prepared(policy, 0)
+            state = method.initial_state(policy, 0)
             state["w"] = torch.tensor([[*V, 0.0], [*V, 0.0]])
             method.iterate(policy, runner, state, 3, generator("act"))
         w.append(1e4 * (state["w"][:, :4].sum(0) - 2 * torch.tensor(V)))
@@ -172,7 +172,7 @@ def test_a_continuous_action_has_no_q_actor_critic():
     settings = EnvSettings(id="Pendulum-v1", num_envs=1)
     runner = Runner(make_envs(settings, 1), settings.id, 0)
     with pytest.raises(UserError, match="continuous"):
-        QAC().prepared(tabular(runner), 0)
+        QAC().initial_state(tabular(runner), 0)
     runner.close()
 
 
@@ -183,7 +183,7 @@ def test_least_squares_td_solves_for_the_values_of_its_sample(lam):
     method = LstdActorCritic(gamma=0.9, lam=lam, step_size=0, ridge=1e-9)
     with living(Scripted, **DISTINCT) as runner:
         policy = tabular(runner, critic=False)
-        state = method.prepared(policy, 0)
+        state = method.initial_state(policy, 0)
         method.iterate(policy, runner, state, 150, generator("act"))
     values = (state["w"][:4] + state["w"][4])[:3]
     assert values.tolist() == pytest.approx([5.23, 4.7, 3.0], abs=1e-3)
@@ -195,7 +195,7 @@ def test_least_squares_td_at_lambda_1_is_the_mean_return_of_states_that_look_ali
     method = LstdActorCritic(gamma=0.9, lam=1, step_size=0, ridge=1e-9)
     with living(Scripted, states=[0, 0], rewards=[1.0, 2.0], num_states=1, terminal=True) as runner:
         policy = tabular(runner, critic=False)
-        state = method.prepared(policy, 0)
+        state = method.initial_state(policy, 0)
         method.iterate(policy, runner, state, 10, generator("act"))
     assert float(state["w"].sum()) == pytest.approx(2.4, abs=1e-4)
 
@@ -204,7 +204,7 @@ def test_least_squares_td_bootstraps_after_truncation():
     method = LstdActorCritic(gamma=0.5, step_size=0, ridge=1e-9)
     with living(Scripted, states=[0, 0], rewards=[1.0], num_states=1, terminal=False) as runner:
         policy = tabular(runner, critic=False)
-        state = method.prepared(policy, 0)
+        state = method.initial_state(policy, 0)
         method.iterate(policy, runner, state, 20, generator("act"))
     assert float(state["w"].sum()) == pytest.approx(2.0, abs=1e-3)  # 1/(1 − γ), not 1
 
@@ -217,7 +217,7 @@ def test_the_average_reward_and_the_differential_values_of_two_rooms():
     slow = AverageReward(**still, critic_step_size=0.01, average_step_size=0.002)
     with living(TwoRooms) as runner:
         policy = tabular(runner)
-        state = quick.prepared(policy, 0)
+        state = quick.initial_state(policy, 0)
         quick.iterate(policy, runner, state, 400, generator(0))
         found = slow.iterate(policy, runner, state, 1600, generator(1))
     h = policy.critic.weight.detach()[0]
@@ -231,7 +231,7 @@ def test_the_average_reward_actor_learns_to_go_where_it_is_paid_and_to_stay():
     )
     with living(TwoRooms) as runner:
         policy = tabular(runner)
-        state = method.prepared(policy, 0)
+        state = method.initial_state(policy, 0)
         found = method.iterate(policy, runner, state, 1000, generator("act"))
     assert found["value/average_reward"] > 0.8
 
@@ -243,7 +243,7 @@ def test_a_life_that_goes_on_takes_the_reset_for_a_step():
     with living(Scripted, states=[0, 1], rewards=[1.0], num_states=2, terminal=True) as runner:
         policy = tabular(runner)
         policy.critic.weight.data = torch.tensor([[0.0, 100.0]])
-        state = method.prepared(policy, 0)
+        state = method.initial_state(policy, 0)
         found = method.iterate(policy, runner, state, 200, generator("act"))
     assert found["value/average_reward"] == pytest.approx(1, abs=1e-3)
     assert policy.critic.weight[0, 1].item() == 100
@@ -272,11 +272,11 @@ def test_finite_differences_find_the_exact_gradient_of_a_quadratic():
     method = FiniteDifferences(step_size=0.1, disturbances=3, size=0.3)
     with living(Target) as runner:
         policy = tabular(runner, critic=False, aliased=True)  # θ: the mean action and log σ
-        state = method.prepared(policy, 0)
+        state = method.initial_state(policy, 0)
         assert method.iterate(policy, runner, state, 5, generator("act")) == {}
         assert policy.actor.bias.tolist() == [0, 0]  # what is saved is not disturbed
         policy.distribution.log_std.requires_grad_(False)
-        state = method.prepared(policy, 0)
+        state = method.initial_state(policy, 0)
         found = method.iterate(policy, runner, state, 11, generator("act"))
     assert found["grad_norm"] == pytest.approx(20**0.5, abs=1e-4)
     assert policy.actor.bias.tolist() == pytest.approx([0.2, 0.4], abs=1e-5)
@@ -287,6 +287,6 @@ def test_finite_differences_climb_with_returns_of_several_episodes():
     with living(Target) as runner:
         policy = tabular(runner, critic=False, aliased=True)
         policy.distribution.log_std.requires_grad_(False)
-        state = method.prepared(policy, 0)
+        state = method.initial_state(policy, 0)
         method.iterate(policy, runner, state, 8 * 20, generator("act"))
     assert flat(actor_parameters(policy)).tolist() == pytest.approx([1, 2], abs=0.3)

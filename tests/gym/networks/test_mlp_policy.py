@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lmpg.gym.networks.distributions import Categorical, DiagonalGaussian
-from lmpg.gym.networks.mlp_policy import ActionSpec, MLPPolicy, load_policy
+from lmpg.gym.networks.mlp_policy import ActionSpec, MLPPolicy, load_mlp_policy
 from lmpg.gym.networks.settings import PolicySettings
 from lmpg.runtime.seeding import generator
 from lmpg.settings.section import UserError
@@ -123,7 +123,7 @@ def test_a_saved_policy_comes_back(actions, settings, tmp_path):
     policy.save(tmp_path)
     assert {p.suffix for p in tmp_path.iterdir()} == {".safetensors", ".json"}
     features = np.ones((2, 4), dtype=np.float32)
-    loaded, noise = load_policy(tmp_path), policy.noise(1, 2, generator(0))[0]
+    loaded, noise = load_mlp_policy(tmp_path), policy.noise(1, 2, generator(0))[0]
     assert np.array_equal(loaded.act(features, None), policy.act(features, None))
     assert np.array_equal(loaded.act(features, noise), policy.act(features, noise))
     assert torch.equal(loaded.values(torch.ones(2, 4)), policy.values(torch.ones(2, 4)))
@@ -136,12 +136,12 @@ def test_a_policy_saved_before_there_were_joint_choices_is_still_read(tmp_path):
     described = json.loads((tmp_path / "policy.json").read_text())
     del described["actions"]["choices"], described["policy"]["trunk"]
     (tmp_path / "policy.json").write_text(json.dumps(described))
-    assert load_policy(tmp_path).action_spec == DISCRETE
+    assert load_mlp_policy(tmp_path).action_spec == DISCRETE
 
 
 def test_loading_what_is_no_policy_names_the_folder(tmp_path):
     with pytest.raises(UserError, match=r"policy\.json"):
-        load_policy(tmp_path)
+        load_mlp_policy(tmp_path)
 
 
 def slope_in_the_actor(term: torch.Tensor, policy: MLPPolicy) -> torch.Tensor | None:

@@ -16,12 +16,12 @@ from lmpg.gym.networks.parameters import (
     distribution,
     fisher_product,
     flat,
+    grad_logprobs,
     gradient,
     logprobs,
     mean_kl,
     move,
     place,
-    scores,
 )
 from lmpg.gym.networks.settings import PolicySettings
 from lmpg.runtime.seeding import generator
@@ -58,7 +58,7 @@ def test_the_score_of_linear_softmax_is_feature_less_expected_feature():
     π = distribution(policy, s).probs.detach()
     chosen = torch.nn.functional.one_hot(a, 3)
     expected = (chosen - π)[:, :, None] * s[:, None, :]
-    found = scores(policy, s, a)
+    found = grad_logprobs(policy, s, a)
     torch.testing.assert_close(found[:, :12], expected.flatten(1))
     torch.testing.assert_close(found[:, 12:], chosen - π)
 
@@ -67,7 +67,7 @@ def test_the_score_of_a_linear_gaussian_is_its_closed_form():
     policy, s = made(CONTINUOUS), observed(6)
     a = torch.randn(6, 2, generator=generator("actions"))
     μ, σ = policy.actor(s).detach(), policy.distribution.log_std.detach().exp()
-    found = scores(policy, s, a)
+    found = grad_logprobs(policy, s, a)
     of_weights = ((a - μ) / σ**2)[:, :, None] * s[:, None, :]
     of_log_σ = ((a - μ) / σ) ** 2 - 1
     expected = [of_log_σ, of_weights.flatten(1), (a - μ) / σ**2]
@@ -80,7 +80,7 @@ def test_the_scores_are_the_gradients_of_each_step_alone(hidden):
     one_by_one = [
         gradient(logprobs(policy, s[i], a[i]), actor_parameters(policy)) for i in range(4)
     ]
-    torch.testing.assert_close(scores(policy, s, a), torch.stack(one_by_one))
+    torch.testing.assert_close(grad_logprobs(policy, s, a), torch.stack(one_by_one))
 
 
 @pytest.mark.parametrize("hidden", [(), (5,)])
@@ -89,7 +89,7 @@ def test_the_fisher_product_is_the_expected_outer_product_of_scores(hidden):
     π = distribution(policy, s).probs.detach()
     F = 0
     for a in range(3):
-        ψ = scores(policy, s, torch.full((7,), a))
+        ψ = grad_logprobs(policy, s, torch.full((7,), a))
         F = F + (ψ * π[:, a : a + 1]).T @ ψ / 7
     v = torch.randn(F.shape[0], generator=generator("v"))
     torch.testing.assert_close(fisher_product(policy, s)(v), F @ v, atol=1e-5, rtol=1e-4)

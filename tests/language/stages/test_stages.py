@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from lmpg.cli.train import train
+from lmpg.cli.train import train_by_name
 from lmpg.language.models.value_head import FILE as VALUE_HEAD
 from lmpg.settings.section import UserError
 from lmpg.training.offline import Offline
@@ -63,7 +63,7 @@ def parts(tmp_path_factory) -> Callable[[str], list[str]]:
 
 def run(kind: str, flags: list[str], folder: Path, *more: str) -> None:
     words = [*flags, "--run.output-dir", str(folder), *more]
-    train(METHODS.get(kind, kind), words)
+    train_by_name(METHODS.get(kind, kind), words)
 
 
 def saved(folder: Path, kind: str) -> Path:
