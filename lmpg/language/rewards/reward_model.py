@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from lmpg.language.data.tokenizing import cut_left, scored_ids, start_ids
+from lmpg.language.data.tokenizing import bos_ids, cut_left, scored_ids
 from lmpg.language.models.loading import context_length, load_sequence_classifier
 from lmpg.language.models.sequence_classifier import SequenceScorer
 from lmpg.language.rewards.request import Answer, Batch
@@ -69,9 +69,9 @@ class ModelReward:
         return answer
 
     def _scores(self, rows: list[tuple[Any, str]]) -> Answer:
-        start = start_ids(self.tokenizer)
+        bos = bos_ids(self.tokenizer)
         ids = [scored_ids(self.tokenizer, p, c) for p, c in rows]
-        scores = self.scorer.score([cut_left(one, self.max_tokens, start) for one in ids])
+        scores = self.scorer.score([cut_left(one, self.max_tokens, bos) for one in ids])
         if len(scores) != len(rows):
             raise ValueError(f"the model gave {len(scores)} scores for {len(rows)} responses")
         return Answer(

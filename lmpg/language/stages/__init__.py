@@ -1,4 +1,4 @@
-"""Stages: what learns from a fixed set, from settings to an objective. One file each."""
+"""Stages: each file turns the settings of one kind of offline training into an objective."""
 
 from lmpg.language.stages.preference import dpo, kto
 from lmpg.language.stages.prepared import Stage

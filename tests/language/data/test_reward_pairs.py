@@ -5,7 +5,12 @@ from collections import Counter
 
 import pytest
 
-from lmpg.language.data.reward_pairs import as_pairs, load_pairs, match_labels, pairs_from_rows
+from lmpg.language.data.reward_pairs import (
+    as_pairs,
+    load_reward_pairs,
+    match_labels,
+    reward_pairs_from_rows,
+)
 from lmpg.language.data.settings import DataSettings
 from lmpg.language.data.tokenizing import scored_ids
 from lmpg.settings.section import UserError
@@ -20,7 +25,7 @@ def load(tmp_path):
         path = tmp_path / "pairs.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         tokenizer = tokenizer or character_tokenizer(chat=True)
-        return load_pairs(DataSettings(path=str(path), **settings), tokenizer, limit)
+        return load_reward_pairs(DataSettings(path=str(path), **settings), tokenizer, limit)
 
     return load_rows
 
@@ -34,15 +39,19 @@ def test_explicit_and_implicit_prompts_give_the_same_pair():
     explicit = [{"prompt": "It was", "chosen": " good", "rejected": " bad"}]
     implicit = [{"chosen": "It was good", "rejected": "It was bad"}]
     tokenizer = character_tokenizer()
-    assert pairs_from_rows(explicit, tokenizer, 50) == pairs_from_rows(implicit, tokenizer, 50)
-    assert texts_of(pairs_from_rows(explicit, tokenizer, 50)) == [
+    assert reward_pairs_from_rows(explicit, tokenizer, 50) == reward_pairs_from_rows(
+        implicit, tokenizer, 50
+    )
+    assert texts_of(reward_pairs_from_rows(explicit, tokenizer, 50)) == [
         ("<s>It was good</s>", "<s>It was bad</s>")
     ]
 
 
 def test_a_pair_is_read_as_the_reward_model_will_read_it():
     tokenizer = character_tokenizer()
-    pair = pairs_from_rows([{"prompt": "a", "chosen": "b", "rejected": "c"}], tokenizer, 50)[0]
+    pair = reward_pairs_from_rows([{"prompt": "a", "chosen": "b", "rejected": "c"}], tokenizer, 50)[
+        0
+    ]
     assert pair.chosen_ids == scored_ids(tokenizer, "a", "b")
     assert pair.chosen_ids[-1] == EOS
 
@@ -54,7 +63,7 @@ def test_chat_pairs_may_repeat_the_prompt_or_not(whole):
     before = [question] if whole else []
     row = {"chosen": [*before, answers[0]], "rejected": [*before, answers[1]]}
     row["prompt"] = "hi" if whole else [question]
-    pairs = pairs_from_rows([row], character_tokenizer(chat=True), 50)
+    pairs = reward_pairs_from_rows([row], character_tokenizer(chat=True), 50)
     expected = "<|user|>hi<|assistant|>"
     assert texts_of(pairs) == [(f"{expected}yes</s>", f"{expected}no</s>")]
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lmpg.language.data.reward_pairs import pairs_from_rows
+from lmpg.language.data.reward_pairs import reward_pairs_from_rows
 from lmpg.language.rewards.request import Batch
 from lmpg.language.rewards.reward_model import ModelReward, model_name
 from lmpg.language.rewards.scorer import Scorer
@@ -40,7 +40,7 @@ def saved_model(tmp_path):
 def test_a_model_reads_prompt_and_completion_as_its_training_did():
     tokenizer, lengths = character_tokenizer(), Lengths()
     answered(ModelReward("judge", lengths, tokenizer, 50), "It was", " good")
-    pair = pairs_from_rows(
+    pair = reward_pairs_from_rows(
         [{"prompt": "It was", "chosen": " good", "rejected": "x"}], tokenizer, 50
     )
     assert lengths.rows == [pair[0].chosen_ids]
