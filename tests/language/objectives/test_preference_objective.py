@@ -188,7 +188,7 @@ def test_with_an_adapter_the_reference_is_the_model_below_it():
     objective = dpo_objective(random_preference_pairs(4), policy=policy)
     for pair in objective.train:
         expected = [plain_logprob(tiny_model(), x)[0] for x in (pair.chosen, pair.rejected)]
-        assert pair.reference == pytest.approx(expected, rel=1e-4)
+        assert pair.ref_logprobs == pytest.approx(expected, rel=1e-4)
     assert abs(objective.evaluate()["margin"]) > 1e-3
 
 
