@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from lmpg.language.data.order import random_numbers
+from lmpg.language.data.order import epoch_order, random_numbers
 from lmpg.language.data.preference_rows import require_preference_columns, usable_preferences
 from lmpg.language.data.row_filter import RowFilter
 from lmpg.language.data.rows import Row, columns_of, require_column
@@ -77,6 +77,14 @@ def _examples(
         )
     require_preference_columns(rows, settings, source)
     return _pairs(rows, tokenizer, row_filter, settings, source)
+
+
+def pairs_of_epoch(
+    examples: list[RewardPair] | list[LabelledText], epoch: int, seed: int
+) -> list[RewardPair]:
+    """The pairs of one epoch, shuffled; labelled texts meet new partners in each."""
+    pairs = as_pairs(examples, epoch, seed)
+    return [pairs[i] for i in epoch_order(len(pairs), epoch, seed)]
 
 
 def as_pairs(

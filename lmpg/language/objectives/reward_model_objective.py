@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from lmpg.algorithms.bradley_terry import BradleyTerry
 from lmpg.functional.preference_losses import pairs_by_label
-from lmpg.language.data.order import epoch_order
-from lmpg.language.data.reward_pairs import LabelledText, RewardPair, as_pairs
+from lmpg.language.data.reward_pairs import LabelledText, RewardPair, pairs_of_epoch
 from lmpg.language.models.sequence_classifier import SequenceScorer, sequence_scores
 from lmpg.runtime.processes import Processes
 
@@ -47,8 +46,7 @@ class RewardModelObjective:
 
     def epoch(self, number: int) -> list[RewardPair]:
         """The pairs of one epoch, shuffled; labelled texts meet new partners in each."""
-        pairs = as_pairs(self.train, number, self.seed)
-        return [pairs[i] for i in epoch_order(len(pairs), number, self.seed)]
+        return pairs_of_epoch(self.train, number, self.seed)
 
     def weight(self, example: RewardPair) -> int:
         """Each pair counts once."""
