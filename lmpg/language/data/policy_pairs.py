@@ -168,8 +168,8 @@ def _labelled(
         if not row.get(column) or is_empty(answer) or row.get(settings.label_column) is None:
             row_filter.skipped["empty"] += 1
             continue
-        text = whole_text(tokenizer, row[column], answer, where)
-        text = fitted_text(text, row_filter, where, answer)
+        whole = whole_text(tokenizer, row[column], answer, where)
+        text = fitted_text(whole, row_filter, where, answer)
         if text is not None:
             found.append((text, row[settings.label_column] in good))
     return row_filter.not_empty(found, len(rows), source)

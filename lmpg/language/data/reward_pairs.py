@@ -42,16 +42,15 @@ class LabelledText:
     label: float
 
 
-def load_reward_pairs(
-    settings: DataSettings, tokenizer: Any, max_tokens: int
-) -> Split[RewardPair] | Split[LabelledText]:
-    """Examples of `data.path`, held-out ones from `data.eval_path` or else held back."""
+def load_reward_pairs(settings: DataSettings, tokenizer: Any, max_tokens: int) -> Split[Any]:
+    """Pairs, or labelled texts, of `data.path`, held-out ones from `data.eval_path` or else held
+    back."""
     row_filter = RowFilter(max_tokens, settings.overlong, bos_ids(tokenizer))
-    return load_split(
-        settings,
-        row_filter,
-        lambda rows, source: _examples(rows, tokenizer, row_filter, settings, source),
-    )
+
+    def read(rows: list[Row], source: str) -> list[Any]:
+        return _examples(rows, tokenizer, row_filter, settings, source)
+
+    return load_split(settings, row_filter, read)
 
 
 def reward_pairs_from_rows(rows: list[Row], tokenizer: Any, max_tokens: int) -> list[RewardPair]:

@@ -46,7 +46,8 @@ class PreferenceObjective(ABC, Generic[E, A]):
     ) -> None:
         self.module = policy
         self.algorithm = algorithm
-        self.train, self.held_out = parts
+        self.train: list[E] = parts[0]
+        self.held_out: list[E] = parts[1]
         self.seed = seed
         self.processes = processes
         self.rows = rows

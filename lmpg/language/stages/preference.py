@@ -54,13 +54,16 @@ def _prepared(
         data = load(settings.data, tokenizer, policy.context_length)
     else:
         row_filter = RowFilter(policy.context_length, "error", bos_ids(tokenizer))
-        parts = (world.train_rows, world.held_out_rows)
-        data = Split(*(from_rows(rows, tokenizer, row_filter) for rows in parts))
+        train, held_out = (
+            from_rows(part, tokenizer, row_filter)
+            for part in (world.train_rows, world.held_out_rows)
+        )
+        data = Split(train, held_out)
     texts = [example.texts[0] for example in data.held_out]
     metrics = sample_metrics(settings, world, policy, tokenizer, texts, processes)
-    examples, rows = (data.train, data.held_out), settings.update.microbatch_size
+    train, held_out, rows = data.train, data.held_out, settings.update.microbatch_size
     if needs_reference:
-        examples = tuple(with_reference(x, policy, rows, processes) for x in examples)
+        train, held_out = (with_reference(x, policy, rows, processes) for x in (train, held_out))
     seed, algorithm = settings.run.seed, settings.algorithm
-    made = objective(policy, algorithm, examples, seed, processes, rows, metrics)
+    made = objective(policy, algorithm, (train, held_out), seed, processes, rows, metrics)
     return Prepared(made, lambda path: policy.save_pretrained(path, tokenizer), data.line())

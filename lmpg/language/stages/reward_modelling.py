@@ -30,10 +30,11 @@ def reward_model(
     model.to(processes.device)
     context = min(context_length(model.config, tokenizer), tokenizer.model_max_length)
     if world is None:
-        pairs: Split = load_reward_pairs(settings.data, tokenizer, context)
+        pairs = load_reward_pairs(settings.data, tokenizer, context)
     else:
-        parts = (world.train_rows, world.held_out_rows)
-        pairs = Split(*(reward_pairs_from_rows(rows, tokenizer, context) for rows in parts))
+        rows = (world.train_rows, world.held_out_rows)
+        train, held_out = (reward_pairs_from_rows(part, tokenizer, context) for part in rows)
+        pairs = Split(train, held_out)
     bf16 = computes_in_bf16(settings.model.precision, model, processes.device)
     examples, seed = (pairs.train, pairs.held_out), settings.run.seed
     objective = RewardModelObjective(

@@ -19,14 +19,15 @@ def sft(settings: SftSettings, world: OfflineWorld | None, processes: Processes)
     if world is None:
         texts = load_texts(settings.data, tokenizer, context)
     else:
-        parts = (world.train_rows, world.held_out_rows)
-        texts = Split(*(texts_from_rows(rows, tokenizer, context) for rows in parts))
+        rows = (world.train_rows, world.held_out_rows)
+        train, held_out = (texts_from_rows(part, tokenizer, context) for part in rows)
+        texts = Split(train, held_out)
     metrics = sample_metrics(settings, world, policy, tokenizer, texts.held_out, processes)
     seed, packing = settings.run.seed, settings.data.packing
     if packing:
         refuse_unpackable(policy)
     objective = SFTObjective(policy, texts.train, texts.held_out, seed, processes, metrics, packing)
-    rows = f"; packed into {len(objective.train)} rows" if packing else ""
+    packed = f"; packed into {len(objective.train)} rows" if packing else ""
     return Prepared(
-        objective, lambda path: policy.save_pretrained(path, tokenizer), texts.line() + rows
+        objective, lambda path: policy.save_pretrained(path, tokenizer), texts.line() + packed
     )
