@@ -32,7 +32,7 @@ class DPO(Section):
     """γ: by how much the chosen answer's reward is to exceed the other's, as in SimPO."""
 
     @model_validator(mode="after")
-    def _no_setting_without_effect(self) -> DPO:
+    def _refuse_settings_without_effect(self) -> DPO:
         smooth = self.loss in ("conservative", "robust")
         if smooth != (self.label_smoothing > 0):
             fix = "Set it above 0" if smooth else "Set algorithm.loss to conservative or robust"

@@ -16,7 +16,7 @@ from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.rollouts.evaluation import HeldOut
 from lmpg.language.rollouts.generation import Responder
 from lmpg.language.sampling.sampler import Sampler
-from lmpg.language.stages.settings import OfflineLearningSettings, SampledStageSettings
+from lmpg.language.stages.settings import SampledStageSettings
 from lmpg.language.worlds.world import OfflineWorld
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import UserError
@@ -32,14 +32,6 @@ class Prepared:
     objective: Objective
     save: Callable[[Path], None]
     line: str
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A kind of offline training: its settings, and the function that prepares its objective."""
-
-    settings: type[OfflineLearningSettings]
-    prepare: Callable[[Any, OfflineWorld | None, Processes], Prepared]
 
 
 def loaded_policy(

@@ -10,6 +10,7 @@ from lmpg.language.data.packing import rows_of
 from lmpg.language.models.packing_check import block_mask, packed_logprobs, refuse_unpackable
 from lmpg.settings.section import UserError
 from tests.support.objectives import random_ids, random_texts, sft_objective, tiny_policy
+from tests.support.planted import catches
 from tests.support.tiny import CONTEXT, VOCABULARY, tiny_model
 
 KINDS = {
@@ -27,6 +28,7 @@ def gradients(objective, examples) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 
+@catches("packed texts attend to each other", "positions of a packed row run on")
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_packed_rows_have_the_loss_and_gradients_of_separate_ones(kind):
     texts = random_texts(9)
@@ -106,6 +108,7 @@ def model_of(name: str, **changes):
 HEADS = {"num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": CONTEXT}
 
 
+@catches("texts packed for a model with sliding windows")
 @pytest.mark.parametrize(
     ("name", "changes", "reason"),
     [
