@@ -10,6 +10,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from tests.support.planted import catches
+
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "policy_gradients.md"
 LINKS = re.findall(r"\]\(([^)#]+)", PAGE.read_text(encoding="utf-8"))
@@ -52,6 +54,7 @@ def test_a_batch_that_is_used_again_and_again_ruins_reinforce_but_not_ppo():
     assert 2 * shares[0] < shares[1] < 1  # what reuse is for
 
 
+@catches("the Fisher matrix of other parameters")
 def test_one_natural_step_leads_to_one_policy_and_three_plain_ones_to_three():
     names = script("parametrisations")
     ends = {

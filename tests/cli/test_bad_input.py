@@ -9,6 +9,7 @@ import pytest
 
 from lmpg.cli.main import main
 from lmpg.cli.train import train_agent
+from tests.support.planted import catches
 from tests.support.programs import launched, let_go, own_parts, run_here, words
 from tests.support.tiny import tiny_tokenizer
 
@@ -177,6 +178,7 @@ REFUSED = {  # what is wrong: algorithm, what is changed (None takes a flag away
 }
 
 
+@catches("the folder of a refused command is kept")
 @pytest.mark.parametrize("wrong", REFUSED)
 def test_bad_input_is_refused_by_name_and_leaves_nothing_behind(wrong, flags, tmp_path, capsys):
     algorithm, changed, expected = REFUSED[wrong]

@@ -17,6 +17,7 @@ from lmpg.language.settings import LanguageSettings
 from lmpg.language.stages.settings import SftSettings
 from lmpg.runs import folder as run_folder
 from lmpg.settings.section import UserError
+from tests.support.planted import catches
 
 Settings = LanguageSettings[PPO]
 
@@ -66,6 +67,7 @@ def test_flags_of_every_kind_are_read():
     assert (settings.model.lora.rank, settings.data.overlong) == (8, "truncate-left")
 
 
+@catches("YAML wins over flags")
 def test_flags_win_over_yaml_over_presets_over_class_defaults(config):
     file = config("update: {epochs: 2, weight_decay: 0.2}\nalgorithm: {lam: 0.5}\n")
     preset = {"update": {"epochs": 1, "weight_decay": 0.1, "warmup_steps": 3}}

@@ -14,6 +14,7 @@ from lmpg.gym import evaluate, load, record, train
 from lmpg.gym.environments.agent import load_agent
 from lmpg.gym.environments.normalisation import ColumnMoments, Normaliser
 from lmpg.settings.section import UserError
+from tests.support.planted import catches
 
 SMALL = {
     "update": {"rollout_size": 64, "minibatch_size": 32, "epochs": 2, "schedule": "constant"},
@@ -23,6 +24,7 @@ SMALL = {
 ENV = {"normalise_observations": True, "normalise_rewards": True, "num_envs": 2}
 
 
+@catches("the spread within the rows of a step left out of running statistics")
 def test_moments_are_those_of_all_rows_however_they_came():
     rows = np.random.default_rng(0).normal(3.0, [0.1, 50.0], (500, 2))
     moments = ColumnMoments.of_size(2)

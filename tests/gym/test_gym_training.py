@@ -27,6 +27,7 @@ from lmpg.runtime.processes import Processes
 from lmpg.settings.section import UserError
 from lmpg.training.settings import UpdateSettings
 from lmpg.training.update import Updater
+from tests.support.planted import catches
 
 ROOT = Path(__file__).parents[2]
 PRESETS = ROOT / "configs" / "gym"
@@ -134,6 +135,7 @@ def learn(env: EnvSettings, update: UpdateSettings, algorithm: PPO, run: GymRunS
     return source
 
 
+@catches("a time limit treated as the end lowers the values of a whole run")
 @pytest.mark.slow
 def test_a_time_limit_does_not_lower_the_value():  # G3
     gymnasium.register("LmpgCycle-v0", Cycle, max_episode_steps=8)

@@ -31,6 +31,7 @@ from lmpg.runtime.seeding import generator
 from lmpg.training.update import Updater
 from tests.support.bandit import BanditPolicy, bandit_rollout, updater_for
 from tests.support.corridor import Scripted, tabular
+from tests.support.planted import catches
 
 FITTED = {"critic_learning_rate": 0.02, "critic_epochs": 8, "critic_minibatch_size": 256}
 WITH_CRITIC = {"kl_coef": 0, "value_coef": 1.0, "whiten": True}
@@ -105,6 +106,7 @@ CRITICS = {
 }
 
 
+@catches("a least-squares critic takes a time limit for the end")
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "steps"), CRITICS.values(), ids=CRITICS)
 def test_a_time_limit_lowers_no_critics_value(method, steps):  # G3
@@ -128,6 +130,7 @@ def test_a_time_limit_lowers_no_critics_value(method, steps):  # G3
     assert found.flatten().tolist() == pytest.approx([50] * found.numel(), abs=1)
 
 
+@catches("the state after an ended episode is its last one")
 @pytest.mark.parametrize("terminal", [True, False])
 def test_methods_that_learn_as_they_live_see_the_same_life_in_all_autoreset_modes(terminal):  # G20
     def life(mode):
@@ -146,6 +149,7 @@ def test_methods_that_learn_as_they_live_see_the_same_life_in_all_autoreset_mode
     assert modes[0][2][2:] == [0, 3.0, terminal, True]
 
 
+@catches("evaluation goes on after a truncated episode")
 def test_leaning_against_the_fall_nearly_balances_cartpole_and_chance_does_not():  # G22
     """θ + θ′ > 0 earns 486 ± 46, a random policy 22.5: scores from here on."""
     policy = MLPPolicy(4, ActionSpec("discrete", 2), PolicySettings(hidden_sizes=()), critic=False)
@@ -160,6 +164,7 @@ def test_leaning_against_the_fall_nearly_balances_cartpole_and_chance_does_not()
     assert leaning.std() == pytest.approx(46, abs=15)
 
 
+@catches("the KL that β and early stops go by is KL(new ‖ old)")
 def test_the_kl_that_updates_measure_is_that_of_the_old_policy_to_the_new_one():  # as in G10
     old, new = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.6, 0.1, 0.3])
     rollout = bandit_rollout(BanditPolicy(), 10, 0, 1)

@@ -28,12 +28,14 @@ from tests.support.objectives import (
     random_texts,
     supervised,
 )
+from tests.support.planted import catches
 from tests.support.tiny import EOS
 
 TOLERANCE = 1e-5
 every_kind = pytest.mark.parametrize("kind", list(MADE))
 
 
+@catches("the user's turns are learned too")
 def test_supervised_loss_is_the_mean_cross_entropy_of_the_learned_tokens():
     texts = random_texts(7)
     objective = supervised(texts)
@@ -75,6 +77,10 @@ def test_pair_accuracy_of_preferences_is_the_share_of_pairs_won():
     assert found["loss"] == pytest.approx(sum(losses) / 10, rel=1e-4)
 
 
+@catches(
+    "a reward model's margin with the wrong sign",
+    "a reward model's scores centred by their difference",
+)
 def test_a_margin_and_a_term_that_centres_scores_enter_the_loss_of_a_reward_model():
     pairs = [Pair(x.chosen_ids, x.rejected_ids, i / 2) for i, x in enumerate(random_pairs(5))]
     objective = preferences(pairs, method=RewardModel(margin=0.25, centring=0.1))
@@ -101,6 +107,7 @@ def test_pair_accuracy_of_labelled_texts_is_over_every_pair_with_different_label
     assert objective.evaluate()["pair_accuracy"] == pytest.approx(sum(wins) / len(wins))
 
 
+@catches("offline loss averaged per micro-batch", "KTO's KL baseline computed per micro-batch")
 @every_kind
 def test_microbatches_do_not_change_what_is_learned(kind):
     whole = learned(MADE[kind](), 4, microbatch_size=100)
@@ -133,6 +140,7 @@ def of_rank(kind: str, processes: Rank):
     return objective
 
 
+@catches("every process learns from the whole minibatch")
 @pytest.mark.parametrize("size", [1, 6])
 @every_kind
 def test_gradients_of_two_processes_add_up_to_those_of_one(kind, size):
@@ -148,6 +156,7 @@ def test_gradients_of_two_processes_add_up_to_those_of_one(kind, size):
     assert whole.norm() > 0.01
 
 
+@catches("every epoch in the order of the first")
 @every_kind
 def test_every_example_is_used_once_per_epoch_in_minibatches_of_like_size(kind):
     objective = MADE[kind]()
@@ -162,6 +171,7 @@ def test_every_example_is_used_once_per_epoch_in_minibatches_of_like_size(kind):
     assert sorted(map(repr, first)) == sorted(map(repr, second))
 
 
+@catches("optimizer state lost on resume of an offline run")
 @every_kind
 def test_a_loaded_state_goes_on_bit_for_bit(kind):
     settings = OfflineSettings(minibatch_size=4, epochs=2, warmup_steps=2, schedule="linear")
@@ -179,6 +189,7 @@ def test_a_loaded_state_goes_on_bit_for_bit(kind):
         assert torch.equal(x, later.objective.module.state_dict()[name])
 
 
+@catches("learning rate reaches 0 before the last step")
 def test_the_learning_rate_warms_up_and_falls_to_the_last_step():
     settings = OfflineSettings(
         minibatch_size=4, epochs=2, learning_rate=1e-3, warmup_steps=2, schedule="linear"

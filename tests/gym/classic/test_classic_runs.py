@@ -13,6 +13,7 @@ from lmpg.gym.classic import METHODS
 from lmpg.gym.networks.mlp_policy import load_mlp_policy
 from lmpg.gym.settings import GYM_METHODS, fitting
 from lmpg.settings.section import RunStopped, UserError
+from tests.support.planted import catches
 from tests.support.programs import bytes_of, let_go, metrics, weights, words
 
 SHORT = {
@@ -62,6 +63,7 @@ def test_settings_without_effect_are_refused(argv, said):
         settings("--algorithm.name", "td_lambda", *argv)
 
 
+@catches("traces and moments of a textbook method not in the checkpoint")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_that_is_resumed_equals_one_that_was_not(method, tmp_path):
     whole = run(tmp_path / "whole", method, **{"run.total-timesteps": 350})

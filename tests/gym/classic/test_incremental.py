@@ -23,6 +23,7 @@ from lmpg.gym.networks.parameters import actor_parameters, flat
 from lmpg.runtime.seeding import generator
 from lmpg.settings.section import UserError
 from tests.support.corridor import Chain, Scripted, TwoRooms, living, tabular
+from tests.support.planted import catches
 
 STILL = {"gamma": 0.9, "actor_step_size": 0.0, "critic_step_size": 1.0}
 DISTINCT = {"states": [0, 1, 2, 3], "rewards": [1.0, 2.0, 3.0], "num_states": 4, "terminal": True}
@@ -43,6 +44,7 @@ def lived(method, script, steps=(3,), V=V):
     return policy, policy.critic.weight.detach()[0] - start
 
 
+@catches("the trace of TD(λ) without γ", "changes of offline TD(λ) made at once")
 def test_offline_td_lambda_makes_the_increments_of_g6():
     method = TdLambda(**STILL, critic_lam=0.8, offline=True)
     _, change = lived(method, DISTINCT)
@@ -51,6 +53,7 @@ def test_offline_td_lambda_makes_the_increments_of_g6():
     assert change.tolist() == pytest.approx([6.24, 3.25], abs=1e-5)
 
 
+@catches("replacing trace that accumulates")
 def test_replacing_traces_make_the_increments_of_g6():
     _, change = lived(TdLambda(**STILL, critic_lam=0.8, offline=True, trace="replacing"), BACK)
     assert change.tolist() == pytest.approx([4.944, 3.25], abs=1e-5)
@@ -64,6 +67,7 @@ def test_online_td_lambda_makes_the_values_of_g6():
     )
 
 
+@catches("trace leaks into the next episode, or ends with the iteration")
 def test_traces_go_on_over_the_end_of_an_iteration_and_end_with_the_episode():
     method = TdLambda(**STILL | {"critic_step_size": 1e-4}, critic_lam=0.8, offline=True)
     _, change = lived(method, DISTINCT, steps=(2, 3))
@@ -72,6 +76,10 @@ def test_traces_go_on_over_the_end_of_an_iteration_and_end_with_the_episode():
     assert (twice * 1e4).tolist() == pytest.approx([7.7392, 6.86, 3.0, 0], abs=0.01)
 
 
+@catches(
+    "s′ of a truncated episode is the next one's start",
+    "a step that only resets is learned from",
+)
 @pytest.mark.parametrize("vectorization", ["native", "sync"])
 def test_every_transition_starts_where_life_went_on_and_ends_at_its_true_last_state(vectorization):
     settings = EnvSettings(id="CartPole-v1", num_envs=1, vectorization=vectorization)
@@ -87,6 +95,7 @@ def test_every_transition_starts_where_life_went_on_and_ends_at_its_true_last_st
     assert sum(t.ended for t in lived) > 2
 
 
+@catches("TD target bootstraps after termination, or not after truncation")
 @pytest.mark.parametrize("lam", [0.0, 0.8])
 def test_truncation_bootstraps_and_termination_does_not_in_td_lambda(lam):  # G1
     method = TdLambda(**STILL, critic_lam=lam, offline=True)
@@ -95,6 +104,7 @@ def test_truncation_bootstraps_and_termination_does_not_in_td_lambda(lam):  # G1
     assert change.tolist() == pytest.approx(expected, abs=1e-5)
 
 
+@catches("the one-step target bootstraps after termination, or not after truncation")
 @pytest.mark.parametrize(("terminal", "last"), [(True, 1.5), (False, 3.3)])
 def test_truncation_bootstraps_and_termination_does_not_in_one_step(terminal, last):
     method = TdActorCritic(**STILL | {"critic_step_size": 1e-4})
@@ -102,6 +112,7 @@ def test_truncation_bootstraps_and_termination_does_not_in_one_step(terminal, la
     assert (change * 1e4).tolist() == pytest.approx([1.4, 2.35, last, 0], abs=0.01)
 
 
+@catches("actor's trace with the critic's decay")
 def test_the_actors_trace_is_made_of_its_scores_so_that_each_step_gets_its_advantage():
     method = TdLambda(**STILL | {"actor_step_size": 1.0}, actor_lam=0.8, critic_lam=0, offline=True)
     policy, _ = lived(method, DISTINCT)
@@ -110,6 +121,7 @@ def test_the_actors_trace_is_made_of_its_scores_so_that_each_step_gets_its_advan
     torch.testing.assert_close(weight[0], -weight[1])
 
 
+@catches("γ^t where it was not asked for, or not 1 at the start of an episode")
 @pytest.mark.parametrize("kind", [TdActorCritic, TdLambda])
 @pytest.mark.parametrize("discounted", [False, True])
 def test_the_factor_of_gamma_to_the_t_is_there_when_it_is_asked_for(kind, discounted):  # G13
@@ -130,6 +142,7 @@ def test_the_factor_of_gamma_to_the_t_is_there_when_it_is_asked_for(kind, discou
     assert found == pytest.approx(0.0454545 * factors.sum(), rel=1e-3)
 
 
+@catches("Q actor-critic learns the largest next value, or bootstraps after termination")
 def test_sarsa_learns_the_action_values_of_g13():
     """Within 3 standard errors: the target's spread .08 times √(2α / 2) for both features."""
     method = QAC(gamma=0.9, actor_step_size=0, critic_step_size=0.01)
@@ -163,6 +176,7 @@ def test_a_continuous_action_has_no_q_actor_critic():
     runner.close()
 
 
+@catches("least-squares critic bootstraps after termination")
 @pytest.mark.parametrize("lam", [0.0, 0.9])
 def test_least_squares_td_solves_for_the_values_of_its_sample(lam):
     """TD(0) on 50 lives through the script of G1: V(s) is the discounted sum of what follows."""
@@ -175,6 +189,7 @@ def test_least_squares_td_solves_for_the_values_of_its_sample(lam):
     assert values.tolist() == pytest.approx([5.23, 4.7, 3.0], abs=1e-3)
 
 
+@catches("trace of the least-squares critic leaks")
 def test_least_squares_td_at_lambda_1_is_the_mean_return_of_states_that_look_alike():
     """Returns 1 + .9·2 and 2 of each episode; its trace ends with it."""
     method = LstdActorCritic(gamma=0.9, lam=1, step_size=0, ridge=1e-9)
@@ -194,6 +209,7 @@ def test_least_squares_td_bootstraps_after_truncation():
     assert float(state["w"].sum()) == pytest.approx(2.0, abs=1e-3)  # 1/(1 − γ), not 1
 
 
+@catches("average reward: no R̄ in the TD error")
 def test_the_average_reward_and_the_differential_values_of_two_rooms():
     """At random 1 step in 4 is paid, and h(1) − h(0) = ½, as h(0) = −r̄ + ½(h(0) + h(1))."""
     still = {"actor_step_size": 0, "critic_lam": 0.5}
@@ -220,6 +236,7 @@ def test_the_average_reward_actor_learns_to_go_where_it_is_paid_and_to_stay():
     assert found["value/average_reward"] > 0.8
 
 
+@catches("average reward: a reset is the end of the world")
 def test_a_life_that_goes_on_takes_the_reset_for_a_step():
     """Episodes of one paid step in state 0, then back to 0: R̄ is 1 and v̂ learns nothing else."""
     method = AverageReward(actor_step_size=0, critic_step_size=0.1, average_step_size=0.1)
@@ -247,6 +264,10 @@ class Target(gymnasium.Env):
         return np.ones(1, np.float32), paid, True, False, {}
 
 
+@catches(
+    "finite differences twice too large",
+    "finite differences leave their disturbance in the weights",
+)
 def test_finite_differences_find_the_exact_gradient_of_a_quadratic():
     method = FiniteDifferences(step_size=0.1, disturbances=3, size=0.3)
     with living(Target) as runner:

@@ -25,6 +25,7 @@ from lmpg.gym.networks.parameters import (
 )
 from lmpg.gym.networks.settings import PolicySettings
 from lmpg.runtime.seeding import generator
+from tests.support.planted import catches
 
 DISCRETE, CONTINUOUS = ActionSpec("discrete", 3), ActionSpec("continuous", 2)
 
@@ -102,6 +103,7 @@ def test_the_fisher_information_of_a_gaussians_log_sigma_is_two():
     torch.testing.assert_close(found, torch.full((2,), 2.0))
 
 
+@catches("TRPO's KL the other way round, KL(new ‖ old)")
 def test_the_kl_is_that_of_the_old_to_the_new_distribution_of_g10():
     policy = made(CONTINUOUS)
     with torch.no_grad():
@@ -112,6 +114,7 @@ def test_the_kl_is_that_of_the_old_to_the_new_distribution_of_g10():
     assert mean_kl(old, new).item() == pytest.approx(2 * 0.443147, abs=1e-5)
 
 
+@catches("conjugate gradients with a wrong step or β")
 def test_conjugate_gradients_solve_in_as_many_steps_as_there_are_unknowns():
     root = torch.randn(6, 6, generator=generator("A"), dtype=torch.float64)
     A, b = root @ root.T + torch.eye(6), torch.arange(6.0, dtype=torch.float64)
@@ -125,6 +128,7 @@ def test_conjugate_gradients_of_a_singular_matrix_have_least_norm():
     )
 
 
+@catches("ridge regression in its dual form without N")
 @pytest.mark.parametrize("rows", [3, 20])
 @pytest.mark.parametrize("damping", [0.0, 0.3])
 def test_least_squares_is_the_minimum_with_more_rows_or_more_columns(rows, damping):

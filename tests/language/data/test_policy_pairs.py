@@ -13,6 +13,7 @@ from lmpg.language.data.reward_pairs import load_pairs
 from lmpg.language.data.settings import DataSettings
 from lmpg.language.data.texts import Text, load_texts
 from lmpg.settings.section import UserError
+from tests.support.planted import catches
 from tests.support.tiny_tokenizers import character_tokenizer
 
 HH = "\n\nHuman: hi\n\nAssistant: yo\n\nHuman: why?\n\nAssistant:"
@@ -33,6 +34,7 @@ def split(chosen, rejected, **columns) -> tuple:
     return found.prompt, found.chosen, found.rejected
 
 
+@catches("implicit prompt splits a word", "implicit prompt runs into the answers")
 @pytest.mark.parametrize(
     ("chosen", "rejected", "prompt"),
     [
@@ -88,6 +90,7 @@ def test_implicit_and_explicit_prompts_give_the_same_comparisons(settings):
     assert decoded(tokenizer, pair.rejected) == ("<s>" + HH, " poor 0</s>")
 
 
+@catches("an empty answer of an implicit prompt is kept")
 def test_rows_of_no_use_are_skipped_and_counted_by_reason(settings):
     rows = [{"chosen": f"{HH} a{i}", "rejected": f"{HH} b"} for i in range(10)]
     rows += [{"chosen": f"{HH} a", "rejected": HH}, {"chosen": f"{HH} ", "rejected": f"{HH} b"}]
@@ -108,6 +111,7 @@ def test_chats_that_part_at_a_question_are_skipped(settings):
     assert found.skipped == {"with different questions": 1}
 
 
+@catches("answer cut instead of its prompt")
 def test_an_overlong_prompt_is_cut_and_the_answers_stay_whole(settings):
     rows = [{"prompt": "p" * 40, "chosen": f"yes, answer {i}", "rejected": "no"} for i in range(5)]
     rows += [{"prompt": "p", "chosen": "y" * 60, "rejected": "no"}]
@@ -192,6 +196,7 @@ def test_a_mismatched_answer_is_another_prompts_and_fits_into_the_context():
         assert all(other.learned[other.start :])
 
 
+@catches("without prompt and BOS the rejected answer begins with the chosen one's token")
 def test_answers_with_nothing_before_them_to_begin_from_alike_are_skipped(settings):
     """Without a prompt and a BOS the first token of each answer would be its prompt."""
     rows = [{"prompt": "", "chosen": "good", "rejected": "bad"}] * 3

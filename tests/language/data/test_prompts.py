@@ -7,6 +7,7 @@ import pytest
 from lmpg.language.data.prompts import load_prompts, prompts_from_rows
 from lmpg.language.data.settings import DataSettings
 from lmpg.settings.section import UserError
+from tests.support.planted import catches
 from tests.support.tiny_tokenizers import character_tokenizer
 
 BOS = 1
@@ -84,6 +85,7 @@ def test_an_overlong_prompt_is_an_error_that_names_row_and_lengths(load):
         load(rows)
 
 
+@catches("prompts truncated on the right, or their BOS cut off")
 def test_overlong_prompts_are_skipped_or_cut_on_the_left_and_counted(load):
     rows = [*numbered(5), {"prompt": "x" * 30 + "end"}]
     skipped = load(rows, overlong="skip")

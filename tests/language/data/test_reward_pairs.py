@@ -9,6 +9,7 @@ from lmpg.language.data.reward_pairs import as_pairs, load_pairs, match_labels, 
 from lmpg.language.data.settings import DataSettings
 from lmpg.language.data.tokenizing import scored_ids
 from lmpg.settings.section import UserError
+from tests.support.planted import catches
 from tests.support.tiny_tokenizers import character_tokenizer
 
 EOS = 2
@@ -30,6 +31,7 @@ def texts_of(pairs) -> list[tuple[str, str]]:
     return [(decode(p.chosen_ids), decode(p.rejected_ids)) for p in pairs]
 
 
+@catches("scored text without EOS")
 def test_explicit_and_implicit_prompts_give_the_same_pair():
     explicit = [{"prompt": "It was", "chosen": " good", "rejected": " bad"}]
     implicit = [{"chosen": "It was good", "rejected": "It was bad"}]
@@ -85,6 +87,7 @@ def test_an_overlong_pair_counts_once(load):
         load(rows)
 
 
+@catches("a pair's order ignores its labels")
 def test_any_higher_label_beats_any_lower(load):
     pairs = load([{"text": f"{i % 3} text {i}", "label": i % 3} for i in range(60)])
     for epoch in range(3):
@@ -106,6 +109,7 @@ def test_every_text_is_used_and_the_majoritys_texts_once(labels):
         assert {used[i] for i, label in enumerate(labels) if label == largest} == {1}
 
 
+@catches("pairs with the same partners in every epoch")
 def test_partners_change_between_epochs_and_with_the_seed_only():
     labels = [0, 1] * 20
     assert match_labels(labels, 0, 0) == match_labels(labels, 0, 0)

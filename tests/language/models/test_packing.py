@@ -12,6 +12,7 @@ from lmpg.language.objectives.sft_objective import NextToken, PackedNextToken
 from lmpg.runtime.processes import Alone
 from lmpg.settings.section import UserError
 from tests.support.objectives import packed, random_ids, random_texts, supervised, tiny_policy
+from tests.support.planted import catches
 from tests.support.tiny import CONTEXT, VOCABULARY, tiny_model
 
 KINDS = {
@@ -29,6 +30,7 @@ def gradients(objective, examples) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 
+@catches("packed texts attend to each other", "positions of a packed row run on")
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_packed_rows_have_the_loss_and_gradients_of_separate_ones(kind):
     texts = random_texts(9)
@@ -108,6 +110,7 @@ def model_of(name: str, **changes):
 HEADS = {"num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": CONTEXT}
 
 
+@catches("texts packed for a model with sliding windows")
 @pytest.mark.parametrize(
     ("name", "changes", "reason"),
     [

@@ -13,6 +13,7 @@ from lmpg.language.rewards.process_rewards import pieces, step_places, token_wid
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rewards.settings import RewardSettings
 from lmpg.settings.section import UserError
+from tests.support.planted import catches
 from tests.support.tiny import EOS, tiny_tokenizer
 from tests.support.tiny_tokenizers import character_tokenizer
 
@@ -75,6 +76,7 @@ def places_by_prefixes(text, ids, separator, decode):
     return found
 
 
+@catches("a step ends one token late, or in the middle of a character")
 @pytest.mark.parametrize(
     "tokenizer",
     [byte_tokenizer(), byte_tokenizer("a\n\nb", "😀\n"), byte_tokenizer("\n\nb\n")],
@@ -107,6 +109,7 @@ def test_bytes_that_are_no_character_delay_no_step():
     assert step_places(text, ids, "\n", partial(completion_text, tokenizer)) == [3, 4]
 
 
+@catches("the number of the last step lies before the EOS")
 def test_each_number_sits_on_the_last_token_of_its_step(scorer):
     code = "def reward(completion_steps): return [[len(s) for s in c] for c in completion_steps]"
     scores = scored(scorer(code), TEXT, "ab\n", "", "abc")
@@ -121,6 +124,7 @@ def test_a_list_per_token_has_a_number_for_each_one_the_eos_too(scorer):
     assert scores.totals == [3, 0]
 
 
+@catches("numbers of two process rewards replace each other, or are not weighted")
 def test_steps_are_weighted_added_and_part_of_the_total(scorer):
     code = """
 import numpy as np
@@ -134,6 +138,7 @@ def one(completions): return [100, 100]
     assert scores.by_reward == {"many": [10, 10], "more": [2, 5], "one": [100, 100]}
 
 
+@catches("NaN among the numbers of a completion counts as 0")
 @pytest.mark.parametrize(
     ("process", "value", "message"),
     [
