@@ -120,9 +120,10 @@ class Rollout(_Rows):
 
     def gae(self, rewards_BT: Tensor, gamma: float, lam: float) -> Tensor:
         """Advantages [B, T] of `rewards_BT` against the critic, see `functional.advantages`."""
-        values: Any = (self.values_BT, self.next_values_BT)
+        values_BT: Any = self.values_BT
+        next_values_BT: Any = self.next_values_BT
         masks = (self.terminated_BT, self.ended_BT, self.mask_BT)
-        return gae(rewards_BT, *values, *masks, gamma, lam)
+        return gae(rewards_BT, values_BT, next_values_BT, *masks, gamma, lam)
 
     def returns_to_go(self, rewards_BT: Tensor, gamma: float) -> Tensor:
         """Discounted sum of this and all later rewards, [B, T]: GAE at λ = 1 with V = 0."""
