@@ -25,7 +25,7 @@ from lmpg.language.rollouts.preflight import require_sound, self_test
 from lmpg.language.rollouts.score_processing import Shaping
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.settings import LanguageSettings
-from lmpg.language.worlds import WORLDS, world_asked_for
+from lmpg.language.worlds.registry import WORLDS, world_asked_for
 from lmpg.language.worlds.world import World
 from lmpg.runs import checkpoint
 from lmpg.runs.folder import RunFolder
@@ -176,7 +176,7 @@ def source_of(
     whole = whole_update(settings, processes)
     responder = Responder(policy, sampler, tokenizer, run.seed, processes, *sizes, whole)
     reference, compared = references(settings, policy)
-    judge = world.judge if world else None
+    judge = world.eval_metric if world else None
     rows = update.rollout_size
     held_out = (prompts.held_out, settings.evaluation.size, rows)
     return LanguageSource(

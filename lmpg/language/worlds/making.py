@@ -1,6 +1,6 @@
-"""The stages that worlds are made in: a blank model, its warm start, its reward model.
+"""Makes the models of the built-in worlds: a blank one, its warm start, its reward model.
 
-They run on the CPU in one process, from seeds of their own, and say how far they are.
+Each is made on the CPU in one process, from a seed of its own, and prints its progress.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def warm_start(
     name: str,
     stop: Stop | None = None,
 ) -> None:
-    """The model of `blank` after supervised training on (train, held-out) rows, in `folder`.
+    """Saves in `folder` the model of `blank` after supervised training on (train, held-out) rows.
 
-    stop: asked after every step; True ends the training there.
+    stop: called after every step with policy, tokenizer and step; True ends the training.
     """
     tokenizer = load_tokenizer(str(blank))
     policy = load_policy(ModelSettings(path=str(blank)), tokenizer, critic=False, temperature=1.0)
@@ -79,7 +79,7 @@ def warm_start(
     write_facts(folder, objective.evaluate())
 
 
-def reward_model(
+def trained_reward_model(
     folder: Path,
     start: Path,
     rows: tuple[list[Row], list[Row]],
@@ -87,8 +87,8 @@ def reward_model(
     seed: int,
     name: str,
 ) -> None:
-    """A reward model that starts from the causal LM `start`, trained on (train, held-out)
-    preference rows, in `folder`."""
+    """Saves in `folder` a reward model that starts from the causal LM `start`, trained on (train,
+    held-out) preference rows."""
     tokenizer = load_tokenizer(str(start))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -103,12 +103,12 @@ def reward_model(
 
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:
-    """Keep what is known of a stage's result beside it."""
+    """Write numbers about a model beside it, such as its held-out loss."""
     (folder / FACTS).write_text(json.dumps(facts), encoding="utf-8")
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What `write_facts` kept."""
+    """The numbers that `write_facts` wrote."""
     return json.loads((folder / FACTS).read_text(encoding="utf-8"))
 
 
@@ -120,13 +120,13 @@ def _learn(updater: OfflineUpdater, name: str, stop: Callable[[int], bool] | Non
         now = time.monotonic()
         if done or step == 1 or now - said > SECONDS_BETWEEN_LINES:
             said = now
-            figures = " | ".join(
+            shown = " | ".join(
                 f"{label} {metrics[label]:.3f}"
                 for label in ("loss", "pair_accuracy")
                 if label in metrics
             )
             print(
-                f"{name} | step {step}/{updater.total_steps} | {figures} | {now - started:.0f} s",
+                f"{name} | step {step}/{updater.total_steps} | {shown} | {now - started:.0f} s",
                 flush=True,
             )
         if done:
