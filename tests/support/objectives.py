@@ -16,7 +16,7 @@ from lmpg.language.objectives.dpo_objective import Comparing
 from lmpg.language.objectives.kto_objective import Judging
 from lmpg.language.objectives.reward_model_objective import BradleyTerry
 from lmpg.language.objectives.sft_objective import NextToken, PackedNextToken
-from lmpg.runtime.processes import Alone
+from lmpg.runtime.processes import SingleProcess
 from lmpg.training.offline import OfflineUpdater
 from lmpg.training.settings import OfflineSettings
 from tests.support.tiny import CONTEXT, EOS, PAD, VOCABULARY, tiny_model, tiny_tokenizer
@@ -82,7 +82,7 @@ def random_answers(count: int, seed: int = 0):
 
 def supervised(train: list[Text], held_out: list[Text] | None = None, processes=None):
     """Next-token prediction."""
-    return NextToken(tiny_policy(), train, held_out or train, 0, processes or Alone())
+    return NextToken(tiny_policy(), train, held_out or train, 0, processes or SingleProcess())
 
 
 def packed(train: list[Text], held_out: list[Text] | None = None, processes=None):
@@ -93,7 +93,7 @@ def packed(train: list[Text], held_out: list[Text] | None = None, processes=None
 def preferences(train, held_out=None, processes=None, method=None) -> BradleyTerry:
     """A reward model."""
     pairs = PairSet(train, held_out or train)
-    parts = tiny_model("reward"), tiny_tokenizer(), pairs, 0, processes or Alone()
+    parts = tiny_model("reward"), tiny_tokenizer(), pairs, 0, processes or SingleProcess()
     return BradleyTerry(*parts, method=method)
 
 
@@ -104,7 +104,7 @@ def comparing(train: list, held_out: list | None = None, processes=None, method=
         method or DPO(),
         (train, held_out or train),
         0,
-        processes or Alone(),
+        processes or SingleProcess(),
     )
     return made if policy else moved(made)
 
@@ -112,7 +112,7 @@ def comparing(train: list, held_out: list | None = None, processes=None, method=
 def judging(train: list, held_out: list | None = None, processes=None, method=None):
     """KTO, away from the reference."""
     parts = (train, held_out or train)
-    return moved(Judging(tiny_policy(), method or KTO(), parts, 0, processes or Alone()))
+    return moved(Judging(tiny_policy(), method or KTO(), parts, 0, processes or SingleProcess()))
 
 
 def moved(objective):
@@ -137,7 +137,7 @@ MADE = {
 def learned(objective, steps: int, **changes) -> dict[str, torch.Tensor]:
     """The weights after `steps` steps."""
     settings = {"learning_rate": 1e-3, "minibatch_size": 6, "epochs": 3, **changes}
-    updater = OfflineUpdater(objective, OfflineSettings(**settings), Alone())
+    updater = OfflineUpdater(objective, OfflineSettings(**settings), SingleProcess())
     for step in range(1, steps + 1):
         updater.update(step)
     return copy.deepcopy(objective.module.state_dict())

@@ -15,7 +15,7 @@ from lmpg.language.data.policy_pairs import Answer, Comparison
 from lmpg.language.data.texts import Text
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.objectives.text_logprobs import reference_logprobs
-from lmpg.language.rollouts.evaluation import HeldOut
+from lmpg.language.rollouts.evaluation import Evaluator
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import Section
 
@@ -30,9 +30,9 @@ class JudgedObjective(ABC, Generic[J, M]):
     once. rows: examples per forward where nothing is learned. sampled: further held-out figures.
     """
 
-    headline = "loss"
+    best_metric = "loss"
     lower_is_better = True
-    unit = "tokens"
+    step_name = "tokens"
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class JudgedObjective(ABC, Generic[J, M]):
         seed: int,
         processes: Processes,
         rows: int = 32,
-        sampled: HeldOut | None = None,
+        sampled: Evaluator | None = None,
     ) -> None:
         self.module = policy
         self.method = method

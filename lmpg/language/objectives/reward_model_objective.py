@@ -18,9 +18,9 @@ class BradleyTerry:
     """−log σ(score of the chosen text − score of the rejected one − margin), meant over pairs,
     and a term that centres scores on 0 where that is asked for."""
 
-    headline = "pair_accuracy"
+    best_metric = "pair_accuracy"
     lower_is_better = False
-    unit = "tokens"
+    step_name = "tokens"
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from lmpg.language.data.texts import Text
 from lmpg.language.models.packing_check import packed_logprobs, refuse_unpackable
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.objectives.text_logprobs import evaluated_texts
-from lmpg.language.rollouts.evaluation import HeldOut
+from lmpg.language.rollouts.evaluation import Evaluator
 from lmpg.runtime.processes import Processes
 
 EVALUATED_TOGETHER = 64
@@ -22,9 +22,9 @@ EVALUATED_TOGETHER = 64
 class NextToken:
     """−log π(token | tokens before it) in nats, meant over the learned tokens of a minibatch."""
 
-    headline = "loss"
+    best_metric = "loss"
     lower_is_better = True
-    unit = "tokens"
+    step_name = "tokens"
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class NextToken:
         held_out: list[Text],
         seed: int,
         processes: Processes,
-        sampled: HeldOut | None = None,
+        sampled: Evaluator | None = None,
     ) -> None:
         self.module = policy
         self.train = [text for text in train if any(text.learned)]
@@ -87,9 +87,9 @@ Row = tuple[Text, ...]
 class PackedNextToken:
     """`NextToken` with rows of texts as its examples; which texts share a row never changes."""
 
-    headline = NextToken.headline
+    best_metric = NextToken.best_metric
     lower_is_better = NextToken.lower_is_better
-    unit = NextToken.unit
+    step_name = NextToken.step_name
 
     def __init__(self, plain: NextToken) -> None:
         self.plain = plain

@@ -13,8 +13,8 @@ from lmpg.language.data.prompts import Prompt, prompts_from_rows
 from lmpg.language.data.texts import Text
 from lmpg.language.models.loading import load_policy, load_tokenizer
 from lmpg.language.models.policy import CausalLMPolicy
-from lmpg.language.rollouts.evaluation import HeldOut
-from lmpg.language.rollouts.generation import Responder
+from lmpg.language.rollouts.evaluation import Evaluator
+from lmpg.language.rollouts.generation import Generator
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.stages.settings import OfflineLearningSettings, SampledStageSettings
 from lmpg.language.worlds.world import OfflineWorld
@@ -62,7 +62,7 @@ def sampled(
     tokenizer: Any,
     texts: list[Text],
     processes: Processes,
-) -> HeldOut | None:
+) -> Evaluator | None:
     """Sampled responses to the world's held-out prompts, or to those of held-out `texts`; None
     where none are asked for."""
     size, length = settings.evaluation.size, settings.evaluation.max_new_tokens
@@ -75,10 +75,12 @@ def sampled(
         prompts = prompts_from_rows(world.prompt_rows, tokenizer, room)
     rows = settings.update.microbatch_size
     sampler = Sampler(policy, length)
-    responder = Responder(policy, sampler, tokenizer, settings.run.seed, processes, rows)
-    judge = world.judge if world else None
+    generator = Generator(policy, sampler, tokenizer, settings.run.seed, processes, rows)
+    metric = world.judge if world else None
     together = max(rows, SAMPLED_TOGETHER)
-    return HeldOut(responder, prompts, size, together, reference=policy.reference(), judge=judge)
+    return Evaluator(
+        generator, prompts, size, together, reference=policy.reference(), eval_metric=metric
+    )
 
 
 def _prompts(texts: list[Text], tokenizer: Any, room: int) -> list[Prompt]:

@@ -16,7 +16,7 @@ from lmpg.runs.tracking import Tracker
 from lmpg.runtime.processes import Processes
 from lmpg.settings.raw import Values, merged
 from lmpg.training.offline import Offline, OfflineUpdater
-from lmpg.training.run import begin, carry_out, refusals_leave_nothing
+from lmpg.training.run import begin, refusals_leave_nothing, run
 
 
 def train_stage(name: str, method: str, preset: Values, argv: Sequence[str] | None = None) -> None:
@@ -36,8 +36,8 @@ def train_stage(name: str, method: str, preset: Values, argv: Sequence[str] | No
         prepared = stage.prepare(settings, world, processes)
         if processes.is_main:
             print(prepared.line, flush=True)
-        run = _assembled(settings, prepared, folder, processes)
-    carry_out(run, folder, name, {})
+        loop = _assembled(settings, prepared, folder, processes)
+    run(loop, folder, name, {})
 
 
 def stage_settings(

@@ -28,7 +28,7 @@ from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.settings import ModelSettings
 from lmpg.language.objectives.reward_model_objective import BradleyTerry
 from lmpg.language.objectives.sft_objective import NextToken
-from lmpg.runtime.processes import Alone
+from lmpg.runtime.processes import SingleProcess
 from lmpg.training.offline import OfflineUpdater
 from lmpg.training.settings import OfflineSettings
 
@@ -71,8 +71,8 @@ def warm_start(
     tokenizer = load_tokenizer(str(blank))
     policy = load_policy(ModelSettings(path=str(blank)), tokenizer, critic=False, temperature=1.0)
     train, held_out = (texts_from_rows(part, tokenizer, policy.context_length) for part in rows)
-    objective = NextToken(policy, train, held_out, seed, Alone())
-    updater: OfflineUpdater = OfflineUpdater(objective, settings, Alone())
+    objective = NextToken(policy, train, held_out, seed, SingleProcess())
+    updater: OfflineUpdater = OfflineUpdater(objective, settings, SingleProcess())
     _learn(updater, name, stop and (lambda step: stop(policy, tokenizer, step)))
     policy.save_pretrained(folder, tokenizer)
     write_facts(folder, objective.evaluate())
@@ -94,8 +94,8 @@ def reward_model(
         model = load_sequence_classifier(str(start), new_head=True)
     context = context_length(model.config, tokenizer)
     train, held_out = (pairs_from_rows(part, tokenizer, context) for part in rows)
-    objective = BradleyTerry(model, tokenizer, PairSet(train, held_out), seed, Alone())
-    _learn(OfflineUpdater(objective, settings, Alone()), name)
+    objective = BradleyTerry(model, tokenizer, PairSet(train, held_out), seed, SingleProcess())
+    _learn(OfflineUpdater(objective, settings, SingleProcess()), name)
     save_folder(folder, model, tokenizer)
     write_facts(folder, objective.evaluate())
 

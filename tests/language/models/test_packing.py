@@ -9,7 +9,7 @@ import transformers
 from lmpg.language.data.packing import rows_of
 from lmpg.language.models.packing_check import block_mask, packed_logprobs, refuse_unpackable
 from lmpg.language.objectives.sft_objective import NextToken, PackedNextToken
-from lmpg.runtime.processes import Alone
+from lmpg.runtime.processes import SingleProcess
 from lmpg.settings.section import UserError
 from tests.support.objectives import packed, random_ids, random_texts, supervised, tiny_policy
 from tests.support.tiny import CONTEXT, VOCABULARY, tiny_model
@@ -32,7 +32,7 @@ def gradients(objective, examples) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_packed_rows_have_the_loss_and_gradients_of_separate_ones(kind):
     texts = random_texts(9)
-    plain = NextToken(tiny_policy(KINDS[kind]()), texts, texts, 0, Alone())
+    plain = NextToken(tiny_policy(KINDS[kind]()), texts, texts, 0, SingleProcess())
     rows = PackedNextToken(plain)
     assert max(len(row) for row in rows.rows) >= 3
     alone, together = plain.sums(texts), rows.sums(rows.rows)
@@ -61,7 +61,7 @@ def test_packed_rows_in_bf16_are_near_those_of_fp32():
     texts = random_texts(9)
     losses = []
     for bf16 in (False, True):
-        rows = PackedNextToken(NextToken(tiny_policy(bf16=bf16), texts, texts, 0, Alone()))
+        rows = PackedNextToken(NextToken(tiny_policy(bf16=bf16), texts, texts, 0, SingleProcess()))
         losses.append(rows.sums(rows.rows)["loss"].item())
     full, half = losses
     assert half == pytest.approx(full, rel=0.01)
