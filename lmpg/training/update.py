@@ -163,7 +163,7 @@ def microbatches(inputs: dict[str, Tensor], rows: int, tokens: int = 0) -> list[
     lengths = [x.cpu() for name, x in inputs.items() if name.endswith("_lengths")]
     if not lengths or not count:
         return list(torch.arange(count).split(rows)) if count else []
-    order = sum(lengths).argsort(stable=True, descending=True)
+    order = torch.stack(lengths).sum(0).argsort(stable=True, descending=True)
     sizes: list[int] = []
     widest: tuple[int, ...] = ()
     for row in zip(*[x[order].tolist() for x in lengths]):

@@ -49,9 +49,13 @@ class Completions:
 
     def rows(self, index: list[int]) -> Completions:
         """The completions with only the rows in `index`, in that order."""
-        lists = (self.prompts, self.texts, self.ids, self.finished)
-        prompts, texts, ids, finished = ([x[i] for i in index] for x in lists)
-        return Completions(prompts, self.samples.rows(torch.tensor(index)), texts, ids, finished)
+        return Completions(
+            [self.prompts[i] for i in index],
+            self.samples.rows(torch.tensor(index)),
+            [self.texts[i] for i in index],
+            [self.ids[i] for i in index],
+            [self.finished[i] for i in index],
+        )
 
     @classmethod
     def joined(cls, parts: list[Completions], pad_token_id: int) -> Completions:
