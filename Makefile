@@ -28,7 +28,7 @@ demo: setup
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
 		--dynamo_backend no --num_cpu_threads_per_process 2 \
 		scripts/train_ppo.py --run.output-dir $(DEMO)
-	@$(BIN)/python -m lmpg.runs.report.write $(DEMO)
+	@$(BIN)/python scripts/report.py $(DEMO)
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal

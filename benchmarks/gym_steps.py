@@ -18,10 +18,9 @@ from typing import Any
 from lockstep import Turn
 
 from lmpg.cli.main import main
-from lmpg.gym.program import train_gym
+from lmpg.cli.train import train_agent
 from lmpg.gym.rollouts import GymSource
 from lmpg.runs.tracking import Tracker
-from lmpg.settings.presets import configs
 
 ENOUGH, IN_A_ROW = 475, 3
 
@@ -81,4 +80,4 @@ if __name__ == "__main__":
         take_turns()
     else:
         Clock().hang()
-    main(lambda: train_gym(configs("gym"), sys.argv[2:]))
+    main(lambda: train_agent(sys.argv[2:]))

@@ -1,10 +1,7 @@
 """Train a gymnasium agent: python scripts/train_gym.py --env.id CartPole-v1"""
 
-import sys
-
 from lmpg.cli.main import main
-from lmpg.gym.program import train_gym
-from lmpg.settings.presets import configs
+from lmpg.cli.train import train_agent
 
 if __name__ == "__main__":
-    main(lambda: train_gym(configs("gym"), sys.argv[1:]))
+    main(train_agent)

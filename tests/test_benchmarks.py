@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.planted import catches
+
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 PROGRAM = """
 import sys
@@ -33,6 +35,7 @@ def module(monkeypatch):
     return importlib.import_module
 
 
+@catches("a benchmark's rows end before their limit")
 @pytest.mark.parametrize("size", ["S", "tiny"])
 def test_special_tokens_are_never_sampled_and_words_hardly_change(module, size):
     models = module("models")
@@ -56,6 +59,10 @@ def test_prompts_have_the_length_that_is_asked_for_on_both_sides(module, size, t
     assert found == models.prompt_ids(size, 5, 12).tolist()
 
 
+@catches(
+    "programs measured while others run",
+    "a program's first steps counted among the measured ones",
+)
 def test_programs_take_turns_step_by_step_and_the_first_are_not_counted(module, tmp_path):
     lockstep, log = module("lockstep"), tmp_path / "turns"
     programs = []
@@ -86,6 +93,7 @@ def test_a_program_that_dies_is_named_with_what_it_said(module, tmp_path):
     program.finish()
 
 
+@catches("the comparison takes the slower of the peer's settings")
 def test_a_case_is_compared_with_the_faster_peer_and_fp32_with_fp32(module, monkeypatch):
     bench = module("bench_end_to_end")
     seconds = {"lmpg bf16": 1.0, "lmpg fp32": 2.0, "peer fp32": 5.0, "peer bf16": 4.0}
@@ -168,6 +176,7 @@ def test_runs_that_do_not_balance_are_counted_and_out_of_the_mean(module, monkey
     assert "1 of 2 failed" in bench.line(zoo)
 
 
+@catches("the benchmark counts the untrained policy's evaluation")
 def test_a_run_is_good_enough_after_three_good_evaluations_in_a_row(module, monkeypatch, capsys):
     clock = module("gym_steps").Clock()
     means = iter([500, 480, 490, 474, 475, 499, 500])  # the first is that of the untrained policy

@@ -25,7 +25,7 @@ class ReinforcePlusPlus(Regularised):
     """ε: the ratio π/π_old earns nothing beyond 1 ± ε."""
 
     @model_validator(mode="after")
-    def _a_group_to_compare_with(self) -> ReinforcePlusPlus:
+    def _require_a_group_for_its_baseline(self) -> ReinforcePlusPlus:
         if self.baseline == "group_mean" and self.group_size < 2:
             raise ValueError(
                 "algorithm.group_size = 1 with algorithm.baseline = group_mean: a group of one "

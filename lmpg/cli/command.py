@@ -1,4 +1,4 @@
-"""The `lmpg` command: `lmpg train NAME --section.key VALUE …`."""
+"""The program `lmpg`: `lmpg train NAME --section.key VALUE …` and `lmpg pipeline STAGE …`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from lmpg.algorithms import ALGORITHMS
 from lmpg.cli.flags import taken
 from lmpg.cli.main import main
-from lmpg.cli.pipeline import pipeline
-from lmpg.cli.train import methods, train
-from lmpg.language.stages import STAGES
+from lmpg.cli.train import methods, train_by_name
+from lmpg.language.stages.settings import STAGES
 from lmpg.settings.presets import preset_names
 from lmpg.settings.raw import read_yaml
 from lmpg.settings.section import UserError
@@ -20,19 +19,24 @@ def run(argv: Sequence[str]) -> None:
     """Carry out a command line, `argv` without the program's name."""
     command, *rest = argv or ["--help"]
     if command == "pipeline":
+        from lmpg.cli.pipeline import pipeline  # not for --help: it needs the worlds' models
+
         pipeline(rest)
-    elif command != "train":
-        _explain(command)
-    elif rest[:1] in ([], ["-h"], ["--help"]):
+    elif command == "train":
+        if rest[:1] in ([], ["-h"], ["--help"]):
+            print(_usage())
+        else:
+            train_named(rest)
+    elif command in ("-h", "--help"):
         print(_usage())
     else:
-        train_named(rest)
+        raise UserError(f"unknown command {command!r}\n{_usage()}")
 
 
 def train_named(argv: Sequence[str]) -> None:
     """`NAME --flags`; NAME may be left out where `--config FILE` holds `algorithm.name`."""
     if not argv[0].startswith("-"):
-        train(argv[0], argv[1:])
+        train_by_name(argv[0], argv[1:])
         return
     _, config = taken(list(argv), "--config")
     section = read_yaml(config).get("algorithm") if config else None
@@ -44,13 +48,7 @@ def train_named(argv: Sequence[str]) -> None:
             f"{config}: algorithm.name = {name} is a preset, expected an algorithm; leave it out "
             f"and run `lmpg train {name} --config {config}`"
         )
-    train(str(name), argv)
-
-
-def _explain(command: str) -> None:
-    if command not in ("-h", "--help"):
-        raise UserError(f"unknown command {command!r}\n{_usage()}")
-    print(_usage())
+    train_by_name(str(name), argv)
 
 
 def _usage() -> str:
@@ -60,7 +58,7 @@ def _usage() -> str:
         "       lmpg pipeline STAGE STAGE …   (lmpg pipeline: more)\n"
         f"algorithms: {', '.join(ALGORITHMS)}\n"
         f"stages: {', '.join(STAGES)}\n"
-        f"presets: {', '.join(n for n in preset_names() if n not in {*ALGORITHMS, *STAGES})}"
+        f"presets: {', '.join(n for n in preset_names() if n not in methods())}"
     )
 
 

@@ -1,13 +1,13 @@
-"""The command line: `--config FILE` and flags become validated settings; errors become one line.
+"""Flags and `--config FILE` become raw settings, with their names checked; tyro writes --help.
 
-tyro reads the flags and writes --help. It hands over only the flags that were given, unconverted:
-pydantic converts and checks them together with everything else, so that all errors look alike.
+Words are handed on as they stand: pydantic converts and checks them together with everything
+else, so that all errors look alike.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import NoneType
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_origin
 
@@ -19,7 +19,8 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from lmpg.algorithms import ALGORITHMS, algorithm_name
 from lmpg.settings.raw import (
-    Values,
+    RawSettings,
+    completed,
     defaults_of,
     is_section,
     merged,
@@ -27,53 +28,37 @@ from lmpg.settings.raw import (
     nearest,
     paths_of,
     read_yaml,
-    validated,
 )
 from lmpg.settings.section import Section, UserError
 
 S = TypeVar("S", bound=Section)
+HELP = ("-h", "--help")
 
-Preset = Mapping[str, Any] | Callable[[Values], Mapping[str, Any]]
 
+@dataclass(frozen=True)
+class CommandLine:
+    """The words of a command line, taken apart.
 
-def parse(
-    settings: type[S] | Mapping[str, type[S]],
-    argv: Sequence[str] | None = None,
-    defaults: Preset | None = None,
-) -> S:
-    """Settings from class defaults < `defaults` < `--config FILE` < flags; exits on --help.
-
-    `settings` may be LanguageSettings[PPO], or GymSettings alone: then `algorithm.name` picks the
-    algorithm (ppo if it is not given), as it does among classes by name. `defaults` is a nested
-    dict, or a function that makes one from what the user gave (YAML and flags as nested dicts of
-    raw values).
+    flags: each flag (written with dashes) and the words after it. config: the `--config` file.
+    from_file: the settings in it. algorithm: the `algorithm.name` that the flags or the file give.
     """
-    flags, config = taken(list(sys.argv[1:] if argv is None else argv), "--config")
-    flags, name_flag = taken(flags, "--algorithm.name")
-    from_yaml = read_yaml(config) if config else {}
-    algorithm = from_yaml.get("algorithm")
-    name_in_yaml = algorithm.pop("name", None) if isinstance(algorithm, dict) else None
-    names = list(settings) if isinstance(settings, Mapping) else []
-    settings, name = _with_algorithm(settings, name_flag or name_in_yaml)
 
-    problems = misplaced(settings, from_yaml, str(config)) + _wrong_flags(settings, flags)
-    if problems:
-        raise UserError("\n".join(problems))
-    named: Values = {"algorithm": {"name": name}} if name else {}
+    flags: list[tuple[str, list[str]]]
+    config: str | None
+    from_file: RawSettings
+    algorithm: str | None
+    help_wanted: bool
 
-    def preset(given: Values) -> Mapping[str, Any]:
-        made = defaults(given) if callable(defaults) else (defaults or {})
-        wrong = misplaced(settings, made, "preset")
-        if wrong:
-            raise UserError("\n".join(wrong))
-        return made
 
-    help_wanted = "-h" in flags or "--help" in flags
-    shown = preset(merged(from_yaml, named)) if help_wanted else {}
-    all_shown = merged(defaults_of(settings), shown, from_yaml)
-    from_flags = _read_flags(settings, flags, all_shown, _names_text(names, name))
-    made = preset(merged(from_yaml, from_flags, named))
-    return validated(settings, merged(defaults_of(settings), made, from_yaml, from_flags))
+def read(argv: Sequence[str]) -> CommandLine:
+    """Take a command line apart and read its file; the names in both are not looked at yet."""
+    words, config = taken(list(argv), "--config")
+    words, name = taken(words, "--algorithm.name")
+    from_file = read_yaml(config) if config else {}
+    section = from_file.get("algorithm")
+    name_in_file = section.pop("name", None) if isinstance(section, dict) else None
+    help_wanted = any(word in HELP for word in words)
+    return CommandLine(groups(words), config, from_file, name or name_in_file, help_wanted)
 
 
 def taken(argv: list[str], flag: str) -> tuple[list[str], str | None]:
@@ -88,38 +73,62 @@ def taken(argv: list[str], flag: str) -> tuple[list[str], str | None]:
     return argv, None
 
 
-def _with_algorithm(
-    settings: type[S] | Mapping[str, type[S]], name: str | None
-) -> tuple[type[S], str | None]:
-    """The settings class with its algorithm filled in, and that algorithm's name."""
-    if isinstance(settings, Mapping):
-        name = name or "ppo"
-        if name not in settings:
-            raise UserError(f"algorithm.name = {name!r}: expected one of {', '.join(settings)}")
-        return settings[name], name
-    if "algorithm" not in settings.model_fields:
-        return settings, None
-    generic = bool(settings.__pydantic_generic_metadata__["parameters"])
-    own = None if generic else algorithm_name(settings.model_fields["algorithm"].annotation)  # type: ignore[arg-type]
-    if name not in (None, own, *ALGORITHMS):
+def groups(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Each flag (written with dashes) and the words up to the next one; --help is left out."""
+    groups: list[tuple[str, list[str]]] = []
+    for word in argv:
+        if word in HELP:
+            continue
+        if word.startswith("--") or not groups:
+            flag, equals, value = word.partition("=")
+            groups.append((flag.replace("_", "-"), [value] if equals else []))
+        else:
+            groups[-1][1].append(word)
+    return groups
+
+
+def refuse_other_algorithm(settings: type[Section], name: str | None) -> None:
+    """UserError where `algorithm.name` asks for another algorithm than that of `settings`."""
+    field = settings.model_fields.get("algorithm")
+    own = algorithm_name(field.annotation) if field else name  # type: ignore[arg-type]
+    if name in (None, own):
+        return
+    if name not in ALGORITHMS:
         raise UserError(f"algorithm.name = {name!r}: expected one of {', '.join(ALGORITHMS)}")
-    if generic:
-        name = name or "ppo"
-        return settings[ALGORITHMS[name]], name  # type: ignore[index]
-    if name not in (None, own):
-        raise UserError(
-            f"algorithm.name = {name!r}, but this script trains with {own}; "
-            f"run `lmpg train {name}` instead, or leave algorithm.name out"
-        )
-    return settings, own
+    raise UserError(
+        f"algorithm.name = {name!r}, but this script trains with {own}; "
+        f"run `lmpg train {name}` instead, or leave algorithm.name out"
+    )
 
 
-def _wrong_flags(settings: type[BaseModel], argv: list[str]) -> list[str]:
+def given_settings(settings: type[Section], line: CommandLine) -> RawSettings:
+    """What the user gave of `settings`: the flags over the file, unconverted; UserError for names
+    that `settings` does not have."""
+    problems = misplaced(settings, line.from_file, str(line.config))
+    problems += _wrong_flags(settings, line.flags)
+    if problems:
+        raise UserError("\n".join(problems))
+    paths = _paths_by_flag(settings)
+    from_flags: RawSettings = {}
+    for flag, words in line.flags:
+        *sections, leaf = paths[flag].split(".")
+        place = from_flags
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[leaf] = _raw(_field(settings, paths[flag]), words)
+    return merged(line.from_file, from_flags)
+
+
+def _paths_by_flag(settings: type[BaseModel]) -> dict[str, str]:
+    return {f"--{path}".replace("_", "-"): path for path in paths_of(settings)}
+
+
+def _wrong_flags(settings: type[BaseModel], flags: list[tuple[str, list[str]]]) -> list[str]:
     """One line for each flag that is unknown, has no value or too many, or stands there twice."""
-    known = {f"--{path}".replace("_", "-"): path for path in paths_of(settings)}
+    known = _paths_by_flag(settings)
     seen: set[str] = set()
     problems = []
-    for flag, words in groups(argv):
+    for flag, words in flags:
         if flag not in known:
             problems.append(_unknown(flag, words, list(known.values())))
         elif flag in seen:
@@ -129,20 +138,6 @@ def _wrong_flags(settings: type[BaseModel], argv: list[str]) -> list[str]:
             problems.append(f"{flag} {given}")
         seen.add(flag)
     return problems
-
-
-def groups(argv: list[str]) -> list[tuple[str, list[str]]]:
-    """Each flag (written with dashes) and the words up to the next one; --help is left out."""
-    groups: list[tuple[str, list[str]]] = []
-    for word in argv:
-        if word in ("-h", "--help"):
-            continue
-        if word.startswith("--") or not groups:
-            flag, equals, value = word.partition("=")
-            groups.append((flag.replace("_", "-"), [value] if equals else []))
-        else:
-            groups[-1][1].append(word)
-    return groups
 
 
 def _unknown(flag: str, words: list[str], known: list[str]) -> str:
@@ -162,30 +157,64 @@ def _field(settings: type[BaseModel], path: str) -> FieldInfo:
     return settings.model_fields[leaf]
 
 
-def _names_text(names: list[str], name: str | None) -> str:
-    """What --help says where the method is chosen by its name."""
-    if not names:
-        return ""
-    return (
+def _raw(field: FieldInfo, words: list[str]) -> Any:
+    """A flag's words as the value that pydantic is given; a switch may stand without `True`."""
+    if _is_tuple(field):
+        return words
+    word = words[0] if words else True
+    if word in ("None", "none", "null") and NoneType in get_args(field.annotation):
+        return None
+    if get_origin(field.annotation) is dict:
+        try:
+            return yaml.safe_load(str(word))
+        except yaml.YAMLError:
+            pass
+    return word
+
+
+def _is_tuple(field: FieldInfo) -> bool:
+    return get_origin(field.annotation) is tuple
+
+
+def _nargs(field: FieldInfo) -> Literal[1, "*"]:
+    """One word, except for lists and for switches."""
+    return "*" if _is_tuple(field) or field.annotation is bool else 1
+
+
+def settings_or_help(
+    settings: type[S],
+    line: CommandLine,
+    preset: RawSettings,
+    given: RawSettings,
+    names: Sequence[str] = (),
+) -> S:
+    """The settings object: class defaults < `preset` < what the user gave. Where --help is asked
+    for, shows it with these values and exits.
+
+    names: of the methods that `--algorithm.name` may pick, where it may.
+    """
+    if line.help_wanted:
+        _show_help(settings, merged(defaults_of(settings), preset, given), names)
+    return completed(settings, preset, given)
+
+
+def _show_help(settings: type[Section], shown: RawSettings, names: Sequence[str]) -> None:
+    own = settings.model_fields.get("algorithm")
+    more = (
         f"\n\n--algorithm.name NAME picks the method, one of {', '.join(names)}; the settings "
-        f"below are those of {name}."
+        f"below are those of {algorithm_name(own.annotation)}."  # type: ignore[union-attr, arg-type]
+        if names
+        else ""
     )
-
-
-def _read_flags(
-    settings: type[BaseModel], argv: list[str], shown: Values, more_help: str
-) -> Values:
-    """The flags that were given, as nested dicts of raw values; --help shows `shown`."""
     origin = settings.__pydantic_generic_metadata__["origin"] or settings
     text = (
         f"{origin.__doc__}\n\n--config FILE reads settings from a YAML file with the same "
-        f"names (sections with settings below them); flags win over it.{more_help}"
+        f"names (sections with settings below them); flags win over it.{more}"
     )
-    given = tyro.cli(_mirror(settings, shown), args=argv, description=text)
-    return _without_empty_sections(given)
+    tyro.cli(_mirror(settings, shown), args=["--help"], description=text)
 
 
-def _mirror(settings: type[BaseModel], shown: Values) -> Any:
+def _mirror(settings: type[BaseModel], shown: RawSettings) -> Any:
     """The settings class as a TypedDict whose keys may all be absent: tyro's view of it."""
     fields: dict[str, Any] = {}
     for name, field in settings.model_fields.items():
@@ -202,43 +231,16 @@ def _mirror(settings: type[BaseModel], shown: Values) -> Any:
 
 def _leaf(field: FieldInfo, shown: Any) -> Any:
     """A flag's type for tyro: how many words it takes, and what --help says."""
-    nargs = _nargs(field)
-
-    def raw(words: list[str]) -> Any:
-        if _is_tuple(field):
-            return words
-        return _raw(field, words[0]) if words else True
-
     spec: Any = PrimitiveConstructorSpec(
-        nargs=nargs,
+        nargs=_nargs(field),
         metavar=_metavar(field.annotation),
-        instance_from_str=raw,
+        instance_from_str=lambda words: words,
         is_instance=lambda value: True,
         str_from_instance=lambda value: [str(value)],
     )
     default = " ".join(map(str, shown)) or "none" if isinstance(shown, tuple | list) else shown
     arg = tyro.conf.arg(help=field.description, help_behavior_hint=f"(default: {default})")
     return Annotated[Any, spec, arg]
-
-
-def _raw(field: FieldInfo, word: str) -> Any:
-    if word in ("None", "none", "null") and NoneType in get_args(field.annotation):
-        return None
-    if get_origin(field.annotation) is dict:
-        try:
-            return yaml.safe_load(word)
-        except yaml.YAMLError:
-            pass
-    return word
-
-
-def _is_tuple(field: FieldInfo) -> bool:
-    return get_origin(field.annotation) is tuple
-
-
-def _nargs(field: FieldInfo) -> Literal[1, "*"]:
-    """One word, except for lists and for switches, which may stand without `True`."""
-    return "*" if _is_tuple(field) or field.annotation is bool else 1
 
 
 def _metavar(annotation: Any) -> str:
@@ -252,12 +254,3 @@ def _metavar(annotation: Any) -> str:
         return "|".join(_metavar(a) for a in get_args(annotation))
     names = {bool: "[True|False]", int: "INT", float: "FLOAT", str: "STR", NoneType: "None"}
     return names.get(annotation, "VALUE")
-
-
-def _without_empty_sections(values: Mapping[str, Any]) -> Values:
-    kept: Values = {}
-    for key, value in values.items():
-        inner = _without_empty_sections(value) if isinstance(value, Mapping) else value
-        if not isinstance(value, Mapping) or inner:
-            kept[key] = inner
-    return kept

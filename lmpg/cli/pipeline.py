@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lmpg.algorithms import ALGORITHMS
-from lmpg.cli.flags import groups
-from lmpg.cli.train import methods, settings_class, settings_of, train
+from lmpg.cli import flags
+from lmpg.cli.train import methods, preset_below, run_with, settings_class
 from lmpg.language.worlds import PREFIX, chosen_world
 from lmpg.runs import folder as run_folder
 from lmpg.runs.folder import FINISHED, RunFolder, fresh_name, read_summary
 from lmpg.runtime.processes import Processes
 from lmpg.settings.presets import named_preset
-from lmpg.settings.raw import nearest, paths_of
-from lmpg.settings.section import UserError
+from lmpg.settings.raw import RawSettings, completed, merged, nearest, paths_of
+from lmpg.settings.section import Section, UserError
 
 Flags = dict[str, list[str]]
 OWN = ("--run.output-dir", "--run.resume")
@@ -33,20 +33,19 @@ USAGE = (
 
 
 @dataclass
-class Step:
-    """A stage of a pipeline: its name, method, folder, and the flags that are for it; `own` are
-    those that the user gave it alone."""
+class PipelineStage:
+    """A stage of a pipeline: its name, method and folder, and what the user gave it.
+
+    flags: those that are for it. own: those of them that the user gave it alone. given: its
+    settings by these flags and its --config file.
+    """
 
     name: str
     method: str
     folder: Path
     flags: Flags = field(default_factory=dict)
     own: set[str] = field(default_factory=set)
-
-    @property
-    def argv(self) -> list[str]:
-        """Its command line."""
-        return [word for flag, words in self.flags.items() for word in (flag, *words)]
+    given: RawSettings = field(default_factory=dict)
 
     @property
     def result(self) -> Path:
@@ -58,40 +57,40 @@ class Step:
 def pipeline(argv: Sequence[str]) -> None:
     """Carry out `STAGE STAGE … --flags`; with --run.resume go on where it was interrupted."""
     count = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
-    names, given = list(argv[:count]), groups(list(argv[count:]))
+    names, given = list(argv[:count]), flags.groups(argv[count:])
     if not names or {"-h", "--help"} & set(argv):
         print(USAGE)
         return
     processes = Processes()
     folder, resume = _own_flags(given, processes)
-    steps = [
-        Step(name, named_preset(name, methods())[0], folder / f"{i}_{name}")
+    stages = [
+        PipelineStage(name, named_preset(name, methods())[0], folder / f"{i}_{name}")
         for i, name in enumerate(names, start=1)
     ]
-    _hand_out([(flag, words) for flag, words in given if flag not in OWN], steps)
-    for step in steps:
-        step.flags |= {"--run.output-dir": [str(step.folder)], **resume}
-    for number in range(len(steps)):
-        _connect(steps, number)
-        settings_of(steps[number].name, steps[number].argv)  # all of them, before any work
+    _hand_out([(flag, words) for flag, words in given if flag not in OWN], stages)
+    for stage in stages:
+        stage.flags |= {"--run.output-dir": [str(stage.folder)], **resume}
+        stage.given = _given_to(stage)
+    for number in range(len(stages)):
+        _settings(stages, number)  # all of them are checked before any work
     _refuse_other_files(folder)
-    _carry_out(steps, folder, processes)
+    _carry_out(stages, folder, processes)
 
 
-def _carry_out(steps: list[Step], folder: Path, processes: Processes) -> None:
-    for number, step in enumerate(steps):
-        _connect(steps, number)  # a model with an adapter lies elsewhere, and now it is there
+def _carry_out(stages: list[PipelineStage], folder: Path, processes: Processes) -> None:
+    for number, stage in enumerate(stages):
+        settings = _settings(stages, number)  # anew: a model with an adapter now lies elsewhere
         if processes.is_main:
-            print(f"stage {number + 1} of {len(steps)}: {step.name}, {step.folder}", flush=True)
+            print(f"stage {number + 1} of {len(stages)}: {stage.name}, {stage.folder}", flush=True)
         try:
-            train(step.name, step.argv)
+            run_with(settings, stage.name)
         except KeyboardInterrupt:
             for path in run_folder.opened():  # or the way to go on would be told for the stage
                 RunFolder(path, "resuming").close()
             print(_how_to_go_on(folder), file=sys.stderr)
             raise
         processes.wait()
-        if read_summary(step.folder).get("exit_reason") != FINISHED:
+        if read_summary(stage.folder).get("exit_reason") != FINISHED:
             if processes.is_main:
                 print(_how_to_go_on(folder), flush=True)
             return
@@ -109,64 +108,81 @@ def _own_flags(given: list[tuple[str, list[str]]], processes: Processes) -> tupl
     return Path(path[0]), {flag: words for flag, words in own.items() if flag == OWN[1]}
 
 
-def _hand_out(given: list[tuple[str, list[str]]], steps: list[Step]) -> None:
+def _hand_out(given: list[tuple[str, list[str]]], stages: list[PipelineStage]) -> None:
     """Give each flag to the stages that it is for; those for one stage win."""
-    known = {step.name: set(_flags_of(step)) for step in steps}
-    single: list[tuple[Step, str, list[str]]] = []
+    known = {stage.name: set(_flags_of(stage)) for stage in stages}
+    single: list[tuple[PipelineStage, str, list[str]]] = []
     seen: set[str] = set()
     for flag, words in given:
         if flag in seen:
             raise UserError(f"{flag} stands there twice; give it once, with all its values")
         seen.add(flag)
-        stage, _, rest = flag.removeprefix("--").partition(".")
-        own = [step for step in steps if step.name.replace("_", "-") == stage]
-        single += [(step, f"--{rest}", words) for step in own]
-        takers = own or [x for x in steps if flag in known[x.name] and flag != "--config"]
-        if not takers or any(f"--{rest}" not in known[step.name] for step in own):
-            raise UserError(_unknown(flag, words, steps))
-        for step in takers if not own else ():
-            step.flags[flag] = words
-    for step, flag, words in single:
-        step.flags[flag] = words
-        step.own.add(flag)
+        name, _, rest = flag.removeprefix("--").partition(".")
+        own = [stage for stage in stages if stage.name.replace("_", "-") == name]
+        single += [(stage, f"--{rest}", words) for stage in own]
+        takers = own or [x for x in stages if flag in known[x.name] and flag != "--config"]
+        if not takers or any(f"--{rest}" not in known[stage.name] for stage in own):
+            raise UserError(_unknown(flag, words, stages))
+        for stage in takers if not own else ():
+            stage.flags[flag] = words
+    for stage, flag, words in single:
+        stage.flags[flag] = words
+        stage.own.add(flag)
 
 
-def _flags_of(step: Step) -> Iterator[str]:
+def _flags_of(stage: PipelineStage) -> Iterator[str]:
     yield "--config"
-    for path in paths_of(settings_class(step.method)):
+    for path in paths_of(settings_class(stage.method)):
         yield f"--{path}".replace("_", "-")
 
 
-def _unknown(flag: str, words: list[str], steps: list[Step]) -> str:
+def _unknown(flag: str, words: list[str], stages: list[PipelineStage]) -> str:
     if flag == "--config":
-        return f"--config is for one stage: --{steps[-1].name}.config {' '.join(words)}"
-    known = list(dict.fromkeys(f[2:] for step in steps for f in _flags_of(step)))
-    known += [f"{step.name.replace('_', '-')}.{f[2:]}" for step in steps for f in _flags_of(step)]
+        return f"--config is for one stage: --{stages[-1].name}.config {' '.join(words)}"
+    known = list(dict.fromkeys(f[2:] for stage in stages for f in _flags_of(stage)))
+    known += [f"{x.name.replace('_', '-')}.{f[2:]}" for x in stages for f in _flags_of(x)]
     match = nearest(flag.removeprefix("--"), known)
     hint = f"did you mean --{match}?" if match else "see lmpg train STAGE --help"
     return f"no stage of the pipeline knows the flag {' '.join([flag, *words])}; {hint}"
 
 
-def _connect(steps: list[Step], number: int) -> None:
-    """Let a stage start from the newest policy, and be rewarded by the newest reward model, that
-    the stages before it made; its data stay the user's, or those of the world."""
-    step, earlier = steps[number], steps[:number]
+def _given_to(stage: PipelineStage) -> RawSettings:
+    """The settings that the user gave a stage, by its flags and its file."""
+    line = flags.read([word for flag, words in stage.flags.items() for word in (flag, *words)])
+    kind = settings_class(stage.method)
+    flags.refuse_other_algorithm(kind, line.algorithm)
+    return flags.given_settings(kind, line)
+
+
+def _settings(stages: list[PipelineStage], number: int) -> Section:
+    """The settings of a stage, with what the stages before it have made."""
+    stage = stages[number]
+    given = merged(stage.given, _made_before(stages, number))
+    return completed(settings_class(stage.method), preset_below(stage.name, given), given)
+
+
+def _made_before(stages: list[PipelineStage], number: int) -> RawSettings:
+    """A stage starts from the newest policy, and is rewarded by the newest reward model, that the
+    stages before it made; its data stay the user's, or those of the world."""
+    stage, earlier = stages[number], stages[:number]
     policies = [x for x in earlier if x.method != "reward_model"]
-    judges = [x for x in earlier if x.method == "reward_model"]
-    if policies and "--model.path" not in step.own:
-        step.flags["--model.path"] = [str(policies[-1].result)]
-    if "--data.path" not in step.flags and "--data.path" not in steps[0].flags:
-        world = _world(steps)
-        step.flags |= {"--data.path": [PREFIX + world]} if policies else {"--data.world": [world]}
-    if judges and step.method in ALGORITHMS:
-        step.flags.setdefault("--rewards.models", [str(judges[-1].result)])
+    reward_models = [x for x in earlier if x.method == "reward_model"]
+    made: RawSettings = {}
+    if policies and "--model.path" not in stage.own:
+        made["model"] = {"path": str(policies[-1].result)}
+    if "--data.path" not in stage.flags and "--data.path" not in stages[0].flags:
+        world = _world(stages)
+        made["data"] = {"path": PREFIX + world} if policies else {"world": world}
+    if reward_models and stage.method in ALGORITHMS and "--rewards.models" not in stage.flags:
+        made["rewards"] = {"models": [str(reward_models[-1].result)]}
+    return made
 
 
-def _world(steps: list[Step]) -> str:
+def _world(stages: list[PipelineStage]) -> str:
     """The one that a flag names, or else a preset."""
-    flags = [step.flags["--data.world"][0] for step in steps if "--data.world" in step.flags]
-    presets = [named_preset(x.name, methods())[1].get("data", {}) for x in steps]
-    named = [*flags, *(data["world"] for data in presets if "world" in data)]
+    named = [stage.flags["--data.world"][0] for stage in stages if "--data.world" in stage.flags]
+    presets = [named_preset(x.name, methods())[1].get("data", {}) for x in stages]
+    named += [data["world"] for data in presets if "world" in data]
     return named[0] if named else chosen_world({})
 
 

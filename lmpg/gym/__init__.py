@@ -6,7 +6,6 @@ evaluate(agent, "CartPole-v1").returns.mean()
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +18,9 @@ from lmpg.gym.environments.episodes import Episodes, play
 from lmpg.gym.environments.make import make_rendered
 from lmpg.gym.environments.settings import EnvSettings
 from lmpg.gym.program import train_gym
+from lmpg.gym.settings import gym_settings_class, preset_for
 from lmpg.runtime.seeding import generator
-from lmpg.settings.presets import configs
+from lmpg.settings.raw import as_in_yaml, completed, misplaced
 from lmpg.settings.section import UserError
 
 load = load_agent
@@ -37,12 +37,18 @@ def train(
     in train(update={"learning_rate": 1e-3}, run={"output_dir": "runs/mine"}). UserError for bad
     ones.
     """
-    given = {
-        "env": {"id": env} if isinstance(env, str) else env,
-        "algorithm": {"name": algorithm} if isinstance(algorithm, str) else algorithm,
-        **settings,
-    }
-    return load(train_gym(configs("gym"), flags(given)))
+    given = as_in_yaml(
+        {
+            "env": {"id": env} if isinstance(env, str) else env,
+            "algorithm": {"name": algorithm} if isinstance(algorithm, str) else algorithm,
+            **settings,
+        }
+    )
+    kind = gym_settings_class(given["algorithm"].pop("name", None))
+    if problems := misplaced(kind, given, "train"):
+        raise UserError("\n".join(problems))
+    preset, note = preset_for(kind, given)
+    return load(train_gym(completed(kind, preset, given), note))
 
 
 def evaluate(
@@ -92,17 +98,3 @@ def _played(agent: Agent, world: gymnasium.Env, env: str, seed: int) -> float:
         raw, reward, terminated, truncated, _ = world.step(chosen[0])
         earned, done = earned + float(reward), terminated or truncated
     return earned
-
-
-def flags(given: Mapping[str, Any], prefix: str = "--") -> list[str]:
-    """Nested settings as a command line; lists of several words, dicts of arguments as YAML."""
-    found: list[str] = []
-    for name, value in given.items():
-        flag = f"{prefix}{name}".replace("_", "-")
-        if isinstance(value, Mapping) and name != "kwargs":
-            found += flags(value, f"{flag}.")
-        elif isinstance(value, list | tuple):
-            found += [flag, *map(str, value)]
-        else:
-            found += [flag, json.dumps(value) if isinstance(value, Mapping) else str(value)]
-    return found

@@ -1,22 +1,16 @@
-"""A gymnasium run from settings to results: presets, environments, policy, the common loop."""
+"""A gymnasium run from settings to results: environments, policy, the common loop."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lmpg.algorithms import algorithm_name
-from lmpg.cli.flags import parse
 from lmpg.gym.rollouts import GymSource, make_source, num_iterations
-from lmpg.gym.settings import GYM_METHODS, GymSettings, TextbookSettings
+from lmpg.gym.settings import GymSettings, TextbookSettings
 from lmpg.gym.textbook import Textbook
 from lmpg.runs.folder import RunFolder
 from lmpg.runs.tracking import Tracker
 from lmpg.runtime.processes import Processes
-from lmpg.settings.raw import Values, merged, paths_of, read_yaml
 from lmpg.settings.section import UserError
 from lmpg.training.loop import Loop
 from lmpg.training.online import Online
@@ -24,13 +18,11 @@ from lmpg.training.run import begin, refusals_leave_nothing, run
 from lmpg.training.update import Updater
 
 
-def train_gym(presets: Path, argv: Sequence[str]) -> Path:
-    """Train an agent; settings start from what the folder `presets` has for its environment.
+def train_gym(settings: GymSettings | TextbookSettings, note: str = "") -> Path:
+    """Train an agent from settings to a finished run; returns the run's folder.
 
-    Returns the run's folder.
+    note: a line to print before the first, such as where the settings come from.
     """
-    preset = Preset(presets, has_config=any(a.split("=")[0] == "--config" for a in argv))
-    settings = parse(GYM_METHODS, argv, preset)
     processes = Processes(cpu=True)
     if processes.count > 1:
         raise UserError(
@@ -51,7 +43,7 @@ def train_gym(presets: Path, argv: Sequence[str]) -> Path:
             settings.run,
         )
         made = loop(settings, source, folder, processes)
-    print("\n".join([*preset.said, *first_lines(source)]), flush=True)
+    print("\n".join([*filter(None, [note]), *first_lines(source)]), flush=True)
     facts = {"env": settings.env.id, "evaluation": evaluation_words(source)}
     try:
         run(made, folder, "gym", facts)
@@ -110,56 +102,3 @@ def evaluation_words(source: GymSource) -> str:
         f"{source.evaluation.size} episodes of {source.evaluation.actions} actions, in separate "
         "environments"
     )
-
-
-@dataclass
-class Preset:
-    """Settings for any environment, and over them those for the method and environment that were
-    asked for (METHOD_ENV.yaml), or PPO's.
-
-    A `--config` file stands instead of the latter. `said` tells which file was taken.
-    """
-
-    folder: Path
-    has_config: bool
-    said: list[str] = field(default_factory=list)
-
-    def __call__(self, given: Values) -> Values:
-        """The preset for what the user gave."""
-        found = read_yaml(str(self.folder / "default.yaml"))
-        env_id = (given.get("env") or {}).get("id", found["env"]["id"])
-        method = given["algorithm"]["name"]
-        own = [self.folder / f"{name}_{file_stem(env_id)}.yaml" for name in (method, "ppo")]
-        known = next((path for path in own if path.is_file()), None)
-        if not self.has_config and known:
-            found = merged(found, read_yaml(str(known)))
-            self.said = [f"settings for {env_id} from {known}"]
-        elif not self.has_config:
-            self.said = [f"no settings for {env_id} in {self.folder}: general ones"]
-        return fitting(GYM_METHODS[method], found)
-
-
-def file_stem(env_id: str) -> str:
-    """CartPole-v1 → cartpole, lmpg/Corridor-v0 → corridor."""
-    name = re.sub(r"-v\d+$", "", env_id.rpartition("/")[2].rpartition(":")[2])
-    return re.sub(r"[^a-z0-9]+", "_", name.lower())
-
-
-def fitting(settings: type[Any], values: Values) -> Values:
-    """Presets are written for PPO; another algorithm takes the settings that it has as well.
-
-    Without ratios it goes over a rollout once: each step is for the policy that acted, which only
-    the first pass is. A method that learns step by step lives in a single environment.
-    """
-    paths = set(paths_of(settings))
-    kept = {
-        section: {k: v for k, v in fields.items() if f"{section}.{k}" in paths}
-        for section, fields in values.items()
-    }
-    algorithm: Any = settings.model_fields["algorithm"].annotation
-    if getattr(algorithm, "online", False):
-        return merged(kept, {"env": {"num_envs": 1}})
-    its_own = values.get("algorithm", {}).get("name") == algorithm_name(algorithm)
-    if "update.epochs" in paths and not its_own and "ratios" not in algorithm().needs:
-        return merged(kept, {"update": {"epochs": 1}})
-    return kept

@@ -1,7 +1,8 @@
-"""Settings of gymnasium runs with a textbook method, and of all by the name of their algorithm."""
+"""Settings of gymnasium runs, by the name of their method, and the presets that lie below them."""
 
 from __future__ import annotations
 
+import re
 from typing import Any, Generic, TypeVar
 
 from pydantic import model_validator
@@ -10,14 +11,18 @@ from lmpg.algorithms import ALGORITHMS, algorithm_name
 from lmpg.gym.classic import METHODS
 from lmpg.gym.environments.settings import EnvSettings
 from lmpg.gym.networks.settings import PolicySettings
-from lmpg.language.settings import A
 from lmpg.runs.settings import (
     GymEvaluationSettings,
     GymRunSettings,
 )
-from lmpg.settings.section import Section
+from lmpg.settings.presets import configs
+from lmpg.settings.raw import RawSettings, merged, paths_of, read_yaml
+from lmpg.settings.section import Section, UserError
 from lmpg.training.checks import refuse_clip_fraction, refuse_critic_rate, refuse_what_cannot_change
 from lmpg.training.settings import BatchSettings, UpdateSettings
+
+A = TypeVar("A", bound=Section)
+M = TypeVar("M", bound=Section)
 
 
 class GymSettings(Section, Generic[A]):
@@ -31,12 +36,12 @@ class GymSettings(Section, Generic[A]):
     run: GymRunSettings = GymRunSettings()
 
     @model_validator(mode="after")
-    def _whole_rows(self) -> GymSettings:
+    def _require_equally_many_steps_per_environment(self) -> GymSettings:
         refuse_uneven_rows(self.update.rollout_size, self.env.num_envs)
         return self
 
     @model_validator(mode="after")
-    def _no_language_only_parts(self) -> GymSettings:
+    def _refuse_what_needs_a_language_model(self) -> GymSettings:
         needs: frozenset[str] = getattr(self.algorithm, "needs", frozenset())
         if getattr(self.algorithm, "group_size", 1) > 1 or "greedy" in needs:
             name = algorithm_name(type(self.algorithm))
@@ -72,9 +77,6 @@ def refuse_uneven_rows(rollout_size: int, num_envs: int) -> None:
         )
 
 
-M = TypeVar("M", bound=Section)
-
-
 class TextbookSettings(Section, Generic[M]):
     """Train an agent in a gymnasium environment with a method of the textbook."""
 
@@ -86,8 +88,8 @@ class TextbookSettings(Section, Generic[M]):
     run: GymRunSettings = GymRunSettings()
 
     @model_validator(mode="after")
-    def _one_life(self) -> TextbookSettings:
-        if getattr(self.algorithm, "online", False) and self.env.num_envs != 1:
+    def _require_one_environment_for_incremental_methods(self) -> TextbookSettings:
+        if getattr(self.algorithm, "incremental", False) and self.env.num_envs != 1:
             raise ValueError(
                 f"env.num_envs = {self.env.num_envs}, but algorithm.name = "
                 f"{algorithm_name(type(self.algorithm))} learns step by step in one environment. "
@@ -104,3 +106,59 @@ _OWN: Any = {name: TextbookSettings[m] for name, m in METHODS.items()}  # type: 
 
 GYM_METHODS: dict[str, type[Any]] = {**_SHARED, **_OWN}
 """What `algorithm.name` makes of a run in an environment."""
+
+
+def gym_settings_class(name: str | None) -> type[Any]:
+    """The settings of the method `name`, of ppo where there is none; UserError for unknown ones."""
+    name = name or "ppo"
+    if name not in GYM_METHODS:
+        raise UserError(f"algorithm.name = {name!r}: expected one of {', '.join(GYM_METHODS)}")
+    return GYM_METHODS[name]
+
+
+def preset_for(
+    settings: type[Any], given: RawSettings, own_file: bool = False
+) -> tuple[RawSettings, str]:
+    """What lies below the `given` settings of a run, and a line that tells where it comes from.
+
+    default.yaml of configs/gym, and over it the file for the method and the environment
+    (METHOD_ENV.yaml), or PPO's. own_file: the user has a file that stands instead of the latter.
+    """
+    folder = configs("gym")
+    found = read_yaml(folder / "default.yaml")
+    env_id = (given.get("env") or {}).get("id", found["env"]["id"])
+    if own_file:
+        return fitting(settings, found), ""
+    method = algorithm_name(settings.model_fields["algorithm"].annotation)
+    own = [folder / f"{name}_{file_stem(env_id)}.yaml" for name in (method, "ppo")]
+    known = next((path for path in own if path.is_file()), None)
+    if known is None:
+        return fitting(settings, found), f"no settings for {env_id} in {folder}: general ones"
+    found = merged(found, read_yaml(known))
+    return fitting(settings, found), f"settings for {env_id} from {known}"
+
+
+def file_stem(env_id: str) -> str:
+    """CartPole-v1 → cartpole, lmpg/Corridor-v0 → corridor."""
+    name = re.sub(r"-v\d+$", "", env_id.rpartition("/")[2].rpartition(":")[2])
+    return re.sub(r"[^a-z0-9]+", "_", name.lower())
+
+
+def fitting(settings: type[Any], values: RawSettings) -> RawSettings:
+    """Presets are written for PPO; another algorithm takes the settings that it has as well.
+
+    Without ratios it goes over a rollout once: each step is for the policy that acted, which only
+    the first pass is. A method that learns step by step lives in a single environment.
+    """
+    paths = set(paths_of(settings))
+    kept = {
+        section: {k: v for k, v in fields.items() if f"{section}.{k}" in paths}
+        for section, fields in values.items()
+    }
+    algorithm: Any = settings.model_fields["algorithm"].annotation
+    if getattr(algorithm, "incremental", False):
+        return merged(kept, {"env": {"num_envs": 1}})
+    its_own = values.get("algorithm", {}).get("name") == algorithm_name(algorithm)
+    if "update.epochs" in paths and not its_own and "ratios" not in algorithm().needs:
+        return merged(kept, {"update": {"epochs": 1}})
+    return kept

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lmpg.gym.classic.batches import BatchMethod
-from lmpg.gym.classic.incremental import OnlineMethod
+from lmpg.gym.classic.incremental import IncrementalMethod
 from lmpg.gym.rollouts import GymSource
 from lmpg.runtime.seeding import generator
 from lmpg.runtime.stopwatch import Stopwatch
@@ -19,20 +19,20 @@ from lmpg.training.loop import Loop, Progress
 
 @dataclass(kw_only=True)
 class Textbook(Loop):
-    """Learning by `method`; `learned` is what it knows beside the policy's weights."""
+    """Learning by `method`; `method_state` is what it knows beside the policy's weights."""
 
     source: GymSource
-    method: BatchMethod | OnlineMethod
-    learned: dict[str, Any] = field(init=False)
+    method: BatchMethod | IncrementalMethod
+    method_state: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.learned = self.method.prepared(self.source.policy, self.source.run.seed)
+        self.method_state = self.method.initial_state(self.source.policy, self.source.run.seed)
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit."""
         return {
             "policy": self.source.policy.trainable_state(),
-            "method": self.learned,
+            "method": self.method_state,
             "source": self.source.state(),
             "tracker": self.tracker.state(),
             "progress": self.progress.state(),
@@ -41,42 +41,42 @@ class Textbook(Loop):
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state` was taken; metrics are cut back to it."""
         self.source.policy.load_trainable_state(state["policy"])
-        self.learned = state["method"]
+        self.method_state = state["method"]
         self.source.load_state(state["source"])
         self.progress = Progress.from_state(state["progress"])
         self.tracker.cut_back(state["tracker"])
 
     def iterate(self, step: int) -> dict[str, float]:
         """A rollout and what is learned from it, or steps that are learned from one by one."""
-        before = copy.deepcopy((self.source.policy.trainable_state(), self.learned))
-        found = self._learned_by(self.method, step)
+        before = copy.deepcopy((self.source.policy.trainable_state(), self.method_state))
+        found = self._learn_by(self.method, step)
         self._stop_if_something_is_not_finite(step, *before)
         self.progress.num_tokens_or_steps = self.source.runner.num_steps
         return found
 
-    def _learned_by(self, method: BatchMethod | OnlineMethod, step: int) -> dict[str, float]:
+    def _learn_by(self, method: BatchMethod | IncrementalMethod, step: int) -> dict[str, float]:
         source, policy, watch = self.source, self.source.policy, Stopwatch()
-        if isinstance(method, OnlineMethod):
+        if isinstance(method, IncrementalMethod):
             until = min(step * source.update.rollout_size, source.run.total_timesteps)
             act = generator(source.run.seed, "act", step)
             with watch("time/update"):
-                found = method.iterate(policy, source.runner, self.learned, until, act)
+                found = method.iterate(policy, source.runner, self.method_state, until, act)
             return source.runner.metrics() | found | watch.seconds
         collected = source.collect(step)
         shuffle = generator(source.run.seed, "minibatches", step)
         with watch("time/update"):
-            found = method.update(policy, collected.rollout, self.learned, shuffle)
+            found = method.update(policy, collected.rollout, self.method_state, shuffle)
         return collected.metrics | found | watch.seconds
 
     def _stop_if_something_is_not_finite(
-        self, step: int, weights: dict[str, Tensor], learned: dict[str, Any]
+        self, step: int, weights: dict[str, Tensor], method_state: dict[str, Any]
     ) -> None:
         """Back to what was known before, which is then saved."""
         tensors = self.source.policy.trainable_state()
         broken = [name for name, x in tensors.items() if not x.isfinite().all()]
         if broken:
             self.source.policy.load_trainable_state(weights)
-            self.learned = learned
+            self.method_state = method_state
             raise RunStopped(
                 f"step {step}: {broken[0]} became inf or NaN. Start a run with smaller step sizes "
                 "(algorithm.…, see --help)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any
 
 import torch
 
-from lmpg.cli.flags import parse
-from lmpg.language.data.prompts import PromptSet, load_prompts, prompts_from_rows
+from lmpg.language.data.prompts import Prompt, common_columns, load_prompts, prompts_from_rows
 from lmpg.language.data.reasoning import PREFIX
+from lmpg.language.data.splits import Split
 from lmpg.language.data.tokenizing import completion_text
 from lmpg.language.models.loading import load_policy, load_tokenizer
 from lmpg.language.models.policy import CausalLMPolicy, Reference
@@ -34,7 +33,7 @@ from lmpg.runs import checkpoint
 from lmpg.runs.folder import RunFolder
 from lmpg.runs.tracking import Tracker
 from lmpg.runtime.processes import Processes
-from lmpg.settings.raw import Values, merged
+from lmpg.settings.raw import RawSettings, merged
 from lmpg.settings.section import Section, UserError
 from lmpg.training.old_logprobs import OldLogprobs
 from lmpg.training.online import Online
@@ -42,45 +41,42 @@ from lmpg.training.run import begin, refusals_leave_nothing, run
 from lmpg.training.update import Updater
 
 
-def train_language(
-    name: str, algorithm: type[Section], preset: Values, argv: Sequence[str] | None = None
-) -> None:
-    """Train a language model with `algorithm`, in a built-in world or on the user's own parts.
+def train_language(settings: LanguageSettings, name: str, world: World | None = None) -> None:
+    """Train a language model from settings to a finished run, which is called `name`.
 
-    preset: settings that stand before the user's and after the world's; the run is called `name`.
+    world: where to learn, instead of the built-in one that the settings ask for.
     """
-    settings = language_settings(algorithm, preset, argv)
     processes = Processes()
     processes.announce()
     folder = begin(settings, name, processes)
     if folder.status == "finished":
         return
     with refusals_leave_nothing(folder, processes):
-        prepared = prepare(settings, folder, processes)
+        prepared = prepare(settings, folder, processes, world)
     with prepared.scorer:
         run(prepared.online, folder, name, prepared.facts)
 
 
-def language_settings(
-    algorithm: type[Section], preset: Values, argv: Sequence[str] | None
-) -> LanguageSettings:
-    """The settings of a run, with what suits the world below the preset."""
+def suitable_settings(
+    algorithm: type[Section], preset: RawSettings, given: RawSettings
+) -> RawSettings:
+    """`preset` over what suits the world that a run with these settings learns in; without a world,
+    over the reward that belongs to the data and the passes that the algorithm can make.
 
-    def defaults(given: Values) -> Values:
-        world = world_asked_for(merged(preset, given))
-        if world is not None:
-            return merged(WORLDS[world].preset(algorithm), preset)
-        return merged(own_reward(given), passes(algorithm), preset)
+    given: the user's own settings, which win over all that.
+    """
+    world = world_asked_for(merged(preset, given))
+    if world is not None:
+        return merged(WORLDS[world].preset(algorithm), preset)
+    return merged(own_reward(given), passes(algorithm), preset)
 
-    return parse(LanguageSettings[algorithm], argv, defaults)  # type: ignore
 
-
-def passes(algorithm: type[Section]) -> Values:
+def passes(algorithm: type[Section]) -> RawSettings:
     """Without ratios each step is for the policy that sampled, which only the first pass is."""
     return {} if "ratios" in algorithm().needs else {"update": {"epochs": 1}}  # type: ignore
 
 
-def own_reward(given: Values) -> Values:
+def own_reward(given: RawSettings) -> RawSettings:
     """What scores data that brings its own reward, where the user names none."""
     source, rewards = given.get("data", {}).get("path"), given.get("rewards", {})
     if not str(source).startswith(PREFIX) or rewards.get("functions") or rewards.get("models"):
@@ -108,10 +104,15 @@ def with_world(settings: LanguageSettings, world: World) -> LanguageSettings:
     )
 
 
-def prepare(settings: LanguageSettings, folder: RunFolder, processes: Processes) -> PreparedRun:
+def prepare(
+    settings: LanguageSettings,
+    folder: RunFolder,
+    processes: Processes,
+    world: World | None = None,
+) -> PreparedRun:
     """Make every part of a run; all bad input is refused here, before any work."""
     refuse_idle_processes(settings, processes)
-    world = _built(settings, processes)
+    world = world or _built(settings, processes)
     settings = with_world(settings, world) if world else settings
     tokenizer = load_tokenizer(str(settings.model.path), settings.model.trust_remote_code)
     torch.manual_seed(settings.run.seed)  # LoRA's factors are drawn from the global generator
@@ -167,7 +168,7 @@ def source_of(
     settings: LanguageSettings,
     generator: Generator,
     scorer: Scorer,
-    prompts: PromptSet,
+    prompts: Split[Prompt],
     world: World | None,
 ) -> LanguageSource:
     """The source of rollouts, with its evaluator; dynamic sampling only where it is asked for."""
@@ -209,12 +210,12 @@ def old_logprobs_of(settings: LanguageSettings, exact: bool, num_processes: int)
 
 
 def scorer_for(
-    settings: LanguageSettings, prompts: PromptSet, tokenizer: Any, processes: Processes
+    settings: LanguageSettings, prompts: Split[Prompt], tokenizer: Any, processes: Processes
 ) -> Scorer:
     """The rewards, ready to score responses to these prompts."""
     return Scorer(
         settings.rewards,
-        columns=prompts.columns,
+        columns=common_columns(prompts),
         device=str(processes.device),
         trust_remote_code=settings.model.trust_remote_code,
         decode=partial(completion_text, tokenizer),
@@ -234,13 +235,13 @@ def references(
 
 def prompts_for(
     settings: LanguageSettings, policy: CausalLMPolicy, tokenizer: Any, world: World | None
-) -> PromptSet:
+) -> Split[Prompt]:
     """The user's prompts or the world's, none so long that the context leaves no response."""
     room = policy.context_length - settings.sampling.max_new_tokens
     if world is None:
         return load_prompts(settings.data, tokenizer, room)
     train = prompts_from_rows(world.train_rows, tokenizer, room)
-    return PromptSet(train, prompts_from_rows(world.held_out_rows, tokenizer, room))
+    return Split(train, prompts_from_rows(world.held_out_rows, tokenizer, room))
 
 
 def assembled(settings: LanguageSettings, source: LanguageSource, folder: RunFolder) -> Online:
@@ -266,7 +267,7 @@ def assembled(settings: LanguageSettings, source: LanguageSource, folder: RunFol
     )
 
 
-def check(source: LanguageSource, prompts: PromptSet) -> None:
+def check(source: LanguageSource, prompts: Split[Prompt]) -> None:
     """The self-test of a new run, in one line; stops it where something is wrong."""
     generator, ids = source.generator, [prompt.ids for prompt in prompts.train]
     reference = source.reference or source.evaluator.reference

@@ -35,7 +35,7 @@ class LanguageSettings(Section, Generic[A]):
     run: RunSettings = RunSettings()
 
     @model_validator(mode="after")
-    def _own_model_data_and_reward_together(self) -> LanguageSettings:
+    def _require_model_data_and_reward_together(self) -> LanguageSettings:
         given = {
             "model.path": self.model.path,
             "data.path": self.data.path,
@@ -53,7 +53,7 @@ class LanguageSettings(Section, Generic[A]):
         return self
 
     @model_validator(mode="after")
-    def _whole_groups(self) -> LanguageSettings:
+    def _require_whole_groups(self) -> LanguageSettings:
         group_size = getattr(self.algorithm, "group_size", 1)
         if self.update.rollout_size % group_size:
             raise ValueError(
@@ -64,7 +64,7 @@ class LanguageSettings(Section, Generic[A]):
         return self
 
     @model_validator(mode="after")
-    def _ratios_of_what_was_sampled(self) -> LanguageSettings:
+    def _refuse_ratios_of_cut_off_distributions(self) -> LanguageSettings:
         sampling = self.sampling
         compared = self._needs() & {"ratios", "reference"}
         if compared and (sampling.top_k or sampling.top_p < 1):
@@ -79,7 +79,7 @@ class LanguageSettings(Section, Generic[A]):
         return self
 
     @model_validator(mode="after")
-    def _rewards_that_the_algorithm_can_use(self) -> LanguageSettings:
+    def _refuse_rewards_unfit_for_the_algorithm(self) -> LanguageSettings:
         rewards, name = self.rewards, algorithm_name(type(self.algorithm))
         if rewards.process != "none" and not getattr(self.algorithm, "per_step", True):
             raise ValueError(
@@ -103,7 +103,7 @@ class LanguageSettings(Section, Generic[A]):
         return self
 
     @model_validator(mode="after")
-    def _groups_to_refill(self) -> LanguageSettings:
+    def _refuse_refills_without_groups(self) -> LanguageSettings:
         refills = self.sampling.max_refills
         if refills and getattr(self.algorithm, "group_size", 1) == 1:
             name = algorithm_name(type(self.algorithm))
@@ -115,7 +115,7 @@ class LanguageSettings(Section, Generic[A]):
         return self
 
     @model_validator(mode="after")
-    def _a_critic_to_choose(self) -> LanguageSettings:
+    def _refuse_critic_settings_without_a_critic(self) -> LanguageSettings:
         critic, name = self.model.critic, algorithm_name(type(self.algorithm))
         if critic != "shared" and "critic" not in self._needs():
             raise ValueError(
@@ -131,7 +131,7 @@ class LanguageSettings(Section, Generic[A]):
         return self
 
     @model_validator(mode="after")
-    def _coefficients_that_can_change(self) -> LanguageSettings:
+    def _refuse_changes_without_effect(self) -> LanguageSettings:
         refuse_what_cannot_change(self.update, self.algorithm)
         refuse_clip_fraction(self.update, self.algorithm)
         return self

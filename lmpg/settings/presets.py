@@ -6,7 +6,7 @@ import difflib
 import sys
 from pathlib import Path
 
-from lmpg.settings.raw import Values, read_yaml
+from lmpg.settings.raw import RawSettings, read_yaml
 from lmpg.settings.section import UserError
 
 # beside the package in a checkout, else where the wheel put them
@@ -23,7 +23,7 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in configs("algorithms").glob("*.yaml"))
 
 
-def named_preset(name: str, methods: list[str]) -> tuple[str, Values]:
+def named_preset(name: str, methods: list[str]) -> tuple[str, RawSettings]:
     """The method that `name` stands for (one of `methods`), and the settings of its preset.
 
     A preset's `algorithm.name` says which method it sets up; without one it is the method of the
@@ -43,5 +43,5 @@ def named_preset(name: str, methods: list[str]) -> tuple[str, Values]:
     return method, {**values, "algorithm": section} if section else _without_algorithm(values)
 
 
-def _without_algorithm(values: Values) -> Values:
+def _without_algorithm(values: RawSettings) -> RawSettings:
     return {key: value for key, value in values.items() if key != "algorithm"}

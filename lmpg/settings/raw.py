@@ -8,6 +8,7 @@ the final combination.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,10 +19,10 @@ from pydantic import BaseModel, ValidationError
 from lmpg.settings.section import Section, UserError
 
 S = TypeVar("S", bound=Section)
-Values = dict[str, Any]
+RawSettings = dict[str, Any]
 
 
-def read_yaml(path: str | Path) -> Values:
+def read_yaml(path: str | Path) -> RawSettings:
     """The settings in a YAML file; anything but a mapping of known syntax is refused."""
     try:
         values = _StrictLoader(Path(path).read_text(encoding="utf-8")).get_single_data()
@@ -60,9 +61,9 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def merged(*layers: Mapping[str, Any]) -> Values:
+def merged(*layers: Mapping[str, Any]) -> RawSettings:
     """Nested dicts laid over each other, the later on top; an empty section changes nothing."""
-    result: Values = {}
+    result: RawSettings = {}
     for layer in layers:
         for key, value in layer.items():
             below = result.get(key)
@@ -79,9 +80,9 @@ def is_section(annotation: object) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def defaults_of(settings: type[BaseModel]) -> Values:
+def defaults_of(settings: type[BaseModel]) -> RawSettings:
     """All defaults of a settings class as nested dicts; fields that have none are left out."""
-    values: Values = {}
+    values: RawSettings = {}
     for name, field in settings.model_fields.items():
         if is_section(field.annotation) and field.is_required():
             values[name] = defaults_of(field.annotation)  # type: ignore[arg-type]
@@ -136,7 +137,27 @@ def _misplaced(
                 yield f"{source}: {path} = {value!r}, expected a section with keys such as {inside}"
 
 
-def validated(settings: type[S], values: Values) -> S:
+def completed(settings: type[S], preset: Mapping[str, Any], given: Mapping[str, Any]) -> S:
+    """The settings object: class defaults < `preset` < what the user gave."""
+    wrong = misplaced(settings, preset, "preset")
+    if wrong:
+        raise UserError("\n".join(wrong))
+    return validated(settings, merged(defaults_of(settings), preset, given))
+
+
+def as_in_yaml(value: Any) -> Any:
+    """A Python value, nested ones too, as YAML would give it: paths as text, tuples as lists,
+    numpy's numbers as Python's."""
+    if isinstance(value, Mapping):
+        return {key: as_in_yaml(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_in_yaml(inner) for inner in value]
+    if isinstance(value, os.PathLike):
+        return str(value)
+    return value.item() if hasattr(value, "item") else value
+
+
+def validated(settings: type[S], values: RawSettings) -> S:
     """The settings object, or a UserError with one readable line per problem."""
     try:
         return settings.model_validate(values)

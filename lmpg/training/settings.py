@@ -75,7 +75,7 @@ class UpdateSettings(OptimizerSettings):
     """Algorithm settings that go down linearly to 0 over the run, such as clip, entropy_coef."""
 
     @model_validator(mode="after")
-    def _whole_minibatches(self) -> UpdateSettings:
+    def _require_whole_minibatches(self) -> UpdateSettings:
         if self.rollout_size % self.minibatch_size:
             raise ValueError(
                 f"update.rollout_size = {self.rollout_size} is not a multiple of "

@@ -15,6 +15,7 @@ from lmpg.algorithms.reinforce_plus_plus import ReinforcePlusPlus
 from lmpg.algorithms.remax import ReMax
 from lmpg.algorithms.rloo import RLOO
 from lmpg.types import Credit, Evaluation, Minibatch, Rollout
+from tests.support.planted import catches
 
 GROUPED = ("grpo", "gspo", "cispo", "sapo", "rloo")
 
@@ -42,6 +43,7 @@ def rollout_of(rewards, values=None, mask=None, scorable=None, baseline=None, tr
     )
 
 
+@catches("returns from whitened advantages")
 def test_ppo_whitens_advantages_but_not_returns():
     rollout = rollout_of([[1.0, 2, 3], [0, 0, 9]], values=[[0.5, 1, 1.5], [0, 0, 0]])
     plain = PPO(kl_coef=0, gamma=0.9, lam=0.8, whiten=False).assign_credit(rollout)
@@ -66,6 +68,7 @@ def test_truncation_bootstraps_but_termination_does_not():
         assert credit.advantages_BT[0, 1].item() == pytest.approx(expected)
 
 
+@catches("rewards-to-go bootstrap without a critic")
 def test_reinforce_returns_are_rewards_to_go_less_the_baseline():
     rewards = [[1.0, 2, 3], [0, 0, 6]]
 
@@ -97,6 +100,7 @@ def test_reinforces_running_baseline_is_the_earlier_rollouts_mean_return():
     assert first.advantages_BT.tolist() == [[-1, -1], [1, 1]]
 
 
+@catches("groups formed across prompts")
 def test_grpo_compares_the_responses_to_one_prompt_with_each_other():
     rewards = [[0.0, 1], [0, 3], [0, 10], [0, 10]]
     mask = [[1, 1], [0, 1], [1, 1], [1, 1]]
@@ -115,6 +119,7 @@ def test_a_response_without_a_score_does_not_move_its_group():
     assert found[:, 0].tolist() == [-1, 1, 0, -4, 0, 4]
 
 
+@catches("entropy bonus as a penalty")
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_entropy_bonus_lowers_the_loss_of_a_wider_policy(name):
     algorithm = ALGORITHMS[name](entropy_coef=0.5)
@@ -137,6 +142,7 @@ def test_a_critic_is_needed_by_ppo_and_by_the_value_baseline():
     assert "critic" not in REINFORCE().needs | GRPO().needs
 
 
+@catches("k1 allowed in the loss")
 @pytest.mark.parametrize(
     ("name", "fields", "reason"),
     [
@@ -155,6 +161,7 @@ def test_what_cannot_work_is_refused_with_the_reason(name, fields, reason):
         ALGORITHMS[name](**fields)
 
 
+@catches("RLOO: the mean holds the sample itself")
 def test_rloo_compares_with_the_others_alone_and_the_kl_is_part_of_the_score():
     rollout = rollout_of([[0.0, 1], [0, 2], [0, 3], [0, 4]])
     found = RLOO(kl_coef=0, group_size=4).assign_credit(rollout).advantages_BT
@@ -165,6 +172,7 @@ def test_rloo_compares_with_the_others_alone_and_the_kl_is_part_of_the_score():
     assert found[:, 1].tolist() == pytest.approx([0.2, -0.2 / 3, -0.2 / 3, -0.2 / 3])
 
 
+@catches("ReMax: KL not summed from each step on", "ReMax: greedy score of another prompt")
 def test_remax_subtracts_the_greedy_score_of_the_same_prompt():
     rollout = replace(rollout_of([[0.0, 3], [0, 1]]), greedy_scores_B=torch.tensor([1.0, 2.0]))
     assert ReMax(kl_coef=0).assign_credit(rollout).advantages_BT.tolist() == [[2, 2], [-1, -1]]
@@ -173,6 +181,7 @@ def test_remax_subtracts_the_greedy_score_of_the_same_prompt():
     assert "greedy" in ReMax().needs
 
 
+@catches("REINFORCE++: masked steps enter the statistics")
 def test_reinforce_plus_plus_standardises_rewards_to_go_over_the_whole_batch():
     rollout = rollout_of([[1.0, 2], [0, 4]], mask=[[1, 1], [0, 1]])
     found = ReinforcePlusPlus(kl_coef=0).assign_credit(rollout).advantages_BT
@@ -182,6 +191,7 @@ def test_reinforce_plus_plus_standardises_rewards_to_go_over_the_whole_batch():
     assert found[1, 0] == 0
 
 
+@catches("REINFORCE++-baseline divides by each group's spread")
 def test_reinforce_plus_plus_baseline_centres_per_group_and_scales_per_batch():
     rollout = rollout_of([[1.0], [3.0], [10.0], [20.0]])
     algorithm = ReinforcePlusPlus(kl_coef=0, group_size=2, baseline="group_mean")
@@ -199,6 +209,7 @@ def test_off_policy_subtracts_the_batch_mean_unless_told_not_to():
     assert plain.tolist() == [[3, 2], [5, 5]]
 
 
+@catches("PPO's penalty is the KL the other way round")
 def test_ppos_penalty_is_the_kl_from_the_old_policy_to_the_new():
     p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.6, 0.4])  # G10
     ones = torch.ones(1, 2).bool()

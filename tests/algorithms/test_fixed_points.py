@@ -14,6 +14,7 @@ from lmpg.algorithms.reinforce import REINFORCE
 from lmpg.algorithms.reinforce_plus_plus import ReinforcePlusPlus
 from lmpg.algorithms.rloo import RLOO
 from tests.support.bandit import OPTIMUM, REFERENCE, REWARDS, trained_probabilities
+from tests.support.planted import catches
 
 GROUPED = ("grpo", "gspo", "cispo", "sapo")
 IN_LOSS = {"kl_coef": 1.0, "kl_in": "loss"}
@@ -44,6 +45,7 @@ def named(algorithm):
     return f"{type(algorithm).__name__}-{'-'.join(map(str, changed))}"
 
 
+@catches("KL in the loss is taken from the reward as well")
 @pytest.mark.parametrize("algorithm", AT_THE_OPTIMUM, ids=named)
 def test_the_kl_regularised_optimum_is_the_fixed_point(algorithm):
     torch.testing.assert_close(trained_probabilities(algorithm), OPTIMUM, atol=0.02, rtol=0)

@@ -22,6 +22,7 @@ from lmpg.functional.policy_losses import (
     soft_gated_surrogate,
 )
 from lmpg.types import Evaluation, Minibatch
+from tests.support.planted import catches
 
 ROWS, STEPS = 8, 5
 
@@ -46,6 +47,13 @@ def gradient(algorithm, new, batch):
     return found
 
 
+@catches(
+    "policy gradient with the wrong sign",
+    "GSPO: the sum of log-ratios instead of their mean",
+    "GSPO: padding counted",
+    "importance weights keep their gradient",
+    "SAPO without the factor 4/τ",
+)
 @pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean", "fixed_length"])
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_loss_starts_with_reinforces_gradient(name, reduction):
@@ -58,6 +66,7 @@ def test_every_loss_starts_with_reinforces_gradient(name, reduction):
     torch.testing.assert_close(gradient(algorithm, new, batch), expected.double())
 
 
+@catches("dual clip on positive advantages too")
 @pytest.mark.parametrize("fields", [{"clip": None}, {"clip": None, "dual_clip": 3.0}])
 def test_ppo_without_clipping_starts_there_too(fields):
     new, batch = batch_of()
@@ -95,12 +104,14 @@ def test_cispo_caps_the_ratio_itself_and_keeps_every_gradient():
     torch.testing.assert_close(found, -ratios.clamp(max=1.5) * batch.advantages_BT * weights)
 
 
+@catches("CISPO's cap may be below 1")
 @pytest.mark.parametrize("algorithm", [CISPO, OffPolicy])
 def test_a_cap_below_one_which_was_meant_as_a_distance_is_refused(algorithm):
     with pytest.raises(ValueError, match="ratio_cap"):
         algorithm(ratio_cap=0.2)
 
 
+@catches("SAPO: temperatures exchanged")
 @pytest.mark.parametrize(("advantage", "tau"), [(0.7, 2.0), (-1.3, 3.0)])
 def test_sapo_fades_by_the_temperature_of_the_advantages_sign(advantage, tau):
     log_ratio = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
@@ -124,6 +135,7 @@ def test_dual_clip_bounds_the_loss_of_bad_steps_alone(loss, advantage, expected)
     assert found.item() == expected
 
 
+@catches("fixed_length divides by the response's own length")
 def test_dr_grpos_reduction_divides_by_the_longest_possible_response():
     mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]]).bool()
     weights = loss_weights(mask, "fixed_length", 10)
@@ -170,6 +182,7 @@ def action_values(new, paid):
     return torch.stack([first, paid], 1)
 
 
+@catches("products of ratios not taken")
 @pytest.mark.parametrize(
     ("level", "advantage"), [("sequence", sampled_return), ("decision", action_values)]
 )

@@ -18,6 +18,7 @@ from lmpg.gym.classic.exact.natural_estimates import natural_gradients
 from lmpg.gym.classic.exact.reused import moved, surrogate_credits_of
 from lmpg.gym.classic.exact.sampled_episodes import sampled_episodes
 from lmpg.gym.classic.exact.without_critic import credits_without_critic
+from tests.support.planted import catches
 
 NUM_EPISODES, G = 200_000, 4
 
@@ -41,6 +42,7 @@ def reused():
     return found
 
 
+@catches("a baseline that holds the sample itself called leave-one-out")
 @pytest.mark.parametrize("name", ["no baseline", "RLOO", "ReMax", "PPO"])
 def test_baselines_that_do_not_hold_the_sample_itself_are_unbiased(on_policy, name):
     assert on_policy[name].largest_error < 3
@@ -66,6 +68,7 @@ def test_any_baseline_divides_the_variance_by_ten_and_a_good_critic_by_fifty(on_
     assert on_policy["PPO"].variance < alone / 50
 
 
+@catches("γ^t twice in a surrogate's slope")
 def test_only_the_product_of_all_ratios_is_unbiased_on_a_batch_that_was_used(reused):
     for name, kl in reused:
         unbiased = name == "ratio of the whole episode"
@@ -91,6 +94,7 @@ def test_the_published_clip_of_gspo_ends_its_way_where_ppos_has_not_begun(reused
     assert reused["GSPO: clip 0.0003, 0.0004", 0.003].length < 0.05
 
 
+@catches("KL(new‖old) for how far a policy was moved")
 def test_the_policy_is_moved_as_far_as_was_asked_and_uphill():
     s = setting()
     far = moved(s, 0.02)
@@ -105,6 +109,7 @@ def test_the_policy_is_moved_as_far_as_was_asked_and_uphill():
     np.testing.assert_allclose(start.pi_SA, s.pi_SA, atol=1e-12)
 
 
+@catches("responses of a group to different prompts")
 def test_the_episodes_of_a_group_start_alike_and_go_on_differently():
     s, rng = setting(), np.random.default_rng(0)
     episodes = sampled_episodes(s.mdp, s.pi_SA, 400, HORIZON, rng, group_size=G)
@@ -114,6 +119,7 @@ def test_the_episodes_of_a_group_start_alike_and_go_on_differently():
     assert (states_PGT[:, :, 1] != states_PGT[:, :1, 1]).any()
 
 
+@catches("differences on both sides not halved")
 def test_finite_differences_are_the_gradient_but_for_their_disturbances_size():
     s, rng = setting(), np.random.default_rng(6)
     found = {
@@ -125,6 +131,7 @@ def test_finite_differences_are_the_gradient_but_for_their_disturbances_size():
     assert found[1.0].variance < found[0.3].variance / 8  # as 1/size²
 
 
+@catches("a Fisher matrix that is no mean over states, or not over the policy's actions")
 def test_natural_gradients_of_batches_are_those_of_the_whole_with_less_noise_than_the_plain_one():
     s, rng = setting(), np.random.default_rng(8)
     plain_OA, natural_OA = s.truth_OA, natural_gradient(s.mdp, s.theta_OA)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from lmpg.cli.main import main
-from lmpg.gym.program import train_gym as train_agent
-from tests.support.programs import ROOT, launched, let_go, own_parts, run_here, words
+from lmpg.cli.train import train_agent
+from tests.support.planted import catches
+from tests.support.programs import launched, let_go, own_parts, run_here, words
 from tests.support.tiny import tiny_tokenizer
 
 
@@ -177,6 +178,7 @@ REFUSED = {  # what is wrong: algorithm, what is changed (None takes a flag away
 }
 
 
+@catches("the folder of a refused command is kept")
 @pytest.mark.parametrize("wrong", REFUSED)
 def test_bad_input_is_refused_by_name_and_leaves_nothing_behind(wrong, flags, tmp_path, capsys):
     algorithm, changed, expected = REFUSED[wrong]
@@ -212,7 +214,7 @@ def test_after_a_refusal_the_corrected_command_runs_in_the_same_folder(flags, ca
 )
 def test_agents_are_refused_likewise(changed, expected, tmp_path, capsys):
     flags = words({"run.output-dir": tmp_path / "run", **changed})
-    said = refusal(lambda: train_agent(ROOT / "configs" / "gym", flags), capsys)
+    said = refusal(lambda: train_agent(flags), capsys)
     let_go()
     assert [part for part in expected if part not in said] == [], said
     assert not (tmp_path / "run").exists()

@@ -10,11 +10,14 @@ from lmpg.algorithms.grpo import GRPO
 from lmpg.algorithms.ppo import PPO
 from lmpg.algorithms.reinforce import REINFORCE
 from lmpg.cli import flags
+from lmpg.cli.main import main
+from lmpg.cli.train import agent_settings, train_by_name
 from lmpg.gym.settings import GymSettings
 from lmpg.language.settings import LanguageSettings
 from lmpg.language.stages.settings import SftSettings
 from lmpg.runs import folder as run_folder
 from lmpg.settings.section import UserError
+from tests.support.planted import catches
 
 Settings = LanguageSettings[PPO]
 
@@ -30,8 +33,11 @@ def config(tmp_path):
     return write
 
 
-def parse(*argv, settings=Settings, **kwargs):
-    return flags.parse(settings, argv, **kwargs)
+def parse(*argv, settings=Settings, preset=None):
+    line = flags.read(argv)
+    flags.refuse_other_algorithm(settings, line.algorithm)
+    given = flags.given_settings(settings, line)
+    return flags.settings_or_help(settings, line, preset or {}, given)
 
 
 def test_no_arguments_give_the_defaults():
@@ -39,8 +45,9 @@ def test_no_arguments_give_the_defaults():
 
 
 def test_arguments_come_from_the_command_line_when_none_are_handed_over(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train.py", "--run.seed", "5"])
-    assert flags.parse(Settings).run.seed == 5
+    monkeypatch.setattr(sys, "argv", ["train_ppo.py", "--run.sed", "5"])
+    with pytest.raises(UserError, match=r"unknown flag --run\.sed 5; did you mean --run\.seed"):
+        train_by_name("ppo")
 
 
 def test_flags_of_every_kind_are_read():
@@ -60,10 +67,11 @@ def test_flags_of_every_kind_are_read():
     assert (settings.model.lora.rank, settings.data.overlong) == (8, "truncate-left")
 
 
+@catches("YAML wins over flags")
 def test_flags_win_over_yaml_over_presets_over_class_defaults(config):
     file = config("update: {epochs: 2, weight_decay: 0.2}\nalgorithm: {lam: 0.5}\n")
     preset = {"update": {"epochs": 1, "weight_decay": 0.1, "warmup_steps": 3}}
-    settings = parse("--config", file, "--update.epochs", "9", defaults=preset)
+    settings = parse("--config", file, "--update.epochs", "9", preset=preset)
     update = settings.update
     assert (update.epochs, update.weight_decay, update.warmup_steps) == (9, 0.2, 3)
     assert (update.max_grad_norm, settings.algorithm.lam) == (1.0, 0.5)
@@ -86,34 +94,28 @@ def test_only_the_final_combination_is_checked(config):
         parse("--config", file)
 
 
-def test_a_preset_may_depend_on_what_the_user_gave(config):
-    def preset(given):
-        fast = given.get("env", {}).get("id") == "Pendulum-v1"
-        return {"algorithm": {"kl_coef": 0.0, "gamma": 0.9 if fast else 0.98}}
+def test_what_the_user_gave_is_known_before_it_is_converted(config):
+    def given(*argv):
+        return flags.given_settings(GymSettings[PPO], flags.read(argv))
 
-    def gamma(*argv):
-        return parse(*argv, settings=GymSettings[PPO], defaults=preset).algorithm.gamma
-
-    assert gamma() == 0.98
-    assert gamma("--env.id", "Pendulum-v1") == 0.9
-    assert gamma("--config", config("env: {id: Pendulum-v1}\n")) == 0.9
-    assert gamma("--env.id", "Pendulum-v1", "--algorithm.gamma", "0.5") == 0.5
+    assert given() == {}
+    file = config("env: {id: Pendulum-v1}\nupdate: {epochs: 2}\n")
+    assert given("--update.epochs", "3", "--config", file, "--help") == {
+        "env": {"id": "Pendulum-v1"},
+        "update": {"epochs": "3"},
+    }
 
 
 def test_a_dict_is_given_as_yaml():
     settings = parse(
-        "--env.kwargs", "{g: 9.8, x: [1, 2]}", "--algorithm.kl-coef", "0", settings=GymSettings
+        "--env.kwargs", "{g: 9.8, x: [1, 2]}", "--algorithm.kl-coef", "0", settings=GymSettings[PPO]
     )
     assert settings.env.kwargs == {"g": 9.8, "x": [1, 2]}
 
 
-def no_kl(given):
-    return {"algorithm": {"kl_coef": 0.0}}
-
-
 def test_algorithm_name_picks_the_algorithm_where_the_script_leaves_it_open(config):
     def algorithm(*argv):
-        return type(parse(*argv, settings=GymSettings, defaults=no_kl).algorithm)
+        return type(agent_settings(argv)[0].algorithm)
 
     assert algorithm() is PPO
     assert algorithm("--algorithm.name", "reinforce") is REINFORCE
@@ -183,13 +185,13 @@ def test_unknown_keys_of_yaml_and_flags_are_told_together(config):
 
 def test_a_misspelt_preset_is_refused():
     with pytest.raises(UserError, match=r"preset: unknown setting update\.epoch = 1"):
-        parse(defaults={"update": {"epoch": 1}})
+        parse(preset={"update": {"epoch": 1}})
 
 
 def test_help_shows_descriptions_and_the_defaults_that_will_hold(config, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as exit_:
-        parse("--help", "--config", config("update: {epochs: 77}\n"), defaults={"run": {"seed": 9}})
+        parse("--help", "--config", config("update: {epochs: 77}\n"), preset={"run": {"seed": 9}})
     assert exit_.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "Fine-tune a causal language model" in text
@@ -205,7 +207,7 @@ def test_help_shows_descriptions_and_the_defaults_that_will_hold(config, capsys,
 
 def ended(function):
     with pytest.raises(SystemExit) as exit_:
-        flags.main(function)
+        main(function)
     return exit_.value.code
 
 
@@ -233,7 +235,7 @@ def test_ctrl_c_says_how_to_go_on_and_ends_with_130(tmp_path, capsys):
 
 def test_a_programming_error_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
-        flags.main(lambda: 1 / 0)
+        main(lambda: 1 / 0)
 
 
 def test_success_returns_quietly_and_the_process_group_is_closed(tmp_path, capsys):
@@ -243,6 +245,6 @@ def test_success_returns_quietly_and_the_process_group_is_closed(tmp_path, capsy
         store = dist.FileStore(str(tmp_path / "store"), 1)
         dist.init_process_group("gloo", store=store, rank=0, world_size=1)
 
-    flags.main(grouped)
+    main(grouped)
     assert not dist.is_initialized()
     assert capsys.readouterr() == ("", "")

@@ -12,6 +12,7 @@ from lmpg.cli.pipeline import pipeline
 from lmpg.settings.section import UserError
 from lmpg.training.offline import Offline
 from tests.language.worlds.test_worlds import small  # noqa: F401
+from tests.support.planted import catches
 from tests.support.programs import let_go
 from tests.support.tiny import save_tiny
 
@@ -90,6 +91,10 @@ def test_without_stages_the_usage_is_shown(capsys):
     assert "lmpg pipeline sft reward_model ppo" in capsys.readouterr().out
 
 
+@catches(
+    "a pipeline's later stages start from its first model",
+    "a pipeline's PPO without the reward model it made",
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("stages", [["sft", "reward_model", "ppo"], ["sft", "dpo"], ["sft", "kto"]])
 def test_a_local_file_of_preferences_goes_through_the_whole_pipeline(stages, tmp_path, capsys):

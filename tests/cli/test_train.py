@@ -6,16 +6,16 @@ import pytest
 
 from lmpg.algorithms.ppo import PPO
 from lmpg.cli.command import run
-from lmpg.cli.flags import parse
-from lmpg.cli.train import settings_of
-from lmpg.gym.settings import GymSettings
+from lmpg.cli.train import agent_settings, settings_of
 from lmpg.language.settings import LanguageSettings
 from lmpg.language.stages.settings import RewardModelSettings, SftSettings
 from lmpg.settings.section import UserError
+from tests.support.planted import catches
 
 OWN = ["--model.path", "m", "--data.path", "d", "--rewards.functions", "f.py:f"]
 
 
+@catches("a rollout is used for several steps by a loss without ratios")
 @pytest.mark.parametrize(("name", "epochs"), [("rloo", 1), ("remax", 1), ("ppo", 4), ("grpo", 4)])
 def test_only_with_ratios_a_rollout_of_ones_own_model_is_used_again(name, epochs):
     assert settings_of(name, OWN).update.epochs == epochs
@@ -76,4 +76,4 @@ def test_single_environment_steps_know_no_episode(flag):
     name, value = flag.split("=")
     given = ["--algorithm.name", "off_policy", "--algorithm.kl-coef", "0", f"--algorithm.{flag}"]
     with pytest.raises(UserError, match=rf"algorithm\.{name} = {value}, but environment steps"):
-        parse(GymSettings, given)
+        agent_settings(given)

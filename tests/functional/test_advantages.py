@@ -13,6 +13,7 @@ from lmpg.functional.advantages import (
     next_chosen,
 )
 from lmpg.functional.masking import WHITEN_EPS, loss_weights, masked_mean, masked_variance, whitened
+from tests.support.planted import catches
 
 R, V = [1.0, 2.0, 3.0], [0.5, 1.0, 1.5]
 
@@ -26,6 +27,11 @@ def advantages(next_values, terminated=(0, 0, 0), ended=(0, 0, 0), lam=0.8, mask
     return found[0].tolist()
 
 
+@catches(
+    "GAE's trace leaks over the end of an episode",
+    "GAE bootstraps after termination",
+    "λ missing from GAE's trace",
+)
 @pytest.mark.parametrize(
     ("case", "expected"),
     [
@@ -64,6 +70,7 @@ def long_episode(value, num_episodes=1, length=64):
     return gae(rewards, values, values, ended, ended, torch.ones_like(ended), 0.99, 0.9)[0]
 
 
+@catches("the scan of advantages sees some steps twice")
 def test_long_episode_of_g2_discounts_by_gamma_lambda():
     found = long_episode(0.0)
     t = torch.arange(64)
@@ -102,6 +109,7 @@ def test_gae_equals_the_double_sum_over_later_deltas():
             torch.testing.assert_close(found[b, t], total)
 
 
+@catches("n-step advantages of n + 1 steps")
 def test_n_step_advantages_of_g1_are_sums_of_rewards_and_one_value():
     row = lambda x: torch.tensor([x], dtype=torch.float64)  # noqa: E731
     no, yes = torch.zeros(1, 3).bool(), torch.ones(1, 3).bool()
@@ -115,6 +123,10 @@ def test_n_step_advantages_of_g1_are_sums_of_rewards_and_one_value():
     assert found[3] == found[2]
 
 
+@catches(
+    "n-step advantages cross the end of an episode, or bootstrap after it",
+    "the scan of advantages stops at masked steps",
+)
 def test_gae_is_the_mixture_of_all_n_step_advantages():
     g = torch.Generator().manual_seed(3)
     rewards, values, after = torch.rand(3, 50, 7, generator=g, dtype=torch.float64)
@@ -129,6 +141,7 @@ def test_gae_is_the_mixture_of_all_n_step_advantages():
     torch.testing.assert_close(mixture, gae(*known, lam))
 
 
+@catches("GAE's sum takes in steps the policy did not choose, or their values")
 def test_gae_bridges_over_steps_the_policy_did_not_choose():
     mask = torch.tensor([[1, 0, 1, 0, 0, 1, 0]]).bool()
     where = mask[0].nonzero()[:, 0]
@@ -149,6 +162,7 @@ def test_next_chosen_is_the_value_at_the_next_marked_step():
     assert next_chosen(values, mask).tolist() == [[3, 3, 0, 0]]
 
 
+@catches("whitening with the biased std")
 @pytest.mark.parametrize("shift", [0.0, 1000.0])
 def test_whitening_uses_the_unbiased_std_of_g4(shift):
     x = torch.tensor([1.0, 2, 3, 4], dtype=torch.float64) + shift
@@ -156,11 +170,13 @@ def test_whitening_uses_the_unbiased_std_of_g4(shift):
     assert found.tolist() == pytest.approx([-1.161895, -0.387298, 0.387298, 1.161895], abs=1e-6)
 
 
+@catches("a constant batch whitened by its rounding")
 @pytest.mark.parametrize("x", [[0.1] * 7, [3.0], [1e4, 1e4, 1e4]])
 def test_whitening_without_spread_gives_zero_and_no_nan(x):
     assert whitened(torch.tensor(x), torch.ones(len(x)).bool(), 1e-8).tolist() == [0.0] * len(x)
 
 
+@catches("statistics of advantages over padding too")
 def test_masked_statistics_ignore_whatever_lies_outside_the_mask():
     x = torch.tensor([1.0, torch.nan, 3, torch.inf])
     mask = torch.tensor([True, False, True, False])
@@ -173,6 +189,7 @@ SCORES = torch.tensor([[1.0, 2, 3, 4]])
 ALL = torch.ones(1, 4).bool()
 
 
+@catches("the spread of a group biased", "the leave-one-out mean holds the sample itself")
 def test_group_baselines_give_the_worked_numbers_of_g5():
     assert leave_one_out(SCORES, ALL)[0].tolist() == pytest.approx([-2, -2 / 3, 2 / 3, 2])
     assert group_centred(SCORES, ALL)[0].tolist() == [-1.5, -0.5, 0.5, 1.5]
@@ -180,6 +197,7 @@ def test_group_baselines_give_the_worked_numbers_of_g5():
     assert standardised == pytest.approx([-1.161895, -0.387298, 0.387298, 1.161895], abs=1e-6)
 
 
+@catches("failed scores count in their group's mean")
 def test_leave_one_out_subtracts_the_mean_of_the_others():
     g = torch.Generator().manual_seed(1)
     scores = torch.randn(3, 5, generator=g)
@@ -192,6 +210,7 @@ def test_leave_one_out_subtracts_the_mean_of_the_others():
             assert found[p, i].item() == pytest.approx(float(expected), abs=1e-6)
 
 
+@catches("a group without spread divided by its rounding")
 @pytest.mark.parametrize("score", [0.1, 1 / 3, -1e5, 0.0])
 def test_a_group_without_spread_gives_exactly_zero(score):
     scores = torch.full((1, 7), score)
@@ -222,6 +241,7 @@ def test_explained_variance_is_one_when_perfect_and_zero_for_a_constant():
     assert explained_variance(returns * 0 + 1, torch.ones(4), mask).isnan()
 
 
+@catches("the mean over sequences forgets the rows' lengths")
 def test_loss_weights_count_tokens_or_sequences_and_sum_to_one():
     mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]]).bool()
     token = loss_weights(mask, "token_mean", 1)
@@ -237,6 +257,7 @@ def test_loss_weights_of_an_empty_minibatch_are_zero():
         assert loss_weights(torch.zeros(2, 3).bool(), reduction, 3).sum() == 0
 
 
+@catches("rounding of log-probs is whitened to unit variance")
 def test_rounding_of_log_probs_in_small_rewards_is_no_spread():
     noise = 1e-8 * torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
     for constant in (0.0, 0.5):

@@ -5,6 +5,7 @@ import torch
 
 from lmpg.functional.logprobs import LogitShape, head_logits, token_logprobs
 from lmpg.language.models import head
+from tests.support.planted import catches
 
 SHAPES = [(1.0, 1.0, None), (0.7, 1.0, None), (1.3, 0.25, None), (0.7, 0.5, 2.0)]
 
@@ -25,6 +26,11 @@ def full_logits(hidden, weight, bias, ids, temperature, scale, softcap):
     return logp[torch.arange(len(ids)), ids], -(logp.exp() * logp).sum(-1)
 
 
+@catches(
+    "the gradient of the entropy without its + H",
+    "the temperature left out of the gradient of log-probs",
+    "the head's gradient of the last chunk alone",
+)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("chunk", [1, 4, 11, 1000])
 @pytest.mark.parametrize("with_bias", [True, False])
@@ -89,6 +95,7 @@ def test_entropy_of_a_uniform_distribution_is_the_log_of_the_vocabulary():
     torch.testing.assert_close(logprobs, -entropy)
 
 
+@catches("log-softmax in bfloat16")
 def test_the_log_softmax_is_float32_even_where_the_product_is_bfloat16():
     hidden, weight, bias, ids = case(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
@@ -116,6 +123,7 @@ def test_gradients_in_autocast_are_near_those_in_float32():
         torch.testing.assert_close(ours, expected, rtol=0.05, atol=0.05)
 
 
+@catches("kept probabilities without the factor of the temperature")
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("weights", [(1.0, 0.3), (1.0, None), (None, 0.3)])
 def test_logits_that_are_kept_give_the_same_as_those_computed_again(shape, weights):
@@ -133,6 +141,7 @@ def test_logits_that_are_kept_give_the_same_as_those_computed_again(shape, weigh
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@catches("p − 1 of a likely token from a p that is rounded already")
 def test_likely_tokens_keep_the_digits_of_their_gradient_in_bfloat16():
     """1 − p of 0.999 is lost where p is rounded to eight bits first."""
     hidden, weight = torch.full((4, 1), 8.0), torch.tensor([[1.0], [0.125], [0.0]])
@@ -147,6 +156,7 @@ def test_likely_tokens_keep_the_digits_of_their_gradient_in_bfloat16():
         torch.testing.assert_close(found, gradients[0], rtol=0.02, atol=0)
 
 
+@catches("all logits of a large vocabulary at once")
 def test_a_large_vocabulary_is_cut_into_chunks_that_stay_far_below_full_logits(monkeypatch):
     seen = []
 

@@ -16,8 +16,10 @@ from lmpg.functional.kl import (
 )
 from lmpg.functional.policy_losses import clipped_surrogate, log_ratio
 from lmpg.functional.value_losses import clipped_squared_error, squared_error
+from tests.support.planted import catches
 
 
+@catches("the clipped surrogate takes the maximum, or clips without the minimum")
 @pytest.mark.parametrize(
     ("ratio", "advantage", "loss", "gradient"),
     [
@@ -37,6 +39,7 @@ def test_clipped_surrogate_gives_the_worked_numbers_of_g7(ratio, advantage, loss
     assert logprob.grad.item() == pytest.approx(gradient)
 
 
+@catches("upper clip bound ignored")
 def test_clip_bounds_are_separate():
     up = torch.tensor(1.5).log()
     assert clipped_surrogate(up, torch.tensor(1.0), 0.2, 0.28).item() == pytest.approx(-1.28)
@@ -44,12 +47,14 @@ def test_clip_bounds_are_separate():
     assert clipped_surrogate(down, torch.tensor(-1.0), 0.1, 0.28).item() == pytest.approx(0.9)
 
 
+@catches("log-ratio not clamped")
 def test_log_ratio_stays_finite_when_exponentiated():
     far = log_ratio(torch.tensor([200.0, -200.0]), torch.zeros(2))
     assert far.tolist() == [20, -20]
     assert far.exp().isfinite().all()
 
 
+@catches("value loss only clipped, or the minimum")
 @pytest.mark.parametrize(
     ("new", "loss", "gradient"), [(0.5, 0.64, 0.0), (-0.5, 2.25, -3.0), (0.1, 0.81, -1.8)]
 )
@@ -61,10 +66,15 @@ def test_value_clipping_gives_the_worked_numbers_of_g8(new, loss, gradient):
     assert value.grad.item() == pytest.approx(gradient)
 
 
+@catches("value loss without its half")
 def test_squared_error_is_halved():
     assert squared_error(torch.tensor(3.0), torch.tensor(1.0)) == 2
 
 
+@catches(
+    "KL estimators with the two policies exchanged",
+    "k3 with the sign of its log-ratio turned",
+)
 def test_kl_estimators_give_the_worked_numbers_of_g10():
     p = torch.tensor([0.5, 0.5], dtype=torch.float64)
     q = torch.tensor([0.6, 0.4], dtype=torch.float64)
@@ -83,6 +93,7 @@ def test_kl_of_two_normals_is_that_of_g10():
         assert found == pytest.approx(0.443147, abs=tolerance)
 
 
+@catches("adaptive penalty the wrong way round")
 @pytest.mark.parametrize(
     ("kl", "expected"), [(0.151, 2.0), (0.149, 1.0), (0.067, 1.0), (0.066, 0.5)]
 )
@@ -90,6 +101,7 @@ def test_adaptive_penalty_doubles_and_halves_as_in_g10(kl, expected):
     assert doubled_or_halved(1.0, kl, target=0.1) == expected
 
 
+@catches("the KL controller's error not clipped")
 @pytest.mark.parametrize(
     ("kl", "expected"), [(6.0, 1.1), (30.0, 1.1), (5.5, 1.05), (5.0, 1.0), (4.75, 0.975), (0, 0.9)]
 )
@@ -102,6 +114,10 @@ def test_k1_in_the_loss_is_refused_by_the_formula_too():
         reverse_kl_loss(*torch.zeros(3, 2), "k1")
 
 
+@catches(
+    "k3 in the loss without its ratio (forward KL) or with a detached one",
+    "k2 in the loss without its ratio off policy",
+)
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
 def test_reverse_kl_loss_has_the_gradient_of_the_reverse_kl_off_policy_too(estimator):
     theta = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64, requires_grad=True)
@@ -115,6 +131,7 @@ def test_reverse_kl_loss_has_the_gradient_of_the_reverse_kl_off_policy_too(estim
     torch.testing.assert_close(found, exact)
 
 
+@catches("KL penalty that pays for leaving the reference")
 def test_kl_penalty_lowers_the_reward_where_the_policy_left_the_reference():
     rewards = torch.tensor([[0.0, 0.0, 1.0]])
     logprobs = torch.tensor([[-1.0, -2.0, -3.0]])

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
+import torch
 
-from lmpg.gym import evaluate, flags, load, record, train
+from lmpg.cli.train import train_agent
+from lmpg.gym import evaluate, load, record, train
 from lmpg.gym.environments.agent import load_agent
-from lmpg.gym.environments.normalisation import Moments, Normaliser
+from lmpg.gym.environments.normalisation import ColumnMoments, Normaliser
 from lmpg.settings.section import UserError
+from tests.support.planted import catches
 
 SMALL = {
     "update": {"rollout_size": 64, "minibatch_size": 32, "epochs": 2, "schedule": "constant"},
@@ -20,9 +24,10 @@ SMALL = {
 ENV = {"normalise_observations": True, "normalise_rewards": True, "num_envs": 2}
 
 
+@catches("the spread within the rows of a step left out of running statistics")
 def test_moments_are_those_of_all_rows_however_they_came():
     rows = np.random.default_rng(0).normal(3.0, [0.1, 50.0], (500, 2))
-    moments = Moments.of_size(2)
+    moments = ColumnMoments.of_size(2)
     for part in np.split(rows, [1, 1, 40, 300]):
         moments.add(part)
     np.testing.assert_allclose(moments.mean, rows.mean(0), rtol=1e-5)
@@ -34,7 +39,7 @@ def test_rewards_are_scaled_by_the_spread_of_discounted_returns_and_not_shifted(
     normaliser = Normaliser.for_run(False, True, size=1, num_envs=1, gamma=0.5)
     yes, no = np.array([True]), np.array([False])
     paid = [
-        normaliser.paid(np.array([reward]), yes, ended)
+        normaliser.scaled_rewards(np.array([reward]), yes, ended)
         for reward, ended in ((1.0, no), (2.0, yes), (3.0, no))
     ]
     returns = np.array([1.0, 2.5, 3.0])
@@ -45,8 +50,8 @@ def test_rewards_are_scaled_by_the_spread_of_discounted_returns_and_not_shifted(
 def test_a_resetting_step_is_neither_seen_nor_paid():
     normaliser = Normaliser.for_run(True, True, size=1, num_envs=2, gamma=0.9)
     chosen = np.array([True, False])
-    normaliser.seen(np.array([[1.0], [1000.0]], dtype=np.float32), chosen)
-    normaliser.paid(np.array([1.0, 0.0]), chosen, np.array([False, False]))
+    normaliser.update_and_normalise(np.array([[1.0], [1000.0]], dtype=np.float32), chosen)
+    normaliser.scaled_rewards(np.array([1.0, 0.0]), chosen, np.array([False, False]))
     assert normaliser.observations.count == normaliser.rewards.count == pytest.approx(1.0001)
     assert normaliser.returns_B.tolist() == [1, 0]
 
@@ -84,13 +89,30 @@ def test_sampled_evaluation_is_not_deterministic_evaluation(tmp_path):
     assert sampled[0].mean() > 1.5 * likeliest.mean()  # it falls over at once, always to one side
 
 
-def test_nested_settings_become_flags():
-    given = {"env": {"id": "X-v0", "kwargs": {"a": 1}}, "policy": {"hidden_sizes": (8, 8)}}
-    assert flags(given) == [
-        "--env.id", "X-v0", "--env.kwargs", '{"a": 1}', "--policy.hidden-sizes", "8", "8",
-    ]  # fmt: skip
-    with pytest.raises(UserError, match=r"--update\.epoch 1; did you mean --update\.epochs"):
-        train(update={"epoch": 1})
+def test_keyword_arguments_make_the_settings_that_flags_make(tmp_path):
+    path, short = tmp_path / "by_flags", {"total_timesteps": 64, "output_dir": tmp_path / "run"}
+    agent = train(env={"num_envs": np.int64(4)}, policy={"hidden_sizes": (8, 8)}, run=short)
+    flags = "--env.num-envs 4 --policy.hidden-sizes 8 8 --run.total-timesteps 64"
+    train_agent([*flags.split(), "--run.output-dir", str(path)])
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == (path / "config.yaml").read_bytes()
+    for name, tensor in load(path).policy.trainable_state().items():
+        assert torch.equal(tensor, agent.policy.trainable_state()[name])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"update": {"epoch": 1}}, "update.epoch = 1; did you mean update.epochs"),
+        ({"update": {"epochs": 0}}, "update.epochs = 0: expected greater than or equal to 1"),
+        ({"run": 3}, "run = 3, expected a section with keys such as run.output_dir"),
+        ({"algorithm": "pop"}, "algorithm.name = 'pop': expected one of ppo, "),
+        ({"algorithm": {"name": "trpo", "clip": 1}}, "unknown setting algorithm.clip = 1"),
+        ({"env": {"num_envs": 3}}, "is not a multiple of env.num_envs = 3"),
+    ],
+)
+def test_bad_keyword_arguments_are_refused_by_name(given, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        train(**given)
 
 
 def test_a_folder_without_an_agent_is_refused(tmp_path):

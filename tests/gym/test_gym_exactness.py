@@ -6,15 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from lmpg.cli.flags import parse
+from lmpg.cli.train import agent_settings, train_agent
 from lmpg.gym.classic import METHODS
-from lmpg.gym.program import Preset, train_gym
-from lmpg.gym.settings import GYM_METHODS
 from lmpg.runs import checkpoint
 from lmpg.settings.section import UserError
-from tests.support.programs import ROOT, bytes_of, let_go, metrics, words
+from tests.support.planted import catches
+from tests.support.programs import bytes_of, let_go, metrics, words
 
-PRESETS = ROOT / "configs" / "gym"
 SHARED = {
     "ppo": {"update.epochs": 2, "update.minibatch-size": 32},
     "ppo, adaptive penalty": {
@@ -41,7 +39,7 @@ def run(folder: Path, name: str, **flags) -> Path:
         "run.output-dir": folder, "env.kwargs": "{max_episode_steps: 45}",
     }  # fmt: skip
     try:
-        train_gym(PRESETS, words(given | KINDS[name] | flags))
+        train_agent(words(given | KINDS[name] | flags))
     finally:
         let_go()
     return folder
@@ -56,6 +54,7 @@ def state(folder: Path) -> object:
     return bytes_of(kept)
 
 
+@catches("the running return behind scaled rewards, or an actor's trace, not in the checkpoint")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_an_interrupted_run_with_its_statistics_goes_on_bit_for_bit(name, tmp_path):
@@ -67,6 +66,7 @@ def test_an_interrupted_run_with_its_statistics_goes_on_bit_for_bit(name, tmp_pa
     assert state(parts) == state(whole)
 
 
+@catches("a rollout before the last leaves the last one nothing")
 @pytest.mark.parametrize("total", [63, 64, 65, 66, 129, 191])
 def test_a_run_has_exactly_the_steps_that_were_asked_for(total, tmp_path):
     for name, env in (("a2c", "CartPole-v1"), ("trpo", "CartPole-v1"), ("a2c", "Acrobot-v1")):
@@ -84,4 +84,4 @@ def test_a_run_has_exactly_the_steps_that_were_asked_for(total, tmp_path):
 def test_environments_that_would_not_all_step_equally_often_are_refused(name):
     argv = ["--algorithm.name", name, "--env.num-envs", "3", "--update.rollout-size", "512"]
     with pytest.raises(UserError, match=r"512 is not a multiple of env.num_envs = 3"):
-        parse(GYM_METHODS, argv, Preset(PRESETS, has_config=False))
+        agent_settings(argv)

@@ -10,7 +10,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from lmpg.algorithms.ppo import PPO
-from lmpg.gym.classic.incremental import OnlineMethod, transitions
+from lmpg.gym.classic.incremental import IncrementalMethod, transitions
 from lmpg.gym.classic.lstd_actor_critic import LstdActorCritic
 from lmpg.gym.classic.qac import QAC
 from lmpg.gym.classic.td_actor_critic import TdActorCritic
@@ -31,6 +31,7 @@ from lmpg.runtime.seeding import generator
 from lmpg.training.update import Updater
 from tests.support.bandit import BanditPolicy, bandit_rollout, updater_for
 from tests.support.corridor import Scripted, tabular
+from tests.support.planted import catches
 
 FITTED = {"critic_learning_rate": 0.02, "critic_epochs": 8, "critic_minibatch_size": 256}
 WITH_CRITIC = {"kl_coef": 0, "value_coef": 1.0, "whiten": True}
@@ -79,7 +80,7 @@ def learning(s, source):
         if shared
         else None
     )
-    state = {} if shared else s.algorithm.prepared(source.policy, 0)
+    state = {} if shared else s.algorithm.initial_state(source.policy, 0)
     for step in range(1, total + 1):
         rollout = source.collect(step).rollout
         if updater:
@@ -109,14 +110,15 @@ CRITICS = {
 }
 
 
+@catches("a least-squares critic takes a time limit for the end")
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "steps"), CRITICS.values(), ids=CRITICS)
 def test_a_time_limit_lowers_no_critics_value(method, steps):  # G3
-    online = isinstance(method, OnlineMethod)
+    online = isinstance(method, IncrementalMethod)
     envs = make_envs(EnvSettings(id="lmpg/CyclicChain-v0"), 1 if online else 8)
     runner = Runner(envs, "lmpg/CyclicChain-v0", seed=0)
     policy = tabular(runner, critic="critic" in method.needs)
-    state = method.prepared(policy, 0)
+    state = method.initial_state(policy, 0)
     while runner.num_steps < steps:
         until, drawn = runner.num_steps + 400, generator(runner.num_steps)
         if online:
@@ -132,6 +134,7 @@ def test_a_time_limit_lowers_no_critics_value(method, steps):  # G3
     assert found.flatten().tolist() == pytest.approx([50] * found.numel(), abs=1)
 
 
+@catches("the state after an ended episode is its last one")
 @pytest.mark.parametrize("terminal", [True, False])
 def test_methods_that_learn_as_they_live_see_the_same_life_in_all_autoreset_modes(terminal):  # G20
     def life(mode):
@@ -150,6 +153,7 @@ def test_methods_that_learn_as_they_live_see_the_same_life_in_all_autoreset_mode
     assert modes[0][2][2:] == [0, 3.0, terminal, True]
 
 
+@catches("evaluation goes on after a truncated episode")
 def test_leaning_against_the_fall_nearly_balances_cartpole_and_chance_does_not():  # G22
     """θ + θ′ > 0 earns 486 ± 46, a random policy 22.5: scores from here on."""
     policy = MLPPolicy(4, ActionSpec("discrete", 2), PolicySettings(hidden_sizes=()), critic=False)
@@ -164,6 +168,7 @@ def test_leaning_against_the_fall_nearly_balances_cartpole_and_chance_does_not()
     assert leaning.std() == pytest.approx(46, abs=15)
 
 
+@catches("the KL that β and early stops go by is KL(new ‖ old)")
 def test_the_kl_that_updates_measure_is_that_of_the_old_policy_to_the_new_one():  # as in G10
     old, new = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.6, 0.1, 0.3])
     rollout = bandit_rollout(BanditPolicy(), 10, 0, 1)

@@ -13,6 +13,7 @@ from lmpg.language.models.loading import load_policy
 from lmpg.language.models.settings import LoraSettings, ModelSettings
 from lmpg.language.models.value_head import load_value_head
 from lmpg.language.sampling.sampler import Sampler
+from tests.support.planted import catches
 from tests.support.programs import own_parts, run_here, weights
 
 PROMPTS = ["a", "abc de", "klm 12"]
@@ -76,6 +77,7 @@ def test_plain_transformers_writes_the_text_that_the_policy_ended_with(parts, pl
         assert torch.equal(parameter, ended[name])
 
 
+@catches("the value head not saved")
 def test_the_value_head_comes_back_bit_for_bit_and_training_goes_on_with_it(
     parts, plain, tmp_path, capsys
 ):
@@ -90,6 +92,7 @@ def test_the_value_head_comes_back_bit_for_bit_and_training_goes_on_with_it(
     assert (weights(again)["value_head.weight"] - head.weight).abs().max() < 1e-7
 
 
+@catches("adapter taken off instead of merged")
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # within peft
 def test_an_adapter_is_saved_alone_and_merged(parts, adapted):
     policy, tokenizer = policy_at_the_end(parts["model.path"], adapted, rank=8, alpha=32)
@@ -106,6 +109,10 @@ def test_an_adapter_is_saved_alone_and_merged(parts, adapted):
     assert (adapted / "final" / "value_head.safetensors").is_file()
 
 
+@catches(
+    "reference copied although there is an adapter",
+    "reference not copied although there is no adapter",
+)
 @pytest.mark.parametrize("lora", [LORA, {}], ids=["adapter", "whole model"])
 def test_the_reference_stays_and_with_an_adapter_it_is_no_second_model(
     parts, lora, tmp_path, monkeypatch

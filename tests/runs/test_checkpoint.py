@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from lmpg.runs import checkpoint
+from tests.support.planted import catches
 
 STATE = {
     "policy": {"weight": torch.arange(6.0).view(2, 3), "half": torch.ones(3, dtype=torch.bfloat16)},
@@ -44,6 +45,7 @@ def round_trip(folder: Path, state):
     return checkpoint.newest(folder)[1]
 
 
+@catches("integer keys of a checkpoint come back as strings")
 def test_a_state_comes_back_exactly(tmp_path):
     assert same(STATE, round_trip(tmp_path / "checkpoints", STATE))
 
@@ -90,6 +92,7 @@ def test_a_numpy_generator_goes_on_where_it_was(tmp_path):
     assert np.array_equal(generator.random(5), expected)
 
 
+@catches("overlapping views handed to safetensors as they are")
 def test_views_and_transposes_are_saved_without_the_storage_behind_them(tmp_path):
     big = torch.arange(100_000.0).view(100, 1000)
     state = {"rows": big[3:5], "overlap": big[4:6], "transposed": big[:4, :3].T, "again": big[3:5]}
@@ -157,6 +160,7 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
+@catches("a checkpoint's checksum not compared")
 @pytest.mark.parametrize("file", ["tensors.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("tear", [cut_short, flip_a_bit, Path.unlink])
 def test_a_torn_checkpoint_is_skipped_with_a_warning(tmp_path, caplog, file, tear):
@@ -175,6 +179,7 @@ def test_a_torn_checkpoint_of_the_same_step_is_replaced(tmp_path):
     assert checkpoint.newest(tmp_path)[0] == 20
 
 
+@catches("torn checkpoints of an abandoned future count among those kept")
 def test_torn_checkpoints_of_an_abandoned_future_do_not_push_out_whole_ones(tmp_path):
     saved(tmp_path, 10, 50, 60)
     for step in (50, 60):
@@ -205,6 +210,7 @@ def test_old_checkpoints_outlive_a_failed_save(tmp_path, monkeypatch):
     assert checkpoint.newest(tmp_path)[0] == 10
 
 
+@catches("checkpoint written in place, without fsync, or its rename not flushed")
 def test_every_file_is_flushed_before_the_rename(tmp_path, monkeypatch):
     events = []
     monkeypatch.setattr(checkpoint, "fsync", lambda path: events.append(path.name))

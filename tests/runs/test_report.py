@@ -9,6 +9,8 @@ import pytest
 
 from lmpg.runs.report.charts import Panel, Series, draw, number, smoothed, thinned, ticks
 from lmpg.runs.report.write import before_after_lines, panels, read_lines, write_report
+from tests.support.planted import catches
+from tests.support.programs import launched
 
 VOID = {"meta", "br", "link", "input", "img", "hr"}
 
@@ -87,6 +89,7 @@ def test_a_language_model_run_is_told_whole(tmp_path):
     assert page.count("polyline") > 9
 
 
+@catches("completion not escaped in the report")
 def test_the_file_stands_alone_and_runs_nothing(tmp_path):
     page = run(tmp_path, LANGUAGE, SAMPLES, SUMMARY)
     assert page.count("script") == page.count("link") == page.count("img") == 0
@@ -192,6 +195,14 @@ def test_the_terminal_shows_the_same_table():
         "–",
     ]
     assert lines[1].split() == ["reward", "−1.250", "2.500"]
+
+
+def test_the_script_writes_a_runs_report_again(tmp_path):
+    (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))
+    done = launched("scripts/report.py", tmp_path)
+    written = tmp_path / "report.html"
+    assert done.stdout == f"{before_after_lines(SUMMARY)}\nreport: {written}\n"
+    assert "2.500" in Page(written.read_text(encoding="utf-8")).text
 
 
 @pytest.mark.parametrize(

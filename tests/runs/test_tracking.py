@@ -12,6 +12,7 @@ import torch
 
 from lmpg.runs.tracking import Tracker, clock
 from lmpg.settings.section import UserError
+from tests.support.planted import catches
 
 
 @pytest.fixture
@@ -31,6 +32,7 @@ def lines(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+@catches("NaN written into JSON", "lines of metrics.jsonl not flushed as they are written")
 def test_every_step_is_a_line_of_strict_json_at_once(tmp_path, tracker):
     t = tracker()
     t.log(1, {"reward": 0.1 + 0.2, "grad_norm": torch.tensor(1.5), "kl": math.nan, "r": -math.inf})
@@ -56,6 +58,7 @@ def test_what_is_no_number_is_refused(tracker):
         tracker().log(1, {"x": object()})
 
 
+@catches("metrics not cut back on resume")
 def test_files_are_cut_back_to_a_checkpoint_byte_for_byte(tmp_path, tracker):
     t = tracker()
     t.log(1, {"reward": 1.0})
@@ -125,6 +128,7 @@ def test_the_console_line_tells_what_matters_and_stays_aligned(tracker, capsys):
     ]
 
 
+@catches("the time left counts the steps from before a resume")
 def test_the_time_left_counts_the_steps_of_this_session_alone(tracker, capsys, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("lmpg.runs.tracking.time.monotonic", lambda: now[0])
@@ -158,6 +162,7 @@ def logged_steps(folder):
     return [(event.step, event.value) for event in events.Scalars("reward")]
 
 
+@catches("tensorboard shows the abandoned future")
 @pytest.mark.filterwarnings("ignore")
 def test_tensorboard_shows_no_step_twice_after_a_resume(tmp_path, tracker):
     pytest.importorskip("tensorboard")

@@ -24,6 +24,7 @@ from lmpg.settings.raw import (
     validated,
 )
 from lmpg.settings.section import Section, UserError
+from tests.support.planted import catches
 
 Settings = LanguageSettings[PPO]
 
@@ -44,6 +45,7 @@ def test_values_are_laid_over_each_other_setting_by_setting():
     assert low["update"]["epochs"] == 1
 
 
+@catches("a section's own defaults lost when one setting changes")
 def test_defaults_of_a_section_survive_when_one_of_its_settings_is_changed():
     class Inner(Section):
         a: int = 1
@@ -84,6 +86,7 @@ def test_minibatches_must_be_whole():
         built(Settings, update={"minibatch_size": 7})
 
 
+@catches("groups split across rollouts")
 def test_groups_must_be_whole():
     with pytest.raises(UserError, match=r"update\.rollout_size = 64 .*algorithm\.group_size = 7"):
         built(LanguageSettings[GRPO], algorithm={"group_size": 7})
@@ -125,6 +128,7 @@ def test_what_is_missing_beside_an_own_part_is_named(given, missing):
     assert missing in str(error.value)
 
 
+@catches("ratios allowed with top-p")
 @pytest.mark.parametrize("sampling", [{"top_p": 0.9}, {"top_k": 20}])
 def test_ratios_are_refused_for_samples_of_a_cut_off_distribution(sampling):
     for name in ("ppo", "grpo", "off_policy"):

@@ -15,12 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from lmpg.cli.main import main
-from lmpg.gym.program import train_gym as train_agent
+from lmpg.cli.train import train_agent
 from lmpg.runs.tracking import Tracker
 from tests.support.programs import ROOT, run_here, words
 
 FORKING = multiprocessing.get_context("forkserver")
-FORKING.set_forkserver_preload(["tests.support.doomed", "lmpg.language.models.lora", "peft"])
+FORKING.set_forkserver_preload(
+    [
+        "tests.support.doomed",
+        "lmpg.language.program",
+        "lmpg.language.stages.program",
+        "lmpg.language.models.lora",
+        "lmpg.gym.program",
+        "peft",
+    ]
+)
 TOUCHES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 
 
@@ -64,7 +73,7 @@ def _live(program: str, flags: dict[str, Any], at: int, within: str, log: Path) 
 
 def _run(program: str, flags: dict[str, Any]) -> None:
     if program == "gym":
-        train_agent(ROOT / "configs" / "gym", words(flags))
+        train_agent(words(flags))
     else:
         run_here(program, flags)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lmpg.cli.train import train
+from lmpg.cli.train import train_by_name
 from lmpg.runs import checkpoint
 from lmpg.runs import folder as run_folder
 from tests.support.tiny import save_tiny
@@ -86,7 +86,7 @@ def run_here(algorithm: str, flags: dict[str, Any]) -> Path:
     """A run in this process; returns its folder."""
     folder = Path(flags["run.output-dir"])
     try:
-        train(algorithm, words(flags))
+        train_by_name(algorithm, words(flags))
     finally:
         let_go()
     return folder

@@ -30,6 +30,7 @@ from lmpg.training.settings import UpdateSettings
 from lmpg.training.update import Updater, _gradients
 from lmpg.types import Evaluation, Minibatch
 from tests.support.bandit import BanditPolicy, bandit_rollout, updater_for
+from tests.support.planted import catches
 
 ACTIONS = {
     "discrete": ActionSpec("discrete", 3),
@@ -76,6 +77,11 @@ def weights_of(which: str) -> list[torch.Tensor | None]:
     return [w if name in which else None for name, w in zip("lev", drawn)]
 
 
+@catches(
+    "∇ log π of a softmax without 1_a, ∇H without H",
+    "the gradient of a Gaussian's log σ without its − 1",
+    "the critic's gradient does not reach the trunk it shares, by hand",
+)
 @pytest.mark.parametrize("kind", ACTIONS)
 @pytest.mark.parametrize("which", ["lev", "l", "e", "v", "lv"])
 @pytest.mark.parametrize("trunk", ["separate", "shared"])
@@ -99,6 +105,7 @@ def test_views_and_gradients_by_hand_are_those_of_autograd(kind, which, trunk, a
             )
 
 
+@catches("a micro-batch's gradient overwrites that of the one before")
 def test_gradients_of_micro_batches_add_up():
     policy = policy_of("discrete")
     inputs, weights = inputs_of("discrete"), weights_of("lv")
@@ -124,6 +131,10 @@ def test_what_has_no_closed_form_is_left_to_autograd():
     assert policy_of("continuous").differentiated(inputs_of("continuous")) is not None
 
 
+@catches(
+    "AdamW of small networks does not count its steps",
+    "gradients of small networks are not clipped",
+)
 @pytest.mark.parametrize("max_grad_norm", [1e-3, 100.0])
 def test_quick_steps_are_those_of_torch(max_grad_norm):
     settings = UpdateSettings(
@@ -151,6 +162,7 @@ def test_quick_steps_are_those_of_torch(max_grad_norm):
         assert optimizers[0].state[p]["step"] == optimizers[1].state[q]["step"] == 4
 
 
+@catches("a step with A < 0 is not cut below 1 − ε")
 def test_one_cut_of_log_ratios_is_the_minimum_of_the_paper():
     drawn = generator("ratios")
     x = torch.randn(500, generator=drawn, dtype=torch.float64).requires_grad_()
@@ -165,6 +177,7 @@ def test_one_cut_of_log_ratios_is_the_minimum_of_the_paper():
     assert (slopes[0] == 0).any()
 
 
+@catches("metrics of steps that were summed earlier are lost")
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_metrics_do_not_depend_on_how_many_steps_are_summed_at_once(epochs, monkeypatch):
     found = []
@@ -178,6 +191,7 @@ def test_metrics_do_not_depend_on_how_many_steps_are_summed_at_once(epochs, monk
     assert found[0] == pytest.approx(found[2], rel=1e-5)
 
 
+@catches("minibatches in the order of the rollout")
 def test_minibatches_are_shuffled_and_complete_unless_there_is_one():
     policy = policy_of("discrete")
     numbers = torch.arange(20.0)[:, None]
@@ -199,6 +213,7 @@ def updater_batch(numbers: torch.Tensor) -> Minibatch:
     return Minibatch(inputs, numbers > -1, numbers, numbers)
 
 
+@catches("final_obs is the next episode's first observation")
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "FrozenLake-v1"])
 def test_copies_step_as_gymnasiums_own_in_same_step_mode(env_id):
     make = partial(gymnasium.make, env_id, max_episode_steps=20)
@@ -220,6 +235,7 @@ def test_copies_step_as_gymnasiums_own_in_same_step_mode(env_id):
             np.testing.assert_array_equal(my_info["final_obs"][i], info["final_obs"][i])
 
 
+@catches("numpy goes on with all cores where torch has one thread")
 def test_numpys_threads_are_limited_with_torchs():
     found = list(Path(np.__file__).parent.with_name("numpy.libs").glob("*openblas*"))
     if not found:

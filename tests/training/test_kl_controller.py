@@ -15,10 +15,12 @@ from lmpg.settings.section import UserError
 from lmpg.training.kl_controller import adapted
 from lmpg.training.schedules import annealed, with_fields
 from lmpg.training.settings import UpdateSettings
+from tests.support.planted import catches
 
 METRICS = {"objective/kl": 6.0, "policy/last_kl": 0.1}
 
 
+@catches("the KL controller changes β by more than 20 % a step for a large rollout")
 def test_the_kl_coefficient_follows_the_kl_of_the_responses_in_proportion():
     algorithm = PPO(kl_coef=1.0, kl_target=5.0, kl_horizon=100)
     assert adapted(algorithm, METRICS, 50) == pytest.approx({"kl_coef": 1.1})
@@ -37,6 +39,7 @@ def test_nothing_is_adapted_without_a_target():
     assert adapted(PPO(), {}, 50) == {}
 
 
+@catches("annealing begins one step early")
 def test_annealed_settings_go_down_to_nothing_in_equal_steps():
     settings = UpdateSettings(anneal=("clip", "entropy_coef"))
     algorithm = PPO(clip=0.2, entropy_coef=0.1)

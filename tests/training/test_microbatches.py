@@ -7,6 +7,7 @@ from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.sampling.samples import Samples
 from lmpg.training.update import microbatches
+from tests.support.planted import catches
 from tests.support.tiny import CONTEXT, EOS, PAD, tiny_model
 
 
@@ -19,6 +20,7 @@ def test_rows_of_like_length_go_together_longest_first():
     assert cut([1, 1, 1, 1], [5, 9, 6, 8], 2, 0) == [[1, 3], [2, 0]]
 
 
+@catches("padding not counted among a micro-batch's tokens")
 def test_a_forward_holds_its_tokens_at_most_padding_counted_and_one_row_at_least():
     assert cut([1, 1, 1, 1], [9, 5, 4, 1], 4, 12) == [[0], [1, 2], [3]]
     assert cut([8, 1], [1, 8], 4, 31) == [[0], [1]]  # together 2 rows of 8 + 8
@@ -32,6 +34,7 @@ def test_steps_of_an_environment_are_cut_in_their_order():
     assert microbatches({"observations": torch.zeros(0, 1, 3)}, 2) == []
 
 
+@catches("responses evaluated again stay in the order of their lengths")
 def test_completions_evaluated_again_come_back_in_their_order():
     policy = CausalLMPolicy(
         tiny_model(),

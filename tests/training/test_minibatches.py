@@ -12,8 +12,13 @@ from lmpg.algorithms.ppo import PPO
 from lmpg.gym.classic.trpo import TRPO
 from lmpg.runtime.seeding import generator
 from tests.support.bandit import BanditPolicy, bandit_rollout, updater_for
+from tests.support.planted import catches
 
 
+@catches(
+    "last minibatch dropped",
+    "an update's minibatches not shuffled, or alike in all epochs or updates",
+)
 def test_every_epoch_of_an_update_takes_every_row_once_in_an_order_of_its_own():
     class Watched(BanditPolicy):
         def evaluate(self, inputs):
@@ -36,6 +41,7 @@ def test_every_epoch_of_an_update_takes_every_row_once_in_an_order_of_its_own():
     assert len({tuple(epoch) for epoch in [*epochs, range(60)]}) == 7
 
 
+@catches("steps of a fitted critic not shuffled")
 @pytest.mark.parametrize(("num_steps", "sizes"), [(130, [65, 65]), (150, [75, 75]), (31, [31])])
 def test_every_epoch_of_a_fitted_critic_takes_every_step_once(num_steps, sizes):
     method = TRPO(critic_epochs=2, critic_minibatch_size=64)

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tests.support.planted import catches
 from tests.support.programs import own_parts, run_here
 
 PHASES = {"time/sample", "time/score", "time/reference", "time/update"}
@@ -28,6 +29,7 @@ def test_every_step_tells_its_phases_speed_and_memory(folder):
         assert 0.01 < line["perf/peak_memory_gb"] < 100
 
 
+@catches("the seconds of a checkpoint reported again and again, or left out of the summary")
 def test_what_a_checkpoint_took_is_told_once_with_the_next_step_and_counted_in_the_summary(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     told = {line["step"]: line["time/checkpoint"] for line in lines if "time/checkpoint" in line}

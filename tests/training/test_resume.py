@@ -12,6 +12,7 @@ import pytest
 from lmpg.runs import checkpoint
 from lmpg.runs.tracking import Tracker
 from tests.support.doomed import live, moments
+from tests.support.planted import catches
 from tests.support.programs import SHAPED, metrics, outcome, own_parts, run_here, with_kind
 
 LENGTH = {
@@ -83,6 +84,7 @@ def test_the_uninterrupted_run_changes_all_that_must_be_saved(whole):
     assert len(whole["weights"]) == 4  # model and value head, of final and best
 
 
+@catches("KL coefficient or optimizer not restored")
 def test_being_asked_to_stop_saves_and_resuming_ends_as_if_nothing_had_happened(
     whole, flags, interrupted, capsys
 ):
@@ -128,6 +130,7 @@ def test_a_finished_run_can_be_made_longer(whole, flags):
     assert outcome(folder) == whole
 
 
+@catches("running baseline not restored")
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_killed_again_and_again_ends_as_if_nothing_had_happened(kind, parts, tmp_path):
@@ -144,6 +147,7 @@ def test_a_run_killed_again_and_again_ends_as_if_nothing_had_happened(kind, part
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
 
 
+@catches("checkpoint written in place, and the run killed")
 @pytest.mark.slow
 @pytest.mark.parametrize("at", [2, 4, 7, 8])
 def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(

@@ -17,8 +17,10 @@ from lmpg.training.optimizer import learning_rate
 from lmpg.training.settings import UpdateSettings
 from lmpg.types import Minibatch
 from tests.support.bandit import REFERENCE, REWARDS, BanditPolicy, bandit_rollout, updater_for
+from tests.support.planted import catches
 
 
+@catches("optimizer steps on every micro-batch")
 @pytest.mark.parametrize("algorithm", [PPO(), REINFORCE(baseline="value"), GRPO(kl_coef=0.1)])
 def test_first_minibatch_has_ratio_one_and_neither_kl_nor_clipping(algorithm):
     policy = BanditPolicy()
@@ -53,6 +55,10 @@ def test_clip_fraction_counts_the_steps_without_gradient():
     assert found["policy/clip_fraction"] == pytest.approx((up | down).double().mean().item())
 
 
+@catches(
+    "loss weights counted per micro-batch",
+    "sorted micro-batches keep the loss weights of the unsorted rows",
+)
 @pytest.mark.parametrize(
     "algorithm", [PPO(), REINFORCE(baseline="value"), REINFORCE(), GRPO(kl_coef=0.1)]
 )
@@ -73,6 +79,7 @@ def test_micro_batch_size_does_not_change_the_result(algorithm, reduction):
     torch.testing.assert_close(thetas[0], thetas[2], rtol=1e-5, atol=0)
 
 
+@catches("NaN of a row without a score reaches the gradient")
 def test_unscorable_rows_do_not_enter_the_update_whatever_they_hold():
     thetas = []
     for junk in (0.0, torch.nan, torch.inf):
@@ -108,6 +115,7 @@ def test_gradients_that_are_not_finite_are_not_stepped_on():
     assert torch.equal(policy.theta, before)
 
 
+@catches("gradient norm measured, not clipped")
 def test_gradient_norm_is_clipped():
     moved = []
     for max_grad_norm in (1e-12, 1.0):
@@ -161,6 +169,7 @@ def test_credit_of_masked_steps_never_reaches_a_minibatch():
     assert Minibatch.of(rollout, PPO().assign_credit(rollout)).mask_BT.sum() == 7
 
 
+@catches("an update ends by the KL of all minibatches so far")
 def test_an_update_ends_where_the_policy_has_gone_far_enough():
     def updated(target_kl):
         policy = BanditPolicy()
@@ -180,6 +189,10 @@ def test_an_update_ends_where_the_policy_has_gone_far_enough():
     assert (steps, found["policy/early_stop"]) == (12, 0)
 
 
+@catches(
+    "an update ends by the clipped steps of its newest micro-batch, or of all minibatches so far",
+    "steps without an advantage count among those that may be clipped",
+)
 @pytest.mark.parametrize("most", [0.3, 0.6, None])
 def test_an_update_ends_where_more_steps_are_clipped_than_wanted(most):
     policy, algorithm = BanditPolicy(), PPO(kl_coef=0, clip=0.2)
@@ -235,6 +248,7 @@ def test_an_update_without_limits_never_waits_to_see_how_far_the_policy_went(mon
         assert len(looks) == expected  # 8 minibatches, and the metrics
 
 
+@catches("an update left at its first minibatch counts as a failed one")
 def test_an_update_that_ends_before_its_first_step_is_no_failure():
     policy = BanditPolicy()
     rollout = bandit_rollout(policy, 64, 0, 1)
@@ -245,6 +259,7 @@ def test_an_update_that_ends_before_its_first_step_is_no_failure():
     assert (found["policy/early_stop"], found["grad_norm"]) == (1, 0)
 
 
+@catches("with one step per rollout inexact log-probs of sampling enter the ratio")
 @pytest.mark.parametrize("algorithm", [GRPO(kl_coef=0.1, group_size=4), REINFORCE(kl_coef=0)])
 def test_where_one_step_follows_the_policy_it_finds_is_the_old_one(algorithm):
     """Log-probs of a rollout that are not exact (bf16) then change nothing."""

@@ -34,7 +34,7 @@ class Regularised(Section):
     """Responses over which an adaptive β changes by 20 % at most."""
 
     @model_validator(mode="after")
-    def _kl_where_it_works(self) -> Regularised:
+    def _require_kl_where_it_has_an_effect(self) -> Regularised:
         if self.kl_coef and self.kl_in == "loss" and self.kl_estimator == "k1":
             raise ValueError(
                 "algorithm.kl_estimator = k1 with algorithm.kl_in = loss: its expected gradient "
@@ -43,7 +43,7 @@ class Regularised(Section):
         return self
 
     @model_validator(mode="after")
-    def _something_to_steer_and_to_widen(self) -> Regularised:
+    def _refuse_targets_without_coefficients(self) -> Regularised:
         for target, coef in (("kl_target", "kl_coef"), ("penalty_target", "penalty_coef")):
             wanted = getattr(self, target, None)
             if wanted and not getattr(self, coef):

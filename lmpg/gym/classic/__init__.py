@@ -1,7 +1,7 @@
-"""The textbook's methods whose update is not minibatch SGD on a loss, each one short file.
+"""Textbook methods whose update is not minibatch SGD on a loss, each in one short file.
 
-Those of `batches` learn from rollouts as algorithms do, those of `online` after each step, or
-whenever they like, in one environment.
+Methods on top of `batches` learn from rollouts; those on top of `incremental` from single steps of
+one environment.
 """
 
 from lmpg.gym.classic.average_reward import AverageReward

@@ -12,16 +12,14 @@ starts in: the reset belongs to the life. Only differences of v̂ mean something
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 
 from lmpg.gym.classic.incremental import (
-    Metrics,
-    OnlineMethod,
-    State,
-    score,
+    IncrementalMethod,
+    grad_logprob,
     transitions,
     value_and_gradient,
 )
@@ -30,7 +28,7 @@ from lmpg.gym.networks.mlp_policy import MLPPolicy
 from lmpg.gym.networks.parameters import actor_parameters, critic_parameters, flat, move
 
 
-class AverageReward(OnlineMethod):
+class AverageReward(IncrementalMethod):
     """What is maximised is r(π), the reward per step."""
 
     gamma: ClassVar[float] = 0.0
@@ -46,7 +44,7 @@ class AverageReward(OnlineMethod):
     average_step_size: float = Field(1e-3, ge=0)
     """α_R."""
 
-    def prepared(self, policy: MLPPolicy, seed: int) -> State:
+    def initial_state(self, policy: MLPPolicy, seed: int) -> dict[str, Any]:
         """Both traces, and R̄."""
         z_θ = torch.zeros_like(flat(actor_parameters(policy)))
         z_w = torch.zeros_like(flat(critic_parameters(policy)))
@@ -56,18 +54,18 @@ class AverageReward(OnlineMethod):
         self,
         policy: MLPPolicy,
         runner: Runner,
-        state: State,
+        state: dict[str, Any],
         until: int,
         generator: torch.Generator,
-    ) -> Metrics:
-        """Live and learn; `value/average_reward` is R̄."""
+    ) -> dict[str, float]:
+        """Learn after each step; `value/average_reward` is R̄."""
         θ, w = actor_parameters(policy), critic_parameters(policy)
         for t in transitions(policy, runner, until, generator):
             v, grad_v = value_and_gradient(policy, w, t.s)
             with torch.no_grad():
                 δ = t.r - state["average"] + policy.values(t.s_then) - v
             state["z_w"] = self.critic_lam * state["z_w"] + grad_v
-            state["z_θ"] = self.actor_lam * state["z_θ"] + score(policy, θ, t)
+            state["z_θ"] = self.actor_lam * state["z_θ"] + grad_logprob(policy, θ, t)
             state["average"] = state["average"] + self.average_step_size * δ
             move(w, self.critic_step_size * δ * state["z_w"])
             move(θ, self.actor_step_size * δ * state["z_θ"])

@@ -1,4 +1,4 @@
-"""What methods that learn from whole rollouts share: the steps in one row, and a fitted critic."""
+"""Base of methods that learn from whole rollouts: the actor by one step, the critic by a fit."""
 
 from __future__ import annotations
 
@@ -18,13 +18,10 @@ from lmpg.gym.networks.parameters import critic_parameters
 from lmpg.settings.section import Section
 from lmpg.types import Rollout
 
-Metrics = dict[str, float]
-State = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Steps:
-    """The N chosen steps of a rollout. The returns, advantage + V, are never whitened."""
+    """The N transitions of a rollout, side by side; returns are advantage + V, never whitened."""
 
     observations: Tensor
     actions: Tensor
@@ -35,15 +32,15 @@ class Steps:
 
     @classmethod
     def of(cls, rollout: Rollout, gamma: float, lam: float, whiten: bool) -> Steps:
-        """With GAE's advantages: a truncated episode bootstraps, a terminated one does not."""
+        """From a rollout, with GAE's advantages: truncation bootstraps, termination does not."""
         advantages_BT = rollout.gae(rollout.rewards_BT, gamma, lam)
         mask_BT, values_BT = rollout.mask_BT, rollout.values_BT
         assert values_BT is not None
-        judged_BT = whitened(advantages_BT, mask_BT, WHITEN_EPS) if whiten else advantages_BT
+        learned_BT = whitened(advantages_BT, mask_BT, WHITEN_EPS) if whiten else advantages_BT
         return cls(
             observations=rollout.inputs["observations"][mask_BT],
             actions=rollout.inputs["actions"][mask_BT],
-            advantages=judged_BT[mask_BT],
+            advantages=learned_BT[mask_BT],
             returns=(advantages_BT + values_BT)[mask_BT],
             old_logprobs=rollout.logprobs_BT[mask_BT],
             old_values=values_BT[mask_BT],
@@ -51,12 +48,12 @@ class Steps:
 
 
 class BatchMethod(Section):
-    """Each rollout moves the actor once, by `improve`, and then the critic, by regression.
+    """A method that takes one step of the actor per rollout (`improve`), then fits the critic.
 
     States are weighted as they are visited, without the factor γ^t.
     """
 
-    online: ClassVar[bool] = False
+    incremental: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset({"critic"})
     gamma: float = Field(0.99, ge=0, le=1)
     """Discount γ per step."""
@@ -72,16 +69,16 @@ class BatchMethod(Section):
     """Steps per update of the critic."""
 
     @abstractmethod
-    def improve(self, policy: MLPPolicy, steps: Steps) -> Metrics:
+    def improve(self, policy: MLPPolicy, steps: Steps) -> dict[str, float]:
         """Move the actor's parameters."""
 
-    def prepared(self, policy: MLPPolicy, seed: int) -> State:
-        """The critic's moments come with its first step."""
+    def initial_state(self, policy: MLPPolicy, seed: int) -> dict[str, Any]:
+        """Nothing yet: Adam's moments of the critic come with its first step."""
         return {}
 
     def update(
-        self, policy: MLPPolicy, rollout: Rollout, state: State, generator: torch.Generator
-    ) -> Metrics:
+        self, policy: MLPPolicy, rollout: Rollout, state: dict[str, Any], generator: torch.Generator
+    ) -> dict[str, float]:
         """Learn once from `rollout`; the returns are those of the critic before it is fitted."""
         steps = Steps.of(rollout, self.gamma, self.lam, self.whiten_advantages)
         with torch.no_grad():
@@ -91,8 +88,8 @@ class BatchMethod(Section):
         return found | self._fit_critic(policy, steps, state, generator)
 
     def _fit_critic(
-        self, policy: MLPPolicy, steps: Steps, state: State, generator: torch.Generator
-    ) -> Metrics:
+        self, policy: MLPPolicy, steps: Steps, state: dict[str, Any], generator: torch.Generator
+    ) -> dict[str, float]:
         w = critic_parameters(policy)
         adam = torch.optim.Adam(w, lr=self.critic_learning_rate, fused=True)
         adam.load_state_dict({**adam.state_dict(), "state": state.get("critic", {})})

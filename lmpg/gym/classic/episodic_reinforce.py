@@ -13,7 +13,7 @@ them capped; or the ratio of the step alone, which is biased.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lmpg.functional.advantages import gae
 from lmpg.functional.policy_losses import RatioLevel, importance_weights
-from lmpg.gym.classic.incremental import Metrics, OnlineMethod, State, transitions
+from lmpg.gym.classic.incremental import IncrementalMethod, transitions
 from lmpg.gym.environments.runner import Runner
 from lmpg.gym.networks.mlp_policy import MLPPolicy
 from lmpg.gym.networks.parameters import actor_parameters, gradient, logprobs, move
@@ -30,7 +30,7 @@ from lmpg.gym.networks.parameters import actor_parameters, gradient, logprobs, m
 LEVELS: dict[str, RatioLevel] = {"episode": "sequence", "reward": "decision", "step": "token"}
 
 
-class EpisodicReinforce(OnlineMethod):
+class EpisodicReinforce(IncrementalMethod):
     """No critic: a truncated episode counts with what it earned."""
 
     needs = frozenset()
@@ -53,7 +53,7 @@ class EpisodicReinforce(OnlineMethod):
     step_size: float = Field(1e-2, ge=0)
     """α."""
 
-    def prepared(self, policy: MLPPolicy, seed: int) -> State:
+    def initial_state(self, policy: MLPPolicy, seed: int) -> dict[str, Any]:
         """The steps of the present episode, and the episodes before it that wait for it."""
         return {"steps": [], "episodes": []}
 
@@ -61,10 +61,10 @@ class EpisodicReinforce(OnlineMethod):
         self,
         policy: MLPPolicy,
         runner: Runner,
-        state: State,
+        state: dict[str, Any],
         until: int,
         generator: torch.Generator,
-    ) -> Metrics:
+    ) -> dict[str, float]:
         """Play on; `grad_norm` is that of the last step of the actor."""
         norm = None
         for t in transitions(policy, runner, until, generator):

@@ -11,18 +11,20 @@ needs no gradient of the policy, nor any probabilities: it acts deterministicall
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from lmpg.functional.least_squares import least_squares
-from lmpg.gym.classic.incremental import Metrics, OnlineMethod, State, transitions
+from lmpg.gym.classic.incremental import IncrementalMethod, transitions
 from lmpg.gym.environments.runner import Runner
 from lmpg.gym.networks.mlp_policy import MLPPolicy
 from lmpg.gym.networks.parameters import actor_parameters, flat, place
 
 
-class FiniteDifferences(OnlineMethod):
+class FiniteDifferences(IncrementalMethod):
     """Each disturbance and its opposite are played for whole episodes, undiscounted."""
 
     needs = frozenset()
@@ -39,7 +41,7 @@ class FiniteDifferences(OnlineMethod):
     sampled_actions: bool = False
     """Whether actions are drawn from the policy rather than the most likely ones taken."""
 
-    def prepared(self, policy: MLPPolicy, seed: int) -> State:
+    def initial_state(self, policy: MLPPolicy, seed: int) -> dict[str, Any]:
         """θ, ΔΘ [P, n] (drawn with the first step), and the returns that were seen so far."""
         return {"θ": flat(actor_parameters(policy)), "ΔΘ": None, "returns": [], "earned": 0.0}
 
@@ -47,10 +49,10 @@ class FiniteDifferences(OnlineMethod):
         self,
         policy: MLPPolicy,
         runner: Runner,
-        state: State,
+        state: dict[str, Any],
         until: int,
         generator: torch.Generator,
-    ) -> Metrics:
+    ) -> dict[str, float]:
         """Play on; θ moves each time that all disturbances were played."""
         θ, lengths = actor_parameters(policy), []
         self._disturb(policy, state, generator)
@@ -65,7 +67,9 @@ class FiniteDifferences(OnlineMethod):
         place(θ, state["θ"])  # what is evaluated and saved; the episode goes on with Δθ
         return {"grad_norm": lengths[-1]} if lengths else {}
 
-    def _disturb(self, policy: MLPPolicy, state: State, generator: torch.Generator) -> None:
+    def _disturb(
+        self, policy: MLPPolicy, state: dict[str, Any], generator: torch.Generator
+    ) -> None:
         """θ + Δθ or θ − Δθ, whichever is next to be played."""
         if state["ΔΘ"] is None:
             shape = self.disturbances, len(state["θ"])
@@ -74,7 +78,7 @@ class FiniteDifferences(OnlineMethod):
         Δθ = state["ΔΘ"][pair]
         place(actor_parameters(policy), state["θ"] + (-Δθ if second else Δθ))
 
-    def _improve(self, state: State) -> Tensor:
+    def _improve(self, state: dict[str, Any]) -> Tensor:
         """One step of θ; |g|."""
         J = torch.tensor(state["returns"]).view(self.disturbances, 2, self.episodes).mean(2)
         g = least_squares(state["ΔΘ"], (J[:, 0] - J[:, 1]) / 2, damping=0.0)

@@ -1,4 +1,4 @@
-"""What methods that learn as they live share: one environment, one transition after the other."""
+"""Base of methods that learn from single transitions of one environment, as they come."""
 
 from __future__ import annotations
 
@@ -17,16 +17,13 @@ from lmpg.gym.networks.mlp_policy import MLPPolicy
 from lmpg.gym.networks.parameters import Parameters, gradient, logprobs
 from lmpg.settings.section import Section
 
-Metrics = dict[str, float]
-State = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Transition:
-    """s [F], a ([] or [D]), r, s′ [F], and whether the episode ended with it (one way or other).
+    """One transition: s [F], a ([] or [D]), r, s′ [F], and whether the episode ended with it.
 
-    s_next is an ended episode's true last observation. s_then is what is seen next: s′, or the
-    first observation of the next episode.
+    s_next is s′, an ended episode's final observation included. s_then is observed next: s′, or
+    the first observation of the next episode.
     """
 
     s: Tensor
@@ -38,34 +35,33 @@ class Transition:
     ended: bool
 
 
-class OnlineMethod(Section):
-    """Learns in the one environment of a runner, whose episodes need not end for it."""
+class IncrementalMethod(Section):
+    """A method that learns in the one environment of a runner, within episodes too."""
 
-    online: ClassVar[bool] = True
+    incremental: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"critic"})
 
     @abstractmethod
-    def prepared(self, policy: MLPPolicy, seed: int) -> State:
-        """What it knows before the first step, beside the policy's weights."""
+    def initial_state(self, policy: MLPPolicy, seed: int) -> dict[str, Any]:
+        """What the method keeps beside the policy's weights (traces, averages …), at the start."""
 
     @abstractmethod
     def iterate(
         self,
         policy: MLPPolicy,
         runner: Runner,
-        state: State,
+        state: dict[str, Any],
         until: int,
         generator: torch.Generator,
-    ) -> Metrics:
-        """Learn until `runner.num_steps` is exactly `until`; what is learned beside the policy's
-        weights is put into `state`.
-        """
+    ) -> dict[str, float]:
+        """Learn until `runner.num_steps` is exactly `until`; updates the policy and `state` in
+        place, and returns metrics."""
 
 
 def transitions(
     policy: MLPPolicy, runner: Runner, until: int, generator: torch.Generator | None
 ) -> Iterator[Transition]:
-    """Live until `runner.num_steps` is `until`, each action drawn from the policy of that moment.
+    """Steps the environment until `runner.num_steps` is `until`, with the policy as it is then.
 
     generator: of the actions; None takes the most likely ones.
     """
@@ -89,7 +85,7 @@ def _noise(policy: MLPPolicy, generator: torch.Generator | None) -> np.ndarray |
     return None if generator is None else policy.noise(1, 1, generator)[0]
 
 
-def score(policy: MLPPolicy, θ: Parameters, t: Transition) -> Tensor:
+def grad_logprob(policy: MLPPolicy, θ: Parameters, t: Transition) -> Tensor:
     """∇_θ log π(a | s), [n]."""
     return gradient(logprobs(policy, t.s, t.a), θ)
 

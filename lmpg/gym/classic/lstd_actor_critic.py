@@ -13,17 +13,19 @@ and v̂(s) = wᵀφ(s) with Aw = b. Then the actor moves once, by the mean over 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from lmpg.gym.classic.incremental import Metrics, OnlineMethod, State, score, transitions
+from lmpg.gym.classic.incremental import IncrementalMethod, grad_logprob, transitions
 from lmpg.gym.environments.runner import Runner
 from lmpg.gym.networks.mlp_policy import MLPPolicy
 from lmpg.gym.networks.parameters import actor_parameters, move
 
 
-class LstdActorCritic(OnlineMethod):
+class LstdActorCritic(IncrementalMethod):
     """States are weighted as they are visited, without the factor γ^t."""
 
     needs = frozenset()
@@ -38,7 +40,7 @@ class LstdActorCritic(OnlineMethod):
     ridge: float = Field(1e-6, gt=0)
     """Times the identity, added to A per step, so that it can be inverted."""
 
-    def prepared(self, policy: MLPPolicy, seed: int) -> State:
+    def initial_state(self, policy: MLPPolicy, seed: int) -> dict[str, Any]:
         """A [m, m], b, z and w [m] in double precision, m = features + 1."""
         m = policy.num_features + 1
         vectors = {name: torch.zeros(m, dtype=torch.float64) for name in ("b", "z", "w")}
@@ -48,10 +50,10 @@ class LstdActorCritic(OnlineMethod):
         self,
         policy: MLPPolicy,
         runner: Runner,
-        state: State,
+        state: dict[str, Any],
         until: int,
         generator: torch.Generator,
-    ) -> Metrics:
+    ) -> dict[str, float]:
         """One step of the actor; `value/td_error` is the mean |δ|."""
         A, b, z = self.memory * state["A"], self.memory * state["b"], state["z"]
         θ, seen = actor_parameters(policy), []
@@ -61,7 +63,7 @@ class LstdActorCritic(OnlineMethod):
             A += torch.outer(z, φ - self.gamma * φ_next)
             b += z * t.r
             z = torch.zeros_like(z) if t.ended else z
-            seen.append((φ, t.r, φ_next, score(policy, θ, t)))
+            seen.append((φ, t.r, φ_next, grad_logprob(policy, θ, t)))
         w = torch.linalg.solve(A + self.ridge * len(seen) * torch.eye(len(b)), b)
         state |= {"A": A, "b": b, "z": z, "w": w}
         φs, rs, φs_next, ψs = (torch.stack([torch.as_tensor(x) for x in c]) for c in zip(*seen))

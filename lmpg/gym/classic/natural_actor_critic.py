@@ -15,9 +15,15 @@ import torch
 from pydantic import Field
 
 from lmpg.functional.least_squares import least_squares
-from lmpg.gym.classic.batches import BatchMethod, Metrics, Steps
+from lmpg.gym.classic.batches import BatchMethod, Steps
 from lmpg.gym.networks.mlp_policy import MLPPolicy
-from lmpg.gym.networks.parameters import actor_parameters, distribution, mean_kl, move, scores
+from lmpg.gym.networks.parameters import (
+    actor_parameters,
+    distribution,
+    grad_logprobs,
+    mean_kl,
+    move,
+)
 
 
 class NaturalActorCritic(BatchMethod):
@@ -28,11 +34,11 @@ class NaturalActorCritic(BatchMethod):
     damping: float = Field(1e-3, ge=0)
     """Of the regression (ridge), which has more weights than a small batch can tell apart."""
 
-    def improve(self, policy: MLPPolicy, steps: Steps) -> Metrics:
+    def improve(self, policy: MLPPolicy, steps: Steps) -> dict[str, float]:
         """One step of the actor along w."""
         with torch.no_grad():
             old = distribution(policy, steps.observations)
-        ψ = scores(policy, steps.observations, steps.actions)
+        ψ = grad_logprobs(policy, steps.observations, steps.actions)
         w = least_squares(ψ, steps.advantages, self.damping)
         unexplained = (steps.advantages - ψ @ w).square().mean()
         move(actor_parameters(policy), self.step_size * w)

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lmpg.functional.conjugate_gradients import conjugate_gradients
-from lmpg.gym.classic.batches import BatchMethod, Metrics, Steps
+from lmpg.gym.classic.batches import BatchMethod, Steps
 from lmpg.gym.networks.mlp_policy import MLPPolicy
 from lmpg.gym.networks.parameters import (
     actor_parameters,
@@ -43,7 +43,7 @@ class NaturalPolicyGradient(BatchMethod):
     cg_iterations: int = Field(20, ge=1)
     """Of the conjugate gradients."""
 
-    def improve(self, policy: MLPPolicy, steps: Steps) -> Metrics:
+    def improve(self, policy: MLPPolicy, steps: Steps) -> dict[str, float]:
         """One step of the actor."""
         θ = actor_parameters(policy)
         log_π = logprobs(policy, steps.observations, steps.actions)

@@ -13,16 +13,16 @@ from one step later; where an episode was truncated it is E_{A′∼π} Q_w(S′
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from lmpg.gym.classic.incremental import (
-    Metrics,
-    OnlineMethod,
-    State,
+    IncrementalMethod,
     Transition,
-    score,
+    grad_logprob,
     transitions,
 )
 from lmpg.gym.environments.runner import Runner
@@ -31,7 +31,7 @@ from lmpg.gym.networks.parameters import Parameters, actor_parameters, move
 from lmpg.settings.section import UserError
 
 
-class QAC(OnlineMethod):
+class QAC(IncrementalMethod):
     """For discrete actions. States are weighted as they are visited, without the factor γ^t."""
 
     needs = frozenset()
@@ -44,7 +44,7 @@ class QAC(OnlineMethod):
     baseline: bool = False
     """Whether Q_w(S, A) counts less E_{a∼π} Q_w(S, a), which changes no expectation."""
 
-    def prepared(self, policy: MLPPolicy, seed: int) -> State:
+    def initial_state(self, policy: MLPPolicy, seed: int) -> dict[str, Any]:
         """w [actions, features + 1], and the step that waits for the next one's action."""
         if policy.action_spec.kind != "discrete":
             raise UserError(
@@ -57,11 +57,11 @@ class QAC(OnlineMethod):
         self,
         policy: MLPPolicy,
         runner: Runner,
-        state: State,
+        state: dict[str, Any],
         until: int,
         generator: torch.Generator,
-    ) -> Metrics:
-        """Live and learn; `value/td_error` is the mean |δ|."""
+    ) -> dict[str, float]:
+        """Learn after each step; `value/td_error` is the mean |δ|."""
         θ, errors = actor_parameters(policy), []
         for t in transitions(policy, runner, until, generator):
             if state["waiting"] is not None:
@@ -75,14 +75,14 @@ class QAC(OnlineMethod):
         return {"value/td_error": float(torch.stack(errors).mean())} if errors else {}
 
     def _learn(
-        self, policy: MLPPolicy, θ: Parameters, t: Transition, Q_next: Tensor, state: State
+        self, policy: MLPPolicy, θ: Parameters, t: Transition, Q_next: Tensor, state: dict[str, Any]
     ) -> Tensor:
         """From one step; |δ|."""
         Q = _Q(state["w"], t.s)
         π = policy.actor(t.s).softmax(-1).detach()
         worth = Q[t.a] - π @ Q if self.baseline else Q[t.a]
         δ = t.r + self.gamma * Q_next - Q[t.a]
-        move(θ, self.actor_step_size * worth * score(policy, θ, t))
+        move(θ, self.actor_step_size * worth * grad_logprob(policy, θ, t))
         state["w"][t.a] += self.critic_step_size * δ * _features(t.s)
         return δ.abs()
 

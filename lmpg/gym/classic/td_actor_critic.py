@@ -9,15 +9,15 @@ Sutton & Barto (2018), section 13.5, "One-step Actor–Critic (episodic)":
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pydantic import Field
 
 from lmpg.gym.classic.incremental import (
-    Metrics,
-    OnlineMethod,
-    State,
+    IncrementalMethod,
+    grad_logprob,
     next_value,
-    score,
     transitions,
     value_and_gradient,
 )
@@ -26,7 +26,7 @@ from lmpg.gym.networks.mlp_policy import MLPPolicy
 from lmpg.gym.networks.parameters import actor_parameters, critic_parameters, move
 
 
-class TdActorCritic(OnlineMethod):
+class TdActorCritic(IncrementalMethod):
     """Actor and critic move after each step."""
 
     gamma: float = Field(0.99, ge=0, le=1)
@@ -39,7 +39,7 @@ class TdActorCritic(OnlineMethod):
     """Whether the actor's step has the book's factor I = γ^t, without which late states count as
     much as early ones, as is usual."""
 
-    def prepared(self, policy: MLPPolicy, seed: int) -> State:
+    def initial_state(self, policy: MLPPolicy, seed: int) -> dict[str, Any]:
         """I, the discount so far."""
         return {"I": 1.0}
 
@@ -47,17 +47,17 @@ class TdActorCritic(OnlineMethod):
         self,
         policy: MLPPolicy,
         runner: Runner,
-        state: State,
+        state: dict[str, Any],
         until: int,
         generator: torch.Generator,
-    ) -> Metrics:
-        """Live and learn; `value/td_error` is the mean |δ|."""
+    ) -> dict[str, float]:
+        """Learn after each step; `value/td_error` is the mean |δ|."""
         θ, w = actor_parameters(policy), critic_parameters(policy)
         γ, errors = self.gamma, []
         for t in transitions(policy, runner, until, generator):
             v, grad_v = value_and_gradient(policy, w, t.s)
             δ = t.r + γ * next_value(policy, t) - v
-            direction = score(policy, θ, t)  # before w moves, which may share a trunk with θ
+            direction = grad_logprob(policy, θ, t)  # before w moves, which may share a trunk with θ
             move(w, self.critic_step_size * δ * grad_v)
             move(θ, self.actor_step_size * state["I"] * δ * direction)
             if self.discount_states:

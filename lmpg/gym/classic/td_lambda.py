@@ -11,16 +11,16 @@ Both traces are 0 when an episode starts. Each is made of its own gradient: the 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pydantic import Field
 
 from lmpg.functional.traces import Trace, traced
 from lmpg.gym.classic.incremental import (
-    Metrics,
-    OnlineMethod,
-    State,
+    IncrementalMethod,
+    grad_logprob,
     next_value,
-    score,
     transitions,
     value_and_gradient,
 )
@@ -29,7 +29,7 @@ from lmpg.gym.networks.mlp_policy import MLPPolicy
 from lmpg.gym.networks.parameters import actor_parameters, critic_parameters, flat, move
 
 
-class TdLambda(OnlineMethod):
+class TdLambda(IncrementalMethod):
     """Online, or with weights that stand still for an iteration, which may end within episodes."""
 
     gamma: float = Field(0.99, ge=0, le=1)
@@ -51,7 +51,7 @@ class TdLambda(OnlineMethod):
     """Whether the actor has the book's factor I = γ^t, without which late states count as much
     as early ones, as is usual."""
 
-    def prepared(self, policy: MLPPolicy, seed: int) -> State:
+    def initial_state(self, policy: MLPPolicy, seed: int) -> dict[str, Any]:
         """Both traces, and I, the discount so far."""
         z_θ = torch.zeros_like(flat(actor_parameters(policy)))
         return {"z_θ": z_θ, "z_w": torch.zeros_like(flat(critic_parameters(policy))), "I": 1.0}
@@ -60,11 +60,11 @@ class TdLambda(OnlineMethod):
         self,
         policy: MLPPolicy,
         runner: Runner,
-        state: State,
+        state: dict[str, Any],
         until: int,
         generator: torch.Generator,
-    ) -> Metrics:
-        """Live and learn; `value/td_error` is the mean |δ|."""
+    ) -> dict[str, float]:
+        """Learn after each step; `value/td_error` is the mean |δ|."""
         θ, w = actor_parameters(policy), critic_parameters(policy)
         Δθ, Δw = torch.zeros_like(state["z_θ"]), torch.zeros_like(state["z_w"])
         γ, errors = self.gamma, []
@@ -72,7 +72,7 @@ class TdLambda(OnlineMethod):
             v, grad_v = value_and_gradient(policy, w, t.s)
             δ = t.r + γ * next_value(policy, t) - v
             z_w = traced(state["z_w"], grad_v, γ * self.critic_lam, self.trace)
-            z_θ = γ * self.actor_lam * state["z_θ"] + state["I"] * score(policy, θ, t)
+            z_θ = γ * self.actor_lam * state["z_θ"] + state["I"] * grad_logprob(policy, θ, t)
             Δw += self.critic_step_size * δ * z_w
             Δθ += self.actor_step_size * δ * z_θ
             if not self.offline:
@@ -82,7 +82,7 @@ class TdLambda(OnlineMethod):
             if self.discount_states:
                 state["I"] *= γ
             if t.ended:
-                state |= self.prepared(policy, 0)
+                state |= self.initial_state(policy, 0)
             errors.append(δ.abs())
         _make(w, Δw)
         _make(θ, Δθ)

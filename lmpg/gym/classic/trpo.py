@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lmpg.functional.conjugate_gradients import conjugate_gradients
 from lmpg.functional.policy_losses import log_ratio
-from lmpg.gym.classic.batches import BatchMethod, Metrics, Steps
+from lmpg.gym.classic.batches import BatchMethod, Steps
 from lmpg.gym.networks.mlp_policy import MLPPolicy
 from lmpg.gym.networks.parameters import (
     actor_parameters,
@@ -45,7 +45,7 @@ class TRPO(BatchMethod):
     backtrack_ratio: float = Field(0.8, gt=0, lt=1)
     """β: each of them in terms of the one before."""
 
-    def improve(self, policy: MLPPolicy, steps: Steps) -> Metrics:
+    def improve(self, policy: MLPPolicy, steps: Steps) -> dict[str, float]:
         """One step of the actor, or none where no length that was tried is an improvement."""
         surrogate_and_kl = self._objective(policy, steps)
         g = gradient(surrogate_and_kl()[0], actor_parameters(policy))

@@ -1,4 +1,4 @@
-"""What a gym run leaves behind: a policy with the statistics that its observations are read by."""
+"""An agent, the result of a gym run: a policy and the statistics of its observations."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from gymnasium import Space
 
-from lmpg.gym.environments.normalisation import Moments, Normaliser
+from lmpg.gym.environments.normalisation import ColumnMoments, Normaliser
 from lmpg.gym.environments.spaces import Actions, Observations
-from lmpg.gym.networks.mlp_policy import MLPPolicy, load_policy
+from lmpg.gym.networks.mlp_policy import MLPPolicy, load_mlp_policy
 from lmpg.settings.section import UserError
 
 STATISTICS = "normalisation.json"
@@ -30,8 +30,8 @@ class Agent:
         return self.policy.act(self.normaliser.normalised(features), noise)
 
     def interface(self, observed: Space, acted: Space, env_id: str) -> tuple[Observations, Actions]:
-        """How it sees and acts in an environment with these spaces; UserError if it is another
-        kind than the one that it was trained in."""
+        """Observations and actions of an environment with these spaces; UserError if the agent was
+        trained with others."""
         observations = Observations.of(observed, env_id)
         actions = Actions.of(acted, env_id, self.policy.squash)
         known = (self.policy.num_features, self.policy.action_spec)
@@ -44,7 +44,7 @@ class Agent:
         return observations, actions
 
     def noise(self, num_steps: int, num_envs: int, generator: torch.Generator) -> np.ndarray:
-        """What `act` consumes, [steps, envs, …]."""
+        """The random numbers that `act` uses, [steps, envs, …]."""
         return self.policy.noise(num_steps, num_envs, generator)
 
     def save(self, folder: Path) -> None:
@@ -61,9 +61,9 @@ def load_agent(folder: str | Path) -> Agent:
     folder = Path(folder)
     if (folder / "final" / "policy.json").is_file():
         folder = folder / "final"
-    policy, path = load_policy(folder), folder / STATISTICS
+    policy, path = load_mlp_policy(folder), folder / STATISTICS
     if not path.is_file():
         return Agent(policy, Normaliser())
     found = json.loads(path.read_text(encoding="utf-8"))
-    known = Moments(np.array(found["mean"]), np.array(found["var"]), found["count"])
+    known = ColumnMoments(np.array(found["mean"]), np.array(found["var"]), found["count"])
     return Agent(policy, Normaliser(known))

@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Episodes:
-    """Undiscounted return and length of each."""
+    """Undiscounted returns and lengths of episodes, [episodes] each."""
 
     returns: np.ndarray
     lengths: np.ndarray
@@ -33,10 +33,11 @@ def play(
     seed: int,
     generator: torch.Generator | None = None,
 ) -> Episodes:
-    """`num_episodes` of the most likely actions, the first of as many environments.
+    """Plays `num_episodes`, the first episode of each of as many environments.
 
-    Taking the first episode of each counts long and short ones alike. generator: samples actions.
-    Where each environment is a process, as many of them are played at once as training has.
+    The first of each, so that long and short episodes count alike. generator: samples actions;
+    None takes the most likely ones. Where each environment is a process of its own, only
+    env.num_envs of them are played at once.
     """
     at_once = settings.num_envs if settings.vectorization == "async" else num_episodes
     parts = []
@@ -66,8 +67,8 @@ def _first_episodes(
         returns, lengths = np.zeros(num_episodes), np.zeros(num_episodes, dtype=np.int64)
         while alive.any() and lengths.max() < MAX_EPISODE_STEPS:
             noise = None if generator is None else agent.noise(1, num_episodes, generator)[0]
-            chosen = agent.act(observations.features(raw), noise)
-            raw, rewards, terminated, truncated, _ = envs.step(actions.for_env(chosen))
+            acts = agent.act(observations.features(raw), noise)
+            raw, rewards, terminated, truncated, _ = envs.step(actions.for_env(acts))
             returns += rewards * alive
             lengths += alive
             alive &= ~(terminated | truncated)

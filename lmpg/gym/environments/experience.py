@@ -1,4 +1,4 @@
-"""Columns of a vector environment's steps, put together as a rollout."""
+"""Single steps of a vector environment (columns), and the rollout that they make together."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from lmpg.types import Rollout
 
 @dataclass
 class Column:
-    """One step of all B environments: what was seen, done and paid.
+    """One step of all B environments: observations, actions and rewards.
 
-    chosen: a transition (False: the environment only reset).
-    times: steps of the present episodes before this one.
-    last: the true last observation of each episode that ended here, in the order of the rows.
+    acted: whether the row is a transition (False: its environment only reset).
+    times: number of steps of the row's episode before this one.
+    last: the final observations of the episodes that ended here, in the order of the rows.
     """
 
     features: np.ndarray
     actions: np.ndarray
     rewards: np.ndarray
-    chosen: np.ndarray
+    acted: np.ndarray
     terminated: np.ndarray
     ended: np.ndarray
     times: np.ndarray
     last: np.ndarray | None = None
 
     @property
-    def num_chosen(self) -> int:
-        """Transitions."""
-        return int(np.count_nonzero(self.chosen))
+    def num_transitions(self) -> int:
+        """How many rows are transitions."""
+        return int(np.count_nonzero(self.acted))
 
     def cut_to(self, num_steps: int) -> None:
-        """Keep only the first `num_steps` transitions as chosen."""
-        surplus = self.chosen & (self.chosen.cumsum() > num_steps)
-        self.chosen = self.chosen & ~surplus
+        """Mask out all transitions but the first `num_steps`."""
+        surplus = self.acted & (self.acted.cumsum() > num_steps)
+        self.acted = self.acted & ~surplus
 
 
 @torch.no_grad()
@@ -47,7 +47,7 @@ def rollout_of(columns: list[Column], features: np.ndarray, policy: Any) -> Roll
 
     Log-probs and values come from one pass over all steps, the same that learning uses.
     """
-    mask_BT = _rows([c.chosen for c in columns])
+    mask_BT = _rows([c.acted for c in columns])
     inputs = {
         "observations": _rows([c.features for c in columns]),
         "actions": _rows([c.actions for c in columns]),

@@ -48,7 +48,7 @@ def make_envs(settings: EnvSettings, num_envs: int) -> VectorEnv:
 
 @contextmanager
 def _refused(env_id: str, kwargs: dict[str, Any]) -> Iterator[None]:
-    """What goes wrong while an environment is made is bad input."""
+    """Turns errors while an environment is made into a UserError."""
     try:
         yield
     except (gymnasium.error.Error, TypeError, ImportError) as error:
@@ -58,7 +58,7 @@ def _refused(env_id: str, kwargs: dict[str, Any]) -> Iterator[None]:
 
 
 def make_rendered(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env:
-    """A single copy whose `render` gives pictures; UserError where the environment has none."""
+    """One environment that renders frames as arrays; UserError where it cannot."""
     find_spec(env_id)
     with _refused(env_id, kwargs):
         env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
@@ -70,7 +70,7 @@ def make_rendered(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env:
 
 
 def find_spec(env_id: str) -> EnvSpec:
-    """What gymnasium has registered under `env_id`; an unknown one names its nearest relatives."""
+    """The spec registered under `env_id`; the error for an unknown id names the nearest ones."""
     module, _, name = env_id.rpartition(":")
     if module:
         try:

@@ -17,16 +17,16 @@ from gymnasium import Space
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
-State = dict[str, Any]
+Snapshot = dict[str, Any]
 
 
 class Rewindable(gymnasium.Wrapper):
-    """Remembers how its present episode started and every action since."""
+    """An environment that keeps the start of its episode and every action since, for replay."""
 
     def __init__(self, env: gymnasium.Env, index: int) -> None:
         super().__init__(env)
         self.index = index
-        self.start: State = {}
+        self.start: Snapshot = {}
         self.actions: list[np.ndarray] = []
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
@@ -47,12 +47,12 @@ class Rewindable(gymnasium.Wrapper):
             observation = copy.deepcopy(observation)
         return observation, reward, terminated, truncated, info
 
-    def snapshot(self) -> State:
-        """How to come back here."""
+    def snapshot(self) -> Snapshot:
+        """Start of the episode and its actions, from which `rewind` returns to this state."""
         actions = np.stack(self.actions) if self.actions else np.zeros(0, dtype=np.float32)
         return {**self.start, "actions": actions}
 
-    def rewind(self, snapshots: list[State]) -> Any:
+    def rewind(self, snapshots: list[Snapshot]) -> Any:
         """Replay this copy's snapshot (of all copies'); the observation that it ends at."""
         saved = snapshots[self.index]
         if "rng" in saved:
@@ -65,7 +65,7 @@ class Rewindable(gymnasium.Wrapper):
         return observation
 
 
-def save_envs(envs: VectorEnv) -> State:
+def save_envs(envs: VectorEnv) -> Snapshot:
     """Tensors and JSON values from which `load_envs` restores `envs`.
 
     `unknown` names what a native environment holds beside arrays and numbers; with any of it the
@@ -76,7 +76,7 @@ def save_envs(envs: VectorEnv) -> State:
     return _save_native(envs.unwrapped)
 
 
-def load_envs(envs: VectorEnv, state: State) -> Sequence[Any] | None:
+def load_envs(envs: VectorEnv, state: Snapshot) -> Sequence[Any] | None:
     """Put `envs`, which were reset before, where `state` was saved.
 
     Returns the raw observation that each replay ended at, for comparison; None from a native one.
@@ -90,7 +90,7 @@ def load_envs(envs: VectorEnv, state: State) -> Sequence[Any] | None:
 _PLAIN = (type(None), bool, int, float, str, Space, EnvSpec, dict, tuple)
 
 
-def _save_native(envs: VectorEnv) -> State:
+def _save_native(envs: VectorEnv) -> Snapshot:
     held = vars(envs)
     known = (*_PLAIN, np.ndarray, np.number, np.random.Generator)
     return {
@@ -101,17 +101,17 @@ def _save_native(envs: VectorEnv) -> State:
     }
 
 
-def _load_native(envs: VectorEnv, state: State) -> None:
+def _load_native(envs: VectorEnv, state: Snapshot) -> None:
     for name, value in {**_to_arrays(state["arrays"]), **state["numbers"]}.items():
         setattr(envs, name, value)
     _set_rng_state(envs.np_random, state["rng"])
 
 
-def _rng_state(rng: np.random.Generator) -> State:
+def _rng_state(rng: np.random.Generator) -> Snapshot:
     return _listed(rng.bit_generator.state)
 
 
-def _set_rng_state(rng: np.random.Generator, state: State) -> None:
+def _set_rng_state(rng: np.random.Generator, state: Snapshot) -> None:
     rng.bit_generator.state = state
 
 
@@ -122,11 +122,11 @@ def _listed(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
-def _to_tensors(values: State) -> State:
+def _to_tensors(values: Snapshot) -> Snapshot:
     return {
         k: torch.from_numpy(v.copy()) if isinstance(v, np.ndarray) else v for k, v in values.items()
     }
 
 
-def _to_arrays(values: State) -> State:
+def _to_arrays(values: Snapshot) -> Snapshot:
     return {k: v.numpy().copy() if torch.is_tensor(v) else v for k, v in values.items()}

@@ -1,4 +1,4 @@
-"""A policy lives in a vector environment; what it experiences becomes rollouts.
+"""Steps a policy in a vector environment, and collects what happens as rollouts.
 
 Episodes go on from one rollout to the next. In gymnasium's NEXT_STEP mode the step after an end
 only resets: it is no transition and is masked out everywhere, so a rollout may need a few more
@@ -25,12 +25,12 @@ RECENT_EPISODES = 100
 
 
 class ActingPolicy(Protocol):
-    """What the runner needs of a policy; `lmpg.gym.networks.mlp_policy.MLPPolicy` is one."""
+    """The policy interface of the runner; `lmpg.gym.networks.mlp_policy.MLPPolicy` has it."""
 
     squash: bool
 
     def noise(self, num_steps: int, num_envs: int, generator: torch.Generator) -> np.ndarray:
-        """What acting consumes, [steps, envs, …]."""
+        """The random numbers that acting uses, [steps, envs, …]."""
         ...
 
     def act(self, features: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
@@ -47,9 +47,9 @@ class ActingPolicy(Protocol):
 
 
 class Runner:
-    """Holds the environments, where they are, and what their present episodes have earned.
+    """Holds the environments, their last observations, and returns and lengths of open episodes.
 
-    normaliser: what the policy sees and is paid goes through it.
+    normaliser: scales the observations and rewards that the policy gets.
     squash: as in `Actions`.
     """
 
@@ -84,19 +84,19 @@ class Runner:
             column = self._step(policy, noise[len(columns)])
             if exact:
                 column.cut_to(until - self.num_steps)
-            self.num_steps += column.num_chosen
+            self.num_steps += column.num_transitions
             columns.append(column)
         return rollout_of(columns, self.normaliser.normalised(self._features), policy)
 
     @property
     def features(self) -> np.ndarray:
-        """What the policy sees now, [B, F]."""
+        """The normalised observations that the policy acts on next, [B, F]."""
         return self.normaliser.normalised(self._features)
 
     def step(self, policy: ActingPolicy, noise: np.ndarray | None) -> Column:
-        """One step of all copies, counted, for those who learn after each; `noise` as in `act`."""
+        """One step of all copies, for methods that learn after each; `noise` as in `act`."""
         column = self._step(policy, noise)
-        self.num_steps += column.num_chosen
+        self.num_steps += column.num_transitions
         return column
 
     def _noise(self, policy: ActingPolicy, until: int, generator: torch.Generator) -> np.ndarray:
@@ -104,23 +104,23 @@ class Runner:
         return policy.noise(num_columns, self.num_envs, generator)
 
     def _step(self, policy: ActingPolicy, noise: np.ndarray | None) -> Column:
-        chosen = ~self._resetting
-        features = self.normaliser.seen(self._features, chosen)
+        acted = ~self._resetting
+        features = self.normaliser.update_and_normalise(self._features, acted)
         actions = policy.act(features, noise)
         raw, rewards, terminated, truncated, info = self.envs.step(self.actions.for_env(actions))
         if self.mode is AutoresetMode.NEXT_STEP:
             rewards, terminated, truncated = (
-                rewards * chosen,
-                terminated & chosen,
-                truncated & chosen,
+                rewards * acted,
+                terminated & acted,
+                truncated & acted,
             )
         ended = terminated | truncated
-        paid = self.normaliser.paid(rewards, chosen, ended)
+        scaled = self.normaliser.scaled_rewards(rewards, acted, ended)
         times = self._lengths.copy()
-        column = Column(features, actions, paid, chosen, terminated, ended, times)
+        column = Column(features, actions, scaled, acted, terminated, ended, times)
         self._features = self.observations.features(raw)
         self._returns += rewards
-        self._lengths += chosen
+        self._lengths += acted
         if self.mode is AutoresetMode.NEXT_STEP:
             self._resetting = ended
         if ended.any():
@@ -129,7 +129,8 @@ class Runner:
         return column
 
     def _last_observations(self, ended: np.ndarray, info: dict[str, Any]) -> np.ndarray:
-        """The true last ones of the episodes that ended; sees to the reset where it is ours."""
+        """Final observations of the episodes that ended; resets these copies where gymnasium leaves
+        that to us."""
         if self.mode is AutoresetMode.SAME_STEP:
             last = [info["final_obs"][i] for i in np.flatnonzero(ended)]
             return self.observations.features_of_each(last)
@@ -140,7 +141,7 @@ class Runner:
         return last_features
 
     def _count(self, ended: np.ndarray) -> None:
-        """Note the episodes that ended."""
+        """Record return and length of the episodes that ended."""
         for i in np.flatnonzero(ended):
             self.num_episodes += 1
             self.episodes.append((float(self._returns[i]), int(self._lengths[i])))

@@ -1,4 +1,4 @@
-"""Gymnasium's spaces as what a small network reads (features) and writes (actions)."""
+"""Observation spaces as features of a small network, and action spaces as its outputs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from lmpg.settings.section import UserError
 
 @dataclass(frozen=True)
 class Observations:
-    """Numbers are flattened, choices become one-hot, parts of a Dict or Tuple stand side by side;
-    float32 all of them."""
+    """An observation space as float32 features [size].
+
+    Numbers are flattened, choices become one-hot, parts of a Dict or Tuple stand side by side.
+    """
 
     space: Space
     size: int
@@ -34,12 +36,12 @@ class Observations:
         return cls(space, int(spaces.flatdim(space)))
 
     def features(self, raw: Any) -> np.ndarray:
-        """Of a batch as vector environments give it: a fresh array [B, size], since environments
-        may overwrite theirs."""
+        """Features of a batch of observations, in a fresh array [B, size], since environments may
+        overwrite theirs."""
         return _features(self.space, raw)
 
     def features_of_each(self, single: Sequence[Any]) -> np.ndarray:
-        """Of B single observations, [B, size]."""
+        """Features of B single observations, [B, size]."""
         return _features(self.space, batched(self.space, single))
 
 
@@ -80,7 +82,7 @@ def batched(space: Space, single: Sequence[Any]) -> Any:
 
 @dataclass(frozen=True)
 class Actions:
-    """Between the policy's actions and the environment's.
+    """An action space, and the map from the policy's actions to the environment's.
 
     squash: the policy's actions are brought into the bounds by tanh, instead of cut there.
     """
@@ -115,7 +117,7 @@ class Actions:
         )
 
     def for_env(self, actions: np.ndarray) -> np.ndarray:
-        """As the environment takes them: shifted to its start, or brought into its bounds."""
+        """Actions as the environment takes them: shifted to its start, or within its bounds."""
         if isinstance(self.space, spaces.Discrete):
             return actions + self.space.start if self.space.start else actions
         shaped = actions.reshape(len(actions), *self.space.shape)

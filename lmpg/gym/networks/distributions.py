@@ -1,9 +1,14 @@
-"""The distributions of small policies, in torch to learn from and in numpy to act with."""
+"""Action distributions of small policies: in torch to learn from, in numpy to act with.
+
+In numpy their log-probs and entropies have gradients in closed form, as autograd's nodes cost more
+than the arithmetic of a few hundred rows.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -12,26 +17,32 @@ from torch import Tensor, distributions, nn
 from torch.distributions import Distribution
 from torch.nn.functional import pad, softplus
 
-from lmpg.gym.networks import numpy_backward
-from lmpg.gym.networks.numpy_backward import ClosedForm
+VJP = Callable[[np.ndarray | None, np.ndarray | None], tuple[np.ndarray, np.ndarray | None]]
+"""(dL/dlogprobs [N], dL/dentropies [N]) ↦ (dL/doutputs, dL/dlog σ); None stands for 0."""
+ClosedForm = tuple[np.ndarray, np.ndarray, VJP]
+"""Log-probs [N], entropies [N], and how a loss's gradients by them go on to the outputs."""
 
 
 class ActionDistribution(Protocol):
-    """What the actor's last layer means. Its module holds whatever else is learned."""
+    """What the actor's outputs mean: the parameters of a distribution over actions.
+
+    num_outputs: numbers per step that it takes. has_closed_form: whether `closed_form` is there.
+    As a module it holds whatever else is learned.
+    """
 
     num_outputs: int
-    by_hand: bool
+    has_closed_form: bool
 
     def logprobs_and_entropy(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Of `actions`, both shaped like `outputs` without its last dimension."""
+        """Log-probs of `actions`, and entropy; both shaped like `outputs` without its last one."""
         ...
 
     def closed_form(self, outputs: np.ndarray, actions: np.ndarray) -> ClosedForm:
-        """The same of rows [N, …] in numpy, with gradients; where `by_hand` says it is known."""
+        """Log-probs [N] and entropies [N] of rows in numpy, and their gradients as a VJP."""
         ...
 
     def noise(self, num_steps: int, num_envs: int, generator: torch.Generator) -> np.ndarray:
-        """What `sample` consumes, [steps, envs, …]."""
+        """The random numbers that `sample` uses, [steps, envs, …]."""
         ...
 
     def sample(self, outputs: np.ndarray, noise: np.ndarray) -> np.ndarray:
@@ -43,14 +54,15 @@ class ActionDistribution(Protocol):
         ...
 
     def as_torch(self, outputs: Tensor) -> Distribution:
-        """As torch knows it, for KL divergences; before any squashing, which changes none."""
+        """The same distribution as torch's own class, for KL divergences; without squashing, which
+        changes none."""
         ...
 
 
 class Categorical(nn.Module):
     """Softmax over logits; sampled by inverting the cumulative distribution."""
 
-    by_hand = True
+    has_closed_form = True
 
     def __init__(self, num_actions: int) -> None:
         super().__init__()
@@ -63,8 +75,25 @@ class Categorical(nn.Module):
         return chosen, -(logprobs.exp() * logprobs).sum(-1)
 
     def closed_form(self, outputs: np.ndarray, actions: np.ndarray) -> ClosedForm:
-        """See `lmpg.gym.networks.numpy_backward`."""
-        return numpy_backward.categorical(outputs, actions)
+        """At actions [N]: ∇ log π(a) = 1_a − π and ∇H = −π (log π + H)."""
+        logits_AN = np.ascontiguousarray(outputs.T)  # sums over a few rows are quick
+        shifted_AN = logits_AN - np.maximum.reduce(logits_AN, 0)
+        weights_AN = np.exp(shifted_AN)
+        totals_N = np.add.reduce(weights_AN, 0)
+        log_π_AN, π_AN = shifted_AN - np.log(totals_N), weights_AN / totals_N
+        taken = actions, np.arange(len(actions))
+        entropies_N = -np.add.reduce(π_AN * log_π_AN, 0)
+
+        def vjp(by_logprob: np.ndarray | None, by_entropy: np.ndarray | None):
+            found_AN = np.zeros_like(π_AN)
+            if by_logprob is not None:
+                found_AN -= π_AN * by_logprob
+                found_AN[taken] += by_logprob
+            if by_entropy is not None:
+                found_AN -= π_AN * (log_π_AN + entropies_N) * by_entropy
+            return found_AN.T, None
+
+        return log_π_AN[taken], entropies_N, vjp
 
     def noise(self, num_steps: int, num_envs: int, generator: torch.Generator) -> np.ndarray:
         """Uniforms in [0, 1), one per step and environment."""
@@ -93,7 +122,7 @@ class DiagonalGaussian(nn.Module):
     """
 
     log_std: Tensor
-    by_hand = True
+    has_closed_form = True
 
     def __init__(self, num_dimensions: int, initial_log_std: float, fixed: bool = False) -> None:
         super().__init__()
@@ -112,8 +141,26 @@ class DiagonalGaussian(nn.Module):
         return logprobs, (self.log_std + constant + 0.5).sum().expand(logprobs.shape)
 
     def closed_form(self, outputs: np.ndarray, actions: np.ndarray) -> ClosedForm:
-        """See `lmpg.gym.networks.numpy_backward`."""
-        return numpy_backward.gaussian(outputs, self.log_std.detach().numpy(), actions)
+        """At actions [N, D]: ∇_μ log π = (a − μ)/σ², its gradient by log σ is ((a − μ)/σ)² − 1,
+        that of the entropy 1."""
+        log_std = self.log_std.detach().numpy()
+        precision, constant = np.exp(-log_std), 0.5 * math.log(2 * math.pi)
+        z = (actions - outputs) * precision
+        squares = z * z
+        spread = np.add.reduce(log_std)
+        logprobs_N = -0.5 * np.add.reduce(squares, 1) - (spread + constant * len(log_std))
+        entropy = spread + (constant + 0.5) * len(log_std)
+
+        def vjp(by_logprob: np.ndarray | None, by_entropy: np.ndarray | None):
+            by_log_std = np.zeros_like(log_std)
+            if by_entropy is not None:
+                by_log_std += np.add.reduce(by_entropy)
+            if by_logprob is None:
+                return np.zeros_like(outputs), by_log_std
+            by_log_std += by_logprob @ squares - np.add.reduce(by_logprob)
+            return z * (by_logprob[:, None] * precision), by_log_std
+
+        return logprobs_N, np.full(len(outputs), entropy, dtype=outputs.dtype), vjp
 
     def noise(self, num_steps: int, num_envs: int, generator: torch.Generator) -> np.ndarray:
         """Standard normals, one per step, environment and dimension."""
@@ -144,7 +191,7 @@ class SquashedGaussian(DiagonalGaussian):
     environment gets tanh(u) stretched to its bounds; densities are those of a in (−1, 1).
     """
 
-    by_hand = False  # its entropy is left to autograd
+    has_closed_form = False  # its entropy is left to autograd
 
     def __init__(self, num_dimensions: int, initial_log_std: float, fixed: bool = False) -> None:
         super().__init__(num_dimensions, initial_log_std, fixed)
@@ -172,7 +219,7 @@ NEVER = -1e9
 class MultiDiscrete(nn.Module):
     """A categorical per dimension; the actor's outputs are their logits one after the other."""
 
-    by_hand = True
+    has_closed_form = True
 
     def __init__(self, choices: tuple[int, ...]) -> None:
         super().__init__()
@@ -194,11 +241,15 @@ class MultiDiscrete(nn.Module):
         return torch.stack(logprobs).sum(0), torch.stack(entropies).sum(0)
 
     def closed_form(self, outputs: np.ndarray, actions: np.ndarray) -> ClosedForm:
-        """See `lmpg.gym.networks.numpy_backward`."""
-        parts = zip(self._slices, actions.T)
-        return numpy_backward.joint(
-            [numpy_backward.categorical(outputs[:, cut], chosen) for cut, chosen in parts]
-        )
+        """Independent choices: log-probs and entropies are summed, gradients stand side by side."""
+        parts = zip(self.parts, self._slices, actions.T)
+        found = [part.closed_form(outputs[:, cut], taken) for part, cut, taken in parts]
+        logprobs, entropies, vjps = zip(*found)
+
+        def vjp(by_logprob: np.ndarray | None, by_entropy: np.ndarray | None):
+            return np.concatenate([f(by_logprob, by_entropy)[0] for f in vjps], axis=1), None
+
+        return sum(logprobs), sum(entropies), vjp
 
     def noise(self, num_steps: int, num_envs: int, generator: torch.Generator) -> np.ndarray:
         """Uniforms in [0, 1), one per step, environment and dimension."""

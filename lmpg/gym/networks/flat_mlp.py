@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 Activation = Literal["tanh", "relu"]
-Layer = tuple[Tensor, Tensor]
 
 
 class FlatMLP(nn.Module):
@@ -40,7 +39,7 @@ class FlatMLP(nn.Module):
         """Copies look at their own memory, not at this one's."""
         return {**self.__dict__, "_kept": None}
 
-    def layers(self, flat: Tensor | None = None) -> list[Layer]:
+    def layers(self, flat: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
         """(weight [out, in], bias [out]) of each layer: views of `flat`, or of a vector like it."""
         flat, found, start = self.flat if flat is None else flat, [], 0
         for out, inputs in self.shapes:
@@ -60,13 +59,14 @@ class FlatMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs [..., out] of features [..., in]."""
-        if not self.by_hand(x):
+        if not self.suits_numpy(x):
             return self.last(self.hidden(x))
         rows = x.reshape(-1, x.shape[-1])
         return _Applied.apply(rows, self.flat, self).view(*x.shape[:-1], self.sizes[-1])
 
-    def by_hand(self, x: Tensor) -> bool:
-        """Whether `run` and `pulled_back` give all that may be asked of outputs of `x`."""
+    def suits_numpy(self, x: Tensor) -> bool:
+        """Whether the passes in numpy serve for `x`: float32 on a CPU, differentiated at most once,
+        and not with respect to `x`."""
         plain = not (self.twice or x.requires_grad) and x.device.type == "cpu"
         return plain and x.dtype == torch.float32
 
@@ -82,11 +82,11 @@ class FlatMLP(nn.Module):
         return nn.functional.linear(x, *self.layers()[-1])
 
     def outputs(self, features: np.ndarray) -> np.ndarray:
-        """The same in numpy, whose small products cost a tenth of torch's."""
-        return self.run(features)[0]
+        """Outputs [N, out] in numpy, whose small products cost a tenth of torch's."""
+        return self.forward_in_numpy(features)[0]
 
-    def run(self, features: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Outputs [N, out] of features [N, in], and what each layer read, for `pulled_back`."""
+    def forward_in_numpy(self, features: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Outputs [N, out] of features [N, in], and the inputs of each layer for the way back."""
         *hidden, (weight, bias) = self._arrays()
         states = [features]
         for w, b in hidden:
@@ -98,16 +98,17 @@ class FlatMLP(nn.Module):
         found += bias
         return found, states
 
-    def pulled_back(
+    def backward_in_numpy(
         self,
         by_output: np.ndarray,
         states: list[np.ndarray],
         to_features: bool = False,
         by_hidden: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """A loss's gradient by the outputs as that by `flat` and, if asked for, by the features.
+        """dL/doutputs ↦ dL/dflat and, where `to_features`, dL/dfeatures.
 
-        by_hidden: what others that read the last hidden layer add to the gradient there.
+        states: the layers' inputs, from `forward_in_numpy`. by_hidden: added to the gradient at the
+        last hidden layer, for networks that read it too.
         """
         grad, found = by_output, np.empty(self.flat.shape[0], dtype=np.float32)
         slots, ones = self._cut(found), np.ones(len(by_output), dtype=np.float32)
@@ -153,7 +154,7 @@ class _Applied(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, flat, network):
         ctx.save_for_backward(flat)  # so that autograd notices a change before backward
-        found, ctx.states = network.run(x.numpy())
+        found, ctx.states = network.forward_in_numpy(x.numpy())
         ctx.network = network
         return torch.from_numpy(found)
 
@@ -161,7 +162,7 @@ class _Applied(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         ctx.saved_tensors  # noqa: B018
-        found, _ = ctx.network.pulled_back(grad.numpy(), ctx.states)
+        found, _ = ctx.network.backward_in_numpy(grad.numpy(), ctx.states)
         return None, torch.from_numpy(found), None
 
 

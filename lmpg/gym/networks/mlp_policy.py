@@ -1,4 +1,4 @@
-"""Small policies for environments with few numbers: actor and critic are MLPs."""
+"""The policy of gymnasium runs: a small MLP as actor and, for algorithms that need it, a critic."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from lmpg.gym.networks.distributions import (
     SquashedGaussian,
 )
 from lmpg.gym.networks.flat_mlp import FlatMLP
-from lmpg.gym.networks.numpy_backward import Evaluated, evaluation
+from lmpg.gym.networks.numpy_backward import NumpyBackward, evaluate_in_numpy
 from lmpg.gym.networks.settings import PolicySettings
 from lmpg.settings.section import UserError
 from lmpg.types import Evaluation
 
 Backward = Callable[..., None]
-"""Adds what gradients by log-probs, entropy and values make of the parameters' gradients."""
+"""Takes dL/dlogprobs, dL/dentropy and dL/dvalues, and adds to the `.grad` of the parameters."""
 
 
 @dataclass(frozen=True)
@@ -72,23 +72,23 @@ class MLPPolicy(nn.Module):
             self.critic.initialise(1.0, generator)
 
     def differentiated(self, inputs: dict[str, Tensor]) -> tuple[Evaluation, Backward] | None:
-        """What `evaluate` gives, without a graph, and the way back; None where that must be
-        autograd's."""
+        """The `evaluate` of these inputs without a graph, and a function that back-propagates its
+        gradients into the parameters; None where only autograd can."""
         observations, actions = inputs["observations"], inputs["actions"]
-        if not self._by_hand(observations):
+        if not self._suits_numpy(observations):
             return None
-        seen = Evaluated(self, observations, actions)
-        return Evaluation(*seen.tensors), seen.backward
+        kept = NumpyBackward(self, observations, actions)
+        return Evaluation(*kept.tensors), kept.backward
 
-    def _by_hand(self, observations: Tensor) -> bool:
-        known = self.distribution.by_hand and isinstance(self.actor, FlatMLP)
-        return known and self.actor.by_hand(observations)
+    def _suits_numpy(self, observations: Tensor) -> bool:
+        known = self.distribution.has_closed_form and isinstance(self.actor, FlatMLP)
+        return known and self.actor.suits_numpy(observations)
 
     def evaluate(self, inputs: dict[str, Tensor]) -> Evaluation:
         """Of `observations` [B, T, features] and the `actions` taken there."""
         observations, actions = inputs["observations"], inputs["actions"]
-        if self._by_hand(observations):
-            return evaluation(self, observations, actions)
+        if self._suits_numpy(observations):
+            return evaluate_in_numpy(self, observations, actions)
         if self.shared:
             observations = self.actor.hidden(observations)
         outputs = self.actor.last(observations) if self.shared else self.actor(observations)
@@ -111,7 +111,7 @@ class MLPPolicy(nn.Module):
         return self.distribution.sample(outputs, noise)
 
     def noise(self, num_steps: int, num_envs: int, generator: torch.Generator) -> np.ndarray:
-        """What `act` consumes, [steps, envs, …]."""
+        """The random numbers that `act` uses, [steps, envs, …]."""
         return self.distribution.noise(num_steps, num_envs, generator)
 
     def trainable_state(self) -> dict[str, Tensor]:
@@ -123,7 +123,7 @@ class MLPPolicy(nn.Module):
         self.load_state_dict(state, strict=True)
 
     def save(self, folder: Path) -> None:
-        """policy.safetensors and policy.json; `load_policy` reads them back."""
+        """policy.safetensors and policy.json; `load_mlp_policy` reads them back."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {k: v.contiguous() for k, v in self.trainable_state().items()}
         save_file(tensors, folder / "policy.safetensors")
@@ -136,7 +136,7 @@ class MLPPolicy(nn.Module):
         (folder / "policy.json").write_text(json.dumps(description, indent=2) + "\n")
 
 
-def load_policy(folder: str | Path) -> MLPPolicy:
+def load_mlp_policy(folder: str | Path) -> MLPPolicy:
     """The policy that `MLPPolicy.save` wrote, weights and all."""
     path = Path(folder) / "policy.json"
     if not path.is_file():
@@ -154,7 +154,7 @@ def load_policy(folder: str | Path) -> MLPPolicy:
 
 
 def distribution_of(actions: ActionSpec, settings: PolicySettings) -> ActionDistribution:
-    """What the actor's outputs mean for such actions; a module."""
+    """The distribution over such actions that the actor's outputs parametrise."""
     if actions.kind == "discrete":
         return Categorical(actions.size)
     if actions.kind == "multi-discrete":

@@ -1,4 +1,4 @@
-"""A small policy's parameters as one vector θ, with the gradients and products taken in it."""
+"""A small policy's parameters as one vector θ: gradients, KL divergences and Fisher products."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Parameters = list[nn.Parameter]
 
 
 def actor_parameters(policy: MLPPolicy) -> Parameters:
-    """θ: what the action probabilities depend on, in a fixed order; frozen ones are left out."""
+    """θ: the parameters of the action probabilities, in a fixed order, without frozen ones."""
     return [p for name, p in _trained(policy) if not name.startswith("critic.")]
 
 
 def critic_parameters(policy: MLPPolicy) -> Parameters:
-    """w: what the values alone depend on; a trunk that both share is the actor's."""
+    """w: the parameters of the values alone; a trunk shared with the actor belongs to θ."""
     return [p for name, p in _trained(policy) if name.startswith("critic.")]
 
 
@@ -31,13 +31,13 @@ def _trained(policy: MLPPolicy) -> Iterable[tuple[str, nn.Parameter]]:
 
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:
-    """One vector [n] of all of them; a copy."""
+    """All tensors copied into one vector [n]."""
     return torch.cat([x.detach().reshape(-1) for x in tensors])
 
 
 @torch.no_grad()
 def place(parameters: Sequence[nn.Parameter], vector: Tensor) -> None:
-    """Make `vector` [n] the values of `parameters`."""
+    """θ ← `vector` [n]."""
     sizes = [p.numel() for p in parameters]
     for p, values in zip(parameters, vector.split(sizes)):
         p.copy_(values.view_as(p))
@@ -61,7 +61,7 @@ def logprobs(policy: MLPPolicy, observations: Tensor, actions: Tensor) -> Tensor
     return policy.distribution.logprobs_and_entropy(policy.actor(observations), actions)[0]
 
 
-def scores(policy: MLPPolicy, observations: Tensor, actions: Tensor) -> Tensor:
+def grad_logprobs(policy: MLPPolicy, observations: Tensor, actions: Tensor) -> Tensor:
     """∇_θ log π(a | s) of each of N steps by itself, [N, n]."""
     names = {p: name for name, p in policy.named_parameters()}
     theta = {f"policy.{names[p]}": p.detach() for p in actor_parameters(policy)}
@@ -76,7 +76,7 @@ def scores(policy: MLPPolicy, observations: Tensor, actions: Tensor) -> Tensor:
 
 
 class _Logprob(nn.Module):
-    """log π as a module's forward, which is what torch can call with other parameters."""
+    """log π as a module, since torch calls only modules with other parameters than their own."""
 
     def __init__(self, policy: MLPPolicy) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class _Logprob(nn.Module):
 
 @contextmanager
 def twice_differentiable(policy: MLPPolicy) -> Iterator[None]:
-    """Networks that have a quicker way to be differentiated once do without it."""
+    """Within, the actor can be differentiated twice, at the price of speed (see `FlatMLP`)."""
     actor: Any = policy.actor
     before = getattr(actor, "twice", False)
     actor.twice = True

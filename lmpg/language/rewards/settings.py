@@ -45,7 +45,7 @@ class RewardSettings(Section):
     linearly (DAPO); 0 loses nothing."""
 
     @model_validator(mode="after")
-    def _one_weight_each(self) -> RewardSettings:
+    def _require_one_weight_per_reward(self) -> RewardSettings:
         expected = len(self.functions) + len(self.models)
         if self.weights and len(self.weights) != expected:
             raise ValueError(
@@ -55,7 +55,7 @@ class RewardSettings(Section):
         return self
 
     @model_validator(mode="after")
-    def _truncated_responses_to_penalise(self) -> RewardSettings:
+    def _refuse_penalties_of_masked_responses(self) -> RewardSettings:
         if self.missing_eos_penalty and self.truncated == "mask":
             raise ValueError(
                 f"rewards.missing_eos_penalty = {self.missing_eos_penalty} with rewards.truncated "

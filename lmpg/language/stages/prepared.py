@@ -1,4 +1,4 @@
-"""What every stage is made with: its model, and samples to look at."""
+"""What the stages share: the model that they start from, and metrics of sampled responses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.rollouts.evaluation import Evaluator
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.sampling.sampler import Sampler
-from lmpg.language.stages.settings import OfflineLearningSettings, SampledStageSettings
+from lmpg.language.stages.settings import SampledStageSettings
 from lmpg.language.worlds.world import OfflineWorld
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import UserError
@@ -27,19 +27,11 @@ SAMPLED_TOGETHER = 256
 
 @dataclass(frozen=True)
 class Prepared:
-    """An objective about to be learned, how to save its module, and what to say beforehand."""
+    """An objective, a function that saves what it trains, and a line about the data for the log."""
 
     objective: Objective
     save: Callable[[Path], None]
     line: str
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A kind of offline training: its settings, and what makes its objective of them."""
-
-    settings: type[OfflineLearningSettings]
-    prepare: Callable[[Any, OfflineWorld | None, Processes], Prepared]
 
 
 def loaded_policy(
@@ -55,16 +47,16 @@ def loaded_policy(
     return policy, tokenizer
 
 
-def sampled(
+def sample_metrics(
     settings: SampledStageSettings,
     world: OfflineWorld | None,
     policy: CausalLMPolicy,
     tokenizer: Any,
     texts: list[Text],
     processes: Processes,
-) -> Evaluator | None:
-    """Sampled responses to the world's held-out prompts, or to those of held-out `texts`; None
-    where none are asked for."""
+) -> Callable[[], dict[str, float]] | None:
+    """A function that samples responses to the world's held-out prompts, or to those of held-out
+    `texts`, and returns their metrics; None where no samples are asked for."""
     size, length = settings.evaluation.size, settings.evaluation.max_new_tokens
     if not size:
         return None
@@ -78,14 +70,15 @@ def sampled(
     generator = Generator(policy, sampler, tokenizer, settings.run.seed, processes, rows)
     metric = world.judge if world else None
     together = max(rows, SAMPLED_TOGETHER)
+    reference = policy.reference()
     return Evaluator(
-        generator, prompts, size, together, reference=policy.reference(), eval_metric=metric
-    )
+        generator, prompts, size, together, reference=reference, eval_metric=metric
+    ).evaluate
 
 
 def _prompts(texts: list[Text], tokenizer: Any, room: int) -> list[Prompt]:
     """The different prompts of texts, where they leave room for a response."""
-    found = dict.fromkeys(tuple(text.ids[: text.start]) for text in texts)
+    found = dict.fromkeys(tuple(text.ids[: text.prompt_length]) for text in texts)
     usable = [list(ids) for ids in found if 0 < len(ids) <= room]
     if not usable:
         raise UserError(

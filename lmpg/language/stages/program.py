@@ -2,64 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from lmpg.cli.flags import parse
-from lmpg.language.stages import STAGES
+from lmpg.language.stages.preference import dpo, kto
 from lmpg.language.stages.prepared import Prepared
-from lmpg.language.stages.settings import OfflineLearningSettings
+from lmpg.language.stages.reward_modelling import reward_model
+from lmpg.language.stages.settings import (
+    STAGES,
+    DpoSettings,
+    KtoSettings,
+    OfflineLearningSettings,
+    RewardModelSettings,
+    SftSettings,
+)
+from lmpg.language.stages.sft import sft
 from lmpg.language.worlds import world_asked_for, world_stage
 from lmpg.language.worlds.world import OfflineWorld
 from lmpg.runs.folder import RunFolder
 from lmpg.runs.tracking import Tracker
 from lmpg.runtime.processes import Processes
-from lmpg.settings.raw import Values, merged
+from lmpg.settings.raw import RawSettings, merged
 from lmpg.training.offline import Offline, OfflineUpdater
 from lmpg.training.run import begin, refusals_leave_nothing, run
 
+PREPARE: dict[type[OfflineLearningSettings], Callable[..., Prepared]] = {
+    SftSettings: sft,
+    RewardModelSettings: reward_model,
+    DpoSettings: dpo,
+    KtoSettings: kto,
+}
+"""What makes the objective of a stage, by the class of its settings."""
 
-def train_stage(name: str, method: str, preset: Values, argv: Sequence[str] | None = None) -> None:
-    """Run the stage `method`, in a built-in world or on the user's own parts.
 
-    preset: settings that stand before the user's and after the world's; the run is called `name`.
+def train_stage(
+    settings: OfflineLearningSettings, name: str, world: OfflineWorld | None = None
+) -> None:
+    """Train on a fixed set from settings to a finished run, which is called `name`.
+
+    world: what to learn from, instead of the built-in world that the settings ask for.
     """
-    stage = STAGES[method]
-    settings = stage_settings(method, preset, argv)
     processes = Processes()
     processes.announce()
     folder = begin(settings, name, processes)
     if folder.status == "finished":
         return
     with refusals_leave_nothing(folder, processes):
-        world = _world(settings, method, processes)
-        prepared = stage.prepare(settings, world, processes)
+        world = world or _built(settings, processes)
+        prepared = PREPARE[type(settings)](settings, world, processes)
         if processes.is_main:
             print(prepared.line, flush=True)
         loop = _assembled(settings, prepared, folder, processes)
     run(loop, folder, name, {})
 
 
-def stage_settings(
-    method: str, preset: Values, argv: Sequence[str] | None
-) -> OfflineLearningSettings:
-    """The settings of a stage, with what suits the world below the preset."""
+def suitable_stage_settings(method: str, preset: RawSettings, given: RawSettings) -> RawSettings:
+    """`preset` over what suits the world that the stage `method` learns in with these settings.
 
-    def defaults(given: Values) -> Values:
-        world = world_asked_for(merged(preset, given))
-        return preset if world is None else merged(world_stage(world, method).preset, preset)
-
-    return parse(STAGES[method].settings, argv, defaults)
+    given: the user's own settings, which win over all that.
+    """
+    world = world_asked_for(merged(preset, given))
+    return preset if world is None else merged(world_stage(world, method).preset, preset)
 
 
-def _world(
-    settings: OfflineLearningSettings, method: str, processes: Processes
-) -> OfflineWorld | None:
+def _built(settings: OfflineLearningSettings, processes: Processes) -> OfflineWorld | None:
     """The stage in the built-in world that the settings ask for, made by the main process."""
     name = world_asked_for(settings.model_dump())
     if name is None:
         return None
-    build = world_stage(name, method).build
+    stage = next(stage for stage, kind in STAGES.items() if type(settings) is kind)
+    build = world_stage(name, stage).build
     if processes.is_main:
         print(f"built-in world: {name} (data.world)", flush=True)
     start = Path(settings.model.path) if settings.model.path else None

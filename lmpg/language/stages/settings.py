@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import model_validator
 
-from lmpg.algorithms.bradley_terry import RewardModel
+from lmpg.algorithms.bradley_terry import BradleyTerry
 from lmpg.algorithms.dpo import DPO
 from lmpg.algorithms.kto import KTO
 from lmpg.language.data.settings import DataSettings, TextSettings
@@ -28,7 +28,7 @@ class OfflineLearningSettings(Section):
     run: OfflineRunSettings = OfflineRunSettings()
 
     @model_validator(mode="after")
-    def _own_model_and_data_together(self) -> OfflineLearningSettings:
+    def _require_model_and_data_together(self) -> OfflineLearningSettings:
         given = {"model.path": self.model.path, "data.path": self.data.path}
         missing = [name for name, value in given.items() if value is None]
         if len(missing) == 1:
@@ -40,7 +40,7 @@ class OfflineLearningSettings(Section):
         return self
 
     @model_validator(mode="after")
-    def _no_critic(self) -> OfflineLearningSettings:
+    def _refuse_a_critic(self) -> OfflineLearningSettings:
         if self.model.critic != "shared":
             raise ValueError(
                 f"model.critic = {self.model.critic}, but learning from fixed data has no critic. "
@@ -78,13 +78,22 @@ class KtoSettings(SampledStageSettings):
 class RewardModelSettings(OfflineLearningSettings):
     """Training of a reward model on preferences."""
 
-    algorithm: RewardModel = RewardModel()
+    algorithm: BradleyTerry = BradleyTerry()
 
     @model_validator(mode="after")
-    def _no_adapter(self) -> RewardModelSettings:
+    def _refuse_an_adapter(self) -> RewardModelSettings:
         if self.model.lora.rank:
             raise ValueError(
                 f"model.lora.rank = {self.model.lora.rank}, but a reward model is trained as a "
                 "whole. Set model.lora.rank to 0"
             )
         return self
+
+
+STAGES: dict[str, type[OfflineLearningSettings]] = {
+    "sft": SftSettings,
+    "reward_model": RewardModelSettings,
+    "dpo": DpoSettings,
+    "kto": KtoSettings,
+}
+"""The settings of each stage, by its name."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -259,9 +258,3 @@ def _facts(summary: Mapping, prefix: str = "") -> list[list[str]]:
             shown = number(value) if _is_number(value) else str(value)
             rows.append([escape(prefix + name), escape(shown)])
     return rows
-
-
-if __name__ == "__main__":
-    written = write_report(Path(sys.argv[1]))
-    print(before_after_lines(read_summary(Path(sys.argv[1]))))
-    print(f"report: {written}")

@@ -23,6 +23,7 @@ from lmpg.gym.networks.parameters import (
 from lmpg.runtime.seeding import generator
 from lmpg.types import Rollout
 from tests.support.corridor import Tabular
+from tests.support.planted import catches
 
 RAW = {"damping": 0.0, "whiten_advantages": False, "critic_epochs": 0, "lam": 1.0}
 NATURAL = [
@@ -54,9 +55,10 @@ def pulls(policy: MLPPolicy, actions: list[int], rewards: tuple[float, float]) -
 
 
 def updated(method, policy, rollout):
-    return method.update(policy, rollout, method.prepared(policy, 0), generator(0))
+    return method.update(policy, rollout, method.initial_state(policy, 0), generator(0))
 
 
+@catches("the plain gradient taken for the natural one")
 @pytest.mark.parametrize("method", NATURAL, ids=["cg", "inverse", "compatible critic"])
 def test_the_natural_gradient_step_of_g12(method):
     policy = bandit()
@@ -65,6 +67,7 @@ def test_the_natural_gradient_step_of_g12(method):
     assert policy.actor.bias.softmax(0)[0].item() == pytest.approx(0.731059, abs=1e-5)
 
 
+@catches("damping left out of the Fisher matrix")
 @pytest.mark.parametrize("method", NATURAL, ids=["cg", "inverse", "compatible critic"])
 def test_damping_is_added_to_the_fisher_information_whose_eigenvalue_is_a_half(method):
     policy = bandit()
@@ -73,6 +76,7 @@ def test_damping_is_added_to_the_fisher_information_whose_eigenvalue_is_a_half(m
     assert policy.actor.bias.tolist() == pytest.approx([0.25 / 0.6, -0.25 / 0.6], abs=1e-5)
 
 
+@catches("TRPO's step √(δ/sᵀFs), without the factor 2")
 def test_the_trpo_step_of_g12():
     policy = bandit()
     found = updated(TRPO(**RAW), policy, pulls(policy, [0, 1], (1.0, 0.0)))
@@ -81,6 +85,7 @@ def test_the_trpo_step_of_g12():
     assert found["policy/approx_kl"] == pytest.approx(0.00996684, abs=1e-5)
 
 
+@catches("TRPO without a line search, or one that ignores the measured KL")
 def test_trpo_measures_the_kl_of_the_old_policy_to_the_new_one_and_steps_back_until_it_fits():
     policy = bandit((1.5, -1.5))
     old = policy.actor.bias.detach().softmax(0)
@@ -111,6 +116,7 @@ def test_trpos_surrogate_starts_with_reinforces_gradient():  # G9
     torch.testing.assert_close(found, expected)
 
 
+@catches("TRPO's line search ignores the surrogate, or leaves θ at its last try")
 def test_trpos_line_search_takes_no_step_downhill_and_goes_back_to_where_it_started():
     policy, method = bandit(), TRPO(**RAW)
     steps = Steps.of(pulls(policy, [0, 1], (1.0, 0.0)), 1.0, 1.0, whiten=False)
@@ -185,12 +191,13 @@ def test_the_compatible_critics_weights_are_the_natural_gradient_of_the_same_sam
     assert torch.nn.functional.cosine_similarity(*moved, dim=0) > 0.99
 
 
+@catches("a fitted critic learns whitened returns, or forgets its moments")
 def test_the_critic_is_fitted_to_unwhitened_returns_and_its_moments_go_on():
     policy = bandit()
     method = NaturalPolicyGradient(
         step_size=1e-6, critic_learning_rate=0.05, critic_epochs=200, critic_minibatch_size=2
     )
-    state = method.prepared(policy, 0)
+    state = method.initial_state(policy, 0)
     for _ in range(2):
         rollout = pulls(policy, [0, 1, 0, 1], (5.0, 7.0))
         method.update(policy, rollout, state, generator(0))

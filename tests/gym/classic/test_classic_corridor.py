@@ -11,7 +11,7 @@ import torch
 from lmpg.algorithms.a2c import A2C
 from lmpg.algorithms.ppo import PPO
 from lmpg.algorithms.reinforce import REINFORCE
-from lmpg.gym.classic.incremental import OnlineMethod
+from lmpg.gym.classic.incremental import IncrementalMethod
 from lmpg.gym.classic.lstd_actor_critic import LstdActorCritic
 from lmpg.gym.classic.natural_actor_critic import NaturalActorCritic
 from lmpg.gym.classic.natural_policy_gradient import NaturalPolicyGradient
@@ -42,7 +42,7 @@ def learned(phases: list[tuple[Any, int]], chunk: int, num_envs: int) -> tuple[f
     with living(Corridor, num_envs=num_envs) as runner:
         policy = tabular(runner, critic="critic" in first.needs, aliased=True)
         policy.actor.bias.data[1] = -1.0
-        state = first.prepared(policy, 0)
+        state = first.initial_state(policy, 0)
         for method, steps in phases:
             ps, values = [], []
             end = runner.num_steps + steps
@@ -55,7 +55,7 @@ def learned(phases: list[tuple[Any, int]], chunk: int, num_envs: int) -> tuple[f
 
 def iterate(method, policy: MLPPolicy, runner: Runner, state: dict, until: int) -> None:
     drawn = generator("act", until)
-    if isinstance(method, OnlineMethod):
+    if isinstance(method, IncrementalMethod):
         method.iterate(policy, runner, state, until, drawn)
     else:
         method.update(policy, runner.collect(policy, until, drawn), state, drawn)

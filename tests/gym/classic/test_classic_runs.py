@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 
 from lmpg.algorithms import ALGORITHMS, algorithm_name
-from lmpg.cli.flags import parse
+from lmpg.cli.train import agent_settings, train_agent
 from lmpg.gym.classic import METHODS
-from lmpg.gym.networks.mlp_policy import load_policy
-from lmpg.gym.program import Preset, fitting, train_gym
-from lmpg.gym.settings import GYM_METHODS
+from lmpg.gym.networks.mlp_policy import load_mlp_policy
+from lmpg.gym.settings import GYM_METHODS, fitting
 from lmpg.settings.section import RunStopped, UserError
-from tests.support.programs import ROOT, bytes_of, let_go, metrics, weights, words
+from tests.support.planted import catches
+from tests.support.programs import bytes_of, let_go, metrics, weights, words
 
-PRESETS = ROOT / "configs" / "gym"
 SHORT = {
     "env.num-envs": 1, "policy.hidden-sizes": 8, "update.rollout-size": 64, "evaluation.size": 2,
     "run.save-every": 2,
@@ -24,13 +23,13 @@ SHORT = {
 
 
 def settings(*argv: str):
-    return parse(GYM_METHODS, list(argv), Preset(PRESETS, has_config="--config" in argv))
+    return agent_settings(argv)[0]
 
 
 def run(folder: Path, method: str, **flags) -> Path:
     given = SHORT | {"algorithm.name": method, "run.output-dir": folder} | flags
     try:
-        train_gym(PRESETS, words(given))
+        train_agent(words(given))
     finally:
         let_go()
     return folder
@@ -64,6 +63,7 @@ def test_settings_without_effect_are_refused(argv, said):
         settings("--algorithm.name", "td_lambda", *argv)
 
 
+@catches("traces and moments of a textbook method not in the checkpoint")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_that_is_resumed_equals_one_that_was_not(method, tmp_path):
     whole = run(tmp_path / "whole", method, **{"run.total-timesteps": 350})
@@ -71,7 +71,7 @@ def test_a_run_that_is_resumed_equals_one_that_was_not(method, tmp_path):
     run(parts, method, **{"run.total-timesteps": 350, "run.resume": True})
     assert metrics(parts) == metrics(whole)
     assert metrics(whole)[-1]["num_steps"] == 350
-    a, b = (load_policy(x / "final").trainable_state() for x in (whole, parts))
+    a, b = (load_mlp_policy(x / "final").trainable_state() for x in (whole, parts))
     assert bytes_of(a) == bytes_of(b)
     summary = json.loads((parts / "summary.json").read_text())
     assert summary["exit_reason"] == "finished"

@@ -20,6 +20,7 @@ from lmpg.gym.classic.exact.measuring import gradients, quality
 from lmpg.gym.classic.exact.sampled_episodes import sampled_episodes
 from lmpg.runtime.seeding import generator
 from tests.support.corridor import BEST_P, Corridor, Scripted, living, p_right, tabular
+from tests.support.planted import catches
 
 S = setting()
 GAMMA = S.mdp.gamma
@@ -29,6 +30,7 @@ def episodes(num: int):
     return sampled_episodes(S.mdp, S.mu_SA, num, HORIZON, np.random.default_rng(1))
 
 
+@catches("rewards of an off-policy return weighed by ratios up to the step, not up to each reward")
 @pytest.mark.parametrize(
     ("fields", "credit_of"),
     [
@@ -50,6 +52,7 @@ def test_credit_is_that_of_the_estimators(fields, credit_of):
     torch.testing.assert_close(method.credits(e.rewards_NT, e.mask_NT, ρ), expected)
 
 
+@catches("a baseline without the weight of an off-policy step")
 @pytest.mark.parametrize(("ratio", "cap"), [("episode", None), ("reward", None), ("step", None)])
 def test_the_baseline_of_others_leaves_the_mean_alone_where_ratios_are_whole_products(ratio, cap):
     e = episodes(200_000)
@@ -60,6 +63,7 @@ def test_the_baseline_of_others_leaves_the_mean_alone_where_ratios_are_whole_pro
     assert (found.bias < 3 * found.standard_error) == (ratio != "step")
 
 
+@catches("an episode is part of its own baseline")
 def test_a_baseline_holds_the_other_episodes_alone():
     returns = torch.tensor([[1.0, 2.0], [3.0, 0.0], [5.0, 6.0]])
     mask = torch.tensor([[True, True], [True, False], [True, True]])
@@ -72,7 +76,7 @@ def test_the_actor_moves_by_the_gradient_of_its_episodes_when_the_last_has_ended
     method = EpisodicReinforce(gamma=0.5, baseline="none", episodes=2, step_size=1.0)
     with living(Scripted, **script) as runner:
         policy = tabular(runner, critic=False)
-        state = method.prepared(policy, 0)
+        state = method.initial_state(policy, 0)
         assert method.iterate(policy, runner, state, 3, generator(0)) == {}
         assert not policy.actor.weight.any()
         method.iterate(policy, runner, state, 4, generator(1))
@@ -96,7 +100,7 @@ def test_it_finds_the_corridors_best_probability(fields):  # G16
         found = []
         for step_size, steps in ((0.01, 10_000), (0.002, 70_000)):
             method = EpisodicReinforce(gamma=1.0, episodes=20, step_size=step_size, **fields)
-            state = method.prepared(policy, 0)
+            state = method.initial_state(policy, 0)
             end, found = runner.num_steps + steps, []
             while runner.num_steps < end:
                 method.iterate(

@@ -29,6 +29,7 @@ from lmpg.gym.classic.exact.measuring import gradients, quality
 from lmpg.gym.classic.exact.sampled_episodes import sampled_episodes
 from lmpg.gym.environments.problems.bandit import bandit
 from lmpg.gym.environments.problems.chains import one_state_chain, random_walk
+from tests.support.planted import catches
 
 NUM_EPISODES = 200_000
 BIASED = [
@@ -70,11 +71,19 @@ def test_every_estimator_is_judged(measured):
     assert sorted(measured) == sorted(UNBIASED + BIASED + HARDLY_BIASED)
 
 
+@catches(
+    "an estimate without γ^t taken for the gradient",
+    "the estimate with a score that lacks its mean",
+    "one-step ratio, or no product, in the per-decision estimate",
+    "the ratio π/μ upside down",
+    "an estimate with the action value of the next state",
+)
 @pytest.mark.parametrize("name", UNBIASED)
 def test_estimators_without_bias_agree_with_the_gradient(measured, name):
     assert measured[name].largest_error < 3
 
 
+@catches("the error of one component hidden in that of the whole vector")
 @pytest.mark.parametrize("name", BIASED)
 def test_estimators_with_bias_show_it(measured, name):
     assert measured[name].largest_error > 5
@@ -92,6 +101,7 @@ def test_without_its_powers_of_gamma_the_estimate_is_of_the_usual_vector():
     assert found.largest_error < 3
 
 
+@catches("variance of a mean of several episodes taken for one episode's")
 def test_errors_are_counted_in_the_worst_components_own_standard_errors():
     samples_ND = torch.tensor([[1.0, 10.0], [3.0, 30.0]]).double().repeat(50, 1)
     found = quality(samples_ND, np.array([2.3, 20.0]), episodes_each=4)
@@ -104,6 +114,7 @@ def test_errors_are_counted_in_the_worst_components_own_standard_errors():
     assert right_angle.angle == pytest.approx(90, abs=1e-4)
 
 
+@catches("baseline averaged over finished episodes too")
 def test_causality_and_baselines_lower_the_variance(measured):
     order = [
         "whole return",

@@ -19,6 +19,7 @@ from lmpg.gym.environments.problems.chains import (
 )
 from lmpg.gym.environments.problems.finite import FiniteMDP, random_mdp
 from lmpg.gym.environments.problems.rock_paper_scissors import RockPaperScissors
+from tests.support.planted import catches
 
 
 def aliased_mdp(seed: int, gamma: float = 0.8) -> FiniteMDP:
@@ -54,6 +55,7 @@ def enumerated(mdp: FiniteMDP, theta_OA: np.ndarray, horizon: int, discounted: b
     return total_OA
 
 
+@catches("γ^t left out of the gradient, or never left out")
 def test_the_one_state_chain_has_the_numbers_of_g13():
     mdp, theta_OA = one_state_chain(), np.zeros((1, 2))
     V_S = state_values(mdp, uniform(mdp))
@@ -128,6 +130,7 @@ def test_the_three_state_chain_goes_where_its_actions_lead():
     assert performance(mdp, uniform(mdp)) < performance(mdp, always)
 
 
+@catches("visits of the reversed chain")
 @pytest.mark.parametrize("seed", range(3))
 def test_visits_are_those_of_the_powers_of_the_chain(seed):
     mdp = aliased_mdp(seed)
@@ -139,6 +142,7 @@ def test_visits_are_those_of_the_powers_of_the_chain(seed):
     assert visitation(endless, uniform(endless), 0.8).sum() == pytest.approx(5)
 
 
+@catches("states that look alike do not share their gradient")
 @pytest.mark.parametrize("seed", range(5))
 def test_the_gradient_is_the_slope_of_the_performance(seed):
     mdp = aliased_mdp(seed)
@@ -173,6 +177,7 @@ def test_the_natural_gradient_is_the_advantage_in_every_state_that_is_told_apart
     np.testing.assert_allclose(natural_gradient(mdp, theta_OA), expected_OA, atol=1e-9)
 
 
+@catches("natural gradient times the visits instead of over them")
 @pytest.mark.parametrize("seed", range(3))
 def test_the_natural_gradient_solves_the_fisher_matrix_where_states_look_alike(seed):
     mdp = aliased_mdp(seed)

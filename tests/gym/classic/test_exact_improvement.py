@@ -23,6 +23,7 @@ from lmpg.gym.classic.exact.improvement import (
 )
 from lmpg.gym.environments.problems.chains import cyclic_chain, one_state_chain
 from lmpg.gym.environments.problems.finite import FiniteMDP, random_mdp
+from tests.support.planted import catches
 
 
 def drawn(seed: int) -> tuple[np.random.Generator, FiniteMDP, np.ndarray, np.ndarray]:
@@ -34,6 +35,7 @@ def drawn(seed: int) -> tuple[np.random.Generator, FiniteMDP, np.ndarray, np.nda
     return rng, mdp, old_SA, new_SA
 
 
+@catches("performance difference with the old policy's visits")
 def test_the_performance_difference_is_an_identity_on_a_thousand_random_problems():
     for seed in range(1000):
         _, mdp, old_SA, new_SA = drawn(seed)
@@ -41,6 +43,7 @@ def test_the_performance_difference_is_an_identity_on_a_thousand_random_problems
         assert performance_difference(mdp, new_SA, old_SA) == pytest.approx(difference, abs=1e-10)
 
 
+@catches("surrogate with the new policy's visits")
 def test_the_surrogate_touches_the_performance_where_the_policies_meet():
     _, mdp, old_SA, new_SA = drawn(5)
     assert surrogate(mdp, old_SA, old_SA) == pytest.approx(performance(mdp, old_SA), abs=1e-12)
@@ -74,6 +77,7 @@ def test_the_bounds_are_never_violated_on_a_thousand_random_problems():
     assert min(gaps) < 1e-3  # they come close, so that they say something
 
 
+@catches("penalty of a bound halved, or linear in α")
 def test_the_bounds_of_the_one_state_chain_are_worked_out_by_hand():
     """γ = .9, p(end) from .5 to .6 (a fifth of the way to 1): A = ±1/11, Σρ = 1/.55."""
     mdp, old_SA, end_SA = one_state_chain(), np.array([[0.5, 0.5]]), np.array([[0.0, 1.0]])
@@ -86,6 +90,7 @@ def test_the_bounds_of_the_one_state_chain_are_worked_out_by_hand():
     assert trust_region_bound(mdp, new_SA, old_SA, 0.1**2) == pytest.approx(trusted)
 
 
+@catches("KL(new ‖ old) in the bound of policy improvement", "total variation without its ½")
 def test_distances_between_policies_are_the_largest_over_the_states():
     old_SA, new_SA = np.array([[0.5, 0.5], [0.5, 0.5]]), np.array([[0.6, 0.4], [0.5, 0.5]])
     assert largest_total_variation(new_SA, old_SA) == pytest.approx(0.1)
@@ -103,6 +108,7 @@ def test_policy_iteration_finds_what_value_iteration_finds(seed):
     assert advantages(with_ends, policy_iteration(with_ends, old_SA)).max() < 1e-9
 
 
+@catches("value iteration stops when the change is below the tolerance")
 def test_value_iteration_goes_on_until_the_values_and_not_the_changes_are_right():
     np.testing.assert_allclose(value_iteration(cyclic_chain(), 0.1), 50, atol=0.1)  # G3
 
@@ -121,6 +127,7 @@ def test_conservative_policy_iteration_goes_up_at_every_step_to_the_best(seed):
     assert performance(mdp, pi_SA) == pytest.approx(best, abs=1e-7)
 
 
+@catches("conservative policy iteration mixes in more than the bound allows")
 def test_the_share_of_the_greedy_policy_is_the_one_that_the_bound_likes_best():
     """One-state chain, γ = .9, p = .5: 𝔸 = 1/11/.55, ε = 1/11, so α = .01/.55/3.6."""
     _, etas = conservative_policy_iteration(one_state_chain(), np.array([[0.5, 0.5]]), 0.1)

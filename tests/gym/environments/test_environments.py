@@ -20,6 +20,7 @@ from lmpg.gym.networks.mlp_policy import MLPPolicy
 from lmpg.gym.networks.settings import PolicySettings
 from lmpg.runtime.seeding import generator
 from lmpg.settings.section import UserError
+from tests.support.planted import catches
 
 ENDED_ROWS = ("mask_BT", "rewards_BT", "terminated_BT", "ended_BT", "values_BT", "next_values_BT")
 
@@ -82,6 +83,11 @@ def transitions(mode: AutoresetMode, num_steps: int) -> list[dict[str, torch.Ten
     ]
 
 
+@catches(
+    "bootstrap from the observation after the reset",
+    "`final_obs` ignored",
+    "a step that only resets counts as a transition",
+)
 @pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED])
 def test_autoreset_modes_give_the_same_transitions_advantages_and_returns(mode):  # G20
     num_steps = 3 + 4 + 5 + 5 + 5  # whole episodes: two that terminate, the others truncated
@@ -92,6 +98,7 @@ def test_autoreset_modes_give_the_same_transitions_advantages_and_returns(mode):
             torch.testing.assert_close(row[name], x, msg=f"{name} differs in {mode}")
 
 
+@catches("environments reset at each rollout")
 def test_next_step_mode_masks_the_reset_and_counts_transitions_only():
     runner = Runner(counters(AutoresetMode.NEXT_STEP), "counter", seed=0)
     rollout = runner.collect(agent(runner), 20, generator(0))
@@ -103,6 +110,7 @@ def test_next_step_mode_masks_the_reset_and_counts_transitions_only():
     assert not rollout.ended_BT[0, 3]
 
 
+@catches("truncation treated as the end")
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_truncation_bootstraps_the_true_last_observation_but_termination_does_not(mode):
     runner = Runner(counters(mode), "counter", seed=0)
@@ -140,6 +148,7 @@ def test_episodes_go_on_across_rollouts():
     assert runner.metrics()["episode/return_mean"] == 2 + 3 + 4
 
 
+@catches("total steps rounded up to whole rows")
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_the_last_rollout_has_exactly_the_steps_that_were_asked_for(mode):
     runner = Runner(counters(mode, num_envs=4), "counter", seed=0)
@@ -184,6 +193,7 @@ def test_cartpole_steps_natively_and_can_be_told_not_to():
     assert isinstance(make_envs(EnvSettings(vectorization="sync"), 2), SyncVectorEnv)
 
 
+@catches("actions recorded clipped, or not clipped for the environment")
 def test_continuous_actions_are_clipped_for_the_environment_only():
     envs = make_envs(EnvSettings(id="Pendulum-v1"), 2)
     runner = Runner(envs, "Pendulum-v1", seed=0)
@@ -194,6 +204,7 @@ def test_continuous_actions_are_clipped_for_the_environment_only():
     assert drawn.abs().max() > 2  # recorded, and evaluated, as drawn
 
 
+@catches("observations share the environment's buffer")
 def test_observations_are_kept_although_environments_reuse_their_buffer():
     envs = make_envs(EnvSettings(id="Pendulum-v1"), 2)
     runner = Runner(envs, "Pendulum-v1", seed=0)

@@ -14,6 +14,7 @@ from lmpg.gym.networks.mlp_policy import MLPPolicy
 from lmpg.gym.networks.settings import PolicySettings
 from lmpg.runs import checkpoint
 from lmpg.runtime.seeding import generator
+from tests.support.planted import catches
 
 FIELDS = ("mask_BT", "rewards_BT", "logprobs_BT", "values_BT", "next_values_BT", "ended_BT")
 
@@ -34,6 +35,7 @@ def assert_same_future(a: Runner, b: Runner, policy: MLPPolicy) -> None:
     assert a.metrics() == b.metrics()
 
 
+@catches("environment saved without its generator, its last action or its pending resets")
 @pytest.mark.parametrize(
     "settings",
     [
@@ -89,6 +91,7 @@ def test_an_environment_that_cannot_be_put_back_is_noticed_by_its_observation():
         del gymnasium.registry["LmpgUnrepeatable-v0"]
 
 
+@catches("an environment with more state than its arrays is called exact")
 def test_a_native_environment_that_holds_more_than_arrays_is_not_called_exact():
     """Not even where it looks the same."""
     runner, policy = lived(EnvSettings(num_envs=2))

@@ -17,6 +17,7 @@ from lmpg.gym.environments.problems.lqr import LQR, best_gain
 from lmpg.gym.environments.problems.puck import Puck, braking
 from lmpg.gym.environments.problems.rock_paper_scissors import RockPaperScissors, self_play
 from lmpg.gym.environments.settings import EnvSettings
+from tests.support.planted import catches
 
 IDS = [f"lmpg/{name}-v0" for name in PROBLEMS]
 
@@ -44,6 +45,7 @@ def test_problems_are_found_without_naming_a_module_and_are_seeded(env_id):
     assert np.array_equal(lived(1), lived(1))
 
 
+@catches("an episode's end has the wrong share of the transitions")
 def test_a_finite_environment_draws_what_its_arrays_say():
     mdp = FiniteMDP(
         np.array([[[0.2, 0.5]], [[0.0, 0.6]]]), np.array([[1.0], [2.0]]), np.array([0.3, 0.7]), 0.9
@@ -69,6 +71,7 @@ def test_wrong_arrays_are_refused():
         FiniteMDP(np.ones((1, 1, 1)), np.zeros((2, 1)), np.ones(2) / 2, 0.9)
 
 
+@catches("the corridor's middle is not reversed")
 def test_the_corridor_is_reversed_in_the_middle_and_shows_one_observation():  # G16
     env = FiniteEnv(short_corridor())
     assert env.reset(seed=0) == (0, {})
@@ -76,6 +79,7 @@ def test_the_corridor_is_reversed_in_the_middle_and_shows_one_observation():  # 
     assert path == [(0, False)] * 5 + [(0, True)]
 
 
+@catches("cells that should look alike do not")
 def test_the_aliased_gridworld_traps_whoever_never_varies():  # G16
     env = gymnasium.make("lmpg/AliasedGridworld-v0")
     for grey in (0, 1):  # always left, always right, in both grey cells
@@ -108,6 +112,7 @@ def test_the_three_state_chain_pays_four_fifths_at_best():
     assert stationary_S @ mdp.r_SA[:, 1] == pytest.approx(0.8)
 
 
+@catches("payoffs of rock, paper, scissors transposed")
 def test_rock_paper_scissors_pays_what_g14_says():
     env = RockPaperScissors()
     np.testing.assert_allclose(env.mdp.r_SA, [[-0.1, 0.3, -0.2]], atol=1e-12)
@@ -118,6 +123,7 @@ def test_rock_paper_scissors_pays_what_g14_says():
     np.testing.assert_allclose(paid, env.mdp.r_SA[0], atol=3 * 0.9 / 20_000**0.5)
 
 
+@catches("in self-play each learns against itself")
 def test_self_play_circles_but_its_average_goes_to_a_third_each():  # G14
     start = np.array([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6]])
     played = self_play(start, step_size=0.02, num_steps=50_000)
@@ -128,6 +134,7 @@ def test_self_play_circles_but_its_average_goes_to_a_third_each():  # G14
     np.testing.assert_allclose(played[1, 0], lead / lead.sum())
 
 
+@catches("LQR pays for the state after the action", "LQR's best gain without γ")
 def test_the_best_gains_are_those_of_g17_and_no_other_gain_pays_more():
     assert best_gain(1.0) == pytest.approx(0.618034, abs=1e-6)
     assert best_gain(0.9) == pytest.approx(0.588403, abs=1e-6)

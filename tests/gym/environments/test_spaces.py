@@ -23,6 +23,7 @@ from lmpg.gym.networks.mlp_policy import MLPPolicy
 from lmpg.gym.networks.settings import PolicySettings
 from lmpg.runtime.seeding import generator
 from lmpg.settings.section import UserError
+from tests.support.planted import catches
 
 MIXED = spaces.Dict(
     position=spaces.Box(-1, 1, (2, 2)),
@@ -66,6 +67,7 @@ def agent_for(runner: Runner) -> MLPPolicy:
     return policy
 
 
+@catches("joint choices that start at other numbers than 0 read as if they did not")
 @pytest.mark.parametrize("space", [MIXED, *MIXED.spaces.values()], ids=lambda s: type(s).__name__)
 def test_features_are_gymnasiums_flattened_observations(space):
     space.seed(0)
@@ -86,6 +88,7 @@ def test_spaces_without_a_fixed_number_of_features_are_refused():
             Observations.of(space, "x")
 
 
+@catches("a reset writes over the last observation of the episode before")
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_mixed_observations_are_the_same_in_all_autoreset_modes(mode):
     """The environment writes its first observation of the next episode over the last one."""
@@ -126,6 +129,7 @@ def test_a_runner_among_tuples_goes_on_bit_for_bit(vectorization):
     other.close()
 
 
+@catches("every few of the evaluated environments have the same starts")
 def test_evaluation_in_processes_plays_the_same_episodes_a_few_at_a_time(monkeypatch):
     made = []
 

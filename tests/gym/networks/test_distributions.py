@@ -24,6 +24,7 @@ from lmpg.gym.rollouts import make_source
 from lmpg.gym.settings import GymSettings
 from lmpg.runtime.seeding import generator
 from lmpg.settings.section import UserError
+from tests.support.planted import catches
 
 DISCRETE, CONTINUOUS = ActionSpec("discrete", 3), ActionSpec("continuous", 2)
 
@@ -34,6 +35,10 @@ def made(actions: ActionSpec, critic: bool = True, **settings) -> MLPPolicy:
     return policy
 
 
+@catches(
+    "log(1 − tanh² u) computed as it stands",
+    "squashed log-probs without tanh's slope, or with its sign turned",
+)
 @pytest.mark.parametrize(("u", "expected"), [(0.5, -0.8037095), (10.0, -32.305233)])
 def test_squashed_logprobs_are_those_of_g18(u, expected):
     squashed = SquashedGaussian(1, 0.0)
@@ -50,6 +55,7 @@ def test_squashed_logprobs_are_torchs_own_where_tanh_can_be_undone():
     torch.testing.assert_close(found, oracle.log_prob(u.tanh()).sum(-1), rtol=1e-6, atol=1e-6)
 
 
+@catches("squashed entropy is that of the Gaussian")
 @pytest.mark.parametrize(("mean", "log_std"), [(0.0, -1.0), (1.5, -0.5), (-3.0, 0.0)])
 def test_squashed_entropy_is_the_mean_surprise(mean, log_std):
     squashed = SquashedGaussian(2, log_std)
@@ -82,6 +88,7 @@ def test_squashed_entropy_has_the_gradient_of_its_mean():
     assert slope.item() == pytest.approx((ends[1] - ends[0]) / 0.1, abs=1e-3)
 
 
+@catches("squashed actions cut, or not stretched to the bounds")
 def test_squashed_actions_fill_the_bounds_and_only_tanh_gets_there():
     space = spaces.Box(np.array([-2.0, 0.0]), np.array([2.0, 10.0]), dtype=np.float64)
     actions = Actions.of(space, "x", squash=True)
@@ -128,6 +135,7 @@ def test_squashed_actions_are_recorded_as_drawn_and_reach_the_environment_squash
         source.runner.close()
 
 
+@catches("evaluation cuts what training squashes")
 def test_evaluation_squashes_too():
     class Sent(gymnasium.Env):
         """Ends at once and pays what it was sent."""
@@ -153,6 +161,7 @@ def test_evaluation_squashes_too():
     np.testing.assert_allclose(episodes.returns, 2 * math.tanh(0.5), rtol=1e-6)
 
 
+@catches("a fixed σ is trained")
 def test_a_fixed_deviation_is_saved_but_not_trained():
     fixed, learned = DiagonalGaussian(2, -0.5, fixed=True), DiagonalGaussian(2, -0.5)
     assert list(fixed.parameters()) == []
@@ -165,6 +174,7 @@ def test_a_fixed_deviation_is_saved_but_not_trained():
         torch.testing.assert_close(a, b)
 
 
+@catches("entropy of the first of the joint choices alone")
 def test_joint_choices_have_the_logprobs_and_entropy_of_independent_categoricals():
     joint = MultiDiscrete((3, 2))
     outputs = torch.randn(7, 5, generator=generator(0))
@@ -186,6 +196,7 @@ def test_joint_choices_have_the_logprobs_and_entropy_of_independent_categoricals
     torch.testing.assert_close(distributions.kl_divergence(known, others), apart)
 
 
+@catches("logits of joint choices overlap, or one uniform draws them all")
 def test_joint_samples_have_the_frequencies_of_each_dimension_independently():
     joint = MultiDiscrete((3, 2))
     outputs = np.log(np.array([[0.5, 0.3, 0.2, 0.9, 0.1]], dtype=np.float32)).repeat(20_000, 0)

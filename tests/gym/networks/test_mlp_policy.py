@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from lmpg.gym.networks.distributions import Categorical, DiagonalGaussian
-from lmpg.gym.networks.mlp_policy import ActionSpec, MLPPolicy, load_policy
+from lmpg.gym.networks.mlp_policy import ActionSpec, MLPPolicy, load_mlp_policy
 from lmpg.gym.networks.settings import PolicySettings
 from lmpg.runtime.seeding import generator
 from lmpg.settings.section import UserError
+from tests.support.planted import catches
 
 DISCRETE, CONTINUOUS = ActionSpec("discrete", 3), ActionSpec("continuous", 2)
 JOINT = ActionSpec("multi-discrete", 2, (3, 2))
@@ -31,6 +32,7 @@ def test_gaussian_entropy_is_that_of_g18():
     assert entropy.item() == pytest.approx(-0.380999, abs=1e-6)
 
 
+@catches("Gaussian log-prob without −log σ")
 def test_gaussian_logprobs_are_torchs_own():
     gaussian = DiagonalGaussian(2, -0.3)
     mean, actions = torch.randn(2, 5, 2, generator=generator(0)), torch.ones(2, 5, 2)
@@ -49,6 +51,7 @@ def test_categorical_logprobs_are_torchs_own():
     torch.testing.assert_close(entropy, oracle.entropy())
 
 
+@catches("cumulative distribution off by one")
 def test_categorical_samples_have_the_softmax_frequencies():
     logits = np.log(np.array([[0.5, 0.3, 0.2]], dtype=np.float32))
     uniforms = (np.arange(10_000, dtype=np.float32) + 0.5) / 10_000
@@ -120,7 +123,7 @@ def test_a_saved_policy_comes_back(actions, settings, tmp_path):
     policy.save(tmp_path)
     assert {p.suffix for p in tmp_path.iterdir()} == {".safetensors", ".json"}
     features = np.ones((2, 4), dtype=np.float32)
-    loaded, noise = load_policy(tmp_path), policy.noise(1, 2, generator(0))[0]
+    loaded, noise = load_mlp_policy(tmp_path), policy.noise(1, 2, generator(0))[0]
     assert np.array_equal(loaded.act(features, None), policy.act(features, None))
     assert np.array_equal(loaded.act(features, noise), policy.act(features, noise))
     assert torch.equal(loaded.values(torch.ones(2, 4)), policy.values(torch.ones(2, 4)))
@@ -133,12 +136,12 @@ def test_a_policy_saved_before_there_were_joint_choices_is_still_read(tmp_path):
     described = json.loads((tmp_path / "policy.json").read_text())
     del described["actions"]["choices"], described["policy"]["trunk"]
     (tmp_path / "policy.json").write_text(json.dumps(described))
-    assert load_policy(tmp_path).action_spec == DISCRETE
+    assert load_mlp_policy(tmp_path).action_spec == DISCRETE
 
 
 def test_loading_what_is_no_policy_names_the_folder(tmp_path):
     with pytest.raises(UserError, match=r"policy\.json"):
-        load_policy(tmp_path)
+        load_mlp_policy(tmp_path)
 
 
 def slope_in_the_actor(term: torch.Tensor, policy: MLPPolicy) -> torch.Tensor | None:
@@ -146,6 +149,7 @@ def slope_in_the_actor(term: torch.Tensor, policy: MLPPolicy) -> torch.Tensor | 
     return torch.autograd.grad(term, first, retain_graph=True, allow_unused=True)[0]
 
 
+@catches("the critic does not train the trunk it shares")
 def test_a_shared_trunk_is_trained_by_actor_and_critic():
     features = torch.randn(6, 4, generator=generator(0))
     inputs = {"observations": features, "actions": torch.zeros(6, dtype=torch.int64)}

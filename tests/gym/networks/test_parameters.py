@@ -16,15 +16,16 @@ from lmpg.gym.networks.parameters import (
     distribution,
     fisher_product,
     flat,
+    grad_logprobs,
     gradient,
     logprobs,
     mean_kl,
     move,
     place,
-    scores,
 )
 from lmpg.gym.networks.settings import PolicySettings
 from lmpg.runtime.seeding import generator
+from tests.support.planted import catches
 
 DISCRETE, CONTINUOUS = ActionSpec("discrete", 3), ActionSpec("continuous", 2)
 
@@ -57,7 +58,7 @@ def test_the_score_of_linear_softmax_is_feature_less_expected_feature():
     π = distribution(policy, s).probs.detach()
     chosen = torch.nn.functional.one_hot(a, 3)
     expected = (chosen - π)[:, :, None] * s[:, None, :]
-    found = scores(policy, s, a)
+    found = grad_logprobs(policy, s, a)
     torch.testing.assert_close(found[:, :12], expected.flatten(1))
     torch.testing.assert_close(found[:, 12:], chosen - π)
 
@@ -66,7 +67,7 @@ def test_the_score_of_a_linear_gaussian_is_its_closed_form():
     policy, s = made(CONTINUOUS), observed(6)
     a = torch.randn(6, 2, generator=generator("actions"))
     μ, σ = policy.actor(s).detach(), policy.distribution.log_std.detach().exp()
-    found = scores(policy, s, a)
+    found = grad_logprobs(policy, s, a)
     of_weights = ((a - μ) / σ**2)[:, :, None] * s[:, None, :]
     of_log_σ = ((a - μ) / σ) ** 2 - 1
     expected = [of_log_σ, of_weights.flatten(1), (a - μ) / σ**2]
@@ -79,7 +80,7 @@ def test_the_scores_are_the_gradients_of_each_step_alone(hidden):
     one_by_one = [
         gradient(logprobs(policy, s[i], a[i]), actor_parameters(policy)) for i in range(4)
     ]
-    torch.testing.assert_close(scores(policy, s, a), torch.stack(one_by_one))
+    torch.testing.assert_close(grad_logprobs(policy, s, a), torch.stack(one_by_one))
 
 
 @pytest.mark.parametrize("hidden", [(), (5,)])
@@ -88,7 +89,7 @@ def test_the_fisher_product_is_the_expected_outer_product_of_scores(hidden):
     π = distribution(policy, s).probs.detach()
     F = 0
     for a in range(3):
-        ψ = scores(policy, s, torch.full((7,), a))
+        ψ = grad_logprobs(policy, s, torch.full((7,), a))
         F = F + (ψ * π[:, a : a + 1]).T @ ψ / 7
     v = torch.randn(F.shape[0], generator=generator("v"))
     torch.testing.assert_close(fisher_product(policy, s)(v), F @ v, atol=1e-5, rtol=1e-4)
@@ -102,6 +103,7 @@ def test_the_fisher_information_of_a_gaussians_log_sigma_is_two():
     torch.testing.assert_close(found, torch.full((2,), 2.0))
 
 
+@catches("TRPO's KL the other way round, KL(new ‖ old)")
 def test_the_kl_is_that_of_the_old_to_the_new_distribution_of_g10():
     policy = made(CONTINUOUS)
     with torch.no_grad():
@@ -112,6 +114,7 @@ def test_the_kl_is_that_of_the_old_to_the_new_distribution_of_g10():
     assert mean_kl(old, new).item() == pytest.approx(2 * 0.443147, abs=1e-5)
 
 
+@catches("conjugate gradients with a wrong step or β")
 def test_conjugate_gradients_solve_in_as_many_steps_as_there_are_unknowns():
     root = torch.randn(6, 6, generator=generator("A"), dtype=torch.float64)
     A, b = root @ root.T + torch.eye(6), torch.arange(6.0, dtype=torch.float64)
@@ -125,6 +128,7 @@ def test_conjugate_gradients_of_a_singular_matrix_have_least_norm():
     )
 
 
+@catches("ridge regression in its dual form without N")
 @pytest.mark.parametrize("rows", [3, 20])
 @pytest.mark.parametrize("damping", [0.0, 0.3])
 def test_least_squares_is_the_minimum_with_more_rows_or_more_columns(rows, damping):

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 
 from lmpg.language.data.order import epoch_order, held_out_split, prompts_for_step, subset
+from tests.support.planted import catches
 
 
 def test_every_epoch_uses_every_prompt_once_in_an_order_of_its_own():
@@ -14,6 +15,7 @@ def test_every_epoch_uses_every_prompt_once_in_an_order_of_its_own():
     assert list(first) != list(epoch_order(50, 0, seed=2))
 
 
+@catches("prompts drawn by step, not by epoch")
 @pytest.mark.parametrize("per_step", [3, 7, 10, 25])
 def test_steps_walk_through_the_epochs_without_gap_or_overlap(per_step):
     walked = [i for step in range(20) for i in prompts_for_step(10, step, per_step, seed=5)]
@@ -33,6 +35,7 @@ def test_orders_are_the_same_on_every_machine():
     assert prompts_for_step(10, 0, 4, seed=0) == [5, 1, 2, 8]
 
 
+@catches("held-out rows in training")
 def test_held_out_rows_are_at_most_a_fifth_and_disjoint_from_training():
     train, held_out = held_out_split(100, num_eval=256)
     assert len(held_out) == 20

@@ -13,6 +13,7 @@ from lmpg.language.program import own_reward
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rewards.settings import RewardSettings
 from lmpg.settings.section import UserError
+from tests.support.planted import catches
 from tests.support.tiny_tokenizers import character_tokenizer
 
 SOURCE = "reasoning_gym:chain_sum(size=10, max_terms=3)"
@@ -22,6 +23,7 @@ installed = pytest.mark.skipif(
 quiet = pytest.mark.filterwarnings("ignore")  # of the package's own dependencies
 
 
+@catches("a task of reasoning-gym asks other questions in every run")
 @installed
 @quiet
 def test_a_task_gives_the_same_questions_each_time_and_scores_its_answers():

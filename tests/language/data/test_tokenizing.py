@@ -4,6 +4,7 @@ import pytest
 
 from lmpg.language.data.chat import render_chat
 from lmpg.language.data.tokenizing import (
+    bos_ids,
     completion_text,
     completion_texts,
     continuation_ids,
@@ -11,9 +12,9 @@ from lmpg.language.data.tokenizing import (
     encode,
     prompt_ids,
     scored_ids,
-    start_ids,
 )
 from lmpg.settings.section import UserError
+from tests.support.planted import catches
 from tests.support.tiny_tokenizers import character_tokenizer
 
 BOS, EOS = 1, 2
@@ -24,6 +25,7 @@ def test_a_prompt_starts_with_bos_where_the_tokenizer_adds_one_and_only_there():
     assert BOS not in prompt_ids(character_tokenizer(bos=False), "ab")
 
 
+@catches("prompt keeps a trailing EOS")
 def test_a_prompt_never_ends_with_the_eos_that_a_tokenizer_appends():
     tokenizer = character_tokenizer(bos=True, appends_eos=True)
     assert tokenizer("ab")["input_ids"][-1] == EOS
@@ -34,6 +36,7 @@ def test_a_bos_spelt_out_in_the_prompt_is_not_doubled():
     assert prompt_ids(character_tokenizer(), "<s>ab").count(BOS) == 1
 
 
+@catches("chat gets a second BOS")
 def test_chat_prompts_open_the_assistants_turn_and_get_no_second_bos():
     tokenizer = character_tokenizer(chat=True)
     ids = prompt_ids(tokenizer, [{"role": "user", "content": "hi"}])
@@ -59,6 +62,7 @@ def test_a_completions_ids_join_the_prompts_to_the_ids_of_the_whole_text(space_f
     assert joined == prompt_ids(tokenizer, before + text)
 
 
+@catches("completion decoded without its prompt")
 @pytest.mark.parametrize("space_first", [False, True])
 def test_prompt_and_completion_text_join_to_the_whole_text(space_first):
     tokenizer = character_tokenizer(space_first=space_first)
@@ -92,10 +96,11 @@ def test_cutting_on_the_left_keeps_bos_and_the_end():
 
 
 def test_start_ids_are_found_whatever_the_tokenizer_puts_behind():
-    assert start_ids(character_tokenizer(bos=True, appends_eos=True)) == [BOS]
-    assert start_ids(character_tokenizer(bos=False, appends_eos=True)) == []
+    assert bos_ids(character_tokenizer(bos=True, appends_eos=True)) == [BOS]
+    assert bos_ids(character_tokenizer(bos=False, appends_eos=True)) == []
 
 
+@catches("the text of a response continues another prompt's")
 @pytest.mark.parametrize("space_first", [False, True])
 def test_texts_of_many_responses_are_those_of_one_at_a_time(space_first):
     tokenizer = character_tokenizer(space_first=space_first)

@@ -23,6 +23,7 @@ from lmpg.runtime.processes import Processes
 from lmpg.settings.section import UserError
 from lmpg.training.optimizer import policy_adamw
 from lmpg.training.settings import UpdateSettings
+from tests.support.planted import catches
 from tests.support.tiny import EOS, PAD, save_tiny, tiny_tokenizer
 
 PROMPTS = [[5, 9, 12], [7, 3, 4, 4, 8], [11]]
@@ -52,6 +53,7 @@ def inputs():
     return language_inputs(PROMPTS, RESPONSES, PAD)
 
 
+@catches("a separate critic shares the policy's trunk")
 def test_a_separate_critic_starts_as_a_copy_of_the_trunk_that_says_zero(folders):
     policy = loaded(folders, "separate")
     assert policy.value_head is None
@@ -91,6 +93,7 @@ def test_the_policy_learns_nothing_from_the_value_loss_and_the_critic_nothing_fr
     assert all(p.grad is None for p in policy.critic.parameters())
 
 
+@catches("the reward model's score layer not taken over")
 def test_a_critic_from_a_reward_model_values_a_text_at_first_as_that_scores_it(folders):
     policy = loaded(folders, "reward_model")
     texts = [p + r for p, r in zip(PROMPTS, RESPONSES)]

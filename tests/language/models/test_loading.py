@@ -9,6 +9,7 @@ from lmpg.language.models.loading import load_causal_lm, load_policy, load_token
 from lmpg.language.models.settings import ModelSettings
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.settings.section import UserError
+from tests.support.planted import catches
 from tests.support.tiny import CONTEXT, EOS, PAD, VOCABULARY, save_tiny, tiny_model, tiny_tokenizer
 
 SIZES = {
@@ -56,6 +57,7 @@ def test_weights_are_float32_whatever_was_saved(tmp_path):
     assert {p.dtype for p in it.parameters()} == {torch.float32}
 
 
+@catches("only the tokenizer's EOS honoured")
 def test_all_eos_ids_of_the_generation_config_and_the_tokenizer_count(tmp_path):
     model = tiny_model()
     model.generation_config.eos_token_id = [30, 31]
@@ -140,6 +142,7 @@ CONFIGS = {
 }
 
 
+@catches("logit factor or softcap of the model forgotten")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_other_architectures_sample_and_evaluate_as_their_own_logits_say(name, tmp_path):
     it = load(save(CONFIGS[name](), tmp_path), temperature=0.7)

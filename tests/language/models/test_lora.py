@@ -9,6 +9,7 @@ from lmpg.language.models.loading import load_policy, load_tokenizer
 from lmpg.language.models.settings import LoraSettings, ModelSettings
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.settings.section import UserError
+from tests.support.planted import catches
 from tests.support.tiny import PAD, save_tiny
 
 KINDS = ["llama", "gpt2"]
@@ -43,6 +44,7 @@ def test_the_adapter_starts_at_zero_and_only_it_and_the_value_head_are_trained(k
     assert others == ["value_head.weight", "value_head.bias"]
 
 
+@catches("reference with the adapter on")
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_reference_is_the_same_model_with_the_adapter_off(kind, tmp_path):
     policy = load(save_tiny(tmp_path, kind))
@@ -91,6 +93,7 @@ def test_the_trainable_state_goes_on_bit_for_bit(tmp_path):
         assert torch.equal(tensor, resumed.trainable_state()[name])
 
 
+@catches("the live model merged into its adapter")
 @pytest.mark.parametrize("kind", KINDS)
 def test_saving_writes_adapter_and_merged_model_and_leaves_the_live_one_alone(kind, tmp_path):
     path = save_tiny(tmp_path / "start", kind)

@@ -10,6 +10,7 @@ from lmpg.language.models.inputs import language_inputs, mask_and_positions
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.value_head import load_value_head, new_value_head, save_value_head
 from lmpg.settings.section import UserError
+from tests.support.planted import catches
 from tests.support.tiny import CONTEXT, EOS, PAD, tiny_model, tiny_tokenizer
 
 KINDS = ["llama", "qwen2", "gpt2"]
@@ -60,6 +61,11 @@ def test_positions_count_from_the_first_real_token_and_never_leave_the_row():
     assert positions.tolist() == [[0, 0, 0, 1, 1], [0, 1, 2, 3, 4]]
 
 
+@catches(
+    "positions that count padding",
+    "padding of prompts not masked",
+    "log-probs from the hidden state after the token instead of before it",
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_padded_logprobs_equal_the_models_own_logits_row_by_row_unpadded(kind):
     it = policy(kind)
@@ -111,6 +117,7 @@ def test_gradients_of_one_batch_are_the_sum_of_its_rows_gradients(kind):
         )
 
 
+@catches("values read after the token")
 def test_values_are_read_before_each_token():
     it = policy()
     before = it.evaluate(INPUTS).values_BT
@@ -123,6 +130,7 @@ def test_values_are_read_before_each_token():
     torch.testing.assert_close(before[1, 0], it.value_head(hidden)[0])
 
 
+@catches("dropout on in training")
 @pytest.mark.parametrize("kind", KINDS)
 def test_dropout_is_off_even_in_training(kind):
     dropout = {"attn_pdrop": 0.5, "resid_pdrop": 0.5, "embd_pdrop": 0.5}
@@ -165,6 +173,7 @@ def test_bfloat16_computes_in_autocast_over_float32_weights():
     )
 
 
+@catches("reference shares the policy's weights", "the reference is the policy itself")
 def test_the_reference_stays_as_the_policy_was():
     it = policy()
     before = it.evaluate(INPUTS).logprobs_BT.detach()
@@ -189,6 +198,7 @@ def test_the_trainable_state_has_each_tensor_once_and_round_trips(kind):
     assert torch.equal(other.evaluate(INPUTS).values_BT, it.evaluate(INPUTS).values_BT)
 
 
+@catches("a saved state loaded although names are missing")
 def test_a_state_that_is_not_this_policys_is_refused_by_name():
     it = policy()
     state = it.trainable_state()

@@ -10,6 +10,7 @@ from lmpg.language.models.forward.decoder import lean_forward
 from lmpg.language.models.forward.ragged import Ragged, _block_sizes
 from lmpg.language.models.forward.response_states import response_states
 from lmpg.language.models.inputs import language_inputs
+from tests.support.planted import catches
 from tests.support.tiny import PAD, VOCABULARY, tiny_model
 
 KINDS = ["llama", "qwen2", "gpt2", "qwen3", "mistral"]
@@ -58,6 +59,16 @@ ATTENTION = {
 }
 
 
+@catches(
+    "padding of a shared prompt attended to",
+    "responses that share prompts go on from another row's prompt",
+    "positions of responses that share a prompt start at 0",
+    "queries of attention not scaled",
+    "the gradient of rotary positions rotated the same way as the forward",
+    "the gradient of a gated layer by its gate's input instead of its activation",
+    "padding before a block of queries attended to",
+    "a query's block lacks its own key",
+)
 @pytest.mark.parametrize("attention", ATTENTION)
 @pytest.mark.parametrize("inputs", [OWN, SHARED])
 @pytest.mark.parametrize("kind", KINDS)
@@ -117,6 +128,7 @@ def test_rows_of_a_block_differ_by_a_sixth_of_their_length_at_most():
     assert _block_sizes([]) == []
 
 
+@catches("a sliding window ignored")
 def test_texts_longer_than_the_window_and_other_models_are_left_to_transformers():
     trunk = trunk_of("mistral")
     trunk.config.sliding_window = 16
@@ -131,6 +143,7 @@ def test_texts_longer_than_the_window_and_other_models_are_left_to_transformers(
     assert lean_forward(trunk, SHARED) is None
 
 
+@catches("the attention of transformers stays changed after a forward")
 def test_transformers_attention_is_chosen_for_the_time_of_a_forward_alone(monkeypatch):
     trunk = trunk_of("llama")
     assert trunk.config._attn_implementation == "sdpa"

@@ -18,6 +18,7 @@ from lmpg.training.settings import UpdateSettings
 from lmpg.training.update import Updater
 from tests.language.rollouts.test_collect import source_of
 from tests.support.objectives import tiny_policy
+from tests.support.planted import catches
 from tests.support.tiny import PAD, tiny_model
 
 EPOCHS, ROWS = 3, 16
@@ -65,6 +66,7 @@ def test_it_saves_a_forward_and_changes_nothing(separate, bf16, monkeypatch):
     assert metrics["policy/ratio_mean"] == pytest.approx(its["policy/ratio_mean"], abs=1e-3)
 
 
+@catches("an evaluation keeps a graph that no update uses")
 def test_an_evaluation_keeps_nothing():
     source = source_of(PPO())
     source.generator.policy.bf16 = True
@@ -101,6 +103,7 @@ def computed_anew(policy, asked) -> bool:
     return bool(calls)
 
 
+@catches("a forward kept for reuse is used twice, for other rows, or for changed weights")
 def test_it_is_not_used_for_other_rows_or_after_the_weights_have_changed():
     policy = tiny_policy(tiny_model())
 

@@ -7,6 +7,7 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2ForSeque
 from lmpg.language.models.loading import load_sequence_classifier
 from lmpg.language.models.sequence_classifier import SequenceScorer, sequence_scores
 from lmpg.settings.section import UserError
+from tests.support.planted import catches
 from tests.support.tiny import CONTEXT, EOS, PAD, VOCABULARY, save_tiny, tiny_model, tiny_tokenizer
 
 ROWS = [[5, 6, 7], [9], list(range(10, 30)), [11, EOS, PAD], [5, 6, PAD, 7]]
@@ -44,6 +45,7 @@ def one_at_a_time(model):
         )
 
 
+@catches("a reward model's score read at the first column")
 @pytest.mark.parametrize("make", [lambda: tiny_model("reward"), gpt2_classifier])
 def test_a_batch_scores_each_row_at_its_last_real_token(make):
     model = make()
@@ -69,6 +71,7 @@ def test_scores_have_gradients_that_do_not_depend_on_the_batch():
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
 
 
+@catches("scores returned in the order of the texts' lengths")
 @pytest.mark.parametrize("tokens_per_batch", [1, 25, 10_000])
 def test_the_scorer_returns_scores_in_order_for_any_micro_batch(tokens_per_batch):
     model = tiny_model("reward")

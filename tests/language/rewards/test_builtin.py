@@ -11,6 +11,7 @@ from lmpg.language.rewards.answers import final_number
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rewards.settings import RewardSettings
 from lmpg.settings.section import UserError
+from tests.support.planted import catches
 
 
 def scored(spec: str, completions: list, ids: list | None = None, prompts=None, **columns: list):
@@ -20,6 +21,7 @@ def scored(spec: str, completions: list, ids: list | None = None, prompts=None, 
         return scorer.score(prompts or ["p"] * count, completions, ids or [[1]] * count, columns)
 
 
+@catches("thousands cut at the comma", "the minus of 7-5 read as a sign")
 @pytest.mark.parametrize(
     ("text", "number"),
     [
@@ -109,6 +111,7 @@ def test_completions_of_chat_prompts_are_read_too():
     assert scored("numeric_answer", ["2"], prompts=chat, answer=["2"]).totals == [1.0]
 
 
+@catches("a column of the data replaces an argument that the user set")
 def test_arguments_reach_functions_of_the_users_too_and_names_stay_plain(tmp_path):
     (tmp_path / "mine (1).py").write_text(
         "def f(completions, weight, tags=()): return [weight * len(tags) for _ in completions]\n"

@@ -11,6 +11,7 @@ import pytest
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rewards.settings import RewardSettings
 from lmpg.settings.section import UserError
+from tests.support.planted import catches
 
 FAULTS = """
 import os, time, ctypes
@@ -55,6 +56,12 @@ def scored(scorer: Scorer, completions: list[str], **columns: list):
     return scorer.score(prompts, completions, [[7]] * count, columns)
 
 
+@catches(
+    "inf accepted as a score of a reward function",
+    "a list of scores of the wrong length accepted",
+    "SystemExit in a reward function ends its worker",
+    "a failed batch not tried again sample by sample",
+)
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -80,6 +87,7 @@ def test_one_failing_sample_has_no_score_and_the_others_keep_theirs(scorer, faul
     assert re.search(message, scores.messages[0])
 
 
+@catches("a timed-out worker left running")
 def test_a_hanging_sample_is_killed_at_the_timeout_and_the_next_batch_goes_on(scorer):
     faulty = scorer(FAULTS, timeout=1.0)
     began = time.monotonic()
@@ -181,6 +189,7 @@ def reward(prompts, completions):
     assert scored(scorer(code), ["yo", "plain"], prompts=prompts).totals == [1.0, 2.0]
 
 
+@catches("a total of those rewards that have not failed", "weights of rewards ignored")
 def test_the_total_is_the_weighted_sum_and_lacks_where_any_lacks(scorer):
     code = """
 def one(completions): return [1, 1, None]

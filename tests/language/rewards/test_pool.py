@@ -13,6 +13,7 @@ import pytest
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rewards.settings import RewardSettings
 from tests.language.rewards.test_worker_process import all_gone, linux
+from tests.support.planted import catches
 
 CODE = """
 import asyncio, os, time
@@ -61,6 +62,7 @@ def submitted(scorer: Scorer, completions: list[str]):
     return scorer.submit(["p"] * count, completions, [[1]] * count, {})
 
 
+@catches("parts of a batch put together in the order in which they finish")
 @pytest.mark.parametrize("workers", [1, 2, 3, 8])
 def test_workers_share_a_batch_and_scores_come_back_in_order(scorer, workers):
     many = scorer("reward", workers)
@@ -90,6 +92,7 @@ def test_async_functions_wait_for_all_samples_at_once_and_fail_one_by_one(scorer
     assert "1 of 32 without a score: ValueError: could not convert" in scores.messages[0]
 
 
+@catches("a worker process started by a thread that ends")
 @linux
 def test_a_hanging_worker_is_replaced_once_and_the_others_go_on(scorer):
     pool = scorer("pid", workers=3, timeout=0.5)
@@ -103,6 +106,7 @@ def test_a_hanging_worker_is_replaced_once_and_the_others_go_on(scorer):
     assert submitted(pool, ["a", "b", "c"]).result().totals == after
 
 
+@catches("closing waits for a function that hangs")
 @linux
 def test_closing_does_not_wait_for_what_hangs(scorer):
     pool = scorer("pid", workers=2, timeout=60)

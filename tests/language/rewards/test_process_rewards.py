@@ -9,10 +9,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lmpg.language.data.tokenizing import completion_text
-from lmpg.language.rewards.process_rewards import pieces, step_places, token_widths
+from lmpg.language.rewards.process_rewards import pieces, step_ends, token_widths
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rewards.settings import RewardSettings
 from lmpg.settings.section import UserError
+from tests.support.planted import catches
 from tests.support.tiny import EOS, tiny_tokenizer
 from tests.support.tiny_tokenizers import character_tokenizer
 
@@ -75,6 +76,7 @@ def places_by_prefixes(text, ids, separator, decode):
     return found
 
 
+@catches("a step ends one token late, or in the middle of a character")
 @pytest.mark.parametrize(
     "tokenizer",
     [byte_tokenizer(), byte_tokenizer("a\n\nb", "😀\n"), byte_tokenizer("\n\nb\n")],
@@ -88,7 +90,7 @@ def test_a_step_ends_with_the_token_in_which_its_separator_ends(tokenizer, text)
     ids = [*tokenizer(text)["input_ids"], tokenizer.vocab_size - 1]
     text = completion_text(tokenizer, [], ids)
     assert sum(token_widths(text, ids, decode)) == len(text)
-    assert step_places(text, ids, "\n", decode) == places_by_prefixes(text, ids, "\n", decode)
+    assert step_ends(text, ids, "\n", decode) == places_by_prefixes(text, ids, "\n", decode)
 
 
 def test_a_space_that_the_tokenizer_strips_from_a_beginning_moves_no_step():
@@ -97,16 +99,17 @@ def test_a_space_that_the_tokenizer_strips_from_a_beginning_moves_no_step():
     ids = tokenizer("so\nor so", add_special_tokens=False)["input_ids"]
     text = completion_text(tokenizer, prompt, ids)
     assert text == " so\nor so"
-    assert step_places(text, ids, "\n", partial(completion_text, tokenizer))[0] == 3
+    assert step_ends(text, ids, "\n", partial(completion_text, tokenizer))[0] == 3
 
 
 def test_bytes_that_are_no_character_delay_no_step():
     tokenizer = byte_tokenizer()
     ids = [*tokenizer("a")["input_ids"], 200, 200, *tokenizer("\nb")["input_ids"]]
     text = completion_text(tokenizer, [], ids)
-    assert step_places(text, ids, "\n", partial(completion_text, tokenizer)) == [3, 4]
+    assert step_ends(text, ids, "\n", partial(completion_text, tokenizer)) == [3, 4]
 
 
+@catches("the number of the last step lies before the EOS")
 def test_each_number_sits_on_the_last_token_of_its_step(scorer):
     code = "def reward(completion_steps): return [[len(s) for s in c] for c in completion_steps]"
     scores = scored(scorer(code), TEXT, "ab\n", "", "abc")
@@ -121,6 +124,7 @@ def test_a_list_per_token_has_a_number_for_each_one_the_eos_too(scorer):
     assert scores.totals == [3, 0]
 
 
+@catches("numbers of two process rewards replace each other, or are not weighted")
 def test_steps_are_weighted_added_and_part_of_the_total(scorer):
     code = """
 import numpy as np
@@ -134,6 +138,7 @@ def one(completions): return [100, 100]
     assert scores.by_reward == {"many": [10, 10], "more": [2, 5], "one": [100, 100]}
 
 
+@catches("NaN among the numbers of a completion counts as 0")
 @pytest.mark.parametrize(
     ("process", "value", "message"),
     [

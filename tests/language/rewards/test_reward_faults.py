@@ -8,6 +8,7 @@ import pytest
 
 from lmpg.cli.main import main
 from lmpg.runs.tracking import Tracker
+from tests.support.planted import catches
 from tests.support.programs import metrics, outcome, own_parts, run_here
 
 FAULTY = """
@@ -66,6 +67,7 @@ def test_a_sample_without_a_score_is_left_out_and_counted(fault, flags, tmp_path
     assert [line["reward_errors"] for line in metrics(folder)] == missing
 
 
+@catches("run goes on whatever the share of failing rewards")
 def test_a_run_with_too_many_failures_stops_saved_and_goes_on_when_the_reward_is_mended(
     flags, tmp_path, monkeypatch, capsys
 ):

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from lmpg.language.data.tokenizing import completion_text
-from lmpg.language.rewards.request import Batch
+from lmpg.language.rewards.request import RewardRequest
 from lmpg.language.rewards.reward_model import ModelReward
 from lmpg.language.rewards.scorer import PendingScores, Scorer
 from lmpg.language.rewards.settings import RewardSettings
+from tests.support.planted import catches
 from tests.support.programs import launched, metrics, own_parts, run_here
 from tests.support.tiny import VOCABULARY, tiny_model, tiny_tokenizer
 
@@ -98,6 +99,7 @@ def judge(tmp_path_factory):
     return str(folder)
 
 
+@catches("a model that raises on one sample ends the run")
 @pytest.mark.parametrize(
     ("fault", "message"), [("a|", "IndexError: index out of range"), ("$", "the model gave nan")]
 )
@@ -117,8 +119,8 @@ def test_a_model_that_gives_too_few_scores_gives_none():
     reward = ModelReward("judge", Short(), tiny_tokenizer(), 50)
     scorer = Scorer.__new__(Scorer)
     scorer.weights, scorer._said = (1.0,), defaultdict(set)
-    batch = Batch(["p"] * 2, ["a", "b"], [[1], [1]], {})
-    scores = PendingScores(scorer, batch, {"judge": reward.submit(batch)}).result()
+    request = RewardRequest(["p"] * 2, ["a", "b"], [[1], [1]], {})
+    scores = PendingScores(scorer, request, {"judge": reward.submit(request)}).result()
     assert scores.totals == [None, None]
     assert (
         "judge: 2 of 2 without a score: ValueError: the model gave 0 scores for 1"
@@ -191,6 +193,7 @@ def test_runs_of_one_process_and_of_two_go_on_whatever_their_rewards_do(tmp_path
             assert line == pytest.approx(other, rel=1e-4, abs=1e-5)
 
 
+@catches("a finite score that is inf in float32")
 def test_a_score_that_float32_cannot_hold_is_none(tmp_path):
     (tmp_path / "mine.py").write_text("def huge(completions): return [1.0, 1e300, 1e30]")
     settings = RewardSettings(functions=(f"{tmp_path / 'mine.py'}:huge",), weights=(1e10,))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lmpg.language.rewards.worker_process import WorkerDied, WorkerProcess, WorkerTimeout
+from tests.support.planted import catches
 
 FUNCTION = """
 import os, re, subprocess, sys, time
@@ -87,6 +88,7 @@ def test_stopping_ends_the_worker_and_what_it_started(worker):
         os.waitpid(pids[0], 0)
 
 
+@catches("a worker outlives a trainer that was killed, or leaves children")
 @linux
 @pytest.mark.parametrize("how", ["sleep", "regex"])
 def test_a_hung_worker_dies_with_a_trainer_that_is_killed(tmp_path, how):

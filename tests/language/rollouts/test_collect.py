@@ -23,6 +23,7 @@ from lmpg.language.sampling.sampler import Sampler
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import RunStopped
 from lmpg.training.old_logprobs import OldLogprobs
+from tests.support.planted import catches
 from tests.support.tiny import CHARACTERS, CONTEXT, EOS, PAD, tiny_model, tiny_tokenizer
 
 PROMPTS = ["a", "bc", "def", "ghij 1", "klmno 22", "p"]
@@ -80,6 +81,7 @@ def source_of(algorithm, scorer=None, eval_metric=None, new_tokens=12, max_refil
     )
 
 
+@catches("score on the first token instead of the last")
 def test_the_score_sits_on_the_last_token_where_the_episode_ends():
     rollout = source_of(PPO()).collect(1).rollout
     lengths = rollout.inputs["response_lengths"]
@@ -102,6 +104,7 @@ def test_rewards_get_what_was_sampled_with_each_prompts_columns():
     assert rollout.scores_B.tolist() == [len(c) for c in completions]
 
 
+@catches("a failed response scored 0 instead of left out")
 def test_responses_without_a_score_are_marked_and_counted():
     collected = source_of(PPO(), FakeScorer(fails="aeiou0123456789")).collect(1)
     failed = (~collected.rollout.scorable_B).sum().item()
@@ -116,6 +119,7 @@ def test_too_many_failures_stop_the_run_with_what_the_reward_said():
         source.collect(1)
 
 
+@catches("values read after each token instead of before")
 def test_the_first_rollout_has_no_kl_and_its_old_logprobs_are_the_policys():
     source = source_of(PPO())
     collected = source.collect(1)

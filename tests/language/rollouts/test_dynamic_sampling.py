@@ -16,6 +16,7 @@ from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.scoring import GroupSampler, Sampled, ScoredGroups
 from lmpg.runtime.stopwatch import Stopwatch
 from tests.language.rollouts.test_collect import FakeScorer, source_of
+from tests.support.planted import catches
 
 
 class Scripted:
@@ -103,6 +104,7 @@ def test_the_slots_of_a_rollout_are_always_filled_by_different_groups():
         assert len(in_slot) == len(set(in_slot)) == 6
 
 
+@catches("dynamic sampling repeats the step's own prompts")
 def test_other_prompts_are_new_ones_as_long_as_there_are_any():
     used = prompts_for_step(10, 2, 4, seed=1)
     found = other_prompts(10, 2, used, 6, seed=1)
@@ -151,6 +153,7 @@ def test_a_refilled_rollout_has_the_same_shape_and_more_groups_with_spread():
     torch.testing.assert_close(refilled.rollout.ref_logprobs_BT, new, atol=1e-5, rtol=0)
 
 
+@catches("groups sampled later at the rollout's end instead of in the slots of the dropped ones")
 def test_kept_groups_stay_in_their_places_beside_new_ones():
     plain, refilled = grouped(0).collect(8).rollout, grouped(5).collect(8).rollout
     assert spreads(plain) == [False, True, False, False]
@@ -164,6 +167,7 @@ def test_kept_groups_stay_in_their_places_beside_new_ones():
         assert torch.equal(refilled.inputs["response_ids"][rows, :width], ids)
 
 
+@catches("every round of dynamic sampling draws the same random numbers")
 def test_every_round_has_random_numbers_of_its_own(monkeypatch):
     keys, uniforms = [], Generator.uniforms
     monkeypatch.setattr(
@@ -177,6 +181,7 @@ def test_every_round_has_random_numbers_of_its_own(monkeypatch):
     assert len(set(keys)) == len(keys) == 8
 
 
+@catches("a response without score gives its group a spread")
 def test_responses_without_a_score_give_a_group_no_spread_and_count_as_errors_in_every_round():
     class Broken(Coarse):
         calls = 0

@@ -12,6 +12,7 @@ from lmpg.algorithms.ppo import PPO
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.sampling.samples import concatenated
 from tests.language.rollouts.test_collect import FakeScorer, source_of
+from tests.support.planted import catches
 from tests.support.tiny import PAD
 
 
@@ -27,6 +28,10 @@ def same(found, expected) -> None:
             torch.testing.assert_close(other, value, atol=1e-6, rtol=1e-6)
 
 
+@catches(
+    "parts of a rollout padded on the wrong side",
+    "each part of a rollout draws the first rows' random numbers",
+)
 @pytest.mark.parametrize("chunks", [2, 3, 100])
 @pytest.mark.parametrize("algorithm", [PPO(), GRPO(group_size=4)])
 def test_the_number_of_parts_changes_no_token_and_no_score(algorithm, chunks):
@@ -48,6 +53,7 @@ def test_parts_of_different_widths_become_what_is_sampled_together():
     same(concatenated(parts, PAD), sampler.sample(prompts, 1, uniforms_BT))
 
 
+@catches("scores awaited before the next part is sampled")
 def test_each_part_is_handed_over_before_the_next_is_sampled():
     told = []
 

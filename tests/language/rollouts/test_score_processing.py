@@ -14,6 +14,7 @@ from lmpg.language.rewards.scorer import Scores
 from lmpg.language.rewards.settings import RewardSettings
 from lmpg.language.rollouts.assembly import token_rewards
 from lmpg.language.rollouts.score_processing import ScoreProcessing
+from tests.support.planted import catches
 
 LIMIT = 10
 
@@ -33,6 +34,10 @@ def batch(totals, lengths=None, finished=None, steps=None):
     return completions, Scores(totals, {}, totals.count(None), [], steps or [[]] * len(totals))
 
 
+@catches(
+    "running statistics merged without the distance between the means",
+    "running statistics with the biased std",
+)
 def test_moments_are_those_of_all_numbers_however_they_came():
     dice = random.Random(1)
     numbers = [1e6 + dice.gauss(0, 1) for _ in range(300)]
@@ -45,6 +50,7 @@ def test_moments_are_those_of_all_numbers_however_they_came():
     assert Moments().after([3.0]).std == 0
 
 
+@catches("over-long slope divided by the limit, not by the margin")
 def test_overlong_responses_are_punished_as_in_equation_13():
     # L_max = 10, L_cache = 4: 0 up to 6, then (6 − |y|) / 4, −1 at the limit
     found = [overlong_punishment(length, 10, 4) for length in (1, 6, 7, 8, 9, 10)]
@@ -60,6 +66,7 @@ def test_without_settings_nothing_changes():
     assert ScoreProcessing(RewardSettings(truncated="mask"), LIMIT).changes_scores
 
 
+@catches("scores normalised by this rollout's statistics alone")
 def test_the_first_rollout_is_normalised_by_its_own_statistics_and_later_ones_by_all():
     processing = ScoreProcessing(RewardSettings(normalise="running"), LIMIT)
     seen = []
@@ -77,6 +84,7 @@ def test_scores_that_are_all_the_same_are_normalised_to_zero():
     assert processed([2.0, 2.0], normalise="running").totals == [0, 0]
 
 
+@catches("scores clipped before they are normalised")
 def test_scores_are_clipped_after_normalising_and_before_penalties():
     totals = [0.0] * 8 + [90.0]
     found = processed(
@@ -91,6 +99,7 @@ def test_scores_are_clipped_after_normalising_and_before_penalties():
     assert processed([5.0, -5.0, 0.1], score_clip=1.0).totals == [1, -1, 0.1]
 
 
+@catches("penalty for a missing EOS charged to all")
 def test_only_responses_without_eos_pay_for_it():
     found = processed([1.0, 1.0, None], finished=[True, False, False], missing_eos_penalty=0.3)
     assert found.totals == [1, 0.7, None]
@@ -137,6 +146,7 @@ def last(lengths, width):
     return torch.arange(1, width + 1) == torch.tensor(lengths)[:, None]
 
 
+@catches("process rewards on their tokens and again in the last one")
 def test_process_rewards_lie_on_their_tokens_and_a_row_sums_to_its_total():
     rewards_BT = token_rewards(
         last([3, 4, 2], 5), [2.0, -1.0, None], [[(0, 0.5), (2, 1.0)], [(1, 0.25)], []]
@@ -149,6 +159,7 @@ def test_process_rewards_lie_on_their_tokens_and_a_row_sums_to_its_total():
     assert rewards_BT.dtype == torch.float32
 
 
+@catches("process rewards not divided by the std of the total")
 def test_process_rewards_are_scaled_as_the_total_is():
     steps = [[(0, 0.5)], []]
     found = processed([1.0, 3.0], steps=steps, normalise="running")
@@ -158,6 +169,7 @@ def test_process_rewards_are_scaled_as_the_total_is():
     assert zeroed.steps == [[], []]
 
 
+@catches("rewards on tokens divided by a spread of 0")
 def test_process_rewards_of_scores_without_spread_are_not_blown_up():
     found = processed([2.0, 2.0], steps=[[(1, 2.0)], [(3, 2.0)]], normalise="running")
     assert found.totals == [0, 0]

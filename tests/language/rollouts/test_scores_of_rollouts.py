@@ -12,6 +12,7 @@ from lmpg.settings.section import RunStopped
 from lmpg.training.settings import UpdateSettings
 from lmpg.training.update import Updater
 from tests.language.rollouts.test_collect import FakeScorer, source_of
+from tests.support.planted import catches
 
 
 def test_remax_gets_the_score_of_the_greedy_response_to_each_rows_prompt():
@@ -53,6 +54,10 @@ class FailsOnGreedy(FakeScorer):
         return found
 
 
+@catches(
+    "a greedy response without score counts as 0",
+    "greedy scores in the order of distinct prompts",
+)
 def test_a_row_whose_greedy_response_has_no_score_is_left_out_and_counted():
     source = source_of(ReMax(), FailsOnGreedy())
     collected = source.collect(1)
@@ -66,6 +71,7 @@ def test_a_row_whose_greedy_response_has_no_score_is_left_out_and_counted():
     assert (collected.rollout.rewards_BT[torch.tensor(hit)] == 0).all()
 
 
+@catches("greedy scores compared raw with processed ones")
 def test_greedy_scores_are_processed_like_all_others():
     raw, clipped = (source_of(ReMax(), **s).collect(1) for s in ({}, {"score_clip": 3.0}))
     expected_B = raw.rollout.greedy_scores_B.clamp(-3, 3)
@@ -86,6 +92,7 @@ def test_raw_and_processed_scores_are_told_apart():
     assert source.evaluate() == source_of(PPO()).evaluate()  # which knows raw scores alone
 
 
+@catches("running statistics not saved")
 def test_running_statistics_go_on_after_a_resume():
     whole = source_of(PPO(), normalise="running")
     first = whole.collect(1)
@@ -107,6 +114,7 @@ def truncated_rows(rollout):
     return cut_B
 
 
+@catches("a masked response counts as an error")
 def test_masked_truncated_responses_leave_the_loss_but_are_no_errors():
     collected = source_of(PPO(), truncated="mask", max_error_share=0.0).collect(1)
     cut_B = truncated_rows(collected.rollout)
@@ -114,6 +122,7 @@ def test_masked_truncated_responses_leave_the_loss_but_are_no_errors():
     assert collected.metrics["reward_errors"] == 0
 
 
+@catches("score of a masked response in the running statistics")
 def test_masked_truncated_responses_stay_out_of_the_running_statistics():
     source = source_of(PPO(), truncated="mask", normalise="running")
     rollout = source.collect(1).rollout
@@ -121,6 +130,10 @@ def test_masked_truncated_responses_stay_out_of_the_running_statistics():
     assert rollout.scores_B[rollout.scorable_B].mean() == pytest.approx(0, abs=1e-6)
 
 
+@catches(
+    "truncated responses count as terminated",
+    "truncated responses bootstrapped with the value before the last token",
+)
 def test_truncation_bootstraps_with_the_value_after_the_last_token():
     source = source_of(PPO(), truncated="bootstrap")
     policy = source.generator.policy
@@ -176,6 +189,7 @@ def test_a_step_that_is_stopped_leaves_no_trace_in_the_statistics():
     assert source.state()["scores"]["count"] == 0
 
 
+@catches("the critic's learning rate set but not used")
 def test_the_critic_is_updated_with_its_own_learning_rate():
     source = source_of(PPO())
     rollout = source.collect(1).rollout

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lmpg.language.sampling.choice import BLOCK, chosen, tokens_at
+from tests.support.planted import catches
 
 SIZES = [7, BLOCK, 4 * BLOCK, 4 * BLOCK + 1, 20 * BLOCK, 20 * BLOCK + 37]
 
@@ -30,6 +31,7 @@ def test_a_token_is_the_one_at_which_the_cumulated_probability_passes_u(vocabula
     assert sum(a != b for a, b in zip(found, expected)) <= 1
 
 
+@catches("tokens beyond the vocabulary in its last block")
 @pytest.mark.parametrize("vocabulary", SIZES)
 def test_evenly_spread_uniforms_give_every_token_its_share(vocabulary):
     probs = distribution(vocabulary)
@@ -67,6 +69,7 @@ def test_a_rows_token_does_not_depend_on_the_other_rows(vocabulary):
     assert torch.equal(together.flip(0), tokens_at(probs.flip(0), u.flip(0)))
 
 
+@catches("entropy from logits of any size")
 @pytest.mark.parametrize("shift", [0.0, -80.0])
 def test_what_is_recorded_is_that_of_the_log_softmax(shift):
     logits = 4 * torch.randn(16, 5000, generator=torch.Generator().manual_seed(3)) + shift

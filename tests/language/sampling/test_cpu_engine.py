@@ -11,6 +11,7 @@ from lmpg.language.models.settings import LoraSettings
 from lmpg.language.sampling.engines import linear as fused_linear
 from lmpg.language.sampling.engines.selection import fused_deviation, why_general
 from lmpg.language.sampling.sampler import Sampler
+from tests.support.planted import catches
 from tests.support.tiny import CONTEXT, EOS, PAD, tiny_model
 
 PROMPTS = [[5, 6, 7], [9], [4, 4, 8, 12, 30, 31, 2, 17, 18], [5, 6, 7]]
@@ -71,6 +72,11 @@ def general(monkeypatch):
     )
 
 
+@catches(
+    "biases of rotated heads in another order than their weights",
+    "the norm of queries used for keys",
+    "attention's scaling by layer ignored",
+)
 @pytest.mark.parametrize("packed_from", [0, 2**15])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_sampled_as_by_its_own_forward(family, packed_from, general, monkeypatch):
@@ -102,6 +108,10 @@ def test_in_bfloat16_the_fused_trunk_is_as_near_as_the_models_own_forward(family
     assert float((fused.values_BT - fresh.values_BT).abs().mean()) < 0.01
 
 
+@catches(
+    "weights of the CPU engine read once for all rollouts",
+    "an adapter left out of the weights of the CPU engine",
+)
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("lora", [False, True])
 def test_weights_are_read_again_in_every_rollout(family, lora):
@@ -118,6 +128,7 @@ def test_weights_are_read_again_in_every_rollout(family, lora):
     assert_exact(it, after)
 
 
+@catches("a sliding window taken for full attention")
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -137,6 +148,7 @@ def test_what_the_fused_trunk_does_not_know_is_sampled_by_the_model_and_said(cha
     assert reason in sampler.way
 
 
+@catches("a subclass, or a layer of another type, taken for a known one")
 def test_other_classes_and_layers_are_not_taken_for_known_ones():
     class Mine(type(policy().model)):
         pass
@@ -152,6 +164,10 @@ def test_other_classes_and_layers_are_not_taken_for_known_ones():
     assert why_general(it, CONTEXT) == "it has layers of type Quantised"
 
 
+@catches(
+    "an engine that deviates from its model is trusted",
+    "a model whose layers compute something else is trained by the ragged forward",
+)
 def test_a_model_that_computes_something_else_is_noticed(monkeypatch, caplog):
     """Both by the sampler and where its texts are evaluated again."""
     it = policy()
@@ -171,6 +187,7 @@ def test_a_model_that_computes_something_else_is_noticed(monkeypatch, caplog):
     assert "the lean one deviate from it by" in caplog.text
 
 
+@catches("threads stay as they were set for sampling")
 def test_threads_are_as_before_after_a_rollout():
     before = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -23,6 +23,7 @@ from tests.language.sampling.test_cpu_engine import (
     policy,
     uniforms,
 )
+from tests.support.planted import catches
 from tests.support.recorded_graphs import RecordedGraphs
 from tests.support.tiny import CONTEXT
 
@@ -35,6 +36,12 @@ def change(it, size=0.05):
                 x += size * torch.randn(x.shape)
 
 
+@catches(
+    "CUDA engine: a row's new token, or one after it, masked wrongly",
+    "CUDA engine: padding of prompts not moved with its row",
+    "CUDA engine: rows of the cache not moved with their responses",
+    "CUDA engine: greedy or the number of columns not part of a graph's shape",
+)
 @pytest.mark.parametrize(
     ("family", "options"),
     [*((name, {}) for name in FAMILIES), ("qwen2", {"top_k": 5}), ("gpt2", {"top_p": 0.8})],
@@ -83,6 +90,7 @@ def places(monkeypatch):
     return found
 
 
+@catches("a row that reached one EOS of several keeps its place")
 @pytest.mark.parametrize("check_every", [1, 16])
 def test_finished_rows_leave_and_less_than_an_interval_of_steps_is_in_vain(check_every, places):
     sampler = Sampler(policy(), 50, capture=RecordedGraphs(broken="a test"))
@@ -97,6 +105,7 @@ def test_finished_rows_leave_and_less_than_an_interval_of_steps_is_in_vain(check
         assert places == [bucketed(n) for n in going]
 
 
+@catches("new weights not copied to where a graph reads")
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("family", ["qwen3", "gpt2"])
@@ -118,6 +127,7 @@ def test_new_weights_come_to_where_a_captured_step_reads_them(family, bf16, lora
         assert_exact(it, after)
 
 
+@catches("the model's own weights overwritten by an adapter's sum")
 def test_the_models_own_parameters_are_never_written():
     it = policy(lora=True)
     with it.model.disable_adapter():
@@ -128,6 +138,7 @@ def test_the_models_own_parameters_are_never_written():
     assert all(torch.equal(x, before[name]) for name, x in it.state_dict().items())
 
 
+@catches("graphs kept when memory has moved, or the temperature has changed")
 def test_weights_that_moved_and_larger_rollouts_are_captured_anew():
     it, graphs = policy(), RecordedGraphs()
     sampler = Sampler(it, 12, capture=graphs)
@@ -157,6 +168,7 @@ def test_a_step_that_cannot_be_captured_is_done_plainly_and_said(caplog):
     assert caplog.messages == ["sampling without a recorded graph: it waits for the host"]
 
 
+@catches("NaN of an earlier rollout left under the mask")
 def test_nothing_of_an_earlier_rollout_is_left():
     """NaN least of all: masked keys have weight 0, but 0 times NaN is NaN."""
     it = policy()
@@ -173,6 +185,10 @@ def test_nothing_of_an_earlier_rollout_is_left():
     assert_same(sampler.sample(PROMPTS[:2], 8, uniforms(16, 20)), expected)
 
 
+@catches(
+    "a finished row runs out of its columns of the cache",
+    "a row that reached its limit keeps its place in the batch",
+)
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_rows_that_end_with_the_context_do_not_run_out_of_it(family, places):
     it = policy(family)
@@ -201,6 +217,7 @@ def elsewhere(x):
     return x
 
 
+@catches("a decode step waits for the host")
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()

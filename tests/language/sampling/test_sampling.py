@@ -8,6 +8,7 @@ from lmpg.language.sampling.choice import tokens_at, truncated
 from lmpg.language.sampling.engines.cpu import FusedTrunk
 from lmpg.language.sampling.engines.transformers import ModelTrunk
 from lmpg.language.sampling.sampler import Sampler
+from tests.support.planted import catches
 from tests.support.tiny import CONTEXT, EOS, PAD, VOCABULARY, tiny_model
 
 KINDS = ["llama", "qwen2", "gpt2"]
@@ -38,6 +39,11 @@ def responses(samples):
     return [ids[:n].tolist() for ids, n in zip(samples.inputs["response_ids"], lengths)]
 
 
+@catches(
+    "rows of the cache not dropped with the responses that end",
+    "the temperature left out of sampling",
+    "rows not moved into the places of those that end, or without their padding",
+)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
 def test_sampled_logprobs_entropy_and_values_equal_a_fresh_forward(kind, temperature):
@@ -92,6 +98,7 @@ def test_evenly_spread_uniforms_give_each_token_its_share_exactly():
     assert torch.bincount(tokens, minlength=5).tolist() == [500, 0, 300, 200, 0]
 
 
+@catches("a uniform on the edge of the cumulative distribution gives a token of probability 0")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_no_uniform_gives_a_token_of_probability_zero_or_none_at_all(dtype):
     below_one = 1 - torch.finfo(dtype).eps / 2
@@ -104,6 +111,7 @@ def test_no_uniform_gives_a_token_of_probability_zero_or_none_at_all(dtype):
         assert tokens[-1] == 4
 
 
+@catches("random numbers by place in the batch instead of by row")
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_sampled_together_and_one_by_one_get_the_same_tokens(kind):
     it = policy(kind, 1.2)
@@ -129,6 +137,13 @@ def test_when_finished_rows_leave_the_batch_changes_nothing(check_every):
     torch.testing.assert_close(at_once.values_BT, late.values_BT, rtol=1e-5, atol=1e-5)
 
 
+@catches(
+    "padding of prompts attended to in the CPU engine",
+    "rows of a rollout not in the order of their prompts",
+    "equal prompts go through the model once each",
+    "room of the cache that is not filled attended to",
+    "columns lost when the cache grows",
+)
 @pytest.mark.parametrize("trunk", [FusedTrunk, ModelTrunk])
 def test_rows_are_prompt_major_and_distinct_prompts_go_through_the_model_once(trunk, monkeypatch):
     batches = []
@@ -147,6 +162,7 @@ def test_rows_are_prompt_major_and_distinct_prompts_go_through_the_model_once(tr
     assert samples.inputs["prompt_lengths"].tolist() == [3, 3, 1, 1, 9, 9, 3, 3]
 
 
+@catches("EOS not a step of the response")
 def test_every_eos_id_ends_a_response_and_is_its_last_chosen_step():
     eos = (EOS, 20, 33)
     samples = Sampler(policy(eos=eos), 30).sample(PROMPTS, 8, uniforms(32, 30))
@@ -162,6 +178,7 @@ def test_every_eos_id_ends_a_response_and_is_its_last_chosen_step():
     assert samples.mask_BT.shape[1] == lengths.max()
 
 
+@catches("response length from ids != pad")
 def test_a_pad_token_that_is_the_eos_hides_nothing():
     separate, same = (
         Sampler(policy(pad=pad), 30).sample(PROMPTS, 4, uniforms(16, 30)) for pad in (PAD, EOS)
@@ -180,6 +197,7 @@ def test_what_is_recorded_is_zero_in_padding():
         assert (recorded[samples.mask_BT] != 0).all()
 
 
+@catches("positions of padding beyond the context")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("check_every", [1, 7])
 def test_a_response_stops_where_the_context_ends(kind, check_every):
@@ -226,6 +244,7 @@ def test_recorded_tensors_can_be_trained_on():
     assert all(p.grad is not None for p in it.parameters())
 
 
+@catches("nucleus without the token that crosses p")
 @pytest.mark.parametrize(
     ("top_k", "top_p", "kept"),
     [
@@ -243,6 +262,7 @@ def test_truncation_keeps_the_likeliest_tokens(top_k, top_p, kept):
     assert truncated(probs, top_k, top_p)[0].tolist() == pytest.approx(kept)
 
 
+@catches("log-probs of the cut-off distribution recorded")
 def test_truncated_samples_come_from_the_top_and_keep_the_whole_distributions_logprobs():
     it = policy()
     samples = Sampler(it, 12, top_k=3).sample(PROMPTS, 16, uniforms(64, 12))

@@ -8,8 +8,8 @@ import random
 import pytest
 
 from lmpg.cli.command import run
-from lmpg.language.stages import STAGES
-from lmpg.language.stages.program import stage_settings
+from lmpg.cli.train import settings_of
+from lmpg.language.stages.settings import STAGES
 from lmpg.language.worlds import WORLDS, addition, reviews, world_asked_for
 from lmpg.language.worlds.tasks import sums as task
 from lmpg.settings.section import UserError
@@ -21,7 +21,7 @@ HAVING = [(world, stage) for world, recipe in WORLDS.items() for stage in recipe
 
 @pytest.mark.parametrize(("world", "stage"), HAVING)
 def test_every_stage_of_a_world_has_valid_settings(world, stage):
-    settings = stage_settings(stage, {}, ["--data.world", world])
+    settings = settings_of(stage, ["--data.world", world])
     assert settings.update.learning_rate > 1e-5
     assert stage in STAGES
 

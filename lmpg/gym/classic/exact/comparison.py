@@ -24,12 +24,12 @@ from lmpg.gym.classic.exact.estimators import (
 from lmpg.gym.classic.exact.exact_values import action_values, performance, state_values
 from lmpg.gym.classic.exact.gradients import policy_gradient, softmax_policy
 from lmpg.gym.classic.exact.measuring import Quality, gradients, quality
-from lmpg.gym.classic.exact.sampled_episodes import Episodes, sampled_episodes
+from lmpg.gym.classic.exact.sampled_episodes import SampledEpisodes, sampled_episodes
 from lmpg.gym.environments.problems.finite import FiniteMDP, random_mdp
 
 HORIZON = 5
 LAMBDAS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
-CreditOf = Callable[[Episodes], Tensor]
+CreditOf = Callable[[SampledEpisodes], Tensor]
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def setting(seed: int = 0) -> Setting:
     """The problem of that seed."""
     rng = np.random.default_rng(seed)
     endless = random_mdp(3, 2, 0.9, rng)
-    paid = FiniteMDP(endless.P_SAS, endless.r_SA + 1, endless.start_S, endless.gamma)
-    mdp = paid.with_horizon(HORIZON)
+    shifted = FiniteMDP(endless.P_SAS, endless.r_SA + 1, endless.start_S, endless.gamma)
+    mdp = shifted.with_horizon(HORIZON)
     theta_OA, acting_OA = 0.7 * rng.standard_normal((2, 3, 2))
     pi_SA = softmax_policy(mdp, theta_OA)
     V_S = state_values(mdp, pi_SA)
@@ -77,7 +77,7 @@ def credits_of(s: Setting) -> dict[str, CreditOf]:
     gamma, eta = s.mdp.gamma, performance(s.mdp, s.pi_SA)
     Q_SA = torch.from_numpy(action_values(s.mdp, s.V_S))
 
-    def less_average(e: Episodes) -> Tensor:
+    def less_average(e: SampledEpisodes) -> Tensor:
         return (to_go := returns_to_go(e, gamma)) - average(to_go, e)
 
     mixtures = {
@@ -109,7 +109,7 @@ def off_policy_credits_of(s: Setting) -> dict[str, CreditOf]:
     def of_return(level, cap=None) -> CreditOf:
         return lambda e: weighted(returns_to_go(e, gamma), e, ratios(e), level, cap)
 
-    def ratios(e: Episodes) -> Tensor:
+    def ratios(e: SampledEpisodes) -> Tensor:
         return log_ratios(e, s.pi_SA, s.mu_SA)
 
     return {

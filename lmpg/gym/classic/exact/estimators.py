@@ -1,6 +1,6 @@
-"""Estimates of the policy gradient from whole episodes: the same score, ever other credit.
+"""Policy-gradient estimators: all weight the same ∇log π, each with another credit.
 
-Every estimate is g = Σ_t γ^t credit_t ∇log π(a_t | s_t) per episode. The functions here give the
+Every estimate is g = Σ_t γ^t credit_t ∇log π(a_t | s_t) per episode. The functions here return the
 credit, [N, T], `exact.measuring.gradients` sums it. Biased are: advantages of a wrong value
 function that bootstrap from it (λ < 1, n steps), importance weights that are capped or of one step
 alone, and credit over γ^t, which is what leaving γ^t out means. `V_S` is the value of the
@@ -17,15 +17,15 @@ from torch import Tensor
 
 from lmpg.functional.advantages import gae, n_step_advantages
 from lmpg.functional.policy_losses import RatioLevel, importance_weights
-from lmpg.gym.classic.exact.sampled_episodes import Episodes
+from lmpg.gym.classic.exact.sampled_episodes import SampledEpisodes
 
 
-def discounts(episodes: Episodes, gamma: float) -> Tensor:
+def discounts(episodes: SampledEpisodes, gamma: float) -> Tensor:
     """γ^t, [T]."""
     return gamma ** torch.arange(episodes.mask_NT.shape[1], dtype=torch.float64)
 
 
-def whole_returns(episodes: Episodes, gamma: float, baseline: float) -> Tensor:
+def whole_returns(episodes: SampledEpisodes, gamma: float, baseline: float) -> Tensor:
     """(R − baseline)/γ^t with the return R of the whole episode (Williams 1992).
 
     Over γ^t because `gradients` multiplies with it: R counts alike at every step.
@@ -35,28 +35,30 @@ def whole_returns(episodes: Episodes, gamma: float, baseline: float) -> Tensor:
     return (returns_N1 - baseline) / gamma_T
 
 
-def returns_to_go(episodes: Episodes, gamma: float) -> Tensor:
-    """Σ_{k ≥ t} γ^(k−t) r_k: an action has no part in what was paid before it."""
+def returns_to_go(episodes: SampledEpisodes, gamma: float) -> Tensor:
+    """Σ_{k ≥ t} γ^(k−t) r_k: an action cannot change the rewards before it."""
     nothing_S = np.zeros(int(episodes.states_NT.max()) + 1)
     return lambda_advantages(episodes, nothing_S, gamma, 1.0)
 
 
-def average(credit_NT: Tensor, episodes: Episodes) -> Tensor:
-    """The mean credit of each step's number over the episodes that reach it, a baseline [T].
+def average(credit_NT: Tensor, episodes: SampledEpisodes) -> Tensor:
+    """Mean credit at step t over the episodes that reach it, [T], as a baseline.
 
     It holds the sample itself, which shrinks the gradient by 1 − 1/N.
     """
     return (credit_NT * episodes.mask_NT).sum(0) / episodes.mask_NT.sum(0).clamp(min=1)
 
 
-def lambda_advantages(episodes: Episodes, V_S: np.ndarray, gamma: float, lam: float) -> Tensor:
+def lambda_advantages(
+    episodes: SampledEpisodes, V_S: np.ndarray, gamma: float, lam: float
+) -> Tensor:
     """Generalised advantages, see `functional.advantages.gae`."""
     V_NT, next_NT = _values(episodes, V_S)
     e = episodes
     return gae(e.rewards_NT, V_NT, next_NT, e.ended_NT, e.ended_NT, e.mask_NT, gamma, lam)
 
 
-def step_advantages(episodes: Episodes, V_S: np.ndarray, gamma: float, n: int) -> Tensor:
+def step_advantages(episodes: SampledEpisodes, V_S: np.ndarray, gamma: float, n: int) -> Tensor:
     """A^(n), see `functional.advantages.n_step_advantages`."""
     V_NT, next_NT = _values(episodes, V_S)
     e = episodes
@@ -66,20 +68,20 @@ def step_advantages(episodes: Episodes, V_S: np.ndarray, gamma: float, n: int) -
 
 
 def per_decision_returns(
-    episodes: Episodes, log_ratios_NT: Tensor, gamma: float, cap: float | None = None
+    episodes: SampledEpisodes, log_ratios_NT: Tensor, gamma: float, cap: float | None = None
 ) -> Tensor:
     """Σ_{k ≥ t} γ^(k−t) w_k r_k with w_k = ∏_{i ≤ k} π/μ (Precup, Sutton & Singh 2000).
 
     Unbiased without cap: each reward is weighted by the ratios of the actions that led to it.
     """
     weights_NT = importance_weights(log_ratios_NT, episodes.mask_NT, "decision", cap)
-    paid = replace(episodes, rewards_NT=weights_NT * episodes.rewards_NT)
-    return returns_to_go(paid, gamma)
+    reweighted = replace(episodes, rewards_NT=weights_NT * episodes.rewards_NT)
+    return returns_to_go(reweighted, gamma)
 
 
 def weighted(
     credit_NT: Tensor,
-    episodes: Episodes,
+    episodes: SampledEpisodes,
     log_ratios_NT: Tensor,
     level: RatioLevel,
     cap: float | None = None,
@@ -91,13 +93,13 @@ def weighted(
     return credit_NT * importance_weights(log_ratios_NT, episodes.mask_NT, level, cap)
 
 
-def log_ratios(episodes: Episodes, pi_SA: np.ndarray, mu_SA: np.ndarray) -> Tensor:
+def log_ratios(episodes: SampledEpisodes, pi_SA: np.ndarray, mu_SA: np.ndarray) -> Tensor:
     """log π(a_t | s_t) − log μ(a_t | s_t)."""
     ratios_SA = torch.from_numpy(np.log(pi_SA) - np.log(mu_SA))
     return ratios_SA[episodes.states_NT, episodes.actions_NT]
 
 
-def _values(episodes: Episodes, V_S: np.ndarray) -> tuple[Tensor, Tensor]:
+def _values(episodes: SampledEpisodes, V_S: np.ndarray) -> tuple[Tensor, Tensor]:
     """V before and after each step."""
     values_S = torch.from_numpy(V_S)
     return values_S[episodes.states_NT], values_S[episodes.next_states_NT]

@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 
 from lmpg.gym.classic.exact.estimators import discounts
-from lmpg.gym.classic.exact.sampled_episodes import Episodes
+from lmpg.gym.classic.exact.sampled_episodes import SampledEpisodes
 
 
 def gradients(
-    credit_NT: Tensor, episodes: Episodes, pi_SA: np.ndarray, seen_S: np.ndarray, gamma: float
+    credit_NT: Tensor,
+    episodes: SampledEpisodes,
+    pi_SA: np.ndarray,
+    seen_S: np.ndarray,
+    gamma: float,
 ) -> Tensor:
     """Σ_t γ^t credit_t ∇log π per episode, [N, O·A], for a softmax with logits θ_OA.
 

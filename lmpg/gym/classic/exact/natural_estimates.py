@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lmpg.gym.classic.exact.comparison import HORIZON, Setting
 from lmpg.gym.classic.exact.estimators import discounts, lambda_advantages
-from lmpg.gym.classic.exact.sampled_episodes import Episodes, sampled_episodes
+from lmpg.gym.classic.exact.sampled_episodes import SampledEpisodes, sampled_episodes
 
 SMALLEST = 1e-8
 """Eigenvalues of F below this share of the largest are taken for 0."""
@@ -22,12 +22,12 @@ SMALLEST = 1e-8
 def natural_gradients(
     s: Setting, batch_size: int, num_batches: int, lam: float, rng: np.random.Generator
 ) -> dict[str, Tensor]:
-    """Of each batch of episodes, [num_batches, O·A], in several ways.
+    """Estimates from each batch of episodes, [num_batches, O·A], by name.
 
     gradient: g itself. natural gradient: F⁺g with F = E_s E_{a∼π}[ψψᵀ] over the batch's states, as
-    in `lmpg.gym.classic.natural_policy_gradient` and `trpo`, or over those of all batches. natural
-    actor-critic: the w with the least Σ γ^t (wᵀψ − A)², as in
-    `lmpg.gym.classic.natural_actor_critic`, times Σ γ^t per episode.
+    in `gym.classic.natural_policy_gradient` and `trpo`, or over those of all batches. natural
+    actor-critic: the w with the least Σ γ^t (wᵀψ − A)², as in `gym.classic.natural_actor_critic`,
+    times Σ γ^t per episode.
     """
     num_episodes = batch_size * num_batches
     episodes = sampled_episodes(s.mdp, s.pi_SA, num_episodes, HORIZON, rng)
@@ -54,7 +54,7 @@ def natural_gradients(
     }
 
 
-def _scores(s: Setting, episodes: Episodes, action: int | None = None) -> Tensor:
+def _scores(s: Setting, episodes: SampledEpisodes, action: int | None = None) -> Tensor:
     """ψ = ∂log π(a | s)/∂θ of the actions that were taken, or of that one, [N, T, O·A]."""
     states_NT, (num_seen, num_actions) = episodes.states_NT, s.theta_OA.shape
     actions_NT = episodes.actions_NT if action is None else torch.full_like(states_NT, action)

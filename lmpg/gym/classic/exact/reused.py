@@ -25,7 +25,7 @@ from lmpg.gym.classic.exact.comparison import CreditOf, Setting
 from lmpg.gym.classic.exact.estimators import discounts, log_ratios, whole_returns
 from lmpg.gym.classic.exact.exact_values import performance, visitation
 from lmpg.gym.classic.exact.gradients import policy_gradient, softmax_policy
-from lmpg.gym.classic.exact.sampled_episodes import Episodes
+from lmpg.gym.classic.exact.sampled_episodes import SampledEpisodes
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -59,7 +59,7 @@ def surrogate_credits_of(s: Setting) -> dict[str, CreditOf]:
     gamma, eta = s.mdp.gamma, performance(s.mdp, s.mu_SA)
 
     def slope(loss: Loss) -> CreditOf:
-        def credit(e: Episodes) -> Tensor:
+        def credit(e: SampledEpisodes) -> Tensor:
             x_NT = log_ratios(e, s.pi_SA, s.mu_SA).requires_grad_()
             A_NT = (whole_returns(e, gamma, eta)[:, :1] * e.mask_NT).contiguous()
             total = (loss(x_NT, A_NT, e.mask_NT) * e.mask_NT).sum()

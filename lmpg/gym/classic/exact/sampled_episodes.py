@@ -12,7 +12,7 @@ from lmpg.gym.environments.problems.finite import FiniteMDP
 
 
 @dataclass(frozen=True)
-class Episodes:
+class SampledEpisodes:
     """N episodes, padded to T steps; everything is 0 after an episode's end.
 
     states_NT, next_states_NT, actions_NT: int64. rewards_NT: float64. mask_NT: steps that took
@@ -34,7 +34,7 @@ def sampled_episodes(
     horizon: int,
     rng: np.random.Generator,
     group_size: int = 1,
-) -> Episodes:
+) -> SampledEpisodes:
     """Episodes of `pi_SA`, or each of its own of pi_NSA; all must be over after `horizon` steps.
 
     group_size: how many in a row share a drawn first state, as responses share a prompt.
@@ -56,7 +56,9 @@ def sampled_episodes(
         alive_N, states_N = alive_N & ~ended_N, after_N
     if alive_N.any():
         raise ValueError(f"{alive_N.sum()} episodes go on after {horizon} steps; see with_horizon")
-    return Episodes(*(torch.from_numpy(np.stack(column, axis=1)) for column in zip(*columns)))
+    return SampledEpisodes(
+        *(torch.from_numpy(np.stack(column, axis=1)) for column in zip(*columns))
+    )
 
 
 def _drawn(cumulative_NK: np.ndarray, rng: np.random.Generator) -> np.ndarray:

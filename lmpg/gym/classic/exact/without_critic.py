@@ -22,7 +22,7 @@ from lmpg.gym.classic.exact.estimators import (
 )
 from lmpg.gym.classic.exact.exact_values import state_values
 from lmpg.gym.classic.exact.improvement import greedy
-from lmpg.gym.classic.exact.sampled_episodes import Episodes
+from lmpg.gym.classic.exact.sampled_episodes import SampledEpisodes
 
 
 def credits_without_critic(s: Setting, group_size: int) -> dict[str, CreditOf]:
@@ -30,11 +30,11 @@ def credits_without_critic(s: Setting, group_size: int) -> dict[str, CreditOf]:
     gamma = s.mdp.gamma
     greedy_S = torch.from_numpy(state_values(s.mdp, greedy(s.pi_SA)))
 
-    def scores(e: Episodes) -> Tensor:
+    def scores(e: SampledEpisodes) -> Tensor:
         return whole_returns(e, gamma, 0.0)
 
     def grouped(advantage: Callable[[Tensor, Tensor], Tensor]) -> CreditOf:
-        def credit(e: Episodes) -> Tensor:
+        def credit(e: SampledEpisodes) -> Tensor:
             scores_PG = scores(e)[:, 0].view(-1, group_size)  # γ^0 = 1
             known_PG = torch.ones_like(scores_PG, dtype=torch.bool)
             return advantage(scores_PG, known_PG).view(-1, 1) / discounts(e, gamma)
