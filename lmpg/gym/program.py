@@ -1,4 +1,4 @@
-"""A gymnasium run from settings to results: environments, policy, the common loop."""
+"""A gymnasium run from settings to results: makes its parts and runs the loop over them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def loop(
     folder: RunFolder,
     processes: Processes,
 ) -> Loop:
-    """The loop over the parts of this run."""
+    """The loop of this run: minibatch SGD for algorithms, `Textbook` for textbook methods."""
     total_steps = num_iterations(settings.run, settings.update)
     policy, seed = source.policy, settings.run.seed
     parts: dict[str, Any] = {
@@ -84,7 +84,7 @@ def loop(
 
 
 def first_lines(source: GymSource) -> list[str]:
-    """What is about to be trained, and how it will be judged."""
+    """Lines that describe the environment, the policy and how it is evaluated."""
     envs = source.runner.envs
     form = type(envs.unwrapped).__name__
     parameters = sum(p.numel() for p in source.policy.parameters())
@@ -97,7 +97,7 @@ def first_lines(source: GymSource) -> list[str]:
 
 
 def evaluation_words(source: GymSource) -> str:
-    """How episodes are played for `before`, `after` and `best`."""
+    """A phrase that says how episodes are played in evaluations."""
     return (
         f"{source.evaluation.size} episodes of {source.evaluation.actions} actions, in separate "
         "environments"

@@ -1,4 +1,4 @@
-"""The loop of the textbook's methods: the life of every run around updates that are their own."""
+"""The loop of textbook methods: a run like any other, but with updates of the method's own."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Textbook(Loop):
     def _stop_if_something_is_not_finite(
         self, step: int, weights: dict[str, Tensor], method_state: dict[str, Any]
     ) -> None:
-        """Back to what was known before, which is then saved."""
+        """Restores the state before this iteration, which is then saved, and stops the run."""
         tensors = self.source.policy.trainable_state()
         broken = [name for name, x in tensors.items() if not x.isfinite().all()]
         if broken:

@@ -1,4 +1,4 @@
-"""A language-model run from settings to results: all parts, made in the order they need."""
+"""A language-model run from settings to results: makes its parts and runs the loop over them."""
 
 from __future__ import annotations
 
@@ -69,12 +69,13 @@ def suitable_settings(
 
 
 def passes(algorithm: type[Section]) -> RawSettings:
-    """Without ratios each step is for the policy that sampled, which only the first pass is."""
+    """One epoch for algorithms without ratios: their gradient is that of the policy that sampled,
+    which is gone after the first pass."""
     return {} if "ratios" in algorithm().needs else {"update": {"epochs": 1}}  # type: ignore
 
 
 def own_reward(given: RawSettings) -> RawSettings:
-    """What scores data that brings its own reward, where the user names none."""
+    """The reward that belongs to the data (reasoning-gym tasks), where the user names none."""
     source, rewards = given.get("data", {}).get("path"), given.get("rewards", {})
     if not str(source).startswith(PREFIX) or rewards.get("functions") or rewards.get("models"):
         return {}
@@ -83,7 +84,7 @@ def own_reward(given: RawSettings) -> RawSettings:
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run about to start, with what must be closed at its end and said in its summary."""
+    """A run about to start. scorer is closed at its end; facts go into its summary."""
 
     online: Online
     scorer: Scorer
@@ -91,7 +92,7 @@ class PreparedRun:
 
 
 def with_world(settings: LanguageSettings, world: World) -> LanguageSettings:
-    """Settings in which the world's model and rewards stand where the user has none."""
+    """`settings` with the world's model, and with its rewards where the user gives none."""
     model = {**settings.model.model_dump(), "path": str(world.model_path)}
     rewards = settings.rewards.model_dump()
     if not (settings.rewards.functions or settings.rewards.models):

@@ -1,4 +1,4 @@
-"""Training from a fixed set, any stage, from settings to results."""
+"""Training on a fixed set from settings to results, the same for every stage."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PREPARE: dict[type[OfflineLearningSettings], Callable[..., Prepared]] = {
     DpoSettings: dpo,
     KtoSettings: kto,
 }
-"""What makes the objective of a stage, by the class of its settings."""
+"""The function that makes the objective of a stage, by the class of the stage's settings."""
 
 
 def train_stage(

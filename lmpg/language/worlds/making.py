@@ -18,7 +18,6 @@ from lmpg.algorithms.bradley_terry import BradleyTerry
 from lmpg.language.data.reward_pairs import reward_pairs_from_rows
 from lmpg.language.data.rows import Row
 from lmpg.language.data.texts import texts_from_rows
-from lmpg.language.models.folders import save_folder
 from lmpg.language.models.loading import (
     context_length,
     load_policy,
@@ -26,6 +25,7 @@ from lmpg.language.models.loading import (
     load_tokenizer,
 )
 from lmpg.language.models.policy import CausalLMPolicy
+from lmpg.language.models.precision import save_folder
 from lmpg.language.models.settings import ModelSettings
 from lmpg.language.objectives.reward_model_objective import RewardModelObjective
 from lmpg.language.objectives.sft_objective import SFTObjective
