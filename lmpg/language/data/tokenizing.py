@@ -48,8 +48,8 @@ def many_prompt_ids(tokenizer: Any, prompts: list[str]) -> list[list[int]]:
 def continuation_ids(tokenizer: Any, before: str, text: str) -> list[int]:
     """Ids of `text` as it continues `before`, whose own ids stay as they are.
 
-    Where a token would straddle the seam, `text` is read on its own; the line break in front
-    keeps tokenizers that begin every text with a space from adding one.
+    If a token would hold the end of `before` and the start of `text`, `text` is encoded behind a
+    line break instead, since some tokenizers add a space to the beginning of every text.
     """
     for anchor in (before, "\n"):
         head, whole = encode(tokenizer, anchor), encode(tokenizer, anchor + text)
