@@ -100,7 +100,7 @@ def usable_preferences(
 
 
 def with_prompt_column(rows: list[Row], settings: DataSettings, source: str) -> list[Row]:
-    """The rows; preferences without a column `prompt` get one, with what both answers begin with."""
+    """The rows; preferences without a column `prompt` get one: what both answers begin with."""
     if settings.prompt_column or "prompt" in columns_of(rows) or not is_preference(rows, settings):
         return rows
     found = [preference(row, settings, f"{source}, row {n}") for n, row in enumerate(rows, 1)]
