@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
 from pathlib import Path
 from types import ModuleType
@@ -10,12 +11,13 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from lmpg.algorithms import ALGORITHMS
+from lmpg.gym.classic import METHODS
 from tests.support.planted import catches
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "policy_gradients.md"
 LINKS = re.findall(r"\]\(([^)#]+)", PAGE.read_text(encoding="utf-8"))
-SHARED = {"__init__.py", "batches.py", "online.py"}
 
 
 def script(name: str) -> ModuleType:
@@ -32,11 +34,11 @@ def test_every_link_of_the_page_leads_to_a_file():
     assert [link for link in LINKS if not (PAGE.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize("folder", ["algorithms", "classic"])
-def test_every_method_is_on_the_page(folder):
+@pytest.mark.parametrize("methods", [ALGORITHMS, METHODS], ids=["algorithms", "classic"])
+def test_every_method_is_on_the_page(methods):
     linked = {(PAGE.parent / link).resolve() for link in LINKS}
-    methods = {p for p in (ROOT / "lmpg" / folder).glob("*.py") if p.name not in SHARED}
-    assert sorted(methods - linked) == []
+    files = {Path(inspect.getfile(method)).resolve() for method in methods.values()}
+    assert sorted(files - linked) == []
 
 
 @pytest.mark.slow

@@ -1,14 +1,19 @@
-"""The algorithms, each one short file: its fields are the hyperparameters, two methods the method.
+"""The algorithms: each is one short file of formulas that see numbers only, no model and no text.
 
+An algorithm's fields are its hyperparameters. Those that learn from rollouts have two methods:
 `assign_credit` turns a rollout into advantages, `loss_terms` a minibatch into per-step losses.
+Those that learn from a fixed data set have `loss_terms` alone, with one loss per pair or answer.
 """
 
 import re
 
 from lmpg.algorithms.a2c import A2C
+from lmpg.algorithms.bradley_terry import BradleyTerry
 from lmpg.algorithms.cispo import CISPO
+from lmpg.algorithms.dpo import DPO
 from lmpg.algorithms.grpo import GRPO
 from lmpg.algorithms.gspo import GSPO
+from lmpg.algorithms.kto import KTO
 from lmpg.algorithms.off_policy import OffPolicy
 from lmpg.algorithms.ppo import PPO
 from lmpg.algorithms.reinforce import REINFORCE
@@ -32,8 +37,15 @@ ALGORITHMS: dict[str, type[Section]] = {
     "a2c": A2C,
 }
 
+OFFLINE_ALGORITHMS: dict[str, type[Section]] = {
+    "dpo": DPO,
+    "kto": KTO,
+    "reward_model": BradleyTerry,
+}
+
 
 def algorithm_name(algorithm: type) -> str:
-    """What `algorithm.name` in a YAML file calls an algorithm's class; stages have some too."""
+    """What `algorithm.name` in a YAML file calls an algorithm's class, textbook methods too."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", algorithm.__name__).lower()
-    return next((name for name, a in ALGORITHMS.items() if a is algorithm), words)
+    known = {**ALGORITHMS, **OFFLINE_ALGORITHMS}
+    return next((name for name, a in known.items() if a is algorithm), words)

@@ -1,26 +1,23 @@
-"""DPO and its variants."""
+"""Direct preference optimisation (arXiv 2305.18290) and variants: which of two answers is better?
+
+    −log σ(β(Δ_chosen − Δ_rejected) − γ),   Δ = log π(y | x) − log π_ref(y | x)      (equation 7)
+
+(there with γ = 0). βΔ stands for an answer's reward: there is no reward model, and no sampling.
+"""
 
 from __future__ import annotations
-
-from typing import Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from lmpg.functional.preference_losses import (
-    conservative_loss,
-    hinge_loss,
-    ipo_loss,
-    robust_loss,
-    sigmoid_loss,
-)
+from lmpg.functional.preference_losses import PairLoss, pair_loss
 from lmpg.settings.section import Section
 
 
 class DPO(Section):
     """What an answer's log-probs are compared with, and how a wrong order is punished."""
 
-    loss: Literal["sigmoid", "ipo", "hinge", "conservative", "robust"] = "sigmoid"
+    loss: PairLoss = "sigmoid"
     """Of the difference between chosen and rejected answer; conservative and robust take
     `label_smoothing` for the share of wrong labels."""
     beta: float = Field(0.1, gt=0)
@@ -50,20 +47,14 @@ class DPO(Section):
             )
         return self
 
-    def log_ratio(self, logprobs: Tensor, reference: Tensor, num_tokens: Tensor) -> Tensor:
-        """Δ = log π − log π_ref of an answer, summed over its tokens or their mean."""
-        ratio = logprobs - reference
-        return ratio / num_tokens if self.per_token or self.loss == "ipo" else ratio
-
-    def pair_loss(self, difference: Tensor) -> Tensor:
-        """The loss of Δ_chosen − Δ_rejected."""
-        z = self.beta * difference - self.gamma
-        if self.loss == "ipo":
-            return ipo_loss(difference, beta=self.beta)
-        if self.loss == "hinge":
-            return hinge_loss(z)
-        if self.loss == "conservative":
-            return conservative_loss(z, smoothing=self.label_smoothing)
-        if self.loss == "robust":
-            return robust_loss(z, smoothing=self.label_smoothing)
-        return sigmoid_loss(z)
+    def loss_terms(
+        self, logprobs_2N: Tensor, ref_logprobs_2N: Tensor, num_tokens_2N: Tensor
+    ) -> dict[str, Tensor]:
+        """`loss` of N pairs, and βΔ of both answers; row 0 is of the chosen ones."""
+        delta_2N = logprobs_2N - ref_logprobs_2N
+        if self.per_token or self.loss == "ipo":
+            delta_2N = delta_2N / num_tokens_2N
+        options = (self.loss, self.beta, self.gamma, self.label_smoothing)
+        loss_N = pair_loss(delta_2N[0] - delta_2N[1], *options)
+        chosen_N, rejected_N = self.beta * delta_2N.detach()
+        return {"loss": loss_N, "rewards/chosen": chosen_N, "rewards/rejected": rejected_N}

@@ -1,13 +1,17 @@
-"""Losses and figures of preferences: which of two is better, or whether one is good.
+"""Losses of preferences: which of two answers is better, or whether one alone is good.
 
-z stands for how much more a model prefers the chosen one, in nats.
+`chosen` is the preferred one of a pair. z: by how many nats the model prefers it to the other.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+PairLoss = Literal["sigmoid", "ipo", "hinge", "conservative", "robust"]
 
 
 def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) -> Tensor:
@@ -51,31 +55,47 @@ def ipo_loss(difference: Tensor, *, beta: float) -> Tensor:
     return (difference - 1 / (2 * beta)).square()
 
 
+def pair_loss(
+    difference: Tensor, loss: PairLoss, beta: float, gamma: float, smoothing: float
+) -> Tensor:
+    """The named loss of Δ_chosen − Δ_rejected, with z = β(Δ_chosen − Δ_rejected) − γ."""
+    z = beta * difference - gamma
+    if loss == "ipo":
+        return ipo_loss(difference, beta=beta)
+    if loss == "hinge":
+        return hinge_loss(z)
+    if loss == "conservative":
+        return conservative_loss(z, smoothing=smoothing)
+    if loss == "robust":
+        return robust_loss(z, smoothing=smoothing)
+    return sigmoid_loss(z)
+
+
 def kto_loss(
     log_ratio: Tensor,
     desirable: Tensor,
-    drift: Tensor,
+    kl_baseline: Tensor,
     *,
     beta: float,
     weights: tuple[float, float],
 ) -> Tensor:
     """λ_D(1 − σ(β(Δ − z))) where desirable, λ_U(1 − σ(β(z − Δ))) where not (arXiv 2402.01306,
-    equation 8); z, the drift, has no gradient. weights: (λ_D, λ_U). In [0, λ]."""
-    gain = beta * (log_ratio - drift.detach())
+    equation 8); z, the KL baseline, gets no gradient. weights: (λ_D, λ_U). In [0, λ]."""
+    gain = beta * (log_ratio - kl_baseline.detach())
     return torch.where(
         desirable, weights[0] * torch.sigmoid(-gain), weights[1] * torch.sigmoid(gain)
     )
 
 
-def won(chosen: Tensor, rejected: Tensor) -> Tensor:
+def pair_accuracy(chosen: Tensor, rejected: Tensor) -> Tensor:
     """1 where the chosen one scores higher, ½ where both score the same, else 0."""
     return ((chosen > rejected).float() + (chosen >= rejected).float()) / 2
 
 
-def all_comparisons(scores_N: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+def pairs_by_label(scores_N: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
     """Scores (higher label, lower label) of every pair with different labels.
 
-    The mean of `won` over them is the area under the ROC curve where labels are 0 and 1.
+    The mean of `pair_accuracy` over them is the area under the ROC curve where labels are 0 and 1.
     """
     higher, lower = (labels_N[:, None] > labels_N[None]).nonzero(as_tuple=True)
     # index_select, not x[index]: its backward is deterministic

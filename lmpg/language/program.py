@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from lmpg.language.data.prompts import PromptSet, load_prompts, prompts_from_rows
+from lmpg.language.data.prompts import Prompt, common_columns, load_prompts, prompts_from_rows
 from lmpg.language.data.reasoning import PREFIX
+from lmpg.language.data.splits import Split
 from lmpg.language.data.tokenizing import completion_text
 from lmpg.language.models.loading import load_policy, load_tokenizer
 from lmpg.language.models.policy import CausalLMPolicy, Reference
@@ -196,12 +197,12 @@ def source_of(
 
 
 def scorer_for(
-    settings: LanguageSettings, prompts: PromptSet, tokenizer: Any, processes: Processes
+    settings: LanguageSettings, prompts: Split[Prompt], tokenizer: Any, processes: Processes
 ) -> Scorer:
     """The rewards, ready to score responses to these prompts."""
     return Scorer(
         settings.rewards,
-        columns=prompts.columns,
+        columns=common_columns(prompts),
         device=str(processes.device),
         trust_remote_code=settings.model.trust_remote_code,
         decode=partial(completion_text, tokenizer),
@@ -237,13 +238,13 @@ def references(
 
 def prompts_for(
     settings: LanguageSettings, policy: CausalLMPolicy, tokenizer: Any, world: World | None
-) -> PromptSet:
+) -> Split[Prompt]:
     """The user's prompts or the world's, none so long that the context leaves no response."""
     room = policy.context_length - settings.sampling.max_new_tokens
     if world is None:
         return load_prompts(settings.data, tokenizer, room)
     train = prompts_from_rows(world.train_rows, tokenizer, room)
-    return PromptSet(train, prompts_from_rows(world.held_out_rows, tokenizer, room))
+    return Split(train, prompts_from_rows(world.held_out_rows, tokenizer, room))
 
 
 def assembled(settings: LanguageSettings, source: LanguageSource, folder: RunFolder) -> Online:

@@ -52,17 +52,17 @@ class Objective(Protocol[E]):
         """Tokens that the model reads for it."""
         ...
 
-    def survey(self, batch: list[E], parts: list[list[E]]) -> None:
-        """Look at a minibatch as a whole before it is learned from: all of its examples, and this
-        rank's micro-batches of them."""
+    def prepare(self, batch: list[E], parts: list[list[E]]) -> None:
+        """Measure what the losses need to know of a minibatch as a whole. batch: all its examples;
+        parts: this rank's micro-batches of them."""
         ...
 
-    def sums(self, examples: list[E]) -> dict[str, Tensor]:
-        """`loss`, with gradient, and further figures, each summed over the examples' terms."""
+    def loss_sums(self, examples: list[E]) -> dict[str, Tensor]:
+        """`loss`, with gradient, and further metrics, each summed over the examples' terms."""
         ...
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out figures of the module as it is now, the same on every rank."""
+        """Held-out metrics of the module as it is now, the same on every rank."""
         ...
 
 
@@ -103,9 +103,9 @@ class OfflineUpdater(Generic[E]):
         weight = sum(map(self.objective.weight, batch))
         sums: dict[str, Tensor] = {}
         parts = self._microbatches(batch)
-        self.objective.survey(batch, parts)
+        self.objective.prepare(batch, parts)
         for part in parts:
-            found = self.objective.sums(part)
+            found = self.objective.loss_sums(part)
             if part:
                 (found["loss"] / weight).backward()
             for name, x in found.items():

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from lmpg.functional.preference_losses import (
-    all_comparisons,
     bradley_terry,
     conservative_loss,
     hinge_loss,
     ipo_loss,
     kto_loss,
+    pair_accuracy,
+    pairs_by_label,
     robust_loss,
     sigmoid_loss,
-    won,
 )
 from tests.support.planted import catches
 
@@ -41,7 +41,7 @@ def test_bradley_terry_gives_worked_numbers(chosen, rejected, loss, gradient):
 
 @catches("ties count as losses")
 def test_ties_are_half_won():
-    found = won(torch.tensor([2.0, 1.0, 0.0]), torch.tensor([1.0, 1.0, 1.0]))
+    found = pair_accuracy(torch.tensor([2.0, 1.0, 0.0]), torch.tensor([1.0, 1.0, 1.0]))
     assert found.tolist() == [1.0, 0.5, 0.0]
 
 
@@ -56,14 +56,14 @@ def test_all_comparisons_are_every_pair_with_different_labels():
         for j in range(12)
         if labels[i] > labels[j]
     ]
-    higher, lower = all_comparisons(scores, labels)
+    higher, lower = pairs_by_label(scores, labels)
     assert list(zip(higher.tolist(), lower.tolist())) == expected
 
 
 def test_the_share_won_is_the_area_under_the_roc_curve():
     scores = torch.tensor([0.1, 0.4, 0.35, 0.8])
     labels = torch.tensor([0, 0, 1, 1])
-    assert won(*all_comparisons(scores, labels)).mean().item() == pytest.approx(0.75)
+    assert pair_accuracy(*pairs_by_label(scores, labels)).mean().item() == pytest.approx(0.75)
 
 
 def test_dpo_gives_the_worked_number_of_g11():
@@ -93,11 +93,11 @@ def test_hinge_and_ipo_give_worked_numbers():
 @catches("KTO's KL baseline with a gradient", "KTO's weights swapped")
 def test_kto_gives_worked_numbers_and_its_drift_no_gradient():
     ratio = torch.tensor([2.0, 2.0, -1.0], dtype=torch.float64, requires_grad=True)
-    drift = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    baseline = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     good = torch.tensor([True, False, False])
-    loss = kto_loss(ratio, good, drift, beta=0.5, weights=(2.0, 3.0))
+    loss = kto_loss(ratio, good, baseline, beta=0.5, weights=(2.0, 3.0))
     expected = [2 / (1 + math.exp(0.5)), 3 / (1 + math.exp(-0.5)), 3 / (1 + math.exp(1.0))]
     assert loss.tolist() == pytest.approx(expected)
     loss.sum().backward()
-    assert drift.grad is None
+    assert baseline.grad is None
     assert [g > 0 for g in ratio.grad.tolist()] == [False, True, True]

@@ -6,16 +6,18 @@ import copy
 
 import torch
 
+from lmpg.algorithms.bradley_terry import BradleyTerry
 from lmpg.algorithms.dpo import DPO
 from lmpg.algorithms.kto import KTO
-from lmpg.language.data.policy_pairs import Comparison, mismatched
-from lmpg.language.data.reward_pairs import Pair, PairSet
+from lmpg.language.data.policy_pairs import PreferencePair, with_mismatched
+from lmpg.language.data.reward_pairs import RewardPair
 from lmpg.language.data.texts import Text
 from lmpg.language.models.policy import CausalLMPolicy
-from lmpg.language.objectives.dpo_objective import Comparing
-from lmpg.language.objectives.kto_objective import Judging
-from lmpg.language.objectives.reward_model_objective import BradleyTerry
-from lmpg.language.objectives.sft_objective import NextToken, PackedNextToken
+from lmpg.language.objectives.dpo_objective import DPOObjective
+from lmpg.language.objectives.kto_objective import KTOObjective
+from lmpg.language.objectives.preference_objective import with_reference
+from lmpg.language.objectives.reward_model_objective import RewardModelObjective
+from lmpg.language.objectives.sft_objective import SFTObjective
 from lmpg.runtime.processes import Alone
 from lmpg.training.offline import OfflineUpdater
 from lmpg.training.settings import OfflineSettings
@@ -54,10 +56,10 @@ def random_texts(count: int, seed: int = 0) -> list[Text]:
     return [Text(ids, kinds[i % 3](len(ids))) for i, ids in enumerate(random_ids(count, seed))]
 
 
-def random_pairs(count: int, seed: int = 0) -> list[Pair]:
+def random_reward_pairs(count: int, seed: int = 0) -> list[RewardPair]:
     """Two texts each, for a reward model."""
     ids = random_ids(2 * count, seed)
-    return [Pair(ids[i], ids[i + count]) for i in range(count)]
+    return [RewardPair(ids[i], ids[i + count]) for i in range(count)]
 
 
 def answered(prompt: list[int], answer: list[int]) -> Text:
@@ -65,54 +67,50 @@ def answered(prompt: list[int], answer: list[int]) -> Text:
     return Text(prompt + answer, [False] * len(prompt) + [True] * len(answer))
 
 
-def random_comparisons(count: int, seed: int = 0) -> list[Comparison]:
+def random_preference_pairs(count: int, seed: int = 0) -> list[PreferencePair]:
     """Prompts and answers of many lengths."""
     ids = random_ids(3 * count, seed)
     return [
-        Comparison(answered(ids[i], ids[i + count]), answered(ids[i], ids[i + 2 * count]))
+        PreferencePair(answered(ids[i], ids[i + count]), answered(ids[i], ids[i + 2 * count]))
         for i in range(count)
     ]
 
 
-def random_answers(count: int, seed: int = 0):
+def random_labelled_completions(count: int, seed: int = 0):
     """One of three is desirable."""
-    judged = [(pair.chosen, i % 3 == 0) for i, pair in enumerate(random_comparisons(count, seed))]
-    return mismatched(judged, CONTEXT, [])
+    pairs = random_preference_pairs(count, seed)
+    return with_mismatched([(pair.chosen, i % 3 == 0) for i, pair in enumerate(pairs)], CONTEXT, [])
 
 
-def supervised(train: list[Text], held_out: list[Text] | None = None, processes=None):
-    """Next-token prediction."""
-    return NextToken(tiny_policy(), train, held_out or train, 0, processes or Alone())
+def sft_objective(train: list[Text], held_out=None, processes=None, policy=None, packing=False):
+    """Next-token prediction, on rows of one text or of several."""
+    policy = policy or tiny_policy()
+    return SFTObjective(policy, train, held_out or train, 0, processes or Alone(), packing=packing)
 
 
-def packed(train: list[Text], held_out: list[Text] | None = None, processes=None):
-    """Next-token prediction on rows of several texts."""
-    return PackedNextToken(supervised(train, held_out, processes))
-
-
-def preferences(train, held_out=None, processes=None, method=None) -> BradleyTerry:
+def reward_model_objective(train, held_out=None, processes=None, method=None):
     """A reward model."""
-    pairs = PairSet(train, held_out or train)
-    parts = tiny_model("reward"), tiny_tokenizer(), pairs, 0, processes or Alone()
-    return BradleyTerry(*parts, method=method)
-
-
-def comparing(train: list, held_out: list | None = None, processes=None, method=None, policy=None):
-    """DPO; its policy has moved away from the reference where it is not handed in."""
-    made = Comparing(
-        policy or tiny_policy(),
-        method or DPO(),
-        (train, held_out or train),
-        0,
-        processes or Alone(),
-    )
-    return made if policy else moved(made)
-
-
-def judging(train: list, held_out: list | None = None, processes=None, method=None):
-    """KTO, away from the reference."""
     parts = (train, held_out or train)
-    return moved(Judging(tiny_policy(), method or KTO(), parts, 0, processes or Alone()))
+    model, tokenizer, method = tiny_model("reward"), tiny_tokenizer(), method or BradleyTerry()
+    return RewardModelObjective(model, tokenizer, method, parts, 0, processes or Alone())
+
+
+def dpo_objective(train: list, held_out=None, processes=None, method=None, policy=None):
+    """DPO; its policy has moved away from the reference where it is not handed in."""
+    method, processes = method or DPO(), processes or Alone()
+    made = policy or tiny_policy()
+    parts = (train, held_out or train)
+    if method.reference:
+        parts = tuple(with_reference(x, made, 32, processes) for x in parts)
+    objective = DPOObjective(made, method, parts, 0, processes)
+    return objective if policy else moved(objective)
+
+
+def kto_objective(train: list, held_out=None, processes=None, method=None):
+    """KTO, away from the reference."""
+    policy, processes = tiny_policy(), processes or Alone()
+    parts = tuple(with_reference(x, policy, 32, processes) for x in (train, held_out or train))
+    return moved(KTOObjective(policy, method or KTO(), parts, 0, processes))
 
 
 def moved(objective):
@@ -126,11 +124,17 @@ def moved(objective):
 
 
 MADE = {
-    "supervised": lambda processes=None: supervised(random_texts(11), processes=processes),
-    "packed": lambda processes=None: packed(random_texts(60), processes=processes),
-    "preferences": lambda processes=None: preferences(random_pairs(11), processes=processes),
-    "dpo": lambda processes=None: comparing(random_comparisons(11), processes=processes),
-    "kto": lambda processes=None: judging(random_answers(11), processes=processes),
+    "sft": lambda processes=None: sft_objective(random_texts(11), processes=processes),
+    "packed": lambda processes=None: sft_objective(
+        random_texts(60), processes=processes, packing=True
+    ),
+    "reward_model": lambda processes=None: reward_model_objective(
+        random_reward_pairs(11), processes=processes
+    ),
+    "dpo": lambda processes=None: dpo_objective(random_preference_pairs(11), processes=processes),
+    "kto": lambda processes=None: kto_objective(
+        random_labelled_completions(11), processes=processes
+    ),
 }
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lmpg.algorithms.bradley_terry import RewardModel
-from lmpg.language.data.reward_pairs import LabelledText, Pair
+from lmpg.algorithms.bradley_terry import BradleyTerry
+from lmpg.language.data.reward_pairs import LabelledText, RewardPair
 from lmpg.language.data.texts import Text
 from lmpg.runtime.processes import Alone
 from lmpg.training.offline import OfflineUpdater
@@ -22,11 +22,11 @@ from tests.support.objectives import (
     B,
     largest_difference,
     learned,
-    preferences,
     random_ids,
-    random_pairs,
+    random_reward_pairs,
     random_texts,
-    supervised,
+    reward_model_objective,
+    sft_objective,
 )
 from tests.support.planted import catches
 from tests.support.tiny import EOS
@@ -38,12 +38,12 @@ every_kind = pytest.mark.parametrize("kind", list(MADE))
 @catches("the user's turns are learned too")
 def test_supervised_loss_is_the_mean_cross_entropy_of_the_learned_tokens():
     texts = random_texts(7)
-    objective = supervised(texts)
+    objective = sft_objective(texts)
     losses = []
     for text in texts:
         logits = objective.module.model(torch.tensor([text.ids])).logits[0]
         each = F.cross_entropy(logits[:-1], torch.tensor(text.ids[1:]), reduction="none")
-        losses += each[torch.tensor(text.learned[1:])].tolist()
+        losses += each[torch.tensor(text.loss_mask[1:])].tolist()
     found = objective.evaluate()
     assert found["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
     assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
@@ -53,18 +53,18 @@ def test_supervised_loss_is_the_mean_cross_entropy_of_the_learned_tokens():
 
 def test_tokens_of_a_prompt_are_read_but_not_learned():
     def loss_of(ids: list[int]) -> float:
-        return supervised([Text(ids, [False] * 3 + [True] * 2)]).evaluate()["loss"]
+        return sft_objective([Text(ids, [False] * 3 + [True] * 2)]).evaluate()["loss"]
 
     first = loss_of([5, 6, 7, 8, 9])
     assert first != loss_of([10, 11, 12, 8, 9])
-    objective = supervised([Text([5, 6, 7, 8, 9], [False] * 3 + [True] * 2)])
+    objective = sft_objective([Text([5, 6, 7, 8, 9], [False] * 3 + [True] * 2)])
     logits = objective.module.model(torch.tensor([[5, 6, 7, 8, 9]])).logits[0, 2:4]
     assert first == pytest.approx(F.cross_entropy(logits, torch.tensor([8, 9])).item(), rel=1e-5)
 
 
 def test_pair_accuracy_of_preferences_is_the_share_of_pairs_won():
-    pairs = [*random_pairs(9), Pair([5, 6], [5, 6])]
-    objective = preferences(pairs)
+    pairs = [*random_reward_pairs(9), RewardPair([5, 6], [5, 6])]
+    objective = reward_model_objective(pairs)
 
     def score(ids: list[int]) -> float:
         return objective.module(torch.tensor([ids])).logits.item()
@@ -82,8 +82,11 @@ def test_pair_accuracy_of_preferences_is_the_share_of_pairs_won():
     "a reward model's scores centred by their difference",
 )
 def test_a_margin_and_a_term_that_centres_scores_enter_the_loss_of_a_reward_model():
-    pairs = [Pair(x.chosen_ids, x.rejected_ids, i / 2) for i, x in enumerate(random_pairs(5))]
-    objective = preferences(pairs, method=RewardModel(margin=0.25, centring=0.1))
+    pairs = [
+        RewardPair(x.chosen_ids, x.rejected_ids, i / 2)
+        for i, x in enumerate(random_reward_pairs(5))
+    ]
+    objective = reward_model_objective(pairs, method=BradleyTerry(margin=0.25, centring=0.1))
     losses = []
     for pair in pairs:
         ids = (pair.chosen_ids, pair.rejected_ids)
@@ -96,7 +99,7 @@ def test_a_margin_and_a_term_that_centres_scores_enter_the_loss_of_a_reward_mode
 
 def test_pair_accuracy_of_labelled_texts_is_over_every_pair_with_different_labels():
     texts = [LabelledText(ids, float(i % 3)) for i, ids in enumerate(random_ids(12, 1))]
-    objective = preferences(texts)
+    objective = reward_model_objective(texts)
     scores = [objective.module(torch.tensor([text.ids])).logits.item() for text in texts]
     wins = [
         scores[i] > scores[j]
@@ -135,8 +138,8 @@ def of_rank(kind: str, processes: Rank):
     """The objective of one rank; what it learns of whole minibatches it learns alone here."""
     objective = MADE[kind]()
     objective.processes = processes
-    survey = objective.survey
-    objective.survey = lambda batch, parts: survey(batch, [batch])
+    prepare = objective.prepare
+    objective.prepare = lambda batch, parts: prepare(batch, [batch])
     return objective
 
 
@@ -194,14 +197,14 @@ def test_the_learning_rate_warms_up_and_falls_to_the_last_step():
     settings = OfflineSettings(
         minibatch_size=4, epochs=2, learning_rate=1e-3, warmup_steps=2, schedule="linear"
     )
-    updater = OfflineUpdater(supervised(random_texts(11)), settings, Alone())
+    updater = OfflineUpdater(sft_objective(random_texts(11)), settings, Alone())
     rates = [updater.update(step)["learning_rate"] for step in range(1, 7)]
     assert rates == pytest.approx([1e-3 * x / 6 for x in (3, 5, 4, 3, 2, 1)])
 
 
 def test_supervised_training_learns_a_completion_by_heart():
     texts = [Text([A, B, 9, 10, 11, EOS], [False] * 2 + [True] * 4)] * 8
-    objective = supervised(texts)
+    objective = sft_objective(texts)
     assert objective.evaluate()["loss"] > 1
     learned(objective, 40, learning_rate=1e-2, minibatch_size=8, epochs=40)
     assert objective.evaluate()["loss"] < 0.05
@@ -212,6 +215,6 @@ def test_a_reward_model_learns_which_texts_are_better():
     texts = [LabelledText([*ids, A, ids[0], EOS], 1.0) for ids in good]
     texts += [LabelledText([*ids, B, ids[0], EOS], 0.0) for ids in poor]
     train, held_out = texts[:30] + texts[40:70], texts[30:40] + texts[70:]
-    objective = preferences(train, held_out)
+    objective = reward_model_objective(train, held_out)
     learned(objective, 60, learning_rate=3e-3, minibatch_size=10, epochs=20)
     assert objective.evaluate()["pair_accuracy"] > 0.95

@@ -1,1 +1,1 @@
-"""Rows of a data set → prompts, texts and pairs in token ids."""
+"""Data: from the rows of a data set to prompts, texts and pairs of token ids, split and ordered."""

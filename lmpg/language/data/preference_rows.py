@@ -1,18 +1,20 @@
-"""Where the prompt ends in a preference that does not say so: chosen and rejected begin with it.
+"""Rows that prefer one answer to another, and where the prompt ends if no column gives it.
 
-Of text, the prompt is what both have in common up to a boundary that makes sense: the last turn
-of a dialogue where there is one, else the end of a word. Of chat messages, the leading ones that
-are the same.
+Then chosen and rejected begin with it. In text, the prompt is what both have in common up to a
+boundary that makes sense: the last turn of a dialogue if there is one, else the end of a word. In
+chat messages, it is the leading messages that are the same.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from lmpg.language.data.chat import Messages, is_messages
+from lmpg.language.data.row_filter import RowFilter
 from lmpg.language.data.rows import Row, columns_of, require_column
 from lmpg.language.data.settings import DataSettings
 from lmpg.settings.section import UserError
@@ -30,14 +32,14 @@ _TURN = re.compile(
 
 @dataclass(frozen=True)
 class Preference:
-    """A prompt and two answers to it, as text or chat messages; an answer may be empty."""
+    """A prompt, the preferred answer and another, as text or chat messages; either may be empty."""
 
     prompt: str | Messages
     chosen: str | Messages
     rejected: str | Messages
 
     def unusable(self) -> str | None:
-        """Why these are not two different answers to one prompt, if they aren't."""
+        """The reason why these are not two different answers to one prompt; None if they are."""
         if self.chosen == self.rejected:
             return "identical"
         if is_empty(self.chosen) or is_empty(self.rejected):
@@ -81,6 +83,20 @@ def preference(row: Row, settings: DataSettings, where: str) -> Preference | Non
     if isinstance(chosen, list) and not whole:
         cut = 0
     return Preference(chosen[:cut], chosen[cut:], rejected[cut:])
+
+
+def usable_preferences(
+    rows: list[Row], row_filter: RowFilter, settings: DataSettings, source: str
+) -> Iterator[tuple[int, str, Preference]]:
+    """Yields (index of the row, where it is, its preference) of usable rows; counts the others."""
+    for i, row in enumerate(rows):
+        where = f"{source}, row {i + 1}"
+        found = preference(row, settings, where)
+        reason = found.unusable() if found else "empty"
+        if found and not reason:
+            yield i, where, found
+        else:
+            row_filter.skipped[str(reason)] += 1
 
 
 def with_prompt_column(rows: list[Row], settings: DataSettings, source: str) -> list[Row]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from lmpg.language.data.chat import Messages, is_messages
 from lmpg.language.data.preference_rows import with_prompt_column
-from lmpg.language.data.row_filter import Sieve, size_line
+from lmpg.language.data.row_filter import RowFilter
 from lmpg.language.data.rows import Row, columns_of, require_column
 from lmpg.language.data.settings import DataSettings
-from lmpg.language.data.splits import load_split
-from lmpg.language.data.tokenizing import many_prompt_ids, prompt_ids, start_ids
+from lmpg.language.data.splits import Split, load_split
+from lmpg.language.data.tokenizing import bos_ids, many_prompt_ids, prompt_ids
 from lmpg.settings.section import UserError
 
 
@@ -19,43 +19,29 @@ from lmpg.settings.section import UserError
 class Prompt:
     """One prompt: as the user wrote it, as ids, and its row's columns for the rewards."""
 
+    plural: ClassVar[str] = "prompts"
     prompt: str | Messages
     ids: list[int]
     columns: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class PromptSet:
-    """Prompts to train on, prompts held out, and what was left out (reason → rows)."""
-
-    train: list[Prompt]
-    held_out: list[Prompt]
-    skipped: dict[str, int] = field(default_factory=dict)
-    truncated: int = 0
-
-    @property
-    def columns(self) -> list[str]:
-        """Names of the columns that rewards may ask for: those that both parts have."""
-        held_out = columns_of(prompt.columns for prompt in self.held_out)
-        return [name for name in columns_of(p.columns for p in self.train) if name in held_out]
-
-    def line(self) -> str:
-        """How many prompts there are, and what was left out, for the log."""
-        return size_line("prompts", self.train, self.held_out, self.skipped, self.truncated)
+def common_columns(prompts: Split[Prompt]) -> list[str]:
+    """Names of the columns that rewards may ask for: those that both parts have."""
+    held_out = columns_of(prompt.columns for prompt in prompts.held_out)
+    return [name for name in columns_of(p.columns for p in prompts.train) if name in held_out]
 
 
-def load_prompts(settings: DataSettings, tokenizer: Any, max_prompt_tokens: int) -> PromptSet:
+def load_prompts(settings: DataSettings, tokenizer: Any, max_prompt_tokens: int) -> Split[Prompt]:
     """Prompts of `data.path`, held-out ones from `data.eval_path` or else held back."""
-    sieve = prompt_sieve(tokenizer, max_prompt_tokens, settings.overlong)
+    row_filter = _prompt_filter(tokenizer, max_prompt_tokens, settings.overlong)
     column = settings.prompt_column or "prompt"
 
     def read(rows: list[Row], source: str) -> list[Prompt]:
         rows = with_prompt_column(rows, settings, source)
         rows = _with_answers(rows, settings.answer_column, source)
-        return _read(rows, tokenizer, sieve, column, source)
+        return _read(rows, tokenizer, row_filter, column, source)
 
-    train, held_out = load_split(settings, read)
-    return PromptSet(train, held_out, dict(sieve.skipped), sieve.truncated)
+    return load_split(settings, row_filter, read)
 
 
 def prompts_from_rows(
@@ -67,34 +53,36 @@ def prompts_from_rows(
     overlong: str = "error",
 ) -> list[Prompt]:
     """Prompts of rows that are already in memory, in their order."""
-    sieve = prompt_sieve(tokenizer, max_prompt_tokens, overlong)
-    return _read(rows, tokenizer, sieve, column, "rows")
+    row_filter = _prompt_filter(tokenizer, max_prompt_tokens, overlong)
+    return _read(rows, tokenizer, row_filter, column, "rows")
 
 
-def prompt_sieve(tokenizer: Any, max_prompt_tokens: int, overlong: str) -> Sieve:
-    """A sieve for prompts; refuses a context that leaves no room for any."""
+def _prompt_filter(tokenizer: Any, max_prompt_tokens: int, overlong: str) -> RowFilter:
+    """The filter of prompts; refuses a context that leaves no room for any."""
     if max_prompt_tokens < 1:
         raise UserError(
             f"the model's context leaves {max_prompt_tokens} tokens for the prompt, expected at "
             "least 1: use a smaller --sampling.max-new-tokens."
         )
-    return Sieve(max_prompt_tokens, overlong, start_ids(tokenizer))
+    return RowFilter(max_prompt_tokens, overlong, bos_ids(tokenizer), "prompt")
 
 
-def _read(rows: list[Row], tokenizer: Any, sieve: Sieve, column: str, source: str) -> list[Prompt]:
+def _read(
+    rows: list[Row], tokenizer: Any, row_filter: RowFilter, column: str, source: str
+) -> list[Prompt]:
     require_column(rows, column, source, "--data.prompt-column")
     kept = []
     for number, row in enumerate(rows, start=1):
         if _has_content(row.get(column), f"{source}, row {number}, column {column!r}"):
             kept.append((number, row))
         else:
-            sieve.skipped["empty"] += 1
+            row_filter.skipped["empty"] += 1
     prompts, names = [], columns_of(rows)
     for (number, row), ids in zip(kept, _ids([row[column] for _, row in kept], tokenizer)):
-        fitting = sieve.fit(ids, f"{source}, row {number}")
+        fitting = row_filter.fitted(ids, f"{source}, row {number}")
         if fitting is not None:
             prompts.append(Prompt(row[column], fitting, dict.fromkeys(names) | row))
-    return sieve.some(prompts, len(rows), source)
+    return row_filter.not_empty(prompts, len(rows), source)
 
 
 def _with_answers(rows: list[Row], column: str | None, source: str) -> list[Row]:

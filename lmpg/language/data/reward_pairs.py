@@ -7,82 +7,67 @@ begin with it), or from labelled text, where any higher label beats any lower.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from lmpg.language.data.order import epoch_order, random_numbers
-from lmpg.language.data.preference_rows import preference, require_preference_columns
-from lmpg.language.data.row_filter import Sieve, size_line
+from lmpg.language.data.preference_rows import require_preference_columns, usable_preferences
+from lmpg.language.data.row_filter import RowFilter
 from lmpg.language.data.rows import Row, columns_of, require_column
 from lmpg.language.data.settings import DataSettings
-from lmpg.language.data.splits import load_split
-from lmpg.language.data.tokenizing import scored_ids, start_ids
+from lmpg.language.data.splits import Split, load_split
+from lmpg.language.data.tokenizing import bos_ids, scored_ids
 from lmpg.settings.section import UserError
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Ids of two texts, EOS included; the first is to score higher."""
+class RewardPair:
+    """Ids of two texts, EOS included; the chosen one is to score higher.
 
+    margin: by how much, beside the margin that the settings ask for.
+    """
+
+    plural: ClassVar[str] = "pairs"
     chosen_ids: list[int]
     rejected_ids: list[int]
     margin: float = 0.0
-    """How much higher it is to score."""
 
 
 @dataclass(frozen=True)
 class LabelledText:
     """Ids of a text, EOS included; it beats every text with a lower label."""
 
+    plural: ClassVar[str] = "labelled texts"
     ids: list[int]
     label: float
 
 
-@dataclass(frozen=True)
-class PairSet:
-    """Examples to train on, whose pairs may differ between epochs, and examples held out."""
+def load_reward_pairs(settings: DataSettings, tokenizer: Any, max_tokens: int) -> Split[Any]:
+    """Pairs, or labelled texts, of `data.path`, held-out ones from `data.eval_path` or else held
+    back."""
+    row_filter = RowFilter(max_tokens, settings.overlong, bos_ids(tokenizer))
 
-    train: list[Pair] | list[LabelledText]
-    held_out: list[Pair] | list[LabelledText]
-    skipped: dict[str, int] = field(default_factory=dict)
-    truncated: int = 0
+    def read(rows: list[Row], source: str) -> list[Any]:
+        return _examples(rows, tokenizer, row_filter, settings, source)
 
-    def epoch(self, epoch: int, seed: int) -> list[Pair]:
-        """The training pairs of one epoch, shuffled; labelled texts meet new partners in each."""
-        pairs = as_pairs(self.train, epoch, seed)
-        return [pairs[i] for i in epoch_order(len(pairs), epoch, seed)]
-
-    def line(self) -> str:
-        """How many there are, and what was left out, for the log."""
-        what = "pairs" if self.train and isinstance(self.train[0], Pair) else "labelled texts"
-        return size_line(what, self.train, self.held_out, self.skipped, self.truncated)
+    return load_split(settings, row_filter, read)
 
 
-def load_pairs(settings: DataSettings, tokenizer: Any, max_tokens: int) -> PairSet:
-    """Pairs of `data.path`, held-out ones from `data.eval_path` or else held back."""
-    sieve = Sieve(max_tokens, settings.overlong, start_ids(tokenizer), "text")
-    train, held_out = load_split(
-        settings,
-        lambda rows, source: examples_from_rows(rows, tokenizer, sieve, settings, source),
-    )
-    return PairSet(train, held_out, dict(sieve.skipped), sieve.truncated)
-
-
-def pairs_from_rows(rows: list[Row], tokenizer: Any, max_tokens: int) -> list[Pair]:
+def reward_pairs_from_rows(rows: list[Row], tokenizer: Any, max_tokens: int) -> list[RewardPair]:
     """Pairs of rows in memory, which have the default columns."""
-    sieve = Sieve(max_tokens, "error", start_ids(tokenizer), "text")
-    return as_pairs(examples_from_rows(rows, tokenizer, sieve, DataSettings(), "rows"), 0, 0)
+    row_filter = RowFilter(max_tokens, "error", bos_ids(tokenizer))
+    return as_pairs(_examples(rows, tokenizer, row_filter, DataSettings(), "rows"), 0, 0)
 
 
-def examples_from_rows(
-    rows: list[Row], tokenizer: Any, sieve: Sieve, settings: DataSettings, source: str
-) -> list[Pair] | list[LabelledText]:
+def _examples(
+    rows: list[Row], tokenizer: Any, row_filter: RowFilter, settings: DataSettings, source: str
+) -> list[RewardPair] | list[LabelledText]:
     """Usable rows as pairs or labelled texts, whichever the columns say."""
     columns = columns_of(rows)
-    preference = settings.chosen_column in columns or settings.rejected_column in columns
-    if not preference and settings.label_column in columns:
-        return _labelled_texts(rows, tokenizer, sieve, settings, source)
-    if not preference:
+    compared = settings.chosen_column in columns or settings.rejected_column in columns
+    if not compared and settings.label_column in columns:
+        return _labelled_texts(rows, tokenizer, row_filter, settings, source)
+    if not compared:
         raise UserError(
             f"{source} has the columns {', '.join(columns)}; expected {settings.chosen_column!r} "
             f"and {settings.rejected_column!r}, or 'text' and {settings.label_column!r}. Other "
@@ -90,16 +75,26 @@ def examples_from_rows(
             "--data.prompt-column and --data.label-column."
         )
     require_preference_columns(rows, settings, source)
-    return _preferences(rows, tokenizer, sieve, settings, source)
+    return _pairs(rows, tokenizer, row_filter, settings, source)
 
 
-def as_pairs(examples: list[Pair] | list[LabelledText], epoch: int, seed: int) -> list[Pair]:
+def pairs_of_epoch(
+    examples: list[RewardPair] | list[LabelledText], epoch: int, seed: int
+) -> list[RewardPair]:
+    """The pairs of one epoch, shuffled; labelled texts meet new partners in each."""
+    pairs = as_pairs(examples, epoch, seed)
+    return [pairs[i] for i in epoch_order(len(pairs), epoch, seed)]
+
+
+def as_pairs(
+    examples: list[RewardPair] | list[LabelledText], epoch: int, seed: int
+) -> list[RewardPair]:
     """Pairs of one epoch; every labelled text is in at least one of them."""
-    if examples and isinstance(examples[0], Pair):
+    if examples and isinstance(examples[0], RewardPair):
         return list(examples)  # type: ignore[arg-type]
     texts: list[LabelledText] = examples  # type: ignore[assignment]
     matches = match_labels([text.label for text in texts], epoch, seed)
-    return [Pair(texts[high].ids, texts[low].ids) for high, low in matches]
+    return [RewardPair(texts[high].ids, texts[low].ids) for high, low in matches]
 
 
 def match_labels(labels: list[float], epoch: int, seed: int) -> list[tuple[int, int]]:
@@ -125,31 +120,27 @@ def match_labels(labels: list[float], epoch: int, seed: int) -> list[tuple[int, 
     return [(a, b) if labels[a] > labels[b] else (b, a) for a, b in matches]
 
 
-def _preferences(
-    rows: list[Row], tokenizer: Any, sieve: Sieve, settings: DataSettings, source: str
-) -> list[Pair]:
+def _pairs(
+    rows: list[Row], tokenizer: Any, row_filter: RowFilter, settings: DataSettings, source: str
+) -> list[RewardPair]:
     if settings.margin_column != "margin":
         require_column(rows, settings.margin_column, source, "--data.margin-column")
     pairs = []
-    for number, row in enumerate(rows, start=1):
-        where = f"{source}, row {number}"
-        found = preference(row, settings, where)
-        reason = found.unusable() if found else "empty"
-        if found is None or reason:
-            sieve.skipped[str(reason)] += 1
-            continue
-        margin = row.get(settings.margin_column)
+    for i, where, found in usable_preferences(rows, row_filter, settings, source):
+        margin = rows[i].get(settings.margin_column)
         margin = 0.0 if margin is None else margin
         _check_number(margin, f"{where}, column {settings.margin_column!r}", "the margin")
-        better = sieve.fit(scored_ids(tokenizer, found.prompt, found.chosen), where)
-        worse = better and sieve.fit(scored_ids(tokenizer, found.prompt, found.rejected), where)
-        if better and worse:
-            pairs.append(Pair(better, worse, float(margin)))
-    return sieve.some(pairs, len(rows), source)
+        chosen = scored_ids(tokenizer, found.prompt, found.chosen)
+        rejected = scored_ids(tokenizer, found.prompt, found.rejected)
+        chosen_ids = row_filter.fitted(chosen, where)
+        rejected_ids = chosen_ids and row_filter.fitted(rejected, where)
+        if chosen_ids and rejected_ids:
+            pairs.append(RewardPair(chosen_ids, rejected_ids, float(margin)))
+    return row_filter.not_empty(pairs, len(rows), source)
 
 
 def _labelled_texts(
-    rows: list[Row], tokenizer: Any, sieve: Sieve, settings: DataSettings, source: str
+    rows: list[Row], tokenizer: Any, row_filter: RowFilter, settings: DataSettings, source: str
 ) -> list[LabelledText]:
     column = settings.prompt_column or "text"
     require_column(rows, column, source, "--data.prompt-column")
@@ -158,14 +149,16 @@ def _labelled_texts(
         where = f"{source}, row {number}"
         text, label = row.get(column), row.get(settings.label_column)
         if not text or label is None:
-            sieve.skipped["empty"] += 1
+            row_filter.skipped["empty"] += 1
             continue
         where_label = f"{where}, column {settings.label_column!r}"
         _check_number(label, where_label, "any higher label beats any lower")
-        ids = sieve.fit(scored_ids(tokenizer, "" if isinstance(text, str) else [], text), where)
+        ids = row_filter.fitted(
+            scored_ids(tokenizer, "" if isinstance(text, str) else [], text), where
+        )
         if ids is not None:
             texts.append(LabelledText(ids, float(label)))
-    return sieve.some(texts, len(rows), source)
+    return row_filter.not_empty(texts, len(rows), source)
 
 
 def _check_number(value: Any, where: str, what: str) -> None:

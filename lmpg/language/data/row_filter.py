@@ -1,31 +1,32 @@
-"""What happens to rows that can't be used: too long, or without content; all counted."""
+"""Which rows can be used: those that are too long or empty are cut, left out or refused."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sized
 
 from lmpg.language.data.tokenizing import cut_left
 from lmpg.settings.section import UserError
 
 
-class Sieve:
-    """Lets usable rows through and counts the others.
+class RowFilter:
+    """Fits the rows of a data set into the model's context, and counts those that don't fit.
 
+    max_tokens: room for a row. overlong: what becomes of longer ones, see `DataSettings.overlong`.
+    bos_ids: stay in front of a row that is cut. what: what the room is for, in messages.
     skipped: number of rows left out, by reason (`empty`, `overlong`, ...).
-    truncated: number of rows cut on the left.
+    num_cut: number of rows cut on the left.
     """
 
-    def __init__(self, max_tokens: int, overlong: str, start: list[int], what: str = "prompt"):
+    def __init__(self, max_tokens: int, overlong: str, bos_ids: list[int], what: str = "text"):
         self.max_tokens = max_tokens
         self.overlong = overlong
-        self.start = start
+        self.bos_ids = bos_ids
         self.what = what
         self.skipped: Counter[str] = Counter()
-        self.truncated = 0
+        self.num_cut = 0
 
-    def fit(self, ids: list[int], where: str) -> list[int] | None:
-        """`ids` within `max_tokens`, or None where the row is to be skipped."""
+    def fitted(self, ids: list[int], where: str) -> list[int] | None:
+        """`ids`, cut to `max_tokens` if need be, or None if the row is skipped."""
         if not ids:
             self.skipped["empty"] += 1
             return None
@@ -36,27 +37,27 @@ class Sieve:
         if self.overlong == "skip":
             self.skipped["overlong"] += 1
             return None
-        self.truncated += 1
-        return cut_left(ids, self.max_tokens, self.start)
+        self.num_cut += 1
+        return cut_left(ids, self.max_tokens, self.bos_ids)
 
-    def before(self, prompt: list[int], answer: int, where: str) -> list[int] | None:
-        """The part of `prompt` that fits before an answer of so many tokens, which stays whole;
-        None where the row is to be skipped."""
-        if len(prompt) + answer <= self.max_tokens:
+    def fitted_prompt(self, prompt: list[int], answer_length: int, where: str) -> list[int] | None:
+        """The part of `prompt` that fits before an answer of so many tokens, which is never cut;
+        None if the row is skipped."""
+        if len(prompt) + answer_length <= self.max_tokens:
             return prompt
-        room = self.max_tokens - answer
-        if self.overlong == "truncate-left" and room <= len(self.start):
+        room = self.max_tokens - answer_length
+        if self.overlong == "truncate-left" and room <= len(self.bos_ids):
             self.skipped["overlong answer"] += 1
             return None
         if self.overlong == "truncate-left":
-            self.truncated += 1
-            return cut_left(prompt, room, self.start)
+            self.num_cut += 1
+            return cut_left(prompt, room, self.bos_ids)
         if self.overlong == "skip":
             self.skipped["overlong"] += 1
             return None
-        raise UserError(f"{where}: {self._too_long(len(prompt) + answer)}")
+        raise UserError(f"{where}: {self._too_long(len(prompt) + answer_length)}")
 
-    def some(self, examples: list, num_rows: int, source: str) -> list:
+    def not_empty(self, examples: list, num_rows: int, source: str) -> list:
         """`examples`; raises if there are none, saying what became of the rows."""
         if not examples:
             raise UserError(f"{source} has no usable row: of {num_rows}, {reasons(self.skipped)}.")
@@ -78,13 +79,3 @@ class Sieve:
 def reasons(skipped: dict[str, int]) -> str:
     """Such as "2 empty, 1 overlong skipped"."""
     return ", ".join(f"{count} {reason}" for reason, count in skipped.items()) + " skipped"
-
-
-def size_line(
-    what: str, train: Sized, held_out: Sized, skipped: dict[str, int], truncated: int
-) -> str:
-    """Numbers of training and held-out examples and of what was left out or cut."""
-    parts = [f"{len(train)} {what} to train on, {len(held_out)} held out"]
-    parts += [reasons(skipped)] if skipped else []
-    parts += [f"{truncated} cut on the left"] if truncated else []
-    return "; ".join(parts)

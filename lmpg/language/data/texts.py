@@ -1,85 +1,73 @@
-"""Texts for supervised training, with the tokens that are to be learned marked.
+"""Texts as token ids with a loss mask, which marks the tokens that are to be predicted.
 
-From rows with `prompt` and `completion` (only the completion is learned), `messages` (only the
-assistant's turns), `text` (all of it), or preferences (only the chosen answer). Text and
+Rows may have `prompt` and `completion` (the mask covers the completion), `messages` (the
+assistant's turns), `text` (all of it), or be preferences (the chosen answer). Text and
 completions end with EOS.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from lmpg.language.data.chat import Messages, conversation, is_messages, render_chat
 from lmpg.language.data.preference_rows import is_empty, is_preference, preference
-from lmpg.language.data.row_filter import Sieve, size_line
+from lmpg.language.data.row_filter import RowFilter
 from lmpg.language.data.rows import Row, columns_of, require_column
 from lmpg.language.data.settings import DataSettings
-from lmpg.language.data.splits import load_split
-from lmpg.language.data.tokenizing import continuation_ids, prompt_ids, start_ids
+from lmpg.language.data.splits import Split, load_split
+from lmpg.language.data.tokenizing import bos_ids, continuation_ids, prompt_ids
 from lmpg.settings.section import UserError
 
 
 @dataclass(frozen=True)
 class Text:
-    """Token ids, and for each whether it is to be predicted (never the first)."""
+    """Token ids, and for each whether it is to be predicted; the first never is."""
 
+    plural: ClassVar[str] = "texts"
     ids: list[int]
-    learned: list[bool]
+    loss_mask: list[bool]
 
     @property
-    def start(self) -> int:
-        """Index of the first token to be predicted: the length of what is only read."""
-        return self.learned.index(True)
+    def prompt_length(self) -> int:
+        """Number of tokens before the first that is to be predicted."""
+        return self.loss_mask.index(True)
 
 
-@dataclass(frozen=True)
-class TextSet:
-    """Texts to train on, texts held out, and what was left out (reason → rows)."""
-
-    train: list[Text]
-    held_out: list[Text]
-    skipped: dict[str, int] = field(default_factory=dict)
-    truncated: int = 0
-
-    def line(self) -> str:
-        """How many there are, and what was left out, for the log."""
-        return size_line("texts", self.train, self.held_out, self.skipped, self.truncated)
-
-
-def load_texts(settings: DataSettings, tokenizer: Any, max_tokens: int) -> TextSet:
+def load_texts(settings: DataSettings, tokenizer: Any, max_tokens: int) -> Split[Text]:
     """Texts of `data.path`, held-out ones from `data.eval_path` or else held back."""
-    sieve = Sieve(max_tokens, settings.overlong, start_ids(tokenizer), "text")
-    train, held_out = load_split(
-        settings, lambda rows, source: _read(rows, tokenizer, sieve, settings, source)
+    row_filter = RowFilter(max_tokens, settings.overlong, bos_ids(tokenizer))
+    return load_split(
+        settings,
+        row_filter,
+        lambda rows, source: _read(rows, tokenizer, row_filter, settings, source),
     )
-    return TextSet(train, held_out, dict(sieve.skipped), sieve.truncated)
 
 
 def texts_from_rows(rows: list[Row], tokenizer: Any, max_tokens: int) -> list[Text]:
     """Texts of rows in memory, which have the default columns."""
-    sieve = Sieve(max_tokens, "error", start_ids(tokenizer), "text")
-    return _read(rows, tokenizer, sieve, DataSettings(), "rows")
+    row_filter = RowFilter(max_tokens, "error", bos_ids(tokenizer))
+    return _read(rows, tokenizer, row_filter, DataSettings(), "rows")
 
 
 def _read(
-    rows: list[Row], tokenizer: Any, sieve: Sieve, settings: DataSettings, source: str
+    rows: list[Row], tokenizer: Any, row_filter: RowFilter, settings: DataSettings, source: str
 ) -> list[Text]:
     texts = []
     for where, first, answer in _parts(rows, settings, source):
         if first is None:
-            sieve.skipped["empty"] += 1
+            row_filter.skipped["empty"] += 1
             continue
-        text = fitting(whole_text(tokenizer, first, answer, where), sieve, where, answer)
+        text = fitted_text(whole_text(tokenizer, first, answer, where), row_filter, where, answer)
         if text is not None:
             texts.append(text)
-    return sieve.some(texts, len(rows), source)
+    return row_filter.not_empty(texts, len(rows), source)
 
 
 def _parts(rows: list[Row], settings: DataSettings, source: str) -> Iterator[tuple[str, Any, Any]]:
-    """Of each row where it is, its text or prompt (None if it is of no use), and its completion
-    (None if there is none, as the whole text is learned)."""
+    """Yields for each row where it is, its text or prompt (None if the row is of no use), and its
+    completion (None if the row is a text without a prompt)."""
     of_preferences = _only_preferences(rows, settings)
     column, completion = ("", None) if of_preferences else _columns(rows, settings, source)
     for number, row in enumerate(rows, start=1):
@@ -120,7 +108,7 @@ def _columns(rows: list[Row], settings: DataSettings, source: str) -> tuple[str,
 
 
 def whole_text(tokenizer: Any, first: Any, answer: Any, where: str) -> Text:
-    """Ids of a prompt and its completion, which is learned; of a text alone if answer is None."""
+    """A prompt and its completion, which the loss mask covers; a text alone if answer is None."""
     for value in (first, answer):
         if not (value is None or isinstance(value, str) or is_messages(value)):
             raise UserError(
@@ -137,14 +125,14 @@ def whole_text(tokenizer: Any, first: Any, answer: Any, where: str) -> Text:
         return Text(ids, [False] + [True] * (len(ids) - 1))
     before = prompt_ids(tokenizer, first)
     after = _ended(tokenizer, continuation_ids(tokenizer, first, answer))
-    learned = [False] * len(before) + [True] * len(after)
-    return Text(before + after, [False, *learned[1:]])  # nothing predicts the very first token
+    mask = [False] * len(before) + [True] * len(after)
+    return Text(before + after, [False, *mask[1:]])  # nothing predicts the very first token
 
 
 def _chat(tokenizer: Any, messages: Messages, known: int, where: str) -> Text:
-    """Only what the assistant writes is learned, and of that only messages from `known` on."""
+    """The loss mask covers what the assistant writes in the messages from number `known` on."""
     ids: list[int] = []
-    learned: list[bool] = []
+    mask: list[bool] = []
     done = ""
     turns = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i >= known]
     if not turns:
@@ -161,11 +149,11 @@ def _chat(tokenizer: Any, messages: Messages, known: int, where: str) -> Text:
         for text, wanted in ((before[len(done) :], False), (through[len(before) :], True)):
             piece = continuation_ids(tokenizer, "", text)
             ids += piece
-            learned += [wanted] * len(piece)
+            mask += [wanted] * len(piece)
         done = through
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in piece:
-        ids, learned = [*ids, tokenizer.eos_token_id], [*learned, True]
-    return Text(ids, [False, *learned[1:]])
+        ids, mask = [*ids, tokenizer.eos_token_id], [*mask, True]
+    return Text(ids, [False, *mask[1:]])
 
 
 def _ended(tokenizer: Any, ids: list[int]) -> list[int]:
@@ -173,17 +161,15 @@ def _ended(tokenizer: Any, ids: list[int]) -> list[int]:
     return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
 
 
-def fitting(text: Text, sieve: Sieve, where: str, answer: Any = None) -> Text | None:
+def fitted_text(text: Text, row_filter: RowFilter, where: str, answer: Any = None) -> Text | None:
     """`text` within the context, or None; of a prompt and its answer only the prompt is cut."""
     if answer is None:
-        ids = sieve.fit(text.ids, where)
+        ids = row_filter.fitted(text.ids, where)
     else:
-        before = sieve.before(text.ids[: text.start], len(text.ids) - text.start, where)
-        ids = None if before is None else before + text.ids[text.start :]
-    return None if ids is None else cut(text, ids)
-
-
-def cut(text: Text, ids: list[int]) -> Text:
-    """`text` after its ids were cut on the left (their first may be the BOS that was kept)."""
-    learned = text.learned[len(text.learned) - len(ids) :]
-    return Text(ids, [False, *learned[1:]])
+        start = text.prompt_length
+        before = row_filter.fitted_prompt(text.ids[:start], len(text.ids) - start, where)
+        ids = None if before is None else before + text.ids[start:]
+    if ids is None:
+        return None
+    # what was cut is on the left, but for a BOS that may have been kept in front
+    return Text(ids, [False, *text.loss_mask[len(text.ids) - len(ids) + 1 :]])

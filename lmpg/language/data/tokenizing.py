@@ -14,7 +14,7 @@ from typing import Any
 from lmpg.language.data.chat import Messages, conversation, render_chat
 
 
-def start_ids(tokenizer: Any) -> list[int]:
+def bos_ids(tokenizer: Any) -> list[int]:
     """The ids that the tokenizer puts before a text: [BOS] or nothing."""
     bare = encode(tokenizer, "a")
     full = list(tokenizer("a", verbose=False)["input_ids"])
@@ -32,7 +32,7 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 def prompt_ids(tokenizer: Any, prompt: str | Messages) -> list[int]:
     """Ids of a prompt, ready for the response to follow."""
     if isinstance(prompt, str):
-        return _started(start_ids(tokenizer), encode(tokenizer, prompt))
+        return _started(bos_ids(tokenizer), encode(tokenizer, prompt))
     return encode(tokenizer, render_chat(tokenizer, prompt, open_turn=True))
 
 
@@ -40,7 +40,7 @@ def many_prompt_ids(tokenizer: Any, prompts: list[str]) -> list[list[int]]:
     """`prompt_ids` of many texts at once, in one call of the tokenizer."""
     if not prompts:
         return []
-    start = start_ids(tokenizer)
+    start = bos_ids(tokenizer)
     encoded = tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
     return [_started(start, list(ids)) for ids in encoded]
 

@@ -1,1 +1,4 @@
-"""What learning from a fixed set computes with the model: SFT, DPO, KTO, reward models."""
+"""Objectives: what the offline loop asks of a model about texts, pairs or labelled completions.
+
+An objective runs the model and hands numbers to the loss of its algorithm.
+"""

@@ -1,59 +1,40 @@
-"""Direct preference optimisation (arXiv 2305.18290) and its variants: no reward model, no samples.
-
-How much more likely an answer is than under the reference stands for its reward; the chosen
-answer's is to be higher than the rejected one's.
-"""
+"""DPO's part with the model: the log-probs of both answers of each pair."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from lmpg.algorithms.dpo import DPO
-from lmpg.functional.preference_losses import (
-    won,
-)
-from lmpg.language.data.policy_pairs import Comparison
-from lmpg.language.data.texts import Text
-from lmpg.language.objectives.preference_objective import JudgedObjective
-from lmpg.language.objectives.text_logprobs import num_learned, text_logprobs
-from lmpg.language.rollouts.metrics import mean
+from lmpg.functional.preference_losses import pair_accuracy
+from lmpg.language.data.policy_pairs import PreferencePair
+from lmpg.language.objectives.preference_objective import PreferenceObjective
+from lmpg.language.objectives.text_logprobs import text_logprobs
 
 
-class Comparing(JudgedObjective[Comparison, DPO]):
-    """The method's loss, meant over the pairs of a minibatch."""
+class DPOObjective(PreferenceObjective[PreferencePair, DPO]):
+    """The chosen answer of each pair is to gain more on the reference than the rejected one."""
 
-    def texts(self, example: Comparison) -> tuple[Text, Text]:
-        """Chosen and rejected."""
-        return example.chosen, example.rejected
-
-    @property
-    def needs_reference(self) -> bool:
-        """Not where log-probs are compared as they are."""
-        return self.method.reference
-
-    def figures(self, examples: list[Comparison]) -> dict[str, Tensor]:
+    def metrics(self, examples: list[PreferencePair]) -> dict[str, Tensor]:
         """Loss, rewards (β Δ) and log-probs of each pair."""
-        texts = [pair.chosen for pair in examples] + [pair.rejected for pair in examples]
+        texts = [pair.texts[side] for side in (0, 1) for pair in examples]
+        known = [pair.ref_logprobs[side] for side in (0, 1) for pair in examples]
+        lengths = [float(sum(text.loss_mask)) for text in texts]
         logprobs = text_logprobs(self.module, texts)
-        known = [pair.reference[side] for side in (0, 1) for pair in examples]
-        reference = torch.tensor(known, device=logprobs.device)
-        num_tokens = num_learned(texts).to(logprobs.device)
-        chosen, rejected = self.method.log_ratio(logprobs, reference, num_tokens).chunk(2)
-        better, worse = (self.method.beta * x.detach() for x in (chosen, rejected))
-        likely, unlikely = logprobs.detach().chunk(2)
-        return {
-            "loss": self.method.pair_loss(chosen - rejected),
-            "rewards/chosen": better,
-            "rewards/rejected": worse,
-            "rewards/margin": better - worse,
-            "rewards/accuracy": won(better, worse),
-            "logps/chosen": likely,
-            "logps/rejected": unlikely,
+        numbers = (logprobs, *(logprobs.new_tensor(x) for x in (known, lengths)))
+        terms = self.algorithm.loss_terms(*(x.view(2, -1) for x in numbers))
+        chosen_N, rejected_N = terms["rewards/chosen"], terms["rewards/rejected"]
+        logprobs_2N = logprobs.detach().view(2, -1)
+        return terms | {
+            "rewards/margin": chosen_N - rejected_N,
+            "rewards/accuracy": pair_accuracy(chosen_N, rejected_N),
+            "logps/chosen": logprobs_2N[0],
+            "logps/rejected": logprobs_2N[1],
         }
 
-    def held_out_figures(self) -> dict[str, float]:
-        """loss, and of the rewards the mean margin and the share of pairs won (pair_accuracy)."""
+    def held_out_metrics(self) -> dict[str, float]:
+        """loss, and of the rewards the mean margin and the share of pairs in the right order
+        (pair_accuracy)."""
         found = self.gathered(self.held_out)
         names = {"loss": "loss", "margin": "rewards/margin", "pair_accuracy": "rewards/accuracy"}
-        return {name: mean(found[figure]) for name, figure in names.items()}
+        count = len(self.held_out)
+        return {name: sum(found[metric]) / count for name, metric in names.items()}

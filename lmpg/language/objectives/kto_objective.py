@@ -1,94 +1,85 @@
-"""KTO (arXiv 2402.01306): answers that are good or bad by themselves, without a partner."""
+"""KTO's part with the model: the log-probs of labelled completions, and the KL baseline."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lmpg.algorithms.kto import KTO
-from lmpg.functional.preference_losses import all_comparisons, kto_loss, won
-from lmpg.language.data.policy_pairs import Answer
-from lmpg.language.data.texts import Text
-from lmpg.language.objectives.preference_objective import JudgedObjective, in_parts
+from lmpg.functional.preference_losses import pair_accuracy, pairs_by_label
+from lmpg.language.data.policy_pairs import LabelledCompletion
+from lmpg.language.objectives.preference_objective import PreferenceObjective, in_parts
 from lmpg.language.objectives.text_logprobs import text_logprobs
-from lmpg.language.rollouts.metrics import mean
 
 
-class Judging(JudgedObjective[Answer, KTO]):
-    """The method's loss, meant over the answers of a minibatch.
+class KTOObjective(PreferenceObjective[LabelledCompletion, KTO]):
+    """Desirable completions are to gain on the reference, the others to lose.
 
-    What is a gain is measured from the drift: how far the policy has moved from the reference on
-    the prompts with answers to others, a number of the whole minibatch on all ranks.
+    Gains are measured from the KL baseline, a number of the whole minibatch on all ranks: `prepare`
+    measures it, and the share of either kind, before the minibatch's losses are computed.
     """
 
-    needs_reference = True
+    _kl_baseline = torch.zeros(())
+    _shares = (1.0, 1.0)
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        self._drift = torch.zeros(())
-        self._shares = (1.0, 1.0)
-        super().__init__(*args, **options)
-
-    def texts(self, example: Answer) -> tuple[Text, Text]:
-        """The prompt with its own answer, and with one to another prompt."""
-        return example.text, example.mismatched
-
-    def survey(self, batch: list[Answer], parts: list[list[Answer]]) -> None:
-        """Measure the drift on the minibatch, before any of it is learned."""
-        share = sum(answer.desirable for answer in batch) / len(batch)
+    def prepare(
+        self, batch: list[LabelledCompletion], parts: list[list[LabelledCompletion]]
+    ) -> None:
+        """Measure the KL baseline on the minibatch, before any of it is learned."""
+        share = sum(example.desirable for example in batch) / len(batch)
         self._shares = (share or math.nan, 1 - share or math.nan)
-        self._drift = self._measured_drift(parts, len(batch))
+        self._kl_baseline = self._measured_baseline(parts, len(batch))
 
-    def figures(self, examples: list[Answer]) -> dict[str, Tensor]:
-        """Loss, reward (β Δ) and log-prob of each answer; figures of desirable and undesirable
-        answers are scaled so that the mean over the minibatch is that over their own kind."""
-        logprobs = text_logprobs(self.module, [answer.text for answer in examples])
-        device = logprobs.device
-        reference = torch.tensor([answer.reference[0] for answer in examples], device=device)
-        good = torch.tensor([answer.desirable for answer in examples], device=device)
-        ratio = logprobs - reference
-        method = self.method
-        weights = (method.desirable_weight, method.undesirable_weight)
-        rewards, seen = method.beta * ratio.detach(), logprobs.detach()
-        desirable, undesirable = good / self._shares[0], ~good / self._shares[1]
+    def metrics(self, examples: list[LabelledCompletion]) -> dict[str, Tensor]:
+        """Loss, reward (β Δ) and log-prob of each completion; those of desirable and undesirable
+        ones are scaled so that the mean over the minibatch is the mean over their own kind."""
+        logprobs_N = text_logprobs(self.module, [example.text for example in examples])
+        ref_logprobs_N = logprobs_N.new_tensor([example.ref_logprobs[0] for example in examples])
+        desirable = [example.desirable for example in examples]
+        desirable_N = torch.tensor(desirable, device=logprobs_N.device)
+        terms = self.algorithm.loss_terms(
+            logprobs_N, ref_logprobs_N, desirable_N, self._kl_baseline
+        )
+        rewards_N, logps_N = terms["rewards"], logprobs_N.detach()
+        good_N, poor_N = desirable_N / self._shares[0], ~desirable_N / self._shares[1]
         return {
-            "loss": kto_loss(ratio, good, self._drift, beta=method.beta, weights=weights),
-            "rewards/chosen": rewards * desirable,
-            "rewards/rejected": rewards * undesirable,
-            "rewards/margin": rewards * (desirable - undesirable),
-            "logps/chosen": seen * desirable,
-            "logps/rejected": seen * undesirable,
-            "drift": self._drift.expand_as(ratio),
+            "loss": terms["loss"],
+            "rewards/chosen": rewards_N * good_N,
+            "rewards/rejected": rewards_N * poor_N,
+            "rewards/margin": rewards_N * (good_N - poor_N),
+            "logps/chosen": logps_N * good_N,
+            "logps/rejected": logps_N * poor_N,
+            "drift": self._kl_baseline.expand_as(rewards_N),
         }
 
-    def held_out_figures(self) -> dict[str, float]:
-        """loss, with the drift of all of them; margin: mean reward of the desirable answers less
+    def held_out_metrics(self) -> dict[str, float]:
+        """loss, with the KL baseline of all of them; margin: mean reward of the desirable ones less
         that of the others; pair_accuracy: share of all pairs of both kinds in the right order."""
-        answers = self.held_out
-        self.survey(answers, in_parts(self.processes.share(answers), self.rows))
-        found = self.gathered(answers)
-        good = torch.tensor([answer.desirable for answer in answers])
-        rewards = torch.tensor(found["rewards/chosen"]) * self._shares[0]
-        rewards = torch.where(
-            good, rewards, torch.tensor(found["rewards/rejected"]) * self._shares[1]
+        held_out = self.held_out
+        self.prepare(held_out, in_parts(self.processes.share(held_out), self.rows))
+        found = self.gathered(held_out)
+        desirable = torch.tensor([example.desirable for example in held_out])
+        good, poor = (
+            torch.tensor(found[name]) * share
+            for name, share in zip(("rewards/chosen", "rewards/rejected"), self._shares)
         )
-        higher, lower = all_comparisons(rewards, good.float())
+        higher, lower = pairs_by_label(torch.where(desirable, good, poor), desirable.float())
         return {
-            "loss": mean(found["loss"]),
-            "margin": mean(found["rewards/margin"]),
-            "pair_accuracy": mean(won(higher, lower).tolist()),
+            "loss": sum(found["loss"]) / len(held_out),
+            "margin": sum(found["rewards/margin"]) / len(held_out),
+            "pair_accuracy": float(pair_accuracy(higher, lower).double().mean()),
         }
 
     @torch.no_grad()
-    def _measured_drift(self, parts: list[list[Answer]], count: int) -> Tensor:
+    def _measured_baseline(self, parts: list[list[LabelledCompletion]], count: int) -> Tensor:
         """max(0, mean of log π − log π_ref on mismatched pairs), over the parts of all ranks."""
         total = torch.zeros((), dtype=torch.float64)
         for part in parts:
             if part:
-                logprobs = text_logprobs(self.module, [answer.mismatched for answer in part])
-                known = torch.tensor([answer.reference[1] for answer in part])
+                logprobs = text_logprobs(self.module, [example.mismatched for example in part])
+                known = torch.tensor([example.ref_logprobs[1] for example in part])
                 total += (logprobs.cpu() - known).double().sum()
         summed = self.processes.sum(total.to(self.module.device))
         return (summed / count).clamp(min=0).float()

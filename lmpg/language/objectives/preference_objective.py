@@ -1,8 +1,9 @@
-"""Learning from answers that were judged, beside a reference: what DPO and KTO have in common."""
+"""What DPO and KTO share: log-probs of answers beside those of a reference."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 from typing import Any, Generic, TypeVar
@@ -11,23 +12,22 @@ import torch
 from torch import Tensor
 
 from lmpg.language.data.order import epoch_order
-from lmpg.language.data.policy_pairs import Answer, Comparison
-from lmpg.language.data.texts import Text
+from lmpg.language.data.policy_pairs import LabelledCompletion, PreferencePair
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.objectives.text_logprobs import reference_logprobs
-from lmpg.language.rollouts.evaluation import HeldOut
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import Section
 
-J = TypeVar("J", Comparison, Answer)
-M = TypeVar("M", bound=Section)
+E = TypeVar("E", PreferencePair, LabelledCompletion)
+A = TypeVar("A", bound=Section)
 
 
-class JudgedObjective(ABC, Generic[J, M]):
-    """Log-probs of two texts for each example, beside those of the reference.
+class PreferenceObjective(ABC, Generic[E, A]):
+    """The mean of an algorithm's loss over the examples of a minibatch.
 
-    The reference is the policy as it is handed over; its two numbers per example are computed here,
-    once. rows: examples per forward where nothing is learned. sampled: further held-out figures.
+    parts: (train, held out) examples, with their `ref_logprobs` where the algorithm compares with
+    a reference, see `with_reference`. rows: examples per forward pass in evaluation.
+    sample_metrics: further held-out metrics, of sampled responses.
     """
 
     headline = "loss"
@@ -37,85 +37,79 @@ class JudgedObjective(ABC, Generic[J, M]):
     def __init__(
         self,
         policy: CausalLMPolicy,
-        method: M,
-        parts: tuple[list[J], list[J]],
+        algorithm: A,
+        parts: tuple[list[E], list[E]],
         seed: int,
         processes: Processes,
         rows: int = 32,
-        sampled: HeldOut | None = None,
+        sample_metrics: Callable[[], dict[str, float]] | None = None,
     ) -> None:
         self.module = policy
-        self.method = method
+        self.algorithm = algorithm
+        self.train: list[E] = parts[0]
+        self.held_out: list[E] = parts[1]
         self.seed = seed
         self.processes = processes
         self.rows = rows
-        self.sampled = sampled
-        self.train: list[J] = self._referred(parts[0])
-        self.held_out: list[J] = self._referred(parts[1])
+        self.sample_metrics = sample_metrics
 
     @abstractmethod
-    def texts(self, example: J) -> tuple[Text, Text]:
-        """The two texts of an example whose log-probs are compared with the reference's."""
-
-    @property
-    @abstractmethod
-    def needs_reference(self) -> bool:
-        """Whether there is a reference at all."""
+    def metrics(self, examples: list[E]) -> dict[str, Tensor]:
+        """`loss`, with gradient, and further metrics of each example, [N] each."""
 
     @abstractmethod
-    def figures(self, examples: list[J]) -> dict[str, Tensor]:
-        """`loss`, with gradient, and further figures of each example, [N] each."""
-
-    @abstractmethod
-    def held_out_figures(self) -> dict[str, float]:
+    def held_out_metrics(self) -> dict[str, float]:
         """Means over the held-out examples, the same on every rank."""
 
-    def epoch(self, number: int) -> list[J]:
+    def epoch(self, number: int) -> list[E]:
         """All examples, shuffled anew for each epoch."""
         return [self.train[i] for i in epoch_order(len(self.train), number, self.seed)]
 
-    def weight(self, example: J) -> int:
+    def weight(self, example: E) -> int:
         """Each example counts once."""
         return 1
 
-    def num_tokens(self, example: J) -> int:
+    def num_tokens(self, example: E) -> int:
         """Tokens to be read."""
-        return sum(len(text.ids) for text in self.texts(example))
+        return sum(len(text.ids) for text in example.texts)
 
-    def survey(self, batch: list[J], parts: list[list[J]]) -> None:
-        """Nothing has to be known of a minibatch as a whole."""
+    def prepare(self, batch: list[E], parts: list[list[E]]) -> None:
+        """Needs nothing that depends on the whole minibatch, unless a subclass does."""
 
-    def sums(self, examples: list[J]) -> dict[str, Tensor]:
-        """Summed loss and figures."""
+    def loss_sums(self, examples: list[E]) -> dict[str, Tensor]:
+        """Summed loss and metrics."""
         if examples:
-            return {name: x.sum() for name, x in self.figures(examples).items()}
+            return {name: x.sum() for name, x in self.metrics(examples).items()}
         with torch.no_grad():  # for their names: a rank may have no part in a minibatch
-            return {name: x.sum() * 0 for name, x in self.figures(self.train[:1]).items()}
+            return {name: x.sum() * 0 for name, x in self.metrics(self.train[:1]).items()}
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out figures of judged answers, and of sampled ones where they are asked for."""
-        return self.held_out_figures() | (self.sampled.evaluate() if self.sampled else {})
+        """Metrics of the held-out examples, and of sampled responses where they are asked for."""
+        return self.held_out_metrics() | (self.sample_metrics() if self.sample_metrics else {})
 
     @torch.no_grad()
-    def gathered(self, examples: list[J]) -> dict[str, list[float]]:
-        """The figures of many examples, in their order, on every rank."""
+    def gathered(self, examples: list[E]) -> dict[str, list[float]]:
+        """The metrics of many examples, in their order, on every rank."""
         mine = self.processes.share(examples)
-        parts = [self.figures(part) for part in in_parts(mine, self.rows)]
-        names = self.figures(examples[:1])
+        parts = [self.metrics(part) for part in in_parts(mine, self.rows)]
+        names = self.metrics(examples[:1])
         gather = self.processes.gather_list
         return {
             name: gather(list(chain(*(part[name].tolist() for part in parts)))) for name in names
         }
 
-    def _referred(self, examples: list[J]) -> list[J]:
-        if not self.needs_reference or not examples:
-            return examples
-        texts = [text for example in examples for text in self.texts(example)]
-        found = reference_logprobs(self.module, texts, 2 * self.rows, self.processes)
-        return [
-            replace(example, reference=two)
-            for example, two in zip(examples, zip(found[::2], found[1::2]))
-        ]
+
+def with_reference(
+    examples: list[E], policy: CausalLMPolicy, rows: int, processes: Processes
+) -> list[E]:
+    """The examples with their `ref_logprobs`; the reference is the policy as it is now, below any
+    adapter, so this comes before training. rows: examples per forward pass."""
+    texts = [text for example in examples for text in example.texts]
+    found = reference_logprobs(policy, texts, 2 * rows, processes) if texts else []
+    return [
+        replace(example, ref_logprobs=two)
+        for example, two in zip(examples, zip(found[::2], found[1::2]))
+    ]
 
 
 def in_parts(items: list[Any], size: int) -> list[list[Any]]:

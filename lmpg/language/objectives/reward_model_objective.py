@@ -1,4 +1,4 @@
-"""Training a reward model on preferences: the chosen text is to score above the rejected one."""
+"""A reward model's part with the model: the scores of both texts of each pair."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmpg.algorithms.bradley_terry import RewardModel
-from lmpg.functional.preference_losses import all_comparisons, bradley_terry, off_centre, won
-from lmpg.language.data.reward_pairs import LabelledText, Pair, PairSet
+from lmpg.algorithms.bradley_terry import BradleyTerry
+from lmpg.functional.preference_losses import pairs_by_label
+from lmpg.language.data.reward_pairs import LabelledText, RewardPair, pairs_of_epoch
 from lmpg.language.models.sequence_classifier import SequenceScorer, sequence_scores
 from lmpg.runtime.processes import Processes
 
+Examples = list[RewardPair] | list[LabelledText]
 
-class BradleyTerry:
-    """−log σ(score of the chosen text − score of the rejected one − margin), meant over pairs,
-    and a term that centres scores on 0 where that is asked for."""
+
+class RewardModelObjective:
+    """The chosen text of each pair is to score above the rejected one.
+
+    train, held_out: pairs, or labelled texts, whose pairs differ between epochs.
+    """
 
     headline = "pair_accuracy"
     lower_is_better = False
@@ -26,72 +30,62 @@ class BradleyTerry:
         self,
         model: nn.Module,
         tokenizer: Any,
-        pairs: PairSet,
+        algorithm: BradleyTerry,
+        parts: tuple[Examples, Examples],
         seed: int,
         processes: Processes,
         bf16: bool = False,
-        method: RewardModel | None = None,
     ) -> None:
         self.module = model.eval()  # no dropout: scores while learning are those of later use
         self.scorer = SequenceScorer(model, tokenizer)
-        self.pairs = pairs
+        self.algorithm = algorithm
+        self.train, self.held_out = parts
         self.seed = seed
         self.processes = processes
         self.bf16 = bf16
-        self.method = method or RewardModel()
 
-    def epoch(self, number: int) -> list[Pair]:
-        """All pairs, shuffled; labelled texts meet new partners in each epoch."""
-        return self.pairs.epoch(number, self.seed)
+    def epoch(self, number: int) -> list[RewardPair]:
+        """The pairs of one epoch, shuffled; labelled texts meet new partners in each."""
+        return pairs_of_epoch(self.train, number, self.seed)
 
-    def weight(self, example: Pair) -> int:
+    def weight(self, example: RewardPair) -> int:
         """Each pair counts once."""
         return 1
 
-    def num_tokens(self, example: Pair) -> int:
+    def num_tokens(self, example: RewardPair) -> int:
         """Tokens to be read."""
         return len(example.chosen_ids) + len(example.rejected_ids)
 
-    def survey(self, batch: list[Pair], parts: list[list[Pair]]) -> None:
-        """Nothing has to be known of a minibatch as a whole."""
+    def prepare(self, batch: list[RewardPair], parts: list[list[RewardPair]]) -> None:
+        """Needs nothing that depends on the whole minibatch."""
 
-    def sums(self, examples: list[Pair]) -> dict[str, Tensor]:
+    def loss_sums(self, examples: list[RewardPair]) -> dict[str, Tensor]:
         """Summed loss, and the number of pairs that are ranked rightly."""
         device = self.processes.device
         if not examples:
             return {name: torch.zeros((), device=device) for name in ("loss", "pair_accuracy")}
         ids = [pair.chosen_ids for pair in examples] + [pair.rejected_ids for pair in examples]
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-            chosen, rejected = sequence_scores(self.module, ids).chunk(2)
-        return {
-            "loss": self._loss(chosen, rejected, [pair.margin for pair in examples]).sum(),
-            "pair_accuracy": won(chosen.detach(), rejected.detach()).sum(),
-        }
+            scores_2N = sequence_scores(self.module, ids).view(2, -1)
+        margins_N = torch.tensor([pair.margin for pair in examples], device=scores_2N.device)
+        terms = self.algorithm.loss_terms(scores_2N, margins_N)
+        return {name: x.sum() for name, x in terms.items()}
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """pair_accuracy: share of held-out pairs that are ranked rightly, ties counted half; of
         labelled texts, every pair with different labels. loss: the mean over these pairs."""
-        held_out: list[Any] = self.pairs.held_out
+        held_out: list[Any] = self.held_out
         if isinstance(held_out[0], LabelledText):
             labels = torch.tensor([text.label for text in held_out], dtype=torch.float64)
-            chosen, rejected = all_comparisons(self._scores([x.ids for x in held_out]), labels)
-            margins = [0.0] * len(chosen)
+            scores_2N = torch.stack(pairs_by_label(self._scores([x.ids for x in held_out]), labels))
+            margins_N = torch.zeros(scores_2N.shape[1])
         else:
-            chosen = self._scores([pair.chosen_ids for pair in held_out])
-            rejected = self._scores([pair.rejected_ids for pair in held_out])
-            margins = [pair.margin for pair in held_out]
-        return {
-            "pair_accuracy": float(won(chosen, rejected).mean()),
-            "loss": float(self._loss(chosen, rejected, margins).mean()),
-        }
-
-    def _loss(self, chosen: Tensor, rejected: Tensor, margins: list[float]) -> Tensor:
-        margin = torch.tensor(margins, device=chosen.device) + self.method.margin
-        loss = bradley_terry(chosen, rejected, margin)
-        if self.method.centring:
-            loss = loss + self.method.centring * off_centre(chosen, rejected)
-        return loss
+            sides = ([x.chosen_ids for x in held_out], [x.rejected_ids for x in held_out])
+            scores_2N = torch.stack([self._scores(ids) for ids in sides])
+            margins_N = torch.tensor([pair.margin for pair in held_out])
+        terms = self.algorithm.loss_terms(scores_2N, margins_N)
+        return {name: float(terms[name].mean()) for name in ("pair_accuracy", "loss")}
 
     def _scores(self, ids: list[list[int]]) -> Tensor:
         with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.bf16):

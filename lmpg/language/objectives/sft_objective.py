@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,17 +11,22 @@ from torch import Tensor
 from lmpg.language.data.order import epoch_order
 from lmpg.language.data.packing import rows_of
 from lmpg.language.data.texts import Text
-from lmpg.language.models.packing_check import packed_logprobs, refuse_unpackable
+from lmpg.language.models.packing_check import packed_logprobs
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.objectives.text_logprobs import evaluated_texts
-from lmpg.language.rollouts.evaluation import HeldOut
 from lmpg.runtime.processes import Processes
 
 EVALUATED_TOGETHER = 64
+PackedRow = tuple[Text, ...]
 
 
-class NextToken:
-    """−log π(token | tokens before it) in nats, meant over the learned tokens of a minibatch."""
+class SFTObjective:
+    """−log π(token | tokens before it) in nats, the mean over a minibatch's loss masks.
+
+    An example is a row: one text, or with `packing` as many as fit into the model's context, which
+    needs less padding. Which texts share a row never changes. Held-out texts are not packed.
+    sample_metrics: further held-out metrics, of sampled responses.
+    """
 
     headline = "loss"
     lower_is_better = True
@@ -33,96 +39,63 @@ class NextToken:
         held_out: list[Text],
         seed: int,
         processes: Processes,
-        sampled: HeldOut | None = None,
+        sample_metrics: Callable[[], dict[str, float]] | None = None,
+        packing: bool = False,
     ) -> None:
         self.module = policy
-        self.train = [text for text in train if any(text.learned)]
-        self.held_out = [text for text in held_out if any(text.learned)]
+        texts = [text for text in train if any(text.loss_mask)]
+        self.train: list[PackedRow] = [(text,) for text in texts]
+        if packing:
+            rows = rows_of([len(text.ids) for text in texts], policy.context_length)
+            self.train = [tuple(texts[i] for i in row) for row in rows]
+        self.held_out = [text for text in held_out if any(text.loss_mask)]
         self.seed = seed
         self.processes = processes
-        self.sampled = sampled
+        self.sample_metrics = sample_metrics
+        self.packing = packing
 
-    def epoch(self, number: int) -> list[Text]:
-        """All texts, shuffled anew for each epoch."""
+    def epoch(self, number: int) -> list[PackedRow]:
+        """All rows, shuffled anew for each epoch."""
         return [self.train[i] for i in epoch_order(len(self.train), number, self.seed)]
 
-    def weight(self, example: Text) -> int:
+    def weight(self, example: PackedRow) -> int:
         """Tokens to be predicted."""
-        return sum(example.learned)
+        return sum(sum(text.loss_mask) for text in example)
 
-    def num_tokens(self, example: Text) -> int:
+    def num_tokens(self, example: PackedRow) -> int:
         """Tokens to be read."""
-        return len(example.ids)
+        return sum(len(text.ids) for text in example)
 
-    def survey(self, batch: list[Text], parts: list[list[Text]]) -> None:
-        """Nothing has to be known of a minibatch as a whole."""
+    def prepare(self, batch: list[PackedRow], parts: list[list[PackedRow]]) -> None:
+        """Needs nothing that depends on the whole minibatch."""
 
-    def sums(self, examples: list[Text]) -> dict[str, Tensor]:
+    def loss_sums(self, examples: list[PackedRow]) -> dict[str, Tensor]:
         """Summed loss, and the summed entropy of the predictions."""
-        device = self.module.device
-        if not examples:
-            return {name: torch.zeros((), device=device) for name in ("loss", "entropy")}
-        new, mask_BT = evaluated_texts(self.module, examples)
-        return {
-            "loss": -torch.where(mask_BT, new.logprobs_BT, 0).sum(),
-            "entropy": torch.where(mask_BT, new.entropy_BT, 0).sum(),
-        }
-
-    @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """loss: nats per held-out token. perplexity: e to that. And figures of sampled responses
-        where they are asked for."""
-        mine = self.processes.share(sorted(self.held_out, key=self.num_tokens))
-        starts = range(0, len(mine), EVALUATED_TOGETHER)
-        parts = [self.sums(mine[i : i + EVALUATED_TOGETHER])["loss"] for i in starts]
-        total = torch.stack([torch.zeros((), device=self.module.device), *parts]).double().sum()
-        loss = float(self.processes.sum(total)) / sum(map(self.weight, self.held_out))
-        found = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
-        return found | (self.sampled.evaluate() if self.sampled else {})
-
-
-Row = tuple[Text, ...]
-
-
-class PackedNextToken:
-    """`NextToken` with rows of texts as its examples; which texts share a row never changes."""
-
-    headline = NextToken.headline
-    lower_is_better = NextToken.lower_is_better
-    unit = NextToken.unit
-
-    def __init__(self, plain: NextToken) -> None:
-        self.plain = plain
-        self.module = plain.module
-        refuse_unpackable(self.module)
-        lengths = [len(text.ids) for text in plain.train]
-        rows = rows_of(lengths, self.module.context_length)
-        self.rows: list[Row] = [tuple(plain.train[i] for i in row) for row in rows]
-
-    def epoch(self, number: int) -> list[Row]:
-        """All rows, shuffled anew for each epoch."""
-        return [self.rows[i] for i in epoch_order(len(self.rows), number, self.plain.seed)]
-
-    def weight(self, example: Row) -> int:
-        """Tokens to be predicted."""
-        return sum(map(self.plain.weight, example))
-
-    def num_tokens(self, example: Row) -> int:
-        """Tokens to be read."""
-        return sum(map(self.plain.num_tokens, example))
-
-    def survey(self, batch: list[Row], parts: list[list[Row]]) -> None:
-        """Nothing has to be known of a minibatch as a whole."""
-
-    def sums(self, examples: list[Row]) -> dict[str, Tensor]:
-        """Summed loss, and the summed entropy of the predictions."""
-        if not examples:
-            return self.plain.sums([])
-        rows = [[(text.ids, text.learned) for text in row] for row in examples]
+        if not self.packing or not examples:
+            return self._sums([text for row in examples for text in row])
+        rows = [[(text.ids, text.loss_mask) for text in row] for row in examples]
         logprobs_N, entropy_N = packed_logprobs(self.module, rows)
         return {"loss": -logprobs_N.sum(), "entropy": entropy_N.sum()}
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Held-out figures, each text in a row of its own."""
-        return self.plain.evaluate()
+        """loss: nats per held-out token. perplexity: e to that. And metrics of sampled responses
+        where they are asked for."""
+        mine = self.processes.share(sorted(self.held_out, key=lambda text: len(text.ids)))
+        starts = range(0, len(mine), EVALUATED_TOGETHER)
+        parts = [self._sums(mine[i : i + EVALUATED_TOGETHER])["loss"] for i in starts]
+        total = torch.stack([torch.zeros((), device=self.module.device), *parts]).double().sum()
+        loss = float(self.processes.sum(total)) / sum(sum(text.loss_mask) for text in self.held_out)
+        found = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+        return found | (self.sample_metrics() if self.sample_metrics else {})
+
+    def _sums(self, texts: list[Text]) -> dict[str, Tensor]:
+        """The sums of texts in rows of their own."""
+        if not texts:
+            zero = torch.zeros((), device=self.module.device)
+            return {"loss": zero, "entropy": zero}
+        new, mask_BT = evaluated_texts(self.module, texts)
+        return {
+            "loss": -torch.where(mask_BT, new.logprobs_BT, 0).sum(),
+            "entropy": torch.where(mask_BT, new.entropy_BT, 0).sum(),
+        }

@@ -1,4 +1,4 @@
-"""What a policy thinks of the learned tokens of given texts."""
+"""Log-probabilities of given texts under a policy, over the tokens in their loss masks."""
 
 from __future__ import annotations
 
@@ -15,47 +15,35 @@ from lmpg.types import Evaluation
 
 
 def evaluated_texts(policy: CausalLMPolicy, texts: list[Text]) -> tuple[Evaluation, Tensor]:
-    """The policy's view of everything from the first learned token on, and which of it is learned:
-    bool [B, T]."""
+    """The policy's Evaluation of every token after the prompts, and the loss mask, bool [B, T]."""
     inputs = language_inputs(
-        [text.ids[: text.start] for text in texts],
-        [text.ids[text.start :] for text in texts],
+        [text.ids[: text.prompt_length] for text in texts],
+        [text.ids[text.prompt_length :] for text in texts],
         policy.pad_token_id,
     )
-    learned = [list(map(int, text.learned[text.start :])) for text in texts]
-    mask_BT = pad_right(learned, 0).bool().to(policy.device)
+    masks = [list(map(int, text.loss_mask[text.prompt_length :])) for text in texts]
+    mask_BT = pad_right(masks, 0).bool().to(policy.device)
     return policy.evaluate(inputs), mask_BT
 
 
 def text_logprobs(policy: CausalLMPolicy, texts: list[Text]) -> Tensor:
-    """Σ log π over the learned tokens of each text, [B]."""
+    """Σ log π over the tokens in the loss mask of each text, [B]."""
     new, mask_BT = evaluated_texts(policy, texts)
     return torch.where(mask_BT, new.logprobs_BT, 0).sum(1)
 
 
-def num_learned(texts: list[Text]) -> Tensor:
-    """How many tokens of each text are learned, float32 [B]."""
-    return torch.tensor([float(sum(text.learned)) for text in texts])
-
-
 @torch.no_grad()
-def shared_out_logprobs(
-    policy: CausalLMPolicy, texts: list[Text], rows: int, processes: Processes
-) -> list[float]:
-    """`text_logprobs` of many texts, `rows` at once, each computed by one of the processes."""
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i].ids))
-    mine = order[processes.rank :: processes.count]
-    found: list[tuple[int, float]] = []
-    for start in range(0, len(mine), rows):
-        part = mine[start : start + rows]
-        found += zip(part, text_logprobs(policy, [texts[i] for i in part]).tolist())
-    return [x for _, x in sorted(processes.gather_list(found))]
-
-
 def reference_logprobs(
     policy: CausalLMPolicy, texts: list[Text], rows: int, processes: Processes
 ) -> list[float]:
-    """The same under the policy as it was loaded: before any training, without its adapter."""
+    """`text_logprobs` of many texts under the reference: the policy as it was loaded, without its
+    adapter. Call it before training. `rows` texts at once; the processes share the work."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i].ids))
+    mine = order[processes.rank :: processes.count]
+    found: list[tuple[int, float]] = []
     adapted = policy.model is not policy.causal_lm
     with policy.without_adapter() if adapted else nullcontext():
-        return shared_out_logprobs(policy, texts, rows, processes)
+        for start in range(0, len(mine), rows):
+            part = mine[start : start + rows]
+            found += zip(part, text_logprobs(policy, [texts[i] for i in part]).tolist())
+    return [x for _, x in sorted(processes.gather_list(found))]

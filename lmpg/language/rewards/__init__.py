@@ -1,1 +1,1 @@
-"""Scores of completions: functions in worker processes, reward models."""
+"""Rewards: what scores responses, as functions in worker processes or as reward models."""

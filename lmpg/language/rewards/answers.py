@@ -1,4 +1,4 @@
-"""Which number an answer in words comes to."""
+"""Finds the final number of an answer that is written in words."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ LONGEST = 400  # characters of a number; none that is meant as an answer has mor
 def final_number(text: str) -> Fraction | None:
     r"""The number that `text` gives as its answer, None if it holds none.
 
-    That is the last number behind the last `####` (in its line), else in the last `\boxed{}`,
-    else of the whole text.
+    It is the last number behind the last `####` (in its line), else in the last `\boxed{}`,
+    else in the whole text.
     """
     numbers = list(_NUMBER.finditer(_tidied(final_part(text))))
     return _value(numbers[-1]) if numbers else None
@@ -44,7 +44,7 @@ def _until_closed(text: str) -> str:
 
 
 def _tidied(text: str) -> str:
-    """One way to write what can be written in several."""
+    """The same text with one way of writing minus signs, fractions and separators."""
     for written, meant in (("−", "-"), ("\\$", "$"), ("{,}", ","), ("\\,", ""), ("\\!", "")):
         text = text.replace(written, meant)
     return _LATEX_FRACTION.sub(r"\1\2/\3\4", text)

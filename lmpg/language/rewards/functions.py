@@ -1,14 +1,13 @@
-"""A Python function as a reward, isolated in worker processes."""
+"""A Python function as a reward, which runs in worker processes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from lmpg.language.rewards.builtin import REFERENCES
 from lmpg.language.rewards.isolated import IsolatedFunction
-from lmpg.language.rewards.request import GIVEN, Answer, Batch
+from lmpg.language.rewards.request import GIVEN, RewardReply, RewardRequest
 from lmpg.language.rewards.specs import KEY, parsed_spec
 from lmpg.settings.section import UserError
 
@@ -54,17 +53,18 @@ class FunctionReward:
                 "or give it a default."
             )
 
-    def submit(self, batch: Batch) -> PendingParts:
-        """Begins to score `batch`, each worker a part of it."""
-        self.check_columns(batch.given())
-        arguments = self._wanted(batch.given())
-        size = -(-len(batch) // len(self._workers)) or 1
+    def submit(self, request: RewardRequest) -> Callable[[], RewardReply]:
+        """Begins to score, each worker a part; the result waits for all, in the request's order."""
+        available = request.arguments()
+        self.check_columns(available)
+        arguments = self._wanted(available)
+        size = -(-len(request) // len(self._workers)) or 1
         futures = []
-        for number, start in enumerate(range(0, len(batch), size)):
-            part = {name: values[start : start + size] for name, values in arguments.items()}
-            count = min(size, len(batch) - start)
+        for number, start in enumerate(range(0, len(request), size)):
+            part = {name: column[start : start + size] for name, column in arguments.items()}
+            count = min(size, len(request) - start)
             futures.append(self._workers[number].submit(part, count))
-        return PendingParts(futures)
+        return lambda: sum((future.result() for future in futures), RewardReply())
 
     def close(self) -> None:
         """Ends the worker processes."""
@@ -74,9 +74,9 @@ class FunctionReward:
     def _wanted(self, available: dict[str, list]) -> dict[str, list]:
         if self._signature["keywords"]:
             fixed = self.spec.arguments
-            return {name: values for name, values in available.items() if name not in fixed}
+            return {name: column for name, column in available.items() if name not in fixed}
         names = self._signature["parameters"]
-        return {name: values for name, values in available.items() if name in names}
+        return {name: column for name, column in available.items() if name in names}
 
     def _first_start(self) -> dict[str, Any]:
         for started in [worker.start() for worker in self._workers]:
@@ -92,17 +92,6 @@ class FunctionReward:
             left = [name for name in self._signature[names] if name not in options]
             self._signature[names] = left
         nothing: dict[str, list] = {name: [] for name in self._signature["required"]}
-        answer = self._workers[0].submit(nothing, 0).result()
-        if answer.messages:
-            raise UserError(f"{KEY}: {self.spec.text}: {answer.messages[0]}")
-
-
-class PendingParts:
-    """The parts of a batch, in the hands of the workers."""
-
-    def __init__(self, futures: list[Future[Answer]]):
-        self._futures = futures
-
-    def result(self) -> Answer:
-        """The answers of all parts, in the batch's order."""
-        return sum((future.result() for future in self._futures), Answer())
+        reply = self._workers[0].submit(nothing, 0).result()
+        if reply.messages:
+            raise UserError(f"{KEY}: {self.spec.text}: {reply.messages[0]}")

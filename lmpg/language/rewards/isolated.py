@@ -1,4 +1,4 @@
-"""One worker process with a thread that waits for it, and what it does when the function fails."""
+"""A reward function in a worker process, called in the background and again if it fails."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from lmpg.language.rewards.request import Answer
+from lmpg.language.rewards.request import RewardReply
 from lmpg.language.rewards.specs import KEY, Spec
 from lmpg.language.rewards.worker_process import WorkerDied, WorkerProcess, WorkerTimeout, plain
 from lmpg.settings.section import UserError
@@ -49,9 +49,9 @@ class IsolatedFunction:
         """Imports the function; its signature, or {"error"}."""
         return self._later(self._start)
 
-    def submit(self, arguments: Arguments, count: int) -> Future[Answer]:
-        """One value per completion of a batch of `count`."""
-        return self._later(self._answer, arguments, count)
+    def submit(self, arguments: Arguments, count: int) -> Future[RewardReply]:
+        """Begins to score a batch of `count` completions."""
+        return self._later(self._reply, arguments, count)
 
     def close(self) -> None:
         """Ends the process, amid a call too."""
@@ -75,27 +75,27 @@ class IsolatedFunction:
         except (WorkerDied, BrokenPipeError) as error:
             return {"error": f"while importing it, {error}"}
 
-    def _answer(self, arguments: Arguments, count: int) -> Answer:
+    def _reply(self, arguments: Arguments, count: int) -> RewardReply:
         started = time.monotonic()
-        answer, failure = self._call(arguments, count)
+        reply, failure = self._call(arguments, count)
         slow = time.monotonic() - started >= self.timeout
         if failure is None:
-            return answer
+            return reply
         if count <= 1:
-            answer.messages.append(failure)
-            return answer
+            reply.messages.append(failure)
+            return reply
         if slow:
             self._tell_of_retries(count, failure)
-        answer = self._one_by_one(arguments, count)
-        if None not in answer.values:
-            answer.notes.append(
+        reply = self._one_by_one(arguments, count)
+        if None not in reply.scores:
+            reply.notes.append(
                 f"the batch of {count} failed ({failure}), but each sample alone has "
                 "a score; batches are scored one by one as long as that is so, which is slow"
             )
-        return answer
+        return reply
 
     def _tell_of_retries(self, count: int, failure: str) -> None:
-        """Once, and before they begin: a function that hangs would be waited for in silence."""
+        """Logs that retries begin, once: a function that hangs would be waited for in silence."""
         if not self._retries_told:
             self._retries_told = True
             logger.warning(
@@ -107,24 +107,24 @@ class IsolatedFunction:
                 self.retry_seconds,
             )
 
-    def _one_by_one(self, arguments: Arguments, count: int) -> Answer:
-        answer = Answer()
+    def _one_by_one(self, arguments: Arguments, count: int) -> RewardReply:
+        reply = RewardReply()
         deadline = time.monotonic() + self.retry_seconds
         for index in range(count):
             if time.monotonic() > deadline:
                 left = count - index
                 said = f"not tried again: {self.retry_seconds:g} s of retries were used up"
-                return answer + Answer([None] * left, [said] * left)
-            single = {name: [values[index]] for name, values in arguments.items()}
+                return reply + RewardReply([None] * left, [said] * left)
+            single = {name: [column[index]] for name, column in arguments.items()}
             one, failure = self._call(single, 1)
-            answer += one
+            reply += one
             if failure is not None:
-                answer.messages.append(failure)
-        return answer
+                reply.messages.append(failure)
+        return reply
 
-    def _call(self, arguments: Arguments, count: int) -> tuple[Answer, str | None]:
-        """The answer of one call; a message, and no values, if it failed as a whole."""
-        nothing = Answer([None] * count)
+    def _call(self, arguments: Arguments, count: int) -> tuple[RewardReply, str | None]:
+        """The reply to one call; if it failed as a whole, one without scores, and a message."""
+        nothing = RewardReply([None] * count)
         try:
             reply = self._process.call(arguments, count, self.timeout)
         except WorkerTimeout:
@@ -135,10 +135,10 @@ class IsolatedFunction:
             raise UserError(self._unsendable(arguments, error)) from None
         if "error" in reply:
             return nothing, reply["error"]
-        return Answer(reply["scores"], list(reply["problems"].values())), None
+        return RewardReply(reply["scores"], list(reply["problems"].values())), None
 
     def _unsendable(self, arguments: Arguments, error: TypeError) -> str:
-        column = next(name for name, values in arguments.items() if not _sendable(values))
+        column = next(name for name, cells in arguments.items() if not _sendable(cells))
         return (
             f"{KEY}: {self.spec.text} asks for the column {column!r}, which holds {error}; "
             "only text, numbers, dates, lists and dicts of these can be passed. Convert the "
@@ -146,9 +146,9 @@ class IsolatedFunction:
         )
 
 
-def _sendable(values: list) -> bool:
+def _sendable(column: list) -> bool:
     with contextlib.suppress(TypeError):
-        json.dumps(values, default=plain)
+        json.dumps(column, default=plain)
         return True
     return False
 

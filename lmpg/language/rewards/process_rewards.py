@@ -1,4 +1,4 @@
-"""Where the steps of a completion end: from its text to its tokens."""
+"""Process rewards: the steps of a completion, and the token in which each of them ends."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ def pieces(text: str, separator: str) -> list[str]:
     return [part + separator for part in parts[:-1]] + [part for part in parts[-1:] if part]
 
 
-def step_places(text: str, ids: list[int], separator: str, decode: Decode) -> list[int]:
-    """For each step of `text` the index of its last token.
+def step_ends(text: str, ids: list[int], separator: str, decode: Decode) -> list[int]:
+    """The index of the last token of each step of `text`.
 
-    That is the token in which its separator ends, even if the next step begins in it; a last step
-    without separator ends with the response.
+    A step ends with the token in which its separator ends, even if the next step begins in that
+    token; a last step without a separator ends with the response.
     """
     widths = token_widths(text, ids, decode)
-    places, token, written, end = [], 0, widths[0], 0
+    ends, token, written, end = [], 0, widths[0], 0
     for piece in pieces(text, separator):
         end += len(piece)
         while written < end and token < len(ids) - 1:
             token += 1
             written += widths[token]
-        places.append(token if piece.endswith(separator) else len(ids) - 1)
-    return places
+        ends.append(token if piece.endswith(separator) else len(ids) - 1)
+    return ends
 
 
 def token_widths(text: str, ids: list[int], decode: Decode) -> list[int]:
-    """How many characters of `text` each token writes; one that spans tokens is the last one's."""
+    """How many characters of `text` each token writes; a character that spans several tokens counts
+    for the last of them."""
     widths = [0] * len(ids)
     first, _ = _whole(ids, 0, decode)
     end = first
@@ -47,7 +48,7 @@ def token_widths(text: str, ids: list[int], decode: Decode) -> list[int]:
 
 
 def _whole(ids: list[int], start: int, decode: Decode) -> tuple[int, str]:
-    """The token with which that at `start` is whole characters, and their text."""
+    """The first token after which those from `start` on are whole characters, and their text."""
     before = ids[max(0, start - CONTEXT) : start]
     for end in range(start, min(start + MOST_BYTES, len(ids))):
         written = decode(before, ids[start : end + 1])

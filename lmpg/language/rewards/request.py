@@ -1,22 +1,22 @@
-"""What a reward is asked, and what it answers."""
+"""What a reward is asked for, and what it replies."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-# A finite score; one number per token or step; or nothing, where there is no score.
-Value = float | list[float] | None
 GIVEN = ("prompts", "completions", "completion_ids")
 
 
 @dataclass(frozen=True)
-class Batch:
+class RewardRequest:
     """B responses to be scored; every list has (or holds lists with) one entry per response.
 
     prompts: as the user wrote them. completions: as text.
     completion_steps: the pieces of each completion, where rewards may score each of them.
-    places: the token indices for which a process reward has one number each; None if it may not.
+    token_indices: of each completion, the tokens that a process reward gives one number each; None
+        if a reward may give one number per completion only.
     """
 
     prompts: list
@@ -24,16 +24,21 @@ class Batch:
     completion_ids: list[list[int]]
     columns: dict[str, list]
     completion_steps: list[list[str]] | None = None
-    places: list[list[int]] | None = None
+    token_indices: list[list[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.completions)
 
-    def given(self) -> dict[str, list]:
+    def arguments(self) -> dict[str, list]:
         """Everything that a function may ask for; where a prompt is chat messages, functions get
         its completion as messages too: [{"role": "assistant", "content": ...}].
         """
-        written = [_as_written(p, c) for p, c in zip(self.prompts, self.completions)]
+        written = [
+            completion
+            if isinstance(prompt, str)
+            else [{"role": "assistant", "content": completion}]
+            for prompt, completion in zip(self.prompts, self.completions)
+        ]
         given = {**self.columns, **dict(zip(GIVEN, (self.prompts, written, self.completion_ids)))}
         if self.completion_steps is not None:
             given["completion_steps"] = self.completion_steps
@@ -41,47 +46,34 @@ class Batch:
 
 
 @dataclass
-class Answer:
-    """What a reward made of a batch: one value per response.
+class RewardReply:
+    """The scores that a reward gives to a request, one per response.
 
+    scores: a finite number, a list of them (one per token or step), or None without a score.
     messages: what went wrong, one per response without a score. notes: what else to say.
     """
 
-    values: list[Any] = field(default_factory=list)
+    scores: list[Any] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def __add__(self, other: Answer) -> Answer:
-        return Answer(
-            self.values + other.values,
+    def __add__(self, other: RewardReply) -> RewardReply:
+        return RewardReply(
+            self.scores + other.scores,
             self.messages + other.messages,
             self.notes + other.notes,
         )
 
 
-class Pending(Protocol):
-    """A batch that is being scored."""
-
-    def result(self) -> Answer:
-        """The answer, as soon as it is there."""
-        ...
-
-
 class Reward(Protocol):
-    """Scores responses; one failing sample never raises, its value is None."""
+    """Scores responses; one failing sample never raises, its score is None."""
 
     name: str
 
-    def submit(self, batch: Batch) -> Pending:
-        """Begins to score `batch`."""
+    def submit(self, request: RewardRequest) -> Callable[[], RewardReply]:
+        """Begins to score; the result waits for the reply and returns it."""
         ...
 
     def close(self) -> None:
         """Ends whatever it has started."""
         ...
-
-
-def _as_written(prompt: Any, completion: str) -> Any:
-    if isinstance(prompt, str):
-        return completion
-    return [{"role": "assistant", "content": completion}]

@@ -1,18 +1,19 @@
-"""A sequence-classification model with one label as a reward."""
+"""A reward model as a reward: a sequence classifier with one label scores prompt + completion."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
-from lmpg.language.data.tokenizing import cut_left, scored_ids, start_ids
+from lmpg.language.data.tokenizing import bos_ids, cut_left, scored_ids
 from lmpg.language.models.loading import context_length, load_sequence_classifier
 from lmpg.language.models.sequence_classifier import SequenceScorer
-from lmpg.language.rewards.request import Answer, Batch
+from lmpg.language.rewards.request import RewardReply, RewardRequest
 from lmpg.language.rewards.worker import LONGEST_MESSAGE
 from lmpg.settings.section import UserError
 
@@ -47,34 +48,34 @@ class ModelReward:
         context = min(context_length(model.config, tokenizer), tokenizer.model_max_length)
         return cls(model_name(path), SequenceScorer(model, tokenizer), tokenizer, context)
 
-    def submit(self, batch: Batch) -> _Asked:
-        """The batch, scored when the result is asked for: models work in this process."""
-        return _Asked(self, batch)
+    def submit(self, request: RewardRequest) -> Callable[[], RewardReply]:
+        """Models work in this process: it scores when the reply is asked for."""
+        return lambda: self.reply(request)
 
-    def answer(self, batch: Batch) -> Answer:
+    def reply(self, request: RewardRequest) -> RewardReply:
         """One finite score per response; sample by sample if they fail together."""
-        rows = list(zip(batch.prompts, batch.completions))
+        rows = list(zip(request.prompts, request.completions))
         try:
             return self._scores(rows)
         except Exception as error:
             failure = f"{type(error).__name__}: {error}"[:LONGEST_MESSAGE]
             if len(rows) == 1:
-                return Answer([None], [failure])
+                return RewardReply([None], [failure])
             said = f"the batch of {len(rows)} failed ({failure})"
-        answer = Answer()
-        for i in range(len(rows)):
-            answer += self.answer(replace(batch, prompts=[rows[i][0]], completions=[rows[i][1]]))
-        if None not in answer.values:
-            answer.notes.append(f"{said}, but each sample alone has a score, which is slow")
-        return answer
+        reply = RewardReply()
+        for prompt, completion in rows:
+            reply += self.reply(replace(request, prompts=[prompt], completions=[completion]))
+        if None not in reply.scores:
+            reply.notes.append(f"{said}, but each sample alone has a score, which is slow")
+        return reply
 
-    def _scores(self, rows: list[tuple[Any, str]]) -> Answer:
-        start = start_ids(self.tokenizer)
+    def _scores(self, rows: list[tuple[Any, str]]) -> RewardReply:
+        bos = bos_ids(self.tokenizer)
         ids = [scored_ids(self.tokenizer, p, c) for p, c in rows]
-        scores = self.scorer.score([cut_left(one, self.max_tokens, start) for one in ids])
+        scores = self.scorer.score([cut_left(one, self.max_tokens, bos) for one in ids])
         if len(scores) != len(rows):
             raise ValueError(f"the model gave {len(scores)} scores for {len(rows)} responses")
-        return Answer(
+        return RewardReply(
             [float(score) if math.isfinite(score) else None for score in scores],
             [f"the model gave {score}" for score in scores if not math.isfinite(score)],
         )
@@ -83,17 +84,8 @@ class ModelReward:
         """Nothing to end."""
 
 
-@dataclass(frozen=True)
-class _Asked:
-    reward: ModelReward
-    batch: Batch
-
-    def result(self) -> Answer:
-        return self.reward.answer(self.batch)
-
-
 def model_name(path: str) -> str:
-    """Last part of a path or Hub id that says more than that it is a run's result."""
+    """The last part of a path or Hub id, but for `final`, `merged` and `best` of a run's folder."""
     folder = Path(path).expanduser()
     parts = [part for part in folder.parts if part not in ("final", "merged", "best")]
     return parts[-1] if parts and parts[-1] != folder.root else folder.name

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lmpg.language.rewards.functions import FunctionReward
-from lmpg.language.rewards.process_rewards import Decode, pieces, step_places
-from lmpg.language.rewards.request import Answer, Batch, Pending, Reward
+from lmpg.language.rewards.process_rewards import Decode, pieces, step_ends
+from lmpg.language.rewards.request import Reward, RewardReply, RewardRequest
 from lmpg.language.rewards.settings import RewardSettings
 from lmpg.settings.section import UserError
 
@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 MAX_WARNINGS = 5  # of each reward
 LARGEST = 1e18  # of a score's magnitude
 Step = tuple[int, float]
-Placed = defaultdict[int, float]  # token index → weighted reward
+TokenRewards = defaultdict[int, float]  # token index → weighted reward
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of a batch of responses.
+    """Scores of B responses.
 
-    totals: weighted sum over the rewards; None where any of them has no score.
+    totals: weighted sum over the rewards; None for a response that one of them gave no score.
     errors: number of such responses. messages: what went wrong, each kind once, with its count.
     steps: per response the (token index, weighted reward) pairs of process rewards, which are
         part of its total; in the order of the tokens, each once.
@@ -105,9 +105,11 @@ class Scorer:
         Every argument has (or holds lists with) one entry per response. prompts: as the user
         wrote them.
         """
-        batch = self._with_places(Batch(prompts, completions, completion_ids, columns))
-        asked = {name: reward.submit(batch) for name, reward in self._rewards.items()}
-        return PendingScores(self, batch, asked)
+        request = RewardRequest(prompts, completions, completion_ids, columns)
+        if self._settings.process != "none":
+            request = self._with_token_indices(request)
+        replies = {name: reward.submit(request) for name, reward in self._rewards.items()}
+        return PendingScores(self, request, replies)
 
     def score(
         self,
@@ -131,7 +133,7 @@ class Scorer:
         self.close()
 
     def warn_once(self, name: str, texts: list[str]) -> None:
-        """Logs what is new of what the reward `name` has to say."""
+        """Logs those texts about the reward `name` that were not logged before."""
         said = self._said[name]
         for text in dict.fromkeys(texts):
             if text not in said and len(said) < MAX_WARNINGS:
@@ -139,19 +141,19 @@ class Scorer:
                 last = "; no more is said of this reward" if len(said) == MAX_WARNINGS else ""
                 logger.warning("reward %s: %s (said once%s)", name, text, last)
 
-    def _with_places(self, batch: Batch) -> Batch:
-        ids = batch.completion_ids
-        if self._settings.process == "none":
-            return batch
+    def _with_token_indices(self, request: RewardRequest) -> RewardRequest:
+        ids = request.completion_ids
         if self._settings.process == "token":
-            return replace(batch, places=[list(range(len(row))) for row in ids])
+            return replace(request, token_indices=[list(range(len(row))) for row in ids])
         if self._decode is None:
             raise ValueError("rewards.process = 'step' needs `decode`, to find the steps' tokens")
-        separator, texts = self._settings.step_separator, batch.completions
+        separator, texts = self._settings.step_separator, request.completions
         return replace(
-            batch,
+            request,
             completion_steps=[pieces(text, separator) for text in texts],
-            places=[step_places(t, row, separator, self._decode) for t, row in zip(texts, ids)],
+            token_indices=[
+                step_ends(t, row, separator, self._decode) for t, row in zip(texts, ids)
+            ],
         )
 
     def _add_functions(self, settings: RewardSettings, columns: Iterable[str] | None) -> None:
@@ -165,7 +167,7 @@ class Scorer:
                 reward.check_columns(known)
 
     def _add(self, reward: Reward, qualifier: str) -> None:
-        """Under its name, or with where it comes from where another has that name."""
+        """Adds a reward under its name, or if that is taken, with its source or a number."""
         name = reward.name
         if name in self._rewards and qualifier != name:
             name = f"{qualifier}.{name}"
@@ -176,72 +178,79 @@ class Scorer:
 
 
 class PendingScores:
-    """A batch that is being scored."""
+    """Scores of a request that is being scored; `replies` are its rewards' pending replies."""
 
-    def __init__(self, scorer: Scorer, batch: Batch, asked: dict[str, Pending]):
-        self._scorer, self._batch, self._asked = scorer, batch, asked
+    def __init__(
+        self,
+        scorer: Scorer,
+        request: RewardRequest,
+        replies: dict[str, Callable[[], RewardReply]],
+    ):
+        self._scorer, self._request, self._replies = scorer, request, replies
 
     def result(self) -> Scores:
-        """The scores, as soon as they are there."""
-        by_reward, messages = {}, []
-        steps: list[Placed] = [defaultdict(float) for _ in range(len(self._batch))]
-        for weight, (name, pending) in zip(self._scorer.weights, self._asked.items()):
-            answer = pending.result()
-            by_reward[name] = _summed(answer, self._batch, weight, steps)
-            self._scorer.warn_once(name, [*answer.notes, *answer.messages])
-            for text, count in Counter(answer.messages).items():
-                said = f"{count} of {len(self._batch)} without a score: {text}"
-                messages.append(f"{name}: {said}")
-        totals = [self._total(scores) for scores in zip(*by_reward.values())]
+        """Waits for the replies of all rewards, and returns their weighted sum."""
+        count, weights = len(self._request), self._scorer.weights
+        by_reward: dict[str, list[float | None]] = {}
+        messages = []
+        steps: list[TokenRewards] = [defaultdict(float) for _ in range(count)]
+        for weight, (name, pending) in zip(weights, self._replies.items()):
+            reply = pending()
+            by_reward[name] = _summed(reply, self._request, weight, steps)
+            self._scorer.warn_once(name, [*reply.notes, *reply.messages])
+            for text, times in Counter(reply.messages).items():
+                messages.append(f"{name}: {times} of {count} without a score: {text}")
+        totals = [
+            None if None in scores else sum(w * x for w, x in zip(weights, scores))
+            for scores in zip(*by_reward.values())
+        ]
         totals, too_large = _bounded(totals, steps)
         messages += too_large
         placed = [sorted(x.items()) if t is not None else [] for x, t in zip(steps, totals)]
         return Scores(totals, by_reward, totals.count(None), messages, placed)
 
-    def _total(self, scores: tuple[float | None, ...]) -> float | None:
-        if any(score is None for score in scores):
-            return None
-        return sum(weight * score for weight, score in zip(self._scorer.weights, scores))  # type: ignore
-
 
 def _bounded(
-    totals: list[float | None], steps: list[Placed]
+    totals: list[float | None], steps: list[TokenRewards]
 ) -> tuple[list[float | None], list[str]]:
-    """Without totals that float32 could not hold the square of, and what there is to say of them.
+    """The totals, None where float32 could not hold the square of one of a response's numbers, and
+    a message if there are such responses.
 
     A score that is finite in float64 would else be inf in the loss, or in its spread.
     """
 
-    def fits(total: float | None, placed: Placed) -> bool:
-        return total is None or all(abs(x) < LARGEST for x in (total, *placed.values()))
+    def fits(total: float | None, rewards: TokenRewards) -> bool:
+        return total is None or all(abs(x) < LARGEST for x in (total, *rewards.values()))
 
-    kept = [t if fits(t, placed) else None for t, placed in zip(totals, steps)]
+    kept = [t if fits(t, rewards) else None for t, rewards in zip(totals, steps)]
     lost = kept.count(None) - totals.count(None)
     said = f"{lost} of {len(kept)} without a score: it is beyond ±{LARGEST:g}, expected less"
     return kept, [said] if lost else []
 
 
-def _summed(answer: Answer, batch: Batch, weight: float, steps: list[Placed]) -> list[float | None]:
+def _summed(
+    reply: RewardReply, request: RewardRequest, weight: float, steps: list[TokenRewards]
+) -> list[float | None]:
     """One score per response; the numbers of lists are added to `steps`, weighted."""
-    for i, value in enumerate(answer.values):
-        if not isinstance(value, list):
+    for i, score in enumerate(reply.scores):
+        if not isinstance(score, list):
             continue
-        places = None if batch.places is None else batch.places[i]
-        if places is None or len(places) != len(value):
-            answer.values[i] = None
-            answer.messages.append(_misplaced(len(value), places, batch))
+        tokens = None if request.token_indices is None else request.token_indices[i]
+        if tokens is None or len(tokens) != len(score):
+            reply.scores[i] = None
+            reply.messages.append(_wrong_count(len(score), tokens, request))
             continue
-        for place, number in zip(places, value):
-            steps[i][place] += weight * number
-        answer.values[i] = sum(value)
-    return answer.values
+        for token, number in zip(tokens, score):
+            steps[i][token] += weight * number
+        reply.scores[i] = sum(score)
+    return reply.scores
 
 
-def _misplaced(count: int, places: list[int] | None, batch: Batch) -> str:
-    if places is None:
+def _wrong_count(count: int, tokens: list[int] | None, request: RewardRequest) -> str:
+    if tokens is None:
         return (
             f"it returned a list of {count} numbers for a completion, expected one number; "
             "for one per token or step set --rewards.process token or step"
         )
-    what = "tokens" if batch.completion_steps is None else "steps"
-    return f"it returned {count} numbers for the {len(places)} {what} of a completion"
+    what = "tokens" if request.completion_steps is None else "steps"
+    return f"it returned {count} numbers for the {len(tokens)} {what} of a completion"

@@ -1,4 +1,4 @@
-"""How a reward function is written in settings, and what that stands for."""
+"""Specs of reward functions: reads `FILE.py:NAME(ARGUMENT=VALUE)` as settings hold it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Spec:
     """A function, where it comes from, and its fixed arguments.
 
     text: as the user wrote it. function: what the worker imports, with an absolute path.
-    qualifier: what tells it apart from another function of its name.
+    qualifier: stands before the name if another function has the same name.
     """
 
     text: str
@@ -35,7 +35,7 @@ class Spec:
 
 
 def parsed_spec(text: str) -> Spec:
-    """The spec that `text` is; raises if it can be none."""
+    """Parses a spec; raises with the reason if `text` is none."""
     match = re.fullmatch(r"(?:(.+?):)?([^\W\d]\w*)(\(.*)?", text.strip(), re.DOTALL)
     if match is None:
         raise UserError(f"{KEY}: {text!r} names no function; expected {EXPECTED}.")

@@ -96,18 +96,18 @@ def _listed(parameters: list[inspect.Parameter]) -> str:
 def answer(
     function: Callable, arguments: dict, count: int, runner: asyncio.Runner
 ) -> dict[str, Any]:
-    """Calls the function; whatever it raises or returns becomes a reply."""
+    """Calls the function, and returns a reply, whatever it raises or returns."""
     try:
         result = function(**arguments)
         if inspect.isawaitable(result):
             result = runner.run(_awaited(result))
-        values = _as_list(result)
+        results = _as_list(result)
     except BaseException as error:  # also SystemExit: the worker outlives its function
         return {"error": described(error)}
-    if len(values) != count:
-        return {"error": f"it returned {len(values)} scores for {count} completions"}
+    if len(results) != count:
+        return {"error": f"it returned {len(results)} scores for {count} completions"}
     scores, problems = [], {}
-    for index, value in enumerate(values):
+    for index, value in enumerate(results):
         score, problem = _checked(value)
         scores.append(score)
         if problem:
@@ -154,10 +154,10 @@ def _checked(value: Any) -> tuple[Any, str | None]:
     return (score, None) if math.isfinite(score) else (None, f"it returned {score}")
 
 
-def _checked_list(values: list) -> tuple[list[float] | None, str | None]:
+def _checked_list(numbers: list) -> tuple[list[float] | None, str | None]:
     """One finite number per token or step, or None and what was wrong with the first bad one."""
     scores: list[float] = []
-    for value in values:
+    for value in numbers:
         nested = isinstance(value, (list, tuple))
         score, problem = (None, "it returned a list") if nested else _checked(value)
         if score is None:

@@ -139,7 +139,7 @@ class WorkerProcess:
 
 
 def plain(value: Any) -> Any:
-    """What JSON doesn't know, as what it does: arrays as lists, dates as ISO text."""
+    """Converts what JSON doesn't know: arrays to lists, dates to ISO text."""
     if hasattr(value, "tolist"):
         return value.tolist()
     if hasattr(value, "isoformat"):

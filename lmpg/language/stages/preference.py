@@ -1,4 +1,4 @@
-"""DPO and KTO: a causal language model learns from answers that were judged."""
+"""DPO and KTO: a causal language model learns from answers that are preferred or labelled."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 from lmpg.language.data.policy_pairs import (
-    JudgedSet,
-    answers_from_rows,
-    comparisons_from_rows,
-    load_answers,
-    load_comparisons,
+    labelled_completions_from_rows,
+    load_labelled_completions,
+    load_preference_pairs,
+    preference_pairs_from_rows,
 )
-from lmpg.language.data.row_filter import Sieve
-from lmpg.language.data.tokenizing import start_ids
-from lmpg.language.objectives.dpo_objective import Comparing
-from lmpg.language.objectives.kto_objective import Judging
-from lmpg.language.objectives.preference_objective import JudgedObjective
-from lmpg.language.stages.prepared import Prepared, loaded_policy, sampled
+from lmpg.language.data.row_filter import RowFilter
+from lmpg.language.data.splits import Split
+from lmpg.language.data.tokenizing import bos_ids
+from lmpg.language.objectives.dpo_objective import DPOObjective
+from lmpg.language.objectives.kto_objective import KTOObjective
+from lmpg.language.objectives.preference_objective import PreferenceObjective, with_reference
+from lmpg.language.stages.prepared import Prepared, loaded_policy, sample_metrics
 from lmpg.language.stages.settings import DpoSettings, KtoSettings
 from lmpg.language.worlds.world import OfflineWorld
 from lmpg.runtime.processes import Processes
@@ -25,40 +25,45 @@ from lmpg.runtime.processes import Processes
 
 def dpo(settings: DpoSettings, world: OfflineWorld | None, processes: Processes) -> Prepared:
     """Chosen answers are to gain more on the reference than rejected ones."""
-    return _prepared(settings, world, processes, load_comparisons, comparisons_from_rows, Comparing)
+    parts = (
+        load_preference_pairs,
+        preference_pairs_from_rows,
+        DPOObjective,
+        settings.algorithm.reference,
+    )
+    return _prepared(settings, world, processes, *parts)
 
 
 def kto(settings: KtoSettings, world: OfflineWorld | None, processes: Processes) -> Prepared:
     """Desirable answers are to gain on the reference, undesirable ones to lose."""
-    return _prepared(settings, world, processes, load_answers, answers_from_rows, Judging)
+    parts = (load_labelled_completions, labelled_completions_from_rows, KTOObjective, True)
+    return _prepared(settings, world, processes, *parts)
 
 
 def _prepared(
     settings: DpoSettings | KtoSettings,
     world: OfflineWorld | None,
     processes: Processes,
-    load: Callable[..., JudgedSet],
+    load: Callable[..., Split],
     from_rows: Callable[..., list[Any]],
-    objective: type[JudgedObjective],
+    objective: type[PreferenceObjective],
+    needs_reference: bool,
 ) -> Prepared:
     policy, tokenizer = loaded_policy(settings, world, processes)
     if world is None:
         data = load(settings.data, tokenizer, policy.context_length)
     else:
-        sieve = Sieve(policy.context_length, "error", start_ids(tokenizer), "text")
-        data = JudgedSet(
-            from_rows(world.train_rows, tokenizer, sieve),
-            from_rows(world.held_out_rows, tokenizer, sieve),
+        row_filter = RowFilter(policy.context_length, "error", bos_ids(tokenizer))
+        train, held_out = (
+            from_rows(part, tokenizer, row_filter)
+            for part in (world.train_rows, world.held_out_rows)
         )
-    first = [getattr(x, "chosen", None) or x.text for x in data.held_out]
-    samples = sampled(settings, world, policy, tokenizer, first, processes)
-    made = objective(
-        policy,
-        settings.algorithm,
-        (data.train, data.held_out),
-        settings.run.seed,
-        processes,
-        settings.update.microbatch_size,
-        samples,
-    )
+        data = Split(train, held_out)
+    texts = [example.texts[0] for example in data.held_out]
+    metrics = sample_metrics(settings, world, policy, tokenizer, texts, processes)
+    train, held_out, rows = data.train, data.held_out, settings.update.microbatch_size
+    if needs_reference:
+        train, held_out = (with_reference(x, policy, rows, processes) for x in (train, held_out))
+    seed, algorithm = settings.run.seed, settings.algorithm
+    made = objective(policy, algorithm, (train, held_out), seed, processes, rows, metrics)
     return Prepared(made, lambda path: policy.save_pretrained(path, tokenizer), data.line())

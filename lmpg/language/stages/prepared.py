@@ -1,4 +1,4 @@
-"""What every stage is made with: its model, and samples to look at."""
+"""What the stages share: the model that they start from, and metrics of sampled responses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SAMPLED_TOGETHER = 256
 
 @dataclass(frozen=True)
 class Prepared:
-    """An objective about to be learned, how to save its module, and what to say beforehand."""
+    """An objective, a function that saves what it trains, and a line about the data for the log."""
 
     objective: Objective
     save: Callable[[Path], None]
@@ -47,16 +47,16 @@ def loaded_policy(
     return policy, tokenizer
 
 
-def sampled(
+def sample_metrics(
     settings: SampledStageSettings,
     world: OfflineWorld | None,
     policy: CausalLMPolicy,
     tokenizer: Any,
     texts: list[Text],
     processes: Processes,
-) -> HeldOut | None:
-    """Sampled responses to the world's held-out prompts, or to those of held-out `texts`; None
-    where none are asked for."""
+) -> Callable[[], dict[str, float]] | None:
+    """A function that samples responses to the world's held-out prompts, or to those of held-out
+    `texts`, and returns their metrics; None where no samples are asked for."""
     size, length = settings.evaluation.size, settings.evaluation.max_new_tokens
     if not size:
         return None
@@ -70,12 +70,13 @@ def sampled(
     responder = Responder(policy, sampler, tokenizer, settings.run.seed, processes, rows)
     judge = world.judge if world else None
     together = max(rows, SAMPLED_TOGETHER)
-    return HeldOut(responder, prompts, size, together, reference=policy.reference(), judge=judge)
+    reference = policy.reference()
+    return HeldOut(responder, prompts, size, together, reference=reference, judge=judge).evaluate
 
 
 def _prompts(texts: list[Text], tokenizer: Any, room: int) -> list[Prompt]:
     """The different prompts of texts, where they leave room for a response."""
-    found = dict.fromkeys(tuple(text.ids[: text.start]) for text in texts)
+    found = dict.fromkeys(tuple(text.ids[: text.prompt_length]) for text in texts)
     usable = [list(ids) for ids in found if 0 < len(ids) <= room]
     if not usable:
         raise UserError(

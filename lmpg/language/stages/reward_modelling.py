@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
-from lmpg.language.data.reward_pairs import PairSet, load_pairs, pairs_from_rows
+from lmpg.language.data.reward_pairs import load_reward_pairs, reward_pairs_from_rows
+from lmpg.language.data.splits import Split
 from lmpg.language.models.folders import save_folder
 from lmpg.language.models.loading import context_length, load_sequence_classifier, load_tokenizer
 from lmpg.language.models.precision import computes_in_bf16
-from lmpg.language.objectives.reward_model_objective import BradleyTerry
+from lmpg.language.objectives.reward_model_objective import RewardModelObjective
 from lmpg.language.stages.prepared import Prepared
 from lmpg.language.stages.settings import RewardModelSettings
 from lmpg.language.worlds.world import OfflineWorld
@@ -29,13 +30,14 @@ def reward_model(
     model.to(processes.device)
     context = min(context_length(model.config, tokenizer), tokenizer.model_max_length)
     if world is None:
-        pairs = load_pairs(settings.data, tokenizer, context)
+        pairs = load_reward_pairs(settings.data, tokenizer, context)
     else:
-        pairs = PairSet(
-            pairs_from_rows(world.train_rows, tokenizer, context),
-            pairs_from_rows(world.held_out_rows, tokenizer, context),
-        )
+        rows = (world.train_rows, world.held_out_rows)
+        train, held_out = (reward_pairs_from_rows(part, tokenizer, context) for part in rows)
+        pairs = Split(train, held_out)
     bf16 = computes_in_bf16(settings.model.precision, model, processes.device)
-    seed, method = settings.run.seed, settings.algorithm
-    objective = BradleyTerry(model, tokenizer, pairs, seed, processes, bf16, method)
+    examples, seed = (pairs.train, pairs.held_out), settings.run.seed
+    objective = RewardModelObjective(
+        model, tokenizer, settings.algorithm, examples, seed, processes, bf16
+    )
     return Prepared(objective, lambda folder: save_folder(folder, model, tokenizer), pairs.line())

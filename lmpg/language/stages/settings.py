@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import model_validator
 
-from lmpg.algorithms.bradley_terry import RewardModel
+from lmpg.algorithms.bradley_terry import BradleyTerry
 from lmpg.algorithms.dpo import DPO
 from lmpg.algorithms.kto import KTO
 from lmpg.language.data.settings import DataSettings, TextSettings
@@ -78,7 +78,7 @@ class KtoSettings(SampledStageSettings):
 class RewardModelSettings(OfflineLearningSettings):
     """Training of a reward model on preferences."""
 
-    algorithm: RewardModel = RewardModel()
+    algorithm: BradleyTerry = BradleyTerry()
 
     @model_validator(mode="after")
     def _refuse_an_adapter(self) -> RewardModelSettings:

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from lmpg.language.data.texts import TextSet, load_texts, texts_from_rows
-from lmpg.language.objectives.sft_objective import NextToken, PackedNextToken
-from lmpg.language.stages.prepared import Prepared, loaded_policy, sampled
+from lmpg.language.data.splits import Split
+from lmpg.language.data.texts import load_texts, texts_from_rows
+from lmpg.language.models.packing_check import refuse_unpackable
+from lmpg.language.objectives.sft_objective import SFTObjective
+from lmpg.language.stages.prepared import Prepared, loaded_policy, sample_metrics
 from lmpg.language.stages.settings import SftSettings
 from lmpg.language.worlds.world import OfflineWorld
 from lmpg.runtime.processes import Processes
 
 
 def sft(settings: SftSettings, world: OfflineWorld | None, processes: Processes) -> Prepared:
-    """The mean log-prob of every learned token, to be raised."""
+    """The mean log-prob of the tokens in the loss masks is to rise."""
     policy, tokenizer = loaded_policy(settings, world, processes)
     context = policy.context_length
     if world is None:
         texts = load_texts(settings.data, tokenizer, context)
     else:
-        texts = TextSet(
-            texts_from_rows(world.train_rows, tokenizer, context),
-            texts_from_rows(world.held_out_rows, tokenizer, context),
-        )
-    samples = sampled(settings, world, policy, tokenizer, texts.held_out, processes)
-    seed = settings.run.seed
-    plain = NextToken(policy, texts.train, texts.held_out, seed, processes, samples)
-    objective = PackedNextToken(plain) if settings.data.packing else plain
-    rows = f"; packed into {len(objective.epoch(0))} rows" if settings.data.packing else ""
+        rows = (world.train_rows, world.held_out_rows)
+        train, held_out = (texts_from_rows(part, tokenizer, context) for part in rows)
+        texts = Split(train, held_out)
+    metrics = sample_metrics(settings, world, policy, tokenizer, texts.held_out, processes)
+    seed, packing = settings.run.seed, settings.data.packing
+    if packing:
+        refuse_unpackable(policy)
+    objective = SFTObjective(policy, texts.train, texts.held_out, seed, processes, metrics, packing)
+    packed = f"; packed into {len(objective.train)} rows" if packing else ""
     return Prepared(
-        objective, lambda path: policy.save_pretrained(path, tokenizer), texts.line() + rows
+        objective, lambda path: policy.save_pretrained(path, tokenizer), texts.line() + packed
     )

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lmpg.language.data.reward_pairs import PairSet, pairs_from_rows
+from lmpg.algorithms.bradley_terry import BradleyTerry
+from lmpg.language.data.reward_pairs import reward_pairs_from_rows
 from lmpg.language.data.rows import Row
 from lmpg.language.data.texts import texts_from_rows
 from lmpg.language.models.folders import save_folder
@@ -26,8 +27,8 @@ from lmpg.language.models.loading import (
 )
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.settings import ModelSettings
-from lmpg.language.objectives.reward_model_objective import BradleyTerry
-from lmpg.language.objectives.sft_objective import NextToken
+from lmpg.language.objectives.reward_model_objective import RewardModelObjective
+from lmpg.language.objectives.sft_objective import SFTObjective
 from lmpg.runtime.processes import Alone
 from lmpg.training.offline import OfflineUpdater
 from lmpg.training.settings import OfflineSettings
@@ -71,7 +72,7 @@ def warm_start(
     tokenizer = load_tokenizer(str(blank))
     policy = load_policy(ModelSettings(path=str(blank)), tokenizer, critic=False, temperature=1.0)
     train, held_out = (texts_from_rows(part, tokenizer, policy.context_length) for part in rows)
-    objective = NextToken(policy, train, held_out, seed, Alone())
+    objective = SFTObjective(policy, train, held_out, seed, Alone())
     updater: OfflineUpdater = OfflineUpdater(objective, settings, Alone())
     _learn(updater, name, stop and (lambda step: stop(policy, tokenizer, step)))
     policy.save_pretrained(folder, tokenizer)
@@ -93,8 +94,9 @@ def reward_model(
         torch.manual_seed(seed)
         model = load_sequence_classifier(str(start), new_head=True)
     context = context_length(model.config, tokenizer)
-    train, held_out = (pairs_from_rows(part, tokenizer, context) for part in rows)
-    objective = BradleyTerry(model, tokenizer, PairSet(train, held_out), seed, Alone())
+    train, held_out = (reward_pairs_from_rows(part, tokenizer, context) for part in rows)
+    algorithm, examples = BradleyTerry(), (train, held_out)
+    objective = RewardModelObjective(model, tokenizer, algorithm, examples, seed, Alone())
     _learn(OfflineUpdater(objective, settings, Alone()), name)
     save_folder(folder, model, tokenizer)
     write_facts(folder, objective.evaluate())

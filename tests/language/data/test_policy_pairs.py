@@ -6,10 +6,15 @@ import json
 
 import pytest
 
-from lmpg.language.data.policy_pairs import Answer, load_answers, load_comparisons, mismatched
+from lmpg.language.data.policy_pairs import (
+    LabelledCompletion,
+    load_labelled_completions,
+    load_preference_pairs,
+    with_mismatched,
+)
 from lmpg.language.data.preference_rows import preference
 from lmpg.language.data.prompts import load_prompts
-from lmpg.language.data.reward_pairs import load_pairs
+from lmpg.language.data.reward_pairs import load_reward_pairs
 from lmpg.language.data.settings import DataSettings
 from lmpg.language.data.texts import Text, load_texts
 from lmpg.settings.section import UserError
@@ -76,15 +81,17 @@ def test_of_chat_the_shared_messages_are_the_prompt():
 
 
 def decoded(tokenizer, text: Text) -> tuple[str, str]:
-    return tokenizer.decode(text.ids[: text.start]), tokenizer.decode(text.ids[text.start :])
+    return tokenizer.decode(text.ids[: text.prompt_length]), tokenizer.decode(
+        text.ids[text.prompt_length :]
+    )
 
 
 def test_implicit_and_explicit_prompts_give_the_same_comparisons(settings):
     tokenizer = character_tokenizer()
     implicit = [{"chosen": f"{HH} good {i}", "rejected": f"{HH} poor {i}"} for i in range(6)]
     explicit = [{"prompt": HH, "chosen": f" good {i}", "rejected": f" poor {i}"} for i in range(6)]
-    found = load_comparisons(settings(implicit), tokenizer, 99)
-    assert found == load_comparisons(settings(explicit), tokenizer, 99)
+    found = load_preference_pairs(settings(implicit), tokenizer, 99)
+    assert found == load_preference_pairs(settings(explicit), tokenizer, 99)
     pair = found.train[0]
     assert decoded(tokenizer, pair.chosen) == ("<s>" + HH, " good 0</s>")
     assert decoded(tokenizer, pair.rejected) == ("<s>" + HH, " poor 0</s>")
@@ -95,7 +102,7 @@ def test_rows_of_no_use_are_skipped_and_counted_by_reason(settings):
     rows = [{"chosen": f"{HH} a{i}", "rejected": f"{HH} b"} for i in range(10)]
     rows += [{"chosen": f"{HH} a", "rejected": HH}, {"chosen": f"{HH} ", "rejected": f"{HH} b"}]
     rows += [{"chosen": HH, "rejected": HH}, {"chosen": None, "rejected": HH}]
-    for load in (load_comparisons, load_pairs):
+    for load in (load_preference_pairs, load_reward_pairs):
         found = load(settings(rows), character_tokenizer(), 99)
         assert found.skipped == {"empty": 3, "identical": 1}
         assert found.line().startswith("8 pairs to train on, 2 held out; 3 empty, 1 identical")
@@ -107,7 +114,7 @@ def test_chats_that_part_at_a_question_are_skipped(settings):
         {"chosen": good, "rejected": [good[0], message("assistant", f"n{i}")]} for i in range(6)
     ]
     rows += [{"chosen": good, "rejected": [message("user", "ho"), message("assistant", "no")]}]
-    found = load_comparisons(settings(rows), character_tokenizer(chat=True), 99)
+    found = load_preference_pairs(settings(rows), character_tokenizer(chat=True), 99)
     assert found.skipped == {"with different questions": 1}
 
 
@@ -117,16 +124,19 @@ def test_an_overlong_prompt_is_cut_and_the_answers_stay_whole(settings):
     rows += [{"prompt": "p", "chosen": "y" * 60, "rejected": "no"}]
     tokenizer = character_tokenizer()
     with pytest.raises(UserError, match=r"row 1: the text has 55 tokens"):
-        load_comparisons(settings(rows), tokenizer, 30)
-    assert load_comparisons(
+        load_preference_pairs(settings(rows), tokenizer, 30)
+    assert load_preference_pairs(
         settings(rows[:4] + [{**rows[4], "prompt": "p"}] * 5, overlong="skip"), tokenizer, 30
     ).skipped == {"overlong": 4}
-    found = load_comparisons(settings(rows, overlong="truncate-left"), tokenizer, 30)
+    found = load_preference_pairs(settings(rows, overlong="truncate-left"), tokenizer, 30)
     assert found.skipped == {"overlong answer": 1}
-    assert found.truncated == 5
+    assert found.num_cut == 5
     for pair in found.train:
         assert len(pair.chosen.ids) == 30
-        assert pair.chosen.ids[: pair.chosen.start] == pair.rejected.ids[: pair.rejected.start]
+        assert (
+            pair.chosen.ids[: pair.chosen.prompt_length]
+            == pair.rejected.ids[: pair.rejected.prompt_length]
+        )
         assert decoded(tokenizer, pair.chosen)[0].startswith("<s>p")
         assert decoded(tokenizer, pair.rejected)[1] == "no</s>"
 
@@ -159,7 +169,7 @@ def labelled(labels) -> list[dict]:
     ],
 )
 def test_of_two_labels_the_higher_one_marks_desirable_answers(settings, labels, expected):
-    found = load_answers(settings(labelled(labels)), character_tokenizer(), 50)
+    found = load_labelled_completions(settings(labelled(labels)), character_tokenizer(), 50)
     by_prompt = {character_tokenizer().decode(x.text.ids): x.desirable for x in found.train}
     for i, label in enumerate(labels):
         text = f"<s>q{i} a{i}</s>"
@@ -169,12 +179,12 @@ def test_of_two_labels_the_higher_one_marks_desirable_answers(settings, labels, 
 @pytest.mark.parametrize("labels", [[1, 2, 3] * 3, ["good", "bad"] * 4, [7] * 8])
 def test_labels_of_unclear_meaning_are_refused(settings, labels):
     with pytest.raises(UserError, match=r"data.label_column: .* expected true and false, or two"):
-        load_answers(settings(labelled(labels)), character_tokenizer(), 50)
+        load_labelled_completions(settings(labelled(labels)), character_tokenizer(), 50)
 
 
 def test_preferences_are_taken_apart_into_judged_answers(settings):
     rows = [{"prompt": f"q{i}", "chosen": " yes", "rejected": " no"} for i in range(6)]
-    found = load_answers(settings(rows), character_tokenizer(), 50)
+    found = load_labelled_completions(settings(rows), character_tokenizer(), 50)
     everything = [*found.train, *found.held_out]
     assert sum(answer.desirable for answer in everything) == 6
     assert len(everything) == 12
@@ -186,14 +196,14 @@ def answered(prompt: list[int], answer: list[int]) -> Text:
 
 def test_a_mismatched_answer_is_another_prompts_and_fits_into_the_context():
     judged = [(answered([i // 2] * 5, [10 + i] * (1 + i % 7)), True) for i in range(40)]
-    for answer, (text, _) in zip(mismatched(judged, 9, []), judged):
-        assert isinstance(answer, Answer)
+    for answer, (text, _) in zip(with_mismatched(judged, 9, []), judged):
+        assert isinstance(answer, LabelledCompletion)
         assert answer.text == text
         other = answer.mismatched
         assert len(other.ids) <= 9
-        assert set(other.ids[: other.start]) == set(text.ids[:5])
-        assert (other.ids[other.start] - 10) // 2 != text.ids[0]
-        assert all(other.learned[other.start :])
+        assert set(other.ids[: other.prompt_length]) == set(text.ids[:5])
+        assert (other.ids[other.prompt_length] - 10) // 2 != text.ids[0]
+        assert all(other.loss_mask[other.prompt_length :])
 
 
 @catches("without prompt and BOS the rejected answer begins with the chosen one's token")
@@ -201,7 +211,7 @@ def test_answers_with_nothing_before_them_to_begin_from_alike_are_skipped(settin
     """Without a prompt and a BOS the first token of each answer would be its prompt."""
     rows = [{"prompt": "", "chosen": "good", "rejected": "bad"}] * 3
     rows += [{"prompt": "p", "chosen": "good", "rejected": "bad"}] * 7
-    found = load_comparisons(settings(rows), character_tokenizer(bos=False), 32)
+    found = load_preference_pairs(settings(rows), character_tokenizer(bos=False), 32)
     assert found.skipped == {"without a common prompt": 3}
-    answers = load_answers(settings(rows), character_tokenizer(bos=False), 32)
+    answers = load_labelled_completions(settings(rows), character_tokenizer(bos=False), 32)
     assert answers.skipped == {"without a common prompt": 3}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lmpg.language.data.prompts import load_prompts, prompts_from_rows
+from lmpg.language.data.prompts import common_columns, load_prompts, prompts_from_rows
 from lmpg.language.data.settings import DataSettings
 from lmpg.settings.section import UserError
 from tests.support.planted import catches
@@ -63,7 +63,7 @@ def test_prompts_carry_their_ids_and_all_columns_of_their_row(load):
     assert character_tokenizer().decode(first.ids[1:]) == first.prompt
     assert first.columns["prompt"] == first.prompt
     assert first.prompt == f"number {first.columns['answer']}"
-    assert prompts.columns == ["prompt", "answer"]
+    assert common_columns(prompts) == ["prompt", "answer"]
 
 
 def test_rows_without_a_prompt_are_skipped_and_counted(load):
@@ -93,7 +93,7 @@ def test_overlong_prompts_are_skipped_or_cut_on_the_left_and_counted(load):
     assert len(skipped.train) + len(skipped.held_out) == 5
     cut = load(rows, overlong="truncate-left")
     longest = max(cut.train + cut.held_out, key=lambda p: len(p.ids))
-    assert cut.truncated == 1
+    assert cut.num_cut == 1
     assert len(longest.ids) == 20
     assert longest.ids[0] == BOS
     assert character_tokenizer().decode(longest.ids).endswith("xend")
@@ -142,4 +142,4 @@ def test_a_column_that_some_rows_lack_is_none_there_and_one_of_training_alone_is
     rows = [{"prompt": f"q{i}", "answer": i} | ({"hint": "h"} if i else {}) for i in range(5)]
     prompts = load(rows, eval_path=str(held_out))
     assert [p.columns["hint"] for p in prompts.train] == [None, "h", "h", "h", "h"]
-    assert prompts.columns == ["prompt", "answer"]
+    assert common_columns(prompts) == ["prompt", "answer"]

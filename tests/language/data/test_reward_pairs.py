@@ -5,7 +5,13 @@ from collections import Counter
 
 import pytest
 
-from lmpg.language.data.reward_pairs import as_pairs, load_pairs, match_labels, pairs_from_rows
+from lmpg.language.data.reward_pairs import (
+    as_pairs,
+    load_reward_pairs,
+    match_labels,
+    pairs_of_epoch,
+    reward_pairs_from_rows,
+)
 from lmpg.language.data.settings import DataSettings
 from lmpg.language.data.tokenizing import scored_ids
 from lmpg.settings.section import UserError
@@ -21,7 +27,7 @@ def load(tmp_path):
         path = tmp_path / "pairs.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         tokenizer = tokenizer or character_tokenizer(chat=True)
-        return load_pairs(DataSettings(path=str(path), **settings), tokenizer, limit)
+        return load_reward_pairs(DataSettings(path=str(path), **settings), tokenizer, limit)
 
     return load_rows
 
@@ -36,15 +42,19 @@ def test_explicit_and_implicit_prompts_give_the_same_pair():
     explicit = [{"prompt": "It was", "chosen": " good", "rejected": " bad"}]
     implicit = [{"chosen": "It was good", "rejected": "It was bad"}]
     tokenizer = character_tokenizer()
-    assert pairs_from_rows(explicit, tokenizer, 50) == pairs_from_rows(implicit, tokenizer, 50)
-    assert texts_of(pairs_from_rows(explicit, tokenizer, 50)) == [
+    assert reward_pairs_from_rows(explicit, tokenizer, 50) == reward_pairs_from_rows(
+        implicit, tokenizer, 50
+    )
+    assert texts_of(reward_pairs_from_rows(explicit, tokenizer, 50)) == [
         ("<s>It was good</s>", "<s>It was bad</s>")
     ]
 
 
 def test_a_pair_is_read_as_the_reward_model_will_read_it():
     tokenizer = character_tokenizer()
-    pair = pairs_from_rows([{"prompt": "a", "chosen": "b", "rejected": "c"}], tokenizer, 50)[0]
+    pair = reward_pairs_from_rows([{"prompt": "a", "chosen": "b", "rejected": "c"}], tokenizer, 50)[
+        0
+    ]
     assert pair.chosen_ids == scored_ids(tokenizer, "a", "b")
     assert pair.chosen_ids[-1] == EOS
 
@@ -56,15 +66,19 @@ def test_chat_pairs_may_repeat_the_prompt_or_not(whole):
     before = [question] if whole else []
     row = {"chosen": [*before, answers[0]], "rejected": [*before, answers[1]]}
     row["prompt"] = "hi" if whole else [question]
-    pairs = pairs_from_rows([row], character_tokenizer(chat=True), 50)
+    pairs = reward_pairs_from_rows([row], character_tokenizer(chat=True), 50)
     expected = "<|user|>hi<|assistant|>"
     assert texts_of(pairs) == [(f"{expected}yes</s>", f"{expected}no</s>")]
 
 
 def test_pairs_have_the_margin_of_their_row(load):
     rows = [{"chosen": f"a{i}", "rejected": "b", "margin": i / 4, "gap": 9.0} for i in range(6)]
-    assert {pair.margin for pair in load(rows).epoch(0, 0)} <= {i / 4 for i in range(6)}
-    assert {pair.margin for pair in load(rows, margin_column="gap").epoch(0, 0)} == {9.0}
+    assert {pair.margin for pair in pairs_of_epoch(load(rows).train, 0, 0)} <= {
+        i / 4 for i in range(6)
+    }
+    assert {
+        pair.margin for pair in pairs_of_epoch(load(rows, margin_column="gap").train, 0, 0)
+    } == {9.0}
     with pytest.raises(UserError, match=r"row 1, column 'margin' holds 'big', expected a finite"):
         load([{**rows[0], "margin": "big"}] * 5)
     with pytest.raises(UserError, match=r"no column 'gpa'.*--data.margin-column gap"):
@@ -91,7 +105,7 @@ def test_an_overlong_pair_counts_once(load):
 def test_any_higher_label_beats_any_lower(load):
     pairs = load([{"text": f"{i % 3} text {i}", "label": i % 3} for i in range(60)])
     for epoch in range(3):
-        for chosen, rejected in texts_of(pairs.epoch(epoch, seed=0)):
+        for chosen, rejected in texts_of(pairs_of_epoch(pairs.train, epoch, seed=0)):
             assert chosen[3] > rejected[3]
     for chosen, rejected in texts_of(as_pairs(pairs.held_out, 0, 0)):
         assert chosen[3] > rejected[3]
@@ -119,14 +133,17 @@ def test_partners_change_between_epochs_and_with_the_seed_only():
 
 def test_preference_pairs_are_shuffled_anew_each_epoch_and_all_used(load):
     pairs = load([{"chosen": f"a{i}", "rejected": "b"} for i in range(30)])
-    first, second = texts_of(pairs.epoch(0, 1)), texts_of(pairs.epoch(1, 1))
+    first, second = (
+        texts_of(pairs_of_epoch(pairs.train, 0, 1)),
+        texts_of(pairs_of_epoch(pairs.train, 1, 1)),
+    )
     assert sorted(first) == sorted(second)
     assert first != second
 
 
 def test_held_out_texts_are_not_trained_on(load):
     pairs = load([{"text": f"text {i}", "label": i % 2} for i in range(50)])
-    train = {text for pair in texts_of(pairs.epoch(0, 0)) for text in pair}
+    train = {text for pair in texts_of(pairs_of_epoch(pairs.train, 0, 0)) for text in pair}
     held_out = {text for pair in texts_of(as_pairs(pairs.held_out, 0, 0)) for text in pair}
     assert train.isdisjoint(held_out)
 
@@ -135,7 +152,7 @@ def test_labels_that_cannot_be_ranked_are_refused(load):
     with pytest.raises(UserError, match=r"'label' holds 'good', expected a finite number"):
         load([{"text": "a", "label": "good"}] * 5)
     with pytest.raises(UserError, match=r"two different values at least, but all are 1"):
-        load([{"text": "a", "label": 1}] * 10).epoch(0, 0)
+        pairs_of_epoch(load([{"text": "a", "label": 1}] * 10).train, 0, 0)
 
 
 def test_columns_of_no_known_format_are_refused(load):
@@ -148,4 +165,6 @@ def test_columns_of_no_known_format_are_refused(load):
 def test_columns_can_be_renamed(load):
     rows = [{"good": f"x{i}", "poor": "y", "question": "q"} for i in range(5)]
     pairs = load(rows, chosen_column="good", rejected_column="poor", prompt_column="question")
-    assert all(chosen.startswith("<s>qx") for chosen, _ in texts_of(pairs.epoch(0, 0)))
+    assert all(
+        chosen.startswith("<s>qx") for chosen, _ in texts_of(pairs_of_epoch(pairs.train, 0, 0))
+    )

@@ -13,7 +13,7 @@ from tests.support.tiny_tokenizers import character_tokenizer
 
 
 def learned_text(tokenizer, text) -> str:
-    return tokenizer.decode([i for i, wanted in zip(text.ids, text.learned) if wanted])
+    return tokenizer.decode([i for i, wanted in zip(text.ids, text.loss_mask) if wanted])
 
 
 @catches("prompt learned in supervised training")
@@ -24,7 +24,7 @@ def test_of_prompt_and_completion_only_the_completion_and_its_eos_are_learned(sp
     text = texts_from_rows(rows, tokenizer, 50)[0]
     prompt = prompt_ids(tokenizer, "1+1=")
     assert text.ids[: len(prompt)] == prompt
-    assert text.learned == [False] * len(prompt) + [True] * 3
+    assert text.loss_mask == [False] * len(prompt) + [True] * 3
     assert tokenizer.decode(text.ids) == "<s>1+1= 2</s>" or space_first
     assert text.ids[-1] == tokenizer.eos_token_id
 
@@ -33,12 +33,12 @@ def test_a_text_is_learned_whole_and_ends_with_eos():
     tokenizer = character_tokenizer()
     text = texts_from_rows([{"text": "abc"}], tokenizer, 50)[0]
     assert tokenizer.decode(text.ids) == "<s>abc</s>"
-    assert text.learned == [False, True, True, True, True]
+    assert text.loss_mask == [False, True, True, True, True]
 
 
 def test_without_bos_the_first_token_cannot_be_learned():
     text = texts_from_rows([{"text": "abc"}], character_tokenizer(bos=False), 50)[0]
-    assert text.learned == [False, True, True, True]
+    assert text.loss_mask == [False, True, True, True]
 
 
 def test_of_messages_the_assistants_turns_are_learned():
@@ -80,10 +80,10 @@ def test_a_text_cut_on_the_left_keeps_bos_and_what_is_learned(tmp_path):
     settings = DataSettings(path=str(path), overlong="truncate-left")
     tokenizer = character_tokenizer()
     texts = load_texts(settings, tokenizer, 20)
-    assert texts.truncated == 5
+    assert texts.num_cut == 5
     assert texts.line() == "4 texts to train on, 1 held out; 5 cut on the left"
     for text in texts.train:
-        assert len(text.ids) == len(text.learned) == 20
+        assert len(text.ids) == len(text.loss_mask) == 20
         assert text.ids[0] == tokenizer.bos_token_id
         assert learned_text(tokenizer, text).startswith("answer ")
 

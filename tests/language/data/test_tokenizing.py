@@ -4,6 +4,7 @@ import pytest
 
 from lmpg.language.data.chat import render_chat
 from lmpg.language.data.tokenizing import (
+    bos_ids,
     completion_text,
     completion_texts,
     continuation_ids,
@@ -11,7 +12,6 @@ from lmpg.language.data.tokenizing import (
     encode,
     prompt_ids,
     scored_ids,
-    start_ids,
 )
 from lmpg.settings.section import UserError
 from tests.support.planted import catches
@@ -96,8 +96,8 @@ def test_cutting_on_the_left_keeps_bos_and_the_end():
 
 
 def test_start_ids_are_found_whatever_the_tokenizer_puts_behind():
-    assert start_ids(character_tokenizer(bos=True, appends_eos=True)) == [BOS]
-    assert start_ids(character_tokenizer(bos=False, appends_eos=True)) == []
+    assert bos_ids(character_tokenizer(bos=True, appends_eos=True)) == [BOS]
+    assert bos_ids(character_tokenizer(bos=False, appends_eos=True)) == []
 
 
 @catches("the text of a response continues another prompt's")

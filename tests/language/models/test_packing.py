@@ -8,10 +8,8 @@ import transformers
 
 from lmpg.language.data.packing import rows_of
 from lmpg.language.models.packing_check import block_mask, packed_logprobs, refuse_unpackable
-from lmpg.language.objectives.sft_objective import NextToken, PackedNextToken
-from lmpg.runtime.processes import Alone
 from lmpg.settings.section import UserError
-from tests.support.objectives import packed, random_ids, random_texts, supervised, tiny_policy
+from tests.support.objectives import random_ids, random_texts, sft_objective, tiny_policy
 from tests.support.planted import catches
 from tests.support.tiny import CONTEXT, VOCABULARY, tiny_model
 
@@ -25,7 +23,7 @@ KINDS = {
 
 def gradients(objective, examples) -> dict[str, torch.Tensor]:
     objective.module.zero_grad()
-    objective.sums(examples)["loss"].backward()
+    objective.loss_sums(examples)["loss"].backward()
     named = objective.module.named_parameters()
     return {name: p.grad.clone() for name, p in named if p.grad is not None}
 
@@ -34,13 +32,13 @@ def gradients(objective, examples) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_packed_rows_have_the_loss_and_gradients_of_separate_ones(kind):
     texts = random_texts(9)
-    plain = NextToken(tiny_policy(KINDS[kind]()), texts, texts, 0, Alone())
-    rows = PackedNextToken(plain)
-    assert max(len(row) for row in rows.rows) >= 3
-    alone, together = plain.sums(texts), rows.sums(rows.rows)
+    policy = tiny_policy(KINDS[kind]())
+    plain, rows = (sft_objective(texts, policy=policy, packing=x) for x in (False, True))
+    assert max(len(row) for row in rows.train) >= 3
+    alone, together = plain.loss_sums(plain.train), rows.loss_sums(rows.train)
     for name, x in alone.items():
         assert together[name].item() == pytest.approx(x.item(), rel=1e-5)
-    expected, found = gradients(plain, texts), gradients(rows, rows.rows)
+    expected, found = gradients(plain, plain.train), gradients(rows, rows.train)
     for name, x in expected.items():
         assert float((found[name] - x).abs().max() / x.abs().max()) <= 1e-5
 
@@ -63,8 +61,8 @@ def test_packed_rows_in_bf16_are_near_those_of_fp32():
     texts = random_texts(9)
     losses = []
     for bf16 in (False, True):
-        rows = PackedNextToken(NextToken(tiny_policy(bf16=bf16), texts, texts, 0, Alone()))
-        losses.append(rows.sums(rows.rows)["loss"].item())
+        rows = sft_objective(texts, policy=tiny_policy(bf16=bf16), packing=True)
+        losses.append(rows.loss_sums(rows.train)["loss"].item())
     full, half = losses
     assert half == pytest.approx(full, rel=0.01)
     assert half != full
@@ -92,12 +90,12 @@ def test_rows_hold_every_text_once_within_the_capacity_and_waste_little():
 
 def test_all_texts_are_learned_in_every_epoch():
     texts = random_texts(12)
-    objective = packed(texts)
+    objective = sft_objective(texts, packing=True)
     for number in (0, 1):
         ids = [text.ids for row in objective.epoch(number) for text in row]
         assert sorted(ids) == sorted(text.ids for text in texts)
     assert objective.epoch(0) != objective.epoch(1)
-    assert sum(map(objective.weight, objective.rows)) == sum(map(supervised(texts).weight, texts))
+    assert sum(map(objective.weight, objective.train)) == sum(sum(x.loss_mask) for x in texts)
 
 
 def model_of(name: str, **changes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -9,32 +10,35 @@ import torch
 
 from lmpg.algorithms.dpo import DPO
 from lmpg.algorithms.kto import KTO
-from lmpg.language.data.policy_pairs import Comparison
+from lmpg.language.data.policy_pairs import PreferencePair
+from lmpg.language.data.settings import DataSettings
 from lmpg.language.data.texts import Text
 from lmpg.language.models.lora import with_adapter
-from lmpg.language.models.settings import LoraSettings
+from lmpg.language.models.settings import LoraSettings, ModelSettings
+from lmpg.language.stages.preference import dpo
+from lmpg.language.stages.settings import DpoSettings
 from lmpg.runtime.processes import Alone
 from lmpg.training.offline import OfflineUpdater
 from lmpg.training.settings import OfflineSettings
 from tests.support.objectives import (
     answered,
-    comparing,
-    judging,
+    dpo_objective,
+    kto_objective,
     moved,
-    random_answers,
-    random_comparisons,
     random_ids,
+    random_labelled_completions,
+    random_preference_pairs,
     tiny_policy,
 )
 from tests.support.planted import catches
-from tests.support.tiny import tiny_model
+from tests.support.tiny import save_tiny, tiny_model
 
 
 def plain_logprob(model, text: Text) -> tuple[float, int]:
     """Sum over the learned tokens, and their number, from the model's own logits."""
     with torch.no_grad():
         logps = model(torch.tensor([text.ids])).logits[0].log_softmax(-1)
-    learned = [i for i, wanted in enumerate(text.learned) if wanted]
+    learned = [i for i, wanted in enumerate(text.loss_mask) if wanted]
     return sum(float(logps[i - 1, text.ids[i]]) for i in learned), len(learned)
 
 
@@ -74,8 +78,8 @@ VARIANTS = [
 )
 @pytest.mark.parametrize("method", VARIANTS, ids=str)
 def test_every_loss_is_its_formula_over_the_answers_tokens(method):
-    pairs = random_comparisons(7)
-    objective = comparing(pairs, method=method)
+    pairs = random_preference_pairs(7)
+    objective = dpo_objective(pairs, method=method)
     reference, losses, rewards = tiny_model(), [], []
     for pair in pairs:
         ratios = []
@@ -97,38 +101,38 @@ def test_every_loss_is_its_formula_over_the_answers_tokens(method):
 
 
 def slow_kto(method: KTO, answers, model, reference) -> tuple[float, float]:
-    """(loss, drift) of answers that are one minibatch."""
+    """(loss, KL baseline) of answers that are one minibatch."""
 
     def ratio(text: Text) -> float:
         return plain_logprob(model, text)[0] - plain_logprob(reference, text)[0]
 
-    drift = max(0.0, sum(ratio(answer.mismatched) for answer in answers) / len(answers))
+    baseline = max(0.0, sum(ratio(answer.mismatched) for answer in answers) / len(answers))
     losses = []
     for answer in answers:
-        gain = method.beta * (ratio(answer.text) - drift)
+        gain = method.beta * (ratio(answer.text) - baseline)
         weight = method.desirable_weight if answer.desirable else method.undesirable_weight
         losses.append(weight * (1 - sigmoid(gain if answer.desirable else -gain)))
-    return sum(losses) / len(losses), drift
+    return sum(losses) / len(losses), baseline
 
 
 @catches("KTO's KL baseline kept below 0", "KTO's KL baseline from the completions' own prompts")
-@pytest.mark.parametrize("seed", [0, 7])  # of 7 the drift is above 0
+@pytest.mark.parametrize("seed", [0, 7])  # of 7 the baseline is above 0
 def test_the_loss_of_kto_is_its_formula_with_one_drift_for_the_whole_minibatch(seed):
     method = KTO(beta=0.3, desirable_weight=1.5, undesirable_weight=0.8)
-    answers = random_answers(9, seed)
-    objective = judging(answers, method=method)
-    loss, drift = slow_kto(method, answers, objective.module.model, tiny_model())
-    assert (drift > 0) == (seed == 7)
+    answers = random_labelled_completions(9, seed)
+    objective = kto_objective(answers, method=method)
+    loss, baseline = slow_kto(method, answers, objective.module.model, tiny_model())
+    assert (baseline > 0) == (seed == 7)
     assert objective.evaluate()["loss"] == pytest.approx(loss, rel=1e-4)
     settings = OfflineSettings(minibatch_size=9, microbatch_size=2)
     metrics = OfflineUpdater(objective, settings, Alone()).update(1)
     assert metrics["loss"] == pytest.approx(loss, rel=1e-4)
-    assert metrics["drift"] == pytest.approx(drift, rel=1e-3, abs=1e-5)
+    assert metrics["drift"] == pytest.approx(baseline, rel=1e-3, abs=1e-5)
 
 
 def test_figures_of_kto_are_means_over_each_kind_of_answer():
-    answers = random_answers(9)
-    objective = judging(answers)
+    answers = random_labelled_completions(9)
+    objective = kto_objective(answers)
     reference, model = tiny_model(), objective.module.model
     rewards = [
         0.1 * (plain_logprob(model, x.text)[0] - plain_logprob(reference, x.text)[0])
@@ -149,21 +153,24 @@ def test_figures_of_kto_are_means_over_each_kind_of_answer():
 @catches("prompt tokens in an answer's log-prob")
 def test_tokens_of_the_prompt_are_not_in_an_answers_log_prob():
     prompt, good, poor = random_ids(3, 5)
-    pair = Comparison(answered(prompt, good), answered(prompt, poor))
-    whole = Comparison(
+    pair = PreferencePair(answered(prompt, good), answered(prompt, poor))
+    whole = PreferencePair(
         *(Text(x.ids, [False, *[True] * (len(x.ids) - 1)]) for x in (pair.chosen, pair.rejected))
     )
     free = DPO(per_token=True, reference=False)
-    assert comparing([pair], method=free).evaluate() != comparing([whole], method=free).evaluate()
-    logprob, count = plain_logprob(comparing([pair]).module.model, pair.chosen)
+    assert (
+        dpo_objective([pair], method=free).evaluate()
+        != dpo_objective([whole], method=free).evaluate()
+    )
+    logprob, count = plain_logprob(dpo_objective([pair]).module.model, pair.chosen)
     assert count == len(good)
-    metrics = OfflineUpdater(comparing([pair]), OfflineSettings(), Alone()).update(1)
+    metrics = OfflineUpdater(dpo_objective([pair]), OfflineSettings(), Alone()).update(1)
     assert metrics["logps/chosen"] == pytest.approx(logprob, rel=1e-4)
 
 
 def test_training_starts_with_no_margin_and_the_loss_of_chance():
     policy = tiny_policy()
-    found = comparing(random_comparisons(6), policy=policy).evaluate()
+    found = dpo_objective(random_preference_pairs(6), policy=policy).evaluate()
     assert found["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert found["margin"] == pytest.approx(0, abs=1e-6)
 
@@ -171,8 +178,8 @@ def test_training_starts_with_no_margin_and_the_loss_of_chance():
 def test_in_bf16_losses_and_gradients_are_near_those_of_fp32():
     found = []
     for bf16 in (False, True):
-        objective = moved(comparing(random_comparisons(8), policy=tiny_policy(bf16=bf16)))
-        loss = objective.sums(objective.train)["loss"]
+        objective = moved(dpo_objective(random_preference_pairs(8), policy=tiny_policy(bf16=bf16)))
+        loss = objective.loss_sums(objective.train)["loss"]
         loss.backward()
         grads = [p.grad.flatten() for p in objective.module.parameters()]
         assert loss.dtype == grads[0].dtype == torch.float32
@@ -188,19 +195,31 @@ def test_with_an_adapter_the_reference_is_the_model_below_it():
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.5)
-    objective = comparing(random_comparisons(4), policy=policy)
+    objective = dpo_objective(random_preference_pairs(4), policy=policy)
     for pair in objective.train:
         expected = [plain_logprob(tiny_model(), x)[0] for x in (pair.chosen, pair.rejected)]
-        assert pair.reference == pytest.approx(expected, rel=1e-4)
+        assert pair.ref_logprobs == pytest.approx(expected, rel=1e-4)
     assert abs(objective.evaluate()["margin"]) > 1e-3
 
 
-def test_without_a_reference_none_is_computed(monkeypatch):
-    def never(*args):
-        raise AssertionError
+def test_without_a_reference_none_is_computed(monkeypatch, tmp_path):
+    rows = [{"prompt": f"{i}", "chosen": "good", "rejected": "bad"} for i in range(10)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = []
 
-    monkeypatch.setattr("lmpg.language.objectives.preference_objective.reference_logprobs", never)
-    comparing(random_comparisons(3), method=DPO(reference=False, per_token=True, beta=2.0))
+    def with_reference(examples, *parts):
+        asked.append(len(examples))
+        return examples
+
+    monkeypatch.setattr("lmpg.language.stages.preference.with_reference", with_reference)
+    for method in (DPO(), DPO(reference=False, per_token=True, beta=2.0)):
+        settings = DpoSettings(
+            model=ModelSettings(path=save_tiny(tmp_path / "model")),
+            data=DataSettings(path=str(tmp_path / "rows.jsonl")),
+            algorithm=method,
+        )
+        dpo(settings, None, Alone())
+        assert asked == [8, 2]
 
 
 @pytest.mark.parametrize(
@@ -221,8 +240,8 @@ def test_settings_that_would_do_nothing_are_refused(values, message):
 
 @pytest.mark.parametrize("kind", ["dpo", "kto"])
 def test_judged_answers_are_learned(kind):
-    answers = random_answers(12) if kind == "kto" else random_comparisons(12)
-    objective = (judging if kind == "kto" else comparing)(answers)
+    answers = random_labelled_completions(12) if kind == "kto" else random_preference_pairs(12)
+    objective = (kto_objective if kind == "kto" else dpo_objective)(answers)
     settings = OfflineSettings(learning_rate=3e-3, minibatch_size=12, epochs=15)
     updater: OfflineUpdater = OfflineUpdater(objective, settings, Alone())
     for step in range(1, 16):

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lmpg.language.data.tokenizing import completion_text
-from lmpg.language.rewards.process_rewards import pieces, step_places, token_widths
+from lmpg.language.rewards.process_rewards import pieces, step_ends, token_widths
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rewards.settings import RewardSettings
 from lmpg.settings.section import UserError
@@ -90,7 +90,7 @@ def test_a_step_ends_with_the_token_in_which_its_separator_ends(tokenizer, text)
     ids = [*tokenizer(text)["input_ids"], tokenizer.vocab_size - 1]
     text = completion_text(tokenizer, [], ids)
     assert sum(token_widths(text, ids, decode)) == len(text)
-    assert step_places(text, ids, "\n", decode) == places_by_prefixes(text, ids, "\n", decode)
+    assert step_ends(text, ids, "\n", decode) == places_by_prefixes(text, ids, "\n", decode)
 
 
 def test_a_space_that_the_tokenizer_strips_from_a_beginning_moves_no_step():
@@ -99,14 +99,14 @@ def test_a_space_that_the_tokenizer_strips_from_a_beginning_moves_no_step():
     ids = tokenizer("so\nor so", add_special_tokens=False)["input_ids"]
     text = completion_text(tokenizer, prompt, ids)
     assert text == " so\nor so"
-    assert step_places(text, ids, "\n", partial(completion_text, tokenizer))[0] == 3
+    assert step_ends(text, ids, "\n", partial(completion_text, tokenizer))[0] == 3
 
 
 def test_bytes_that_are_no_character_delay_no_step():
     tokenizer = byte_tokenizer()
     ids = [*tokenizer("a")["input_ids"], 200, 200, *tokenizer("\nb")["input_ids"]]
     text = completion_text(tokenizer, [], ids)
-    assert step_places(text, ids, "\n", partial(completion_text, tokenizer)) == [3, 4]
+    assert step_ends(text, ids, "\n", partial(completion_text, tokenizer)) == [3, 4]
 
 
 @catches("the number of the last step lies before the EOS")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lmpg.language.data.tokenizing import completion_text
-from lmpg.language.rewards.request import Batch
+from lmpg.language.rewards.request import RewardRequest
 from lmpg.language.rewards.reward_model import ModelReward
 from lmpg.language.rewards.scorer import PendingScores, Scorer
 from lmpg.language.rewards.settings import RewardSettings
@@ -119,8 +119,8 @@ def test_a_model_that_gives_too_few_scores_gives_none():
     reward = ModelReward("judge", Short(), tiny_tokenizer(), 50)
     scorer = Scorer.__new__(Scorer)
     scorer.weights, scorer._said = (1.0,), defaultdict(set)
-    batch = Batch(["p"] * 2, ["a", "b"], [[1], [1]], {})
-    scores = PendingScores(scorer, batch, {"judge": reward.submit(batch)}).result()
+    request = RewardRequest(["p"] * 2, ["a", "b"], [[1], [1]], {})
+    scores = PendingScores(scorer, request, {"judge": reward.submit(request)}).result()
     assert scores.totals == [None, None]
     assert (
         "judge: 2 of 2 without a score: ValueError: the model gave 0 scores for 1"

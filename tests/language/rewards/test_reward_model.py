@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from lmpg.language.data.reward_pairs import pairs_from_rows
-from lmpg.language.rewards.request import Batch
+from lmpg.language.data.reward_pairs import reward_pairs_from_rows
+from lmpg.language.rewards.request import RewardRequest
 from lmpg.language.rewards.reward_model import ModelReward, model_name
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rewards.settings import RewardSettings
@@ -27,7 +27,7 @@ class Lengths:
 
 def answered(reward, prompt, *completions):
     count = len(completions)
-    return reward.answer(Batch([prompt] * count, list(completions), [[1]] * count, {}))
+    return reward.reply(RewardRequest([prompt] * count, list(completions), [[1]] * count, {}))
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def saved_model(tmp_path):
 def test_a_model_reads_prompt_and_completion_as_its_training_did():
     tokenizer, lengths = character_tokenizer(), Lengths()
     answered(ModelReward("judge", lengths, tokenizer, 50), "It was", " good")
-    pair = pairs_from_rows(
+    pair = reward_pairs_from_rows(
         [{"prompt": "It was", "chosen": " good", "rejected": "x"}], tokenizer, 50
     )
     assert lengths.rows == [pair[0].chosen_ids]
@@ -55,7 +55,7 @@ def test_a_text_beyond_the_models_context_loses_its_beginning_but_not_bos():
 def test_a_models_infinite_score_is_no_score():
     reward = ModelReward("judge", Lengths(), character_tokenizer(), 50)
     answer = answered(reward, "a", "b", "bc")
-    assert answer.values == [None, 5.0]
+    assert answer.scores == [None, 5.0]
     assert answer.messages == ["the model gave inf"]
 
 
