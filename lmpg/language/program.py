@@ -25,7 +25,7 @@ from lmpg.language.rollouts.preflight import require_sound, self_test
 from lmpg.language.rollouts.score_processing import Shaping
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.settings import LanguageSettings
-from lmpg.language.worlds import WORLDS, world_asked_for
+from lmpg.language.worlds.registry import WORLDS, world_asked_for
 from lmpg.language.worlds.world import World
 from lmpg.runs import checkpoint
 from lmpg.runs.folder import RunFolder

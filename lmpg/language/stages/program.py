@@ -17,7 +17,7 @@ from lmpg.language.stages.settings import (
     SftSettings,
 )
 from lmpg.language.stages.sft import sft
-from lmpg.language.worlds import world_asked_for, world_stage
+from lmpg.language.worlds.registry import world_asked_for, world_stage
 from lmpg.language.worlds.world import OfflineWorld
 from lmpg.runs.folder import RunFolder
 from lmpg.runs.tracking import Tracker

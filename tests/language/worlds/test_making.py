@@ -10,7 +10,8 @@ import pytest
 from lmpg.cli.command import run
 from lmpg.cli.train import settings_of
 from lmpg.language.stages.settings import STAGES
-from lmpg.language.worlds import WORLDS, addition, reviews, world_asked_for
+from lmpg.language.worlds import addition, reviews
+from lmpg.language.worlds.registry import WORLDS, world_asked_for
 from lmpg.language.worlds.tasks import sums as task
 from lmpg.settings.section import UserError
 from tests.language.worlds.test_worlds import small  # noqa: F401
