@@ -101,7 +101,7 @@ def decoding(place: Place, given: argparse.Namespace) -> dict[str, Any]:
         "floor_seconds": floor,
         "fraction": floor / seconds,
         "size": given.size,
-        "way": sampler.way,
+        "way": sampler.backend,
         "peak_gb": torch.cuda.max_memory_allocated() / 2**30 if given.device == "cuda" else None,
     }
 

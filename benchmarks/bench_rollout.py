@@ -26,8 +26,8 @@ import torch
 import transformers
 from models import EOS, PAD, prompt_ids, random_model
 
+from lmpg.language.models.critic import new_value_head
 from lmpg.language.models.policy import CausalLMPolicy
-from lmpg.language.models.value_head import new_value_head
 from lmpg.language.sampling.sampler import Sampler
 
 ROWS, GROUP, PROMPT, LENGTH = 64, 8, 16, 64

@@ -23,9 +23,8 @@ from models import prompt_ids, random_model
 
 from lmpg.algorithms.grpo import GRPO
 from lmpg.algorithms.ppo import PPO
-from lmpg.language.models.critic import critic_like
+from lmpg.language.models.critic import critic_like, new_value_head
 from lmpg.language.models.policy import CausalLMPolicy
-from lmpg.language.models.value_head import new_value_head
 from lmpg.runtime.memory import keep_freed_memory
 from lmpg.runtime.processes import Alone
 from lmpg.training.settings import UpdateSettings

@@ -16,7 +16,7 @@ from models import SIZES, random_model
 from torch import Tensor
 
 from lmpg.language.models.policy import CausalLMPolicy, unpadded_rows
-from lmpg.language.sampling.choice import chosen
+from lmpg.language.sampling.choice import choose
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.sampling.samples import Samples
 
@@ -56,7 +56,7 @@ def exactness(size: str, bf16: bool, device: str) -> dict[str, Any]:
     assert samples.values_BT is not None
     assert values_BT is not None
     return {
-        "way": sampler.way,
+        "way": sampler.backend,
         "tokens": int(samples.mask_BT.sum()),
         "deviation": float(difference_N.max()),
         "mean": float(difference_N.mean()),
@@ -76,7 +76,7 @@ def same_tokens(policy: CausalLMPolicy, samples: Samples, uniforms_BT: Tensor) -
             logits = policy.model(input_ids=torch.cat([prompt, response])[None]).logits[0]
         steps = logits[len(prompt) - 1 : -1].float() / policy.temperature
         numbers = uniforms_BT[row, : len(response)].to(steps.device)
-        same += (chosen(steps, numbers, 0, 1.0).tokens_R == response).tolist()
+        same += (choose(steps, numbers, 0, 1.0).tokens_R == response).tolist()
     return sum(same) / len(same)
 
 

@@ -1,7 +1,8 @@
 """What flows between the layers: Rollout → Credit → Minibatch → Evaluation → loss terms.
 
 Everything downstream of `Rollout` treats a language model's response and a gymnasium episode
-alike: a row of steps, of which `mask_BT` marks those that the policy chose.
+alike: a row of steps, of which `mask_BT` marks those that the policy took (a language model: the
+tokens that it sampled).
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Rollout(_Rows):
     """B rows of T steps, as they were sampled. Values are read *before* each step.
 
     inputs: whatever the policy needs to evaluate the rows again; every tensor starts with B.
-    rewards_BT: what the world paid, a response's score on its last token (float32, 0 elsewhere).
+    rewards_BT: of each step; a response's score is on its last token (float32, 0 elsewhere).
     scorable_B: False where the reward failed: out of every statistic and of the loss.
     next_values_BT: V of the state after the step; for a truncated episode that of its true last
         observation. `terminated_BT` stops the bootstrap, `ended_BT` the sum over later steps.
@@ -104,7 +105,7 @@ class Rollout(_Rows):
 
     @property
     def counted_BT(self) -> Tensor:
-        """Steps that enter statistics and loss: chosen by the policy, in a row that has a score."""
+        """Steps that enter statistics and loss: taken by the policy, in a row that has a score."""
         return self.mask_BT & self.scorable_B[:, None]
 
     @property
@@ -113,24 +114,22 @@ class Rollout(_Rows):
         return self.rewards_BT.sum(1)
 
     def discounts_from_start(self, gamma: float) -> Tensor:
-        """γ^t of each chosen step t of its episode, [B, T]."""
+        """γ^t of each step t of its episode that is in the mask, [B, T]."""
         times_BT = self.mask_BT.cumsum(1) - 1 if self.times_BT is None else self.times_BT
         return torch.where(self.mask_BT, gamma ** times_BT.float(), 0.0)
 
     def gae(self, rewards_BT: Tensor, gamma: float, lam: float) -> Tensor:
         """Advantages [B, T] of `rewards_BT` against the critic, see `functional.advantages`."""
-        return self._gae(rewards_BT, self.values_BT, self.next_values_BT, gamma, lam)
+        values_BT: Any = self.values_BT
+        next_values_BT: Any = self.next_values_BT
+        masks = (self.terminated_BT, self.ended_BT, self.mask_BT)
+        return gae(rewards_BT, values_BT, next_values_BT, *masks, gamma, lam)
 
     def returns_to_go(self, rewards_BT: Tensor, gamma: float) -> Tensor:
         """Discounted sum of this and all later rewards, [B, T]: GAE at λ = 1 with V = 0."""
         zeros_BT = torch.zeros_like(rewards_BT)
-        return self._gae(rewards_BT, zeros_BT, zeros_BT, gamma, 1.0)
-
-    def _gae(self, rewards_BT, values_BT, next_values_BT, gamma: float, lam: float) -> Tensor:
-        terminated_BT, ended_BT = self.terminated_BT, self.ended_BT
-        return gae(
-            rewards_BT, values_BT, next_values_BT, terminated_BT, ended_BT, self.mask_BT, gamma, lam
-        )
+        masks = (self.terminated_BT, self.ended_BT, self.mask_BT)
+        return gae(rewards_BT, zeros_BT, zeros_BT, *masks, gamma, 1.0)
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,8 @@ class Minibatch(_Rows):
 class Evaluation:
     """The policy's present view of given steps (float32, with gradient when it is training).
 
-    logprobs_BT: log π(chosen step). entropy_BT: of the distribution it was chosen from, in nats.
+    logprobs_BT: log π of the recorded steps. entropy_BT: of the distributions that they were drawn
+        from, in nats.
     """
 
     logprobs_BT: Tensor

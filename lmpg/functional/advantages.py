@@ -21,7 +21,7 @@ def gae(
     """Generalised advantage estimation (arXiv 1506.02438, eq. 16), [B, T].
 
     δ_t = r_t + γ V(s_{t+1})(1 − terminated_t) − V(s_t) and A_t = δ_t + γλ(1 − ended_t) A_{t+1},
-    where t + 1 is the next *chosen* step: the sum passes over steps that `mask_BT` leaves out
+    where t + 1 is the next step in `mask_BT`: the sum passes over the steps that are not in it
     (their advantage is 0). `next_values_BT` is V after the step, of the true last observation
     where an episode was truncated. With V = 0 and λ = 1 this is the reward-to-go.
     """

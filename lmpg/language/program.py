@@ -176,7 +176,7 @@ def source_of(
     whole = whole_update(settings, processes)
     responder = Responder(policy, sampler, tokenizer, run.seed, processes, *sizes, whole)
     reference, compared = references(settings, policy)
-    judge = world.judge if world else None
+    judge = world.eval_metric if world else None
     rows = update.rollout_size
     held_out = (prompts.held_out, settings.evaluation.size, rows)
     return LanguageSource(

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lmpg.language.program
+from lmpg.language.models.critic import load_value_head
 from lmpg.language.models.loading import load_policy
 from lmpg.language.models.settings import LoraSettings, ModelSettings
-from lmpg.language.models.value_head import load_value_head
 from lmpg.language.sampling.sampler import Sampler
 from tests.support.planted import catches
 from tests.support.programs import own_parts, run_here, weights

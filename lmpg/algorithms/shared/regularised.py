@@ -1,4 +1,4 @@
-"""What every algorithm can add: an entropy bonus, and a KL penalty in the reward or in the loss."""
+"""What every online algorithm can add: an entropy bonus, a KL penalty in the reward or the loss."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Regularised(Section):
             return frozenset()
         return frozenset({"reference", "ratios"} if self.kl_in == "loss" else {"reference"})
 
-    def paid(self, rollout: Rollout) -> Tensor:
+    def penalised_rewards(self, rollout: Rollout) -> Tensor:
         """The rewards [B, T], less the KL penalty where it is in the reward."""
         coef = self.kl_coef if self.kl_in == "reward" else 0.0
         old_BT, ref_BT = rollout.logprobs_BT, rollout.ref_logprobs_BT

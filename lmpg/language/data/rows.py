@@ -1,4 +1,4 @@
-"""Rows of a data set as dicts, from local files and folders or the Hub, with readable errors."""
+"""Reads a data set as rows (dicts), from local files, folders or the Hub, with readable errors."""
 
 from __future__ import annotations
 

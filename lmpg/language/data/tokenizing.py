@@ -1,4 +1,4 @@
-"""How text and chat messages become token ids: the rules that all of lmpg shares.
+"""Turns text and chat messages into token ids, by rules that training and scoring share.
 
 - A prompt starts with whatever the tokenizer puts before a text (BOS for Llama, nothing for
   GPT-2) and never ends with what it puts behind one (EOS), because the response follows.

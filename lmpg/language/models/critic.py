@@ -1,4 +1,4 @@
-"""A critic with weights of its own, which shares nothing with the policy."""
+"""Critics: a value head on the policy's own trunk, or a trunk with a value head of its own."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import copy
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lmpg.language.models.folders import save_folder
 from lmpg.language.models.forward.response_states import response_states
-from lmpg.language.models.value_head import new_value_head, save_value_head
+from lmpg.language.models.precision import save_folder
 from lmpg.settings.section import UserError
 
 FOLDER = "critic"
+"""Of a separate critic, in the policy's folder."""
+VALUE_HEAD_FILE = "value_head.safetensors"
 
 
 class SeparateCritic(nn.Module):
@@ -59,3 +61,33 @@ def critic_from_classifier(path: str, model: nn.Module) -> SeparateCritic:
         if score.bias is not None:
             head.bias.copy_(score.bias)
     return SeparateCritic(trunk, head, "reward_model")
+
+
+def new_value_head(hidden_size: int) -> nn.Linear:
+    """A float32 linear layer that says 0 everywhere."""
+    head = nn.utils.skip_init(nn.Linear, hidden_size, 1, dtype=torch.float32)
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
+    return head
+
+
+def save_value_head(head: nn.Linear, folder: Path | str) -> None:
+    """Write value_head.safetensors into `folder`."""
+    tensors = {name: p.detach().cpu().contiguous() for name, p in head.named_parameters()}
+    save_file(tensors, Path(folder) / VALUE_HEAD_FILE)
+
+
+def load_value_head(folder: Path | str) -> nn.Linear:
+    """The value head saved in `folder`, bit for bit; anything else in the file is refused."""
+    path = Path(folder) / VALUE_HEAD_FILE
+    if not path.is_file():
+        raise UserError(
+            f"there is no {path}; expected the value head that a run with a critic saved"
+        )
+    tensors = load_file(path)
+    shapes = {name: tuple(t.shape) for name, t in tensors.items()}
+    if set(shapes) != {"weight", "bias"} or shapes["bias"] != (1,) or shapes["weight"][:1] != (1,):
+        raise UserError(f"{path} holds {shapes}, expected weight (1, hidden size) and bias (1,)")
+    head = new_value_head(shapes["weight"][1])
+    head.load_state_dict(tensors)
+    return head

@@ -1,4 +1,4 @@
-"""The model's own logits, taken apart into trunk, output embedding and logit shape."""
+"""The head: log-probabilities from hidden states, without holding the logits of every token."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lmpg.functional.logprobs import LogitShape, head_logits, token_logprobs
+from lmpg.language.models.architectures import (
+    TOLERANCE,
+    deviation,
+    logit_scale_and_softcap,
+    probe_ids,
+)
 from lmpg.settings.section import UserError
 
 _LOGITS_AT_ONCE = {"cpu": 2**20, "cuda": 2**25}
@@ -25,7 +31,7 @@ class Head:
 
     def __init__(self, causal_lm: PreTrainedModel, temperature: float):
         self._linear = causal_lm.get_output_embeddings()
-        self._shape = LogitShape(temperature, *_scale_and_softcap(causal_lm.config))
+        self.shape = LogitShape(temperature, *logit_scale_and_softcap(causal_lm.config))
         if type(self._linear) is not nn.Linear:
             raise UserError(
                 f"{type(causal_lm).__name__} has no plain linear output layer (found "
@@ -36,12 +42,12 @@ class Head:
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits [N, V] after temperature, float32."""
-        return head_logits(hidden_ND, self._linear.weight, self._linear.bias, self._shape)
+        return head_logits(hidden_ND, self._linear.weight, self._linear.bias, self.shape)
 
     def token_logprobs(self, hidden_ND: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor]:
         """log p of each id and the entropy of its distribution, [N] each, in chunks."""
         weight, bias = self._linear.weight, self._linear.bias
-        return token_logprobs_of(hidden_ND, weight, ids_N, bias, self._shape)
+        return token_logprobs_of(hidden_ND, weight, ids_N, bias, self.shape)
 
 
 def token_logprobs_of(
@@ -58,21 +64,10 @@ def token_logprobs_of(
     return token_logprobs(hidden_ND, weight_VD, bias_V, ids_N, *rest)
 
 
-def _scale_and_softcap(config) -> tuple[float, float | None]:
-    """What Cohere, Falcon-H1 (factors), Granite (divisor) and Gemma (softcap) do to logits."""
-    config = config.get_text_config()
-    scale = 1.0
-    for factor in ("logit_scale", "lm_head_multiplier"):
-        scale *= getattr(config, factor, None) or 1.0
-    scale /= getattr(config, "logits_scaling", None) or 1.0
-    return scale, getattr(config, "final_logit_softcapping", None)
-
-
+@torch.no_grad()
 def refuse_unknown_head(policy) -> None:
     """UserError unless the policy's log-probs are those of the model's own logits."""
-    vocabulary = policy.causal_lm.get_input_embeddings().weight.shape[0]
-    ids = torch.arange(1, 9)[None] * 7919 % vocabulary
-    lengths = torch.tensor([4])
+    ids, lengths = probe_ids(policy.causal_lm, 1, 8), torch.tensor([4])
     inputs = {
         "prompt_ids": ids[:, :4],
         "prompt_lengths": lengths,
@@ -80,13 +75,12 @@ def refuse_unknown_head(policy) -> None:
         "response_lengths": lengths,
     }
     inputs = {name: value.to(policy.device) for name, value in inputs.items()}
-    with torch.no_grad():
-        found = policy.evaluate(inputs).logprobs_BT
-    deviation = float((found - policy.plain_logprobs(inputs)).abs().max())
-    if not deviation <= (0.1 if policy.bf16 else 1e-3):
+    found = policy.evaluate(inputs).logprobs_BT
+    difference = deviation(found, policy.plain_logprobs(inputs))
+    if not difference <= TOLERANCE[torch.bfloat16 if policy.bf16 else torch.float32]:
         raise UserError(
             f"model.path: {type(policy.causal_lm).__name__} changes its logits after the output "
-            f"layer in a way that lmpg does not know (log-probs differ by {deviation:.3g}); "
-            "expected a linear output layer, with logit_scale, lm_head_multiplier, logits_scaling "
-            "or final_logit_softcapping at most; choose another model"
+            f"layer in a way that lmpg does not know (log-probs differ by {difference:.3g} of "
+            "their size); expected a linear output layer, with logit_scale, lm_head_multiplier, "
+            "logits_scaling or final_logit_softcapping at most; choose another model"
         )

@@ -12,13 +12,19 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from lmpg.language.models import value_head as value_heads
-from lmpg.language.models.critic import FOLDER, SeparateCritic, critic_from_classifier, critic_like
-from lmpg.language.models.folders import quiet
+from lmpg.language.models.critic import (
+    FOLDER,
+    VALUE_HEAD_FILE,
+    SeparateCritic,
+    critic_from_classifier,
+    critic_like,
+    load_value_head,
+    new_value_head,
+)
 from lmpg.language.models.head import refuse_unknown_head
 from lmpg.language.models.lora import with_adapter
 from lmpg.language.models.policy import CausalLMPolicy
-from lmpg.language.models.precision import computes_in_bf16
+from lmpg.language.models.precision import computes_in_bf16, quiet
 from lmpg.language.models.settings import ModelSettings
 from lmpg.settings.section import UserError
 
@@ -92,12 +98,12 @@ def load_critic(
         classifier = load_sequence_classifier(reward_model, trust_remote_code=remote)
         return critic_from_classifier(reward_model, classifier)
     folder = Path(str(settings.path)).expanduser() / FOLDER
-    if not (folder / value_heads.FILE).is_file():
+    if not (folder / VALUE_HEAD_FILE).is_file():
         return critic_like(model)
     load = transformers.AutoModel.from_pretrained
     options = {"dtype": torch.float32, "trust_remote_code": remote}
     trunk = _loaded("model.path", "critic", load, str(folder), **options)
-    return SeparateCritic(trunk, value_heads.load_value_head(folder))
+    return SeparateCritic(trunk, load_value_head(folder))
 
 
 def load_causal_lm(path: str | None, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -173,12 +179,12 @@ def context_length(config, tokenizer) -> int:
 def _value_head(path: str | None, model: PreTrainedModel) -> nn.Linear:
     hidden_size = model.get_output_embeddings().weight.shape[1]
     folder = Path(str(path)).expanduser()
-    if not (folder / value_heads.FILE).is_file():
-        return value_heads.new_value_head(hidden_size)
-    head = value_heads.load_value_head(folder)
+    if not (folder / VALUE_HEAD_FILE).is_file():
+        return new_value_head(hidden_size)
+    head = load_value_head(folder)
     if head.in_features != hidden_size:
         raise UserError(
-            f"{folder / value_heads.FILE} reads {head.in_features} features, expected "
+            f"{folder / VALUE_HEAD_FILE} reads {head.in_features} features, expected "
             f"{hidden_size}, the model's hidden size; remove the file to start a new value head"
         )
     return head

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from lmpg.language.models.folders import save_folder
+from lmpg.language.models.precision import save_folder
 from lmpg.language.models.settings import LoraSettings
 from lmpg.settings.section import UserError
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from lmpg.language.models.architectures import TOLERANCE, deviation, probe_ids, sliding_window
 from lmpg.language.models.inputs import accepted, language_inputs, pad_right
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.settings.section import UserError
 
-TOLERANCE = 1e-3
-"""In nats; more is not rounding."""
 Piece = tuple[list[int], list[bool]]
 
 
 def packed_logprobs(policy: CausalLMPolicy, rows: list[list[Piece]]) -> tuple[Tensor, Tensor]:
-    """log π and entropy of all learned tokens, [N] each, of rows of texts (ids, and which of them
-    are learned, never the first), row by row."""
+    """log π and entropy of all tokens under the loss mask, [N] each, row by row, of rows of texts
+    (ids and loss mask, whose first entry is False)."""
     device = policy.device
     ids_RL = pad_right([[i for ids, _ in row for i in ids] for row in rows], policy.pad_token_id)
     positions_RL = pad_right([[p for ids, _ in row for p in range(len(ids))] for row in rows], 0)
@@ -52,26 +49,24 @@ def block_mask(owner_RL: Tensor) -> Tensor:
 def refuse_unpackable(policy: CausalLMPolicy) -> None:
     """UserError unless packed texts have the log-probs that they have alone."""
     config = policy.causal_lm.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    used = getattr(config, "use_sliding_window", True)
-    layers = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    if layers or (used and window and window < policy.context_length):
-        raise _refusal(
-            policy, f"not all of its layers have full attention ({_named(layers, window)})"
-        )
+    unknown = set(getattr(config, "layer_types", None) or ())
+    unknown -= {"full_attention", "sliding_attention"}
+    if unknown:
+        raise _refusal(policy, f"it has layers of {', '.join(sorted(unknown))}")
+    windows = (sliding_window(config, i) for i in range(config.num_hidden_layers))
+    shortest = min((x for x in windows if x), default=policy.context_length)
+    if shortest < policy.context_length:
+        raise _refusal(policy, f"it has layers with a sliding window of {shortest}")
     if not accepted(policy.trunk, {"position_ids": torch.zeros(1)}):
         raise _refusal(
             policy, "it takes no position ids: the texts of a row would follow each other"
         )
-    difference = _largest_difference(policy)
-    if not difference <= TOLERANCE:
+    difference = _difference_together(policy)
+    if not difference <= TOLERANCE[torch.float32]:
         raise _refusal(
-            policy, f"its log-probs in a row with another text differ by {difference:.1g}"
+            policy,
+            f"its log-probs in a row with another text differ by {difference:.1g} of their size",
         )
-
-
-def _named(layers: set[str], window: int | None) -> str:
-    return ", ".join(sorted(layers)) or f"sliding window of {window}"
 
 
 def _refusal(policy: CausalLMPolicy, reason: str) -> UserError:
@@ -82,13 +77,10 @@ def _refusal(policy: CausalLMPolicy, reason: str) -> UserError:
 
 
 @torch.no_grad()
-def _largest_difference(policy: CausalLMPolicy) -> float:
-    """Between the log-probs of two texts in one row and alone, in float32."""
-    embedding: Any = policy.causal_lm.get_input_embeddings()
-    vocabulary = len(embedding.weight)
+def _difference_together(policy: CausalLMPolicy) -> float:
+    """How far log-probs of two texts in one row are from those of each alone, in float32."""
     length = max(2, min(16, policy.context_length // 2))
-    ids = (torch.arange(1, 2 * length + 1) * 7919 % vocabulary).tolist()
-    texts = [ids[:length], ids[length:]]
+    texts = probe_ids(policy.causal_lm, 2, length).tolist()
     inputs = language_inputs([t[:1] for t in texts], [t[1:] for t in texts], policy.pad_token_id)
     bf16, policy.bf16 = policy.bf16, False
     try:
@@ -99,4 +91,4 @@ def _largest_difference(policy: CausalLMPolicy) -> float:
         raise _refusal(policy, f"it fails on such rows ({error})") from error
     finally:
         policy.bf16 = bf16
-    return float((together - alone.logprobs_BT.flatten()).abs().max())
+    return deviation(together, alone.logprobs_BT.flatten())

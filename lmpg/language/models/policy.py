@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lmpg.language.models.critic import FOLDER, SeparateCritic
-from lmpg.language.models.folders import save_folder
+from lmpg.language.models.critic import FOLDER, SeparateCritic, save_value_head
 from lmpg.language.models.forward.response_states import ResponseStates, response_states
-from lmpg.language.models.forward.reuse import FirstPass
+from lmpg.language.models.forward.reuse import ForwardReuse
 from lmpg.language.models.head import Head
 from lmpg.language.models.lora import adapter_off, save_adapter_and_merged, unwrapped
-from lmpg.language.models.value_head import save_value_head
+from lmpg.language.models.precision import save_folder
 from lmpg.settings.section import UserError
 from lmpg.types import Evaluation
 
@@ -27,7 +26,7 @@ class CausalLMPolicy(nn.Module):
 
     value_head: a critic on the policy's own trunk. critic: one with weights of its own.
     temperature divides the logits, everywhere. bf16 computes in autocast over fp32 weights.
-    first_pass: keeps what is evaluated in its block for the next time that it is asked for.
+    forward_reuse: caches what is evaluated while old log-probs are recorded, for the update.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class CausalLMPolicy(nn.Module):
         self.context_length = context_length
         self.bf16 = bf16
         self.head = Head(self.causal_lm, temperature)
-        self.first_pass = FirstPass(self)
+        self.forward_reuse = ForwardReuse(self)
         self.train(False)
 
     @property
@@ -80,12 +79,12 @@ class CausalLMPolicy(nn.Module):
 
     def evaluate(self, inputs: dict[str, Tensor]) -> Evaluation:
         """Log-probs, entropy and values of the response tokens, [B, T], float32, 0 in padding."""
-        states, logprobs_BT, entropy_BT = self._chosen(inputs)
+        states, logprobs_BT, entropy_BT = self._evaluated(inputs)
         return Evaluation(logprobs_BT, entropy_BT, self._values(inputs, states))
 
     def logprobs(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Log-probs alone, of which a critic is not asked."""
-        return self._chosen(inputs)[1]
+        """Log-probs alone; the critic computes nothing."""
+        return self._evaluated(inputs)[1]
 
     def state_values(self, inputs: dict[str, Tensor]) -> Tensor:
         """V of the state before each response token, [B, T]; needs a critic."""
@@ -95,7 +94,7 @@ class CausalLMPolicy(nn.Module):
             return states.spread(self.values(states.hidden_ND))
         critic = self.critic
         with self.autocast():
-            return self.first_pass("values", inputs, lambda: critic.values(inputs))
+            return self.forward_reuse("values", inputs, lambda: critic.values(inputs))
 
     def values(self, hidden: Tensor) -> Tensor:
         """The value head's V of the states that hidden states [..., D] stand for, float32 [...]."""
@@ -103,8 +102,8 @@ class CausalLMPolicy(nn.Module):
         with torch.autocast(self.device.type, enabled=False):
             return self.value_head(hidden.float()).squeeze(-1)
 
-    def _chosen(self, inputs: dict[str, Tensor]) -> tuple[ResponseStates, Tensor, Tensor]:
-        return self.first_pass("chosen", inputs, lambda: self._computed(inputs))
+    def _evaluated(self, inputs: dict[str, Tensor]) -> tuple[ResponseStates, Tensor, Tensor]:
+        return self.forward_reuse("logprobs", inputs, lambda: self._computed(inputs))
 
     def _computed(self, inputs: dict[str, Tensor]) -> tuple[ResponseStates, Tensor, Tensor]:
         with self.autocast():

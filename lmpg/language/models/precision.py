@@ -1,11 +1,16 @@
-"""Which precision a model computes in where the user leaves it to the machine."""
+"""The precision that a model computes in, and the folders that it is read from and written to."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils import logging as transformers_logging
 
 logger = logging.getLogger(__name__)
 _PAYS_FROM = 1_000_000
@@ -35,3 +40,27 @@ def fast_bf16(device: torch.device) -> bool:
         return False
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, bool)() for name in names)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """For the time of a block in which models are read or written; errors still raise."""
+    verbosity, bars = (
+        transformers_logging.get_verbosity(),
+        transformers_logging.is_progress_bar_enabled(),
+    )
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def save_folder(folder: Path | str, model: Any, tokenizer: Any) -> None:
+    """Model and tokenizer for `from_pretrained`."""
+    with quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

@@ -129,7 +129,7 @@ class Responder:
         """`evaluate` of all rows, in one piece where the update then need not do it again."""
         if not self.whole_update:
             return self._evaluated(inputs, evaluate)
-        with self.policy.first_pass.ahead():
+        with self.policy.forward_reuse.recording():
             return evaluate({name: x.cpu() for name, x in inputs.items()}).detach()
 
     def _evaluated(

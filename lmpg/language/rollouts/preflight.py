@@ -35,7 +35,7 @@ class SelfTest:
     padding: float
     logits: float
     old_logprobs: str
-    way: str
+    backend: str
     eos_token_ids: tuple[int, ...]
     critic: str
     value_head: tuple[int, int] | None
@@ -47,7 +47,7 @@ class SelfTest:
             f"self-test: ratio {self.ratio:.6f}, KL to reference {self.reference_kl:.6f}, "
             f"padded vs unpadded {self.padding:.1e}, sampled vs fresh {self.sampler:.1e}, "
             f"vs model's own logits {self.logits:.1e}, old log-probs {self.old_logprobs}, "
-            f"sampled {self.way}, "
+            f"sampled {self.backend}, "
             f"EOS ids {list(self.eos_token_ids)}, critic {self.critic}, value head {head}"
         )
 
@@ -103,7 +103,7 @@ def self_test(
         padding=_deviation(_one_by_one(policy, samples.inputs), new.logprobs_BT, mask_BT),
         logits=_deviation(policy.plain_logprobs(samples.inputs), new.logprobs_BT, mask_BT),
         old_logprobs=known,
-        way=sampler.way,
+        backend=sampler.backend,
         eos_token_ids=policy.eos_token_ids,
         critic="none" if head is None else getattr(policy.critic, "kind", "shared"),
         value_head=None if head is None else (head.in_features, head.out_features),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lmpg.functional.score_functions import Moments, overlong_punishment
+from lmpg.functional.score_functions import RunningMoments, overlong_punishment
 from lmpg.language.rewards.scorer import Scores, Step
 from lmpg.language.rewards.settings import RewardSettings
 from lmpg.language.rollouts.generation import Responses
@@ -32,7 +32,7 @@ class Shaping:
 
     settings: RewardSettings
     max_new_tokens: int
-    seen: Moments = field(default_factory=Moments)
+    seen: RunningMoments = field(default_factory=RunningMoments)
 
     @property
     def changes_scores(self) -> bool:
@@ -90,4 +90,4 @@ class Shaping:
 
     def with_state(self, state: dict[str, Any]) -> Shaping:
         """Going on exactly where `state` was taken."""
-        return replace(self, seen=Moments(**state["scores"])) if state else self
+        return replace(self, seen=RunningMoments(**state["scores"])) if state else self

@@ -1,4 +1,5 @@
-"""A token from logits, with what is recorded of it."""
+"""A token from logits: one uniform number per token, inverted through the distribution's CDF, and
+what is recorded of it."""
 
 from __future__ import annotations
 
@@ -6,6 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+BLOCK = 256
+"""Tokens whose probabilities are summed first: about √V for the vocabularies of today."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +21,8 @@ class Choice:
     entropy_R: Tensor
 
 
-def chosen(logits_RV: Tensor, uniforms_R: Tensor | None, top_k: int, top_p: float) -> Choice:
-    """The token at each row's uniform number, or without these the likeliest; overwrites logits.
+def choose(logits_RV: Tensor, uniforms_R: Tensor | None, top_k: int, top_p: float) -> Choice:
+    """The token at each row's uniform number, or without numbers the likeliest; overwrites logits.
 
     Everything follows from one softmax: log p of the token is the log of its probability, and
     H = −Σ p log p = log Z − Σ p · logit with log Z = logit − log p of that token. Logits that are
@@ -35,10 +39,6 @@ def chosen(logits_RV: Tensor, uniforms_R: Tensor | None, top_k: int, top_p: floa
     log_z_R1 = logits_RV.gather(1, tokens_R1) - logprobs_R1
     entropy_R1 = log_z_R1 - probs_RV.mul_(logits_RV).sum(1, keepdim=True)
     return Choice(tokens_R, logprobs_R1[:, 0], entropy_R1[:, 0])
-
-
-BLOCK = 256
-"""Tokens whose probabilities are summed first: about √V for the vocabularies of today."""
 
 
 def tokens_at(probs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def _inverted(weights_BN: Tensor, uniforms_B: Tensor) -> tuple[Tensor, Tensor, T
 
 
 def truncated(probs_BV: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Probabilities with those outside the top k, or the top p (nucleus, arXiv 1904.09751), at 0.
+    """Probabilities, 0 outside the top k and the top p (nucleus, arXiv 1904.09751).
 
     They no longer sum to 1. top_k = 0 and top_p = 1 keep all; the likeliest token always stays.
     """

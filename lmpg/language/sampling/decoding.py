@@ -1,4 +1,4 @@
-"""The state of one batch: the R rows still going, and the record of all B rows."""
+"""Decoding of one batch: the R rows still going, and the record of all B rows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lmpg.language.models.policy import CausalLMPolicy
-from lmpg.language.sampling.choice import Choice, chosen
+from lmpg.language.sampling.choice import Choice, choose
 from lmpg.language.sampling.engines.cpu import moved
 from lmpg.language.sampling.engines.protocol import Engine
 from lmpg.language.sampling.samples import DistinctPrompts, Recorded, Samples, recorded_samples
@@ -28,13 +28,13 @@ class Decoding:
         self._records: list[tuple[Tensor, Choice, Tensor | None]] = []
         self._prompts = prompts
         parts = prompts.ids_PL, prompts.lengths_P, prompts.prompt_B
-        self._hidden_RD = engine.trunk.prefill(*parts)
+        self._hidden_RD = engine.decoder.prefill(*parts)
 
     def choose(self, uniforms_B: Tensor | None, top_k: int, top_p: float) -> None:
         """The next token of every row still going, and what is recorded of it."""
         engine, rows_R = self._engine, self._rows_R
         uniforms_R = None if uniforms_B is None else uniforms_B.index_select(0, rows_R)
-        choice = chosen(engine.logits(self._hidden_RD), uniforms_R, top_k, top_p)
+        choice = choose(engine.logits(self._hidden_RD), uniforms_R, top_k, top_p)
         values_R = None if engine.values is None else engine.values(self._hidden_RD)
         self._records.append((rows_R, choice, values_R))
         self._tokens_R = choice.tokens_R
@@ -53,12 +53,12 @@ class Decoding:
         tail = going_R[num_going:].nonzero()[:, 0] + num_going
         for name in ("_rows_R", "_limits_R", "_tokens_R", "_going_R"):
             setattr(self, name, moved(getattr(self, name), holes, tail, num_going))
-        self._engine.trunk.keep(holes, tail, num_going)
+        self._engine.decoder.keep(holes, tail, num_going)
         return num_going > 0
 
     def advance(self) -> None:
-        """Feed the chosen tokens to the model."""
-        self._hidden_RD = self._engine.trunk.advance(self._tokens_R)
+        """Feeds the newest tokens to the model."""
+        self._hidden_RD = self._engine.decoder.advance(self._tokens_R)
 
     def samples(self) -> Samples:
         """What was recorded, cut after each row's first EOS token or at its limit."""

@@ -1,4 +1,5 @@
-"""Responses from a policy, by the fused trunk where the model has one, else by its own forward."""
+"""Responses from a policy, by an engine of lmpg's where its architecture is known, else by its own
+forward."""
 
 from __future__ import annotations
 
@@ -7,29 +8,29 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from lmpg.language.models.architectures import TOLERANCE
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.sampling.decoding import Decoding
-from lmpg.language.sampling.engines.cpu import FusedTrunk
-from lmpg.language.sampling.engines.cuda import StaticTrunk
-from lmpg.language.sampling.engines.cuda_rollouts import StaticRollouts
+from lmpg.language.sampling.engines.cpu import CpuDecoder
+from lmpg.language.sampling.engines.cuda import CudaDecoder
+from lmpg.language.sampling.engines.cuda_rollouts import CudaRollouts
 from lmpg.language.sampling.engines.graphs import Capture, CudaGraphs
 from lmpg.language.sampling.engines.protocol import Engine
-from lmpg.language.sampling.engines.selection import fused_deviation, fused_engine, why_general
-from lmpg.language.sampling.engines.transformers import general_engine
+from lmpg.language.sampling.engines.selection import (
+    engine_deviation,
+    own_engine,
+    why_transformers,
+)
+from lmpg.language.sampling.engines.transformers import transformers_engine
 from lmpg.language.sampling.samples import DistinctPrompts, Samples
 from lmpg.runtime.threads import worthwhile_threads
-
-__all__ = ["Sampler", "Samples"]
-
-_TRUSTED = {False: 1e-3, True: 0.05}
-"""Largest deviation of the fused trunk from the model, in float32 and in bfloat16."""
 
 
 class Sampler:
     """Samples at most `max_new_tokens` per response, fewer where the model's context ends.
 
     With top_k or top_p tokens are drawn from fewer; what is recorded is of the whole distribution.
-    way: how the newest rollout was computed, in words.
+    backend: how the newest rollout was computed, in words.
     """
 
     def __init__(
@@ -47,10 +48,10 @@ class Sampler:
         # Asking which rows have finished waits for a GPU; computing them a while longer is cheaper
         self.check_every = 1 if policy.device.type == "cpu" else 16
         self._deviation: float | None = None
-        self.way = "not yet"
+        self.backend = "not yet"
         if capture is None and policy.device.type == "cuda":
             capture = CudaGraphs()
-        self._static = None if capture is None else StaticRollouts(policy, top_k, top_p, capture)
+        self._cuda = None if capture is None else CudaRollouts(policy, top_k, top_p, capture)
 
     @torch.no_grad()
     def sample(
@@ -68,10 +69,10 @@ class Sampler:
             uniforms_BT = uniforms_BT.to(device)
         distinct = DistinctPrompts.of(prompts, group_size, self.policy.pad_token_id).to(device)
         length = distinct.ids_PL.shape[1] + int(limits_B.max())
-        reason = why_general(self.policy, length) or self._why_distrusted()
-        if reason is None and self._static is not None:
-            samples = self._static.sample(distinct, limits_B, uniforms_BT, self.check_every)
-            self.way = f"by the fused trunk, {self._static.way}"
+        reason = why_transformers(self.policy, length) or self._why_distrusted()
+        if reason is None and self._cuda is not None:
+            samples = self._cuda.sample(distinct, limits_B, uniforms_BT, self.check_every)
+            self.backend = f"by the CUDA engine, {self._cuda.backend}"
             return samples
         return self._sampled(self._engine(reason, length), distinct, limits_B, uniforms_BT)
 
@@ -94,19 +95,19 @@ class Sampler:
     def _engine(self, reason: str | None, length: int) -> Engine:
         """The weights are read here, anew for each rollout: an update has changed them."""
         if reason is None:
-            self.way = "by the fused trunk"
-            return fused_engine(self.policy, length)
-        self.way = f"by the model's own forward, which is slower, because {reason}"
-        return general_engine(self.policy)
+            self.backend = "by the CPU engine"
+            return own_engine(self.policy, length)
+        self.backend = f"by the model's own forward, which is slower, because {reason}"
+        return transformers_engine(self.policy)
 
     def _why_distrusted(self) -> str | None:
-        """Whether the fused trunk says something else than the model; looked at once."""
+        """How far the engine's hidden states are from the model's, if too far; looked at once."""
         if self._deviation is None:
-            trunk = FusedTrunk if self._static is None else partial(StaticTrunk, rows=2)
-            self._deviation = fused_deviation(self.policy, trunk)
-        if self._deviation <= _TRUSTED[self.policy.bf16]:
+            decoder = CpuDecoder if self._cuda is None else partial(CudaDecoder, rows=2)
+            self._deviation = engine_deviation(self.policy, decoder)
+        if self._deviation <= TOLERANCE[torch.bfloat16 if self.policy.bf16 else torch.float32]:
             return None
-        return f"hidden states of the fused trunk deviate from the model's by {self._deviation:.2g}"
+        return f"hidden states of lmpg's engine deviate from the model's by {self._deviation:.2g}"
 
     def _limits(self, prompts: list[list[int]]) -> Tensor:
         """Tokens that fit after each prompt."""

@@ -68,10 +68,10 @@ def sample_metrics(
     rows = settings.update.microbatch_size
     sampler = Sampler(policy, length)
     responder = Responder(policy, sampler, tokenizer, settings.run.seed, processes, rows)
-    judge = world.judge if world else None
+    metric = world.eval_metric if world else None
     together = max(rows, SAMPLED_TOGETHER)
     reference = policy.reference()
-    return HeldOut(responder, prompts, size, together, reference=reference, judge=judge).evaluate
+    return HeldOut(responder, prompts, size, together, reference=reference, judge=metric).evaluate
 
 
 def _prompts(texts: list[Text], tokenizer: Any, room: int) -> list[Prompt]:

@@ -1,1 +1,1 @@
-"""The built-in worlds: each makes a model, data and rewards of its own, from nothing."""
+"""Built-in worlds: tasks with a model, data and rewards of their own, made from nothing."""

@@ -1,6 +1,6 @@
-"""The stages that worlds are made in: a blank model, its warm start, its reward model.
+"""Makes the models of the built-in worlds: a blank one, its warm start, its reward model.
 
-They run on the CPU in one process, from seeds of their own, and say how far they are.
+Each is made on the CPU in one process, from a seed of its own, and prints its progress.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from lmpg.algorithms.bradley_terry import BradleyTerry
 from lmpg.language.data.reward_pairs import reward_pairs_from_rows
 from lmpg.language.data.rows import Row
 from lmpg.language.data.texts import texts_from_rows
-from lmpg.language.models.folders import save_folder
 from lmpg.language.models.loading import (
     context_length,
     load_policy,
@@ -25,6 +24,7 @@ from lmpg.language.models.loading import (
     load_tokenizer,
 )
 from lmpg.language.models.policy import CausalLMPolicy
+from lmpg.language.models.precision import save_folder
 from lmpg.language.models.settings import ModelSettings
 from lmpg.language.objectives.reward_model_objective import RewardModelObjective
 from lmpg.language.objectives.sft_objective import SFTObjective
@@ -64,9 +64,9 @@ def warm_start(
     name: str,
     stop: Stop | None = None,
 ) -> None:
-    """The model of `blank` after supervised training on (train, held-out) rows, in `folder`.
+    """Saves in `folder` the model of `blank` after supervised training on (train, held-out) rows.
 
-    stop: asked after every step; True ends the training there.
+    stop: called after every step with policy, tokenizer and step; True ends the training.
     """
     tokenizer = load_tokenizer(str(blank))
     policy = load_policy(ModelSettings(path=str(blank)), tokenizer, critic=False, temperature=1.0)
@@ -78,7 +78,7 @@ def warm_start(
     write_facts(folder, objective.evaluate())
 
 
-def reward_model(
+def trained_reward_model(
     folder: Path,
     start: Path,
     rows: tuple[list[Row], list[Row]],
@@ -86,8 +86,8 @@ def reward_model(
     seed: int,
     name: str,
 ) -> None:
-    """A reward model that starts from the causal LM `start`, trained on (train, held-out)
-    preference rows, in `folder`."""
+    """Saves in `folder` a reward model that starts from the causal LM `start`, trained on (train,
+    held-out) preference rows."""
     tokenizer = load_tokenizer(str(start))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -109,13 +109,13 @@ def _learn(updater: OfflineUpdater, name: str, stop: Callable[[int], bool] | Non
         now = time.monotonic()
         if done or step == 1 or now - said > SECONDS_BETWEEN_LINES:
             said = now
-            figures = " | ".join(
+            shown = " | ".join(
                 f"{label} {metrics[label]:.3f}"
                 for label in ("loss", "pair_accuracy")
                 if label in metrics
             )
             print(
-                f"{name} | step {step}/{updater.total_steps} | {figures} | {now - started:.0f} s",
+                f"{name} | step {step}/{updater.total_steps} | {shown} | {now - started:.0f} s",
                 flush=True,
             )
         if done:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from lmpg.language.worlds import addition, reviews
-from lmpg.language.worlds.world import Recipe, WorldStage
+from lmpg.language.worlds.world import WorldModule, WorldStage
 from lmpg.settings.section import UserError
 
 DEFAULT = "reviews"
 PREFIX = "world:"
-WORLDS: dict[str, Recipe] = {"reviews": reviews, "addition": addition}
+WORLDS: dict[str, WorldModule] = {"reviews": reviews, "addition": addition}
 
 
 def chosen_world(given: Mapping[str, Any]) -> str:
@@ -37,7 +37,7 @@ def world_stage(world: str, stage: str) -> WorldStage:
     """What a world has for an offline stage such as `sft`; UserError where it has nothing."""
     stages = WORLDS[world].STAGES
     if stage not in stages:
-        having = [name for name, recipe in WORLDS.items() if stage in recipe.STAGES]
+        having = [name for name, module in WORLDS.items() if stage in module.STAGES]
         raise UserError(
             f"data.world = {world} has nothing to train {stage} on; expected one of "
             f"{', '.join(having)}, or your own --model.path and --data.path"

@@ -10,12 +10,11 @@ from transformers import AutoModel
 
 from lmpg.algorithms.ppo import PPO
 from lmpg.language.data.prompts import prompts_from_rows
-from lmpg.language.models.critic import SeparateCritic
+from lmpg.language.models.critic import SeparateCritic, load_value_head
 from lmpg.language.models.inputs import language_inputs
 from lmpg.language.models.loading import load_policy, load_tokenizer
 from lmpg.language.models.sequence_classifier import sequence_scores
 from lmpg.language.models.settings import LoraSettings, ModelSettings
-from lmpg.language.models.value_head import load_value_head
 from lmpg.language.rollouts.generation import Responder
 from lmpg.language.rollouts.preflight import self_test
 from lmpg.language.sampling.sampler import Sampler

@@ -119,7 +119,11 @@ HEADS = {"num_attention_heads": 4, "intermediate_size": 64, "max_position_embedd
             {**HEADS, "num_key_value_heads": 2, "sliding_window": 16},
             "sliding window of 16",
         ),
-        ("Gemma2", {**HEADS, "num_key_value_heads": 2, "head_dim": 8}, "sliding_attention"),
+        (
+            "Gemma2",
+            {**HEADS, "num_key_value_heads": 2, "sliding_window": 16},
+            "sliding window of 16",
+        ),
         ("Falcon", {"num_attention_heads": 4, "alibi": True}, "differ by|fails on such rows"),
     ],
 )

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lmpg.language.models.critic import load_value_head, new_value_head, save_value_head
 from lmpg.language.models.inputs import language_inputs, mask_and_positions
 from lmpg.language.models.policy import CausalLMPolicy
-from lmpg.language.models.value_head import load_value_head, new_value_head, save_value_head
 from lmpg.settings.section import UserError
 from tests.support.planted import catches
 from tests.support.tiny import CONTEXT, EOS, PAD, tiny_model, tiny_tokenizer

@@ -49,7 +49,9 @@ def learned(whole: bool, separate: bool, bf16: bool, monkeypatch):
     for step in (1, 2):
         rollout = source.collect(step).rollout
         metrics = updater.update(algorithm, rollout, algorithm.assign_credit(rollout), step)
-        assert not policy.first_pass._kept  # what is left would be of weights that are no more
+        assert (
+            not policy.forward_reuse._entries
+        )  # what is left would be of weights that are no more
     return {n: x.clone() for n, x in policy.trainable_state().items()}, metrics, forwards
 
 
@@ -72,12 +74,12 @@ def test_an_evaluation_keeps_nothing():
     whole = replace(source.responder, whole_update=True)
     source.held_out = replace(source.held_out, responder=whole)
     assert "kl" in source.evaluate()
-    assert not source.responder.policy.first_pass._kept
+    assert not source.responder.policy.forward_reuse._entries
 
 
 def test_what_is_kept_is_given_once_with_its_gradient():
     policy = tiny_policy()
-    with policy.first_pass.ahead():
+    with policy.forward_reuse.recording():
         kept = policy.evaluate(inputs()).logprobs_BT
     with torch.no_grad():  # who needs no gradient is told anew, and takes nothing away
         assert policy.evaluate(inputs()).logprobs_BT is not kept
@@ -106,7 +108,7 @@ def test_it_is_not_used_for_other_rows_or_after_the_weights_have_changed():
     policy = tiny_policy(tiny_model())
 
     def ahead():
-        with policy.first_pass.ahead():
+        with policy.forward_reuse.recording():
             policy.evaluate(inputs())
 
     ahead()

@@ -8,8 +8,8 @@ import torch
 from lmpg.algorithms.grpo import GRPO
 from lmpg.algorithms.ppo import PPO
 from lmpg.language.data.prompts import prompts_from_rows
+from lmpg.language.models.critic import new_value_head
 from lmpg.language.models.policy import CausalLMPolicy
-from lmpg.language.models.value_head import new_value_head
 from lmpg.language.rewards.scorer import Scores
 from lmpg.language.rewards.settings import RewardSettings
 from lmpg.language.rollouts.collect import LanguageSource

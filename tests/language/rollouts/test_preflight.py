@@ -26,13 +26,13 @@ def ignoring_padding(monkeypatch):
 
     monkeypatch.setattr(LlamaModel, "forward", unmasked)
     monkeypatch.setattr(
-        "lmpg.language.models.forward.response_states.lean_forward", lambda trunk, inputs: None
+        "lmpg.language.models.forward.response_states.unsupported", lambda *_: "a test"
     )
 
 
 def sampling_at_another_temperature(monkeypatch):
-    chosen = decoding.chosen
-    monkeypatch.setattr(decoding, "chosen", lambda logits, *rest: chosen(logits * 0.7, *rest))
+    choose = decoding.choose
+    monkeypatch.setattr(decoding, "choose", lambda logits, *rest: choose(logits * 0.7, *rest))
 
 
 def with_another_reference(monkeypatch):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lmpg.functional.score_functions import Moments, overlong_punishment
+from lmpg.functional.score_functions import RunningMoments, overlong_punishment
 from lmpg.language.rewards.scorer import Scores
 from lmpg.language.rewards.settings import RewardSettings
 from lmpg.language.rollouts.assembly import token_rewards
@@ -41,13 +41,13 @@ def batch(totals, lengths=None, finished=None, steps=None):
 def test_moments_are_those_of_all_numbers_however_they_came():
     dice = random.Random(1)
     numbers = [1e6 + dice.gauss(0, 1) for _ in range(300)]
-    moments = Moments()
+    moments = RunningMoments()
     for start, end in ((0, 1), (1, 1), (1, 40), (40, 300)):
         moments = moments.after(numbers[start:end])
     assert moments.count == 300
     assert moments.mean == pytest.approx(statistics.fmean(numbers), rel=1e-12)
     assert moments.std == pytest.approx(statistics.stdev(numbers), rel=1e-9)
-    assert Moments().after([3.0]).std == 0
+    assert RunningMoments().after([3.0]).std == 0
 
 
 @catches("over-long slope divided by the limit, not by the margin")

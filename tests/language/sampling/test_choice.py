@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lmpg.language.sampling.choice import BLOCK, chosen, tokens_at
+from lmpg.language.sampling.choice import BLOCK, choose, tokens_at
 from tests.support.planted import catches
 
 SIZES = [7, BLOCK, 4 * BLOCK, 4 * BLOCK + 1, 20 * BLOCK, 20 * BLOCK + 37]
@@ -73,11 +73,11 @@ def test_a_rows_token_does_not_depend_on_the_other_rows(vocabulary):
 @pytest.mark.parametrize("shift", [0.0, -80.0])
 def test_what_is_recorded_is_that_of_the_log_softmax(shift):
     logits = 4 * torch.randn(16, 5000, generator=torch.Generator().manual_seed(3)) + shift
-    choice = chosen(logits.clone(), torch.rand(16), 50, 0.9)
+    choice = choose(logits.clone(), torch.rand(16), 50, 0.9)
     logp = logits.double().log_softmax(1)
     expected = logp.gather(1, choice.tokens_R[:, None])[:, 0]
     torch.testing.assert_close(choice.logprobs_R.double(), expected, rtol=1e-5, atol=1e-5)
     entropy = -(logp.exp() * logp).sum(1)
     torch.testing.assert_close(choice.entropy_R.double(), entropy, rtol=2e-5, atol=2e-5)
-    greedy = chosen(logits.clone(), None, 0, 1.0)
+    greedy = choose(logits.clone(), None, 0, 1.0)
     assert torch.equal(greedy.tokens_R, logits.argmax(1))

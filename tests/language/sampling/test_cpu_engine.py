@@ -1,46 +1,25 @@
-"""The fused trunk: the same samples as the model's own forward, for every family it knows."""
+"""The CPU engine: the same samples as the model's own forward."""
 
 import logging
 
 import pytest
 import torch
 
-from lmpg.language.models.lora import with_adapter
-from lmpg.language.models.policy import CausalLMPolicy
-from lmpg.language.models.settings import LoraSettings
-from lmpg.language.sampling.engines import linear as fused_linear
-from lmpg.language.sampling.engines.selection import fused_deviation, why_general
+from lmpg.language.models.architectures import ACTIVATIONS
+from lmpg.language.sampling.engines import linear
+from lmpg.language.sampling.engines.selection import engine_deviation, why_transformers
 from lmpg.language.sampling.sampler import Sampler
+from tests.support.families import policy_of, tiny_family
 from tests.support.planted import catches
-from tests.support.tiny import CONTEXT, EOS, PAD, tiny_model
+from tests.support.tiny import CONTEXT
 
 PROMPTS = [[5, 6, 7], [9], [4, 4, 8, 12, 30, 31, 2, 17, 18], [5, 6, 7]]
-YARN = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}
-FAMILIES = {
-    "llama": {},
-    "llama with biases": {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"},
-    "llama with yarn": {"rope_parameters": YARN | {"original_max_position_embeddings": 32}},
-    "mistral": {"head_dim": 16},
-    "mistral with a long window": {"sliding_window": CONTEXT},
-    "qwen2": {"num_key_value_heads": 1},
-    "qwen3": {},
-    "gpt2": {},
-    "gpt2 with scaled layers": {"scale_attn_by_inverse_layer_idx": True},
-}
+FEW = ["llama, biases", "mistral, short window", "qwen3", "gpt2", "gemma2", "olmo2"]
+"""Families of which each has what others lack."""
 
 
 def policy(family="llama", lora=False, **changes):
-    """A policy whose norms and biases are random, too: as they start they hide mistakes."""
-    model = tiny_model(family.split()[0], **{**FAMILIES[family], **changes})
-    with torch.no_grad():
-        for x in model.parameters():
-            if x.dim() == 1:
-                x += 0.3 * torch.randn(x.shape)
-    if lora:
-        model = with_adapter(model, LoraSettings(rank=4))
-    head = torch.nn.Linear(32, 1)
-    options = {"eos_token_ids": (EOS, 20), "pad_token_id": PAD, "context_length": CONTEXT}
-    return CausalLMPolicy(model, head, temperature=1.2, **options)
+    return policy_of(tiny_family(family, **changes), lora)
 
 
 def uniforms(rows, steps):
@@ -68,7 +47,7 @@ def assert_same(one, other):
 def general(monkeypatch):
     """Switches to the model's own forward."""
     return lambda: monkeypatch.setattr(
-        "lmpg.language.sampling.sampler.why_general", lambda *_: "a test"
+        "lmpg.language.sampling.sampler.why_transformers", lambda *_: "a test"
     )
 
 
@@ -78,12 +57,12 @@ def general(monkeypatch):
     "attention's scaling by layer ignored",
 )
 @pytest.mark.parametrize("packed_from", [0, 2**15])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FEW)
 def test_every_family_is_sampled_as_by_its_own_forward(family, packed_from, general, monkeypatch):
-    monkeypatch.setattr(fused_linear, "_PACKED_FROM", packed_from)
+    monkeypatch.setattr(linear, "_PACKED_FROM", packed_from)
     it = policy(family)
-    assert why_general(it, CONTEXT) is None
-    assert fused_deviation(it) < 1e-6
+    assert why_transformers(it, CONTEXT) is None
+    assert engine_deviation(it) < 1e-6
     fused = [Sampler(it, 50).sample(PROMPTS, 4, u) for u in (uniforms(16, 50), None)]
     lengths = fused[0].inputs["response_lengths"]
     assert len(lengths.unique()) > 3
@@ -96,10 +75,10 @@ def test_every_family_is_sampled_as_by_its_own_forward(family, packed_from, gene
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
-def test_in_bfloat16_the_fused_trunk_is_as_near_as_the_models_own_forward(family, general):
+def test_in_bfloat16_the_cpu_engine_is_as_near_as_the_models_own_forward(family, general):
     it = policy(family)
     it.bf16 = True
-    assert fused_deviation(it) < 0.02
+    assert engine_deviation(it) < 0.02
     fused = Sampler(it, 20).sample(PROMPTS, 4, uniforms(16, 20))
     assert fused.logprobs_BT.dtype == torch.float32
     with torch.no_grad():
@@ -117,7 +96,7 @@ def test_in_bfloat16_the_fused_trunk_is_as_near_as_the_models_own_forward(family
 def test_weights_are_read_again_in_every_rollout(family, lora):
     it = policy(family, lora)
     sampler = Sampler(it, 12)
-    assert why_general(it, CONTEXT) is None
+    assert why_transformers(it, CONTEXT) is None
     before = sampler.sample(PROMPTS, 4, uniforms(16, 12))
     with torch.no_grad():
         for x in it.parameters():
@@ -128,11 +107,9 @@ def test_weights_are_read_again_in_every_rollout(family, lora):
     assert_exact(it, after)
 
 
-@catches("a sliding window taken for full attention")
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"family": "mistral", "sliding_window": 8}, "sliding window of 8 is shorter"),
         (
             {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
             "dynamic",
@@ -140,28 +117,28 @@ def test_weights_are_read_again_in_every_rollout(family, lora):
         ({"hidden_act": "tanh"}, "activation is tanh"),
     ],
 )
-def test_what_the_fused_trunk_does_not_know_is_sampled_by_the_model_and_said(changes, reason):
+def test_what_the_engine_does_not_know_is_sampled_by_the_model_and_said(changes, reason):
     it = policy(**changes)
     sampler = Sampler(it, 20)
     samples = [sampler.sample(PROMPTS, 4, uniforms(16, 20)) for _ in range(2)]
     assert_exact(it, samples[1])
-    assert reason in sampler.way
+    assert reason in sampler.backend
 
 
 @catches("a subclass, or a layer of another type, taken for a known one")
 def test_other_classes_and_layers_are_not_taken_for_known_ones():
-    class Mine(type(policy().model)):
+    class Mine(type(policy().trunk)):
         pass
 
     class Quantised(torch.nn.Linear):
         pass
 
     it = policy()
-    it.model.__class__ = Mine
-    assert "Mine is none of LlamaForCausalLM" in why_general(it, CONTEXT)
+    it.trunk.__class__ = Mine
+    assert "Mine is none of LlamaModel" in why_transformers(it, CONTEXT)
     it = policy()
     it.model.model.layers[1].mlp.up_proj.__class__ = Quantised
-    assert why_general(it, CONTEXT) == "it has layers of type Quantised"
+    assert why_transformers(it, CONTEXT) == "it has layers of type Quantised"
 
 
 @catches(
@@ -181,10 +158,10 @@ def test_a_model_that_computes_something_else_is_noticed(monkeypatch, caplog):
     monkeypatch.setattr(attention, "forward", doubled)
     sampler = Sampler(it, 20)
     samples = sampler.sample(PROMPTS, 4, uniforms(16, 20))
-    assert "deviate from the model's by" in sampler.way
+    assert "deviate from the model's by" in sampler.backend
     with caplog.at_level(logging.INFO):
         assert_exact(it, samples)
-    assert "the lean one deviate from it by" in caplog.text
+    assert "hidden states of lmpg's deviate from it by" in caplog.text
 
 
 @catches("threads stay as they were set for sampling")
@@ -199,10 +176,10 @@ def test_threads_are_as_before_after_a_rollout():
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("activation", fused_linear.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_packed_products_are_plain_ones(activation, bias):
     weight, b = torch.randn(256, 160), torch.randn(256) if bias else None
-    plain, packed = fused_linear.DenseLinear(weight, b), fused_linear.PackedLinear(weight, b)
+    plain, packed = linear.DenseLinear(weight, b), linear.PackedLinear(weight, b)
     for rows in (1, 3, 64):
         x, other = torch.randn(rows, 160), torch.randn(rows, 256)
         for found, expected in (

@@ -7,22 +7,23 @@ import pytest
 import torch
 
 from lmpg.language.sampling.engines import cuda_rollouts
-from lmpg.language.sampling.engines.cuda import StaticTrunk
-from lmpg.language.sampling.engines.cuda_batch import Choosing, StaticBatch
+from lmpg.language.sampling.engines.cuda import CudaDecoder
+from lmpg.language.sampling.engines.cuda_batch import Choosing, CudaBatch
 from lmpg.language.sampling.engines.graphs import bucketed
-from lmpg.language.sampling.engines.held_weights import read_into
+from lmpg.language.sampling.engines.held_weights import copy_weights_in_place
 from lmpg.language.sampling.engines.linear import DenseLinear
-from lmpg.language.sampling.engines.selection import fused_parts
+from lmpg.language.sampling.engines.selection import policy_weights
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.sampling.samples import DistinctPrompts
 from tests.language.sampling.test_cpu_engine import (
-    FAMILIES,
+    FEW,
     PROMPTS,
     assert_exact,
     assert_same,
     policy,
     uniforms,
 )
+from tests.support.families import FAMILIES
 from tests.support.planted import catches
 from tests.support.recorded_graphs import RecordedGraphs
 from tests.support.tiny import CONTEXT
@@ -44,7 +45,7 @@ def change(it, size=0.05):
 )
 @pytest.mark.parametrize(
     ("family", "options"),
-    [*((name, {}) for name in FAMILIES), ("qwen2", {"top_k": 5}), ("gpt2", {"top_p": 0.8})],
+    [*((name, {}) for name in FEW), ("qwen2", {"top_k": 5}), ("gpt2", {"top_p": 0.8})],
 )
 def test_a_replayed_step_samples_what_the_present_path_samples(family, options, monkeypatch):
     monkeypatch.setattr(cuda_rollouts, "_COLUMNS", 16)
@@ -59,7 +60,7 @@ def test_a_replayed_step_samples_what_the_present_path_samples(family, options, 
             assert torch.equal(getattr(found, name), getattr(expected, name))
         for name, x in expected.inputs.items():
             assert torch.equal(found.inputs[name], x), name
-    assert static.way == "by the fused trunk, recorded graph"
+    assert static.backend == "by the CUDA engine, recorded graph"
     assert graphs.replays.total() > 50
 
 
@@ -80,13 +81,13 @@ def test_each_shape_is_captured_once_and_later_rollouts_only_replay():
 @pytest.fixture
 def places(monkeypatch):
     """The places of the batch at each step that is done plainly."""
-    found, step = [], StaticBatch.step
+    found, step = [], CudaBatch.step
 
     def counted(self, num_places, columns):
         found.append(num_places)
         step(self, num_places, columns)
 
-    monkeypatch.setattr(StaticBatch, "step", counted)
+    monkeypatch.setattr(CudaBatch, "step", counted)
     return found
 
 
@@ -131,10 +132,10 @@ def test_new_weights_come_to_where_a_captured_step_reads_them(family, bf16, lora
 def test_the_models_own_parameters_are_never_written():
     it = policy(lora=True)
     with it.model.disable_adapter():
-        held = fused_parts(it, 32)  # reads most weights where they lie
+        held = policy_weights(it, 32)  # reads most weights where they lie
     change(it)
     before = {name: x.clone() for name, x in it.state_dict().items()}
-    assert not read_into(held, fused_parts(it, 32), it)
+    assert not copy_weights_in_place(held, policy_weights(it, 32), it)
     assert all(torch.equal(x, before[name]) for name, x in it.state_dict().items())
 
 
@@ -164,7 +165,7 @@ def test_a_step_that_cannot_be_captured_is_done_plainly_and_said(caplog):
     with caplog.at_level(logging.WARNING):
         found = sampler.sample(PROMPTS, 4, uniforms(16, 30))
     assert_same(found, Sampler(it, 30).sample(PROMPTS, 4, uniforms(16, 30)))
-    assert sampler.way == "by the fused trunk, no recorded graph, because it waits for the host"
+    assert sampler.backend == "by the CUDA engine, no recorded graph, because it waits for the host"
     assert caplog.messages == ["sampling without a recorded graph: it waits for the host"]
 
 
@@ -212,6 +213,8 @@ def elsewhere(x):
         return moved
     if isinstance(x, list):
         return [elsewhere(part) for part in x]
+    if isinstance(x, dict):
+        return {name: elsewhere(part) for name, part in x.items()}
     if is_dataclass(x):
         return type(x)(**{f.name: elsewhere(getattr(x, f.name)) for f in fields(x)})
     return x
@@ -224,10 +227,10 @@ def elsewhere(x):
 def test_a_step_asks_nothing_of_the_device_and_all_it_reads_lies_there(family, bf16):
     it = policy(family)
     it.bf16 = bf16
-    parts = elsewhere(fused_parts(it, 64))
-    trunk = StaticTrunk(parts.weights, 64, rows=16)
+    parts = elsewhere(policy_weights(it, 64))
+    trunk = CudaDecoder(parts.decoder, 64, rows=16)
     choosing = Choosing(5, 0.9, it.eos_token_ids)
-    batch = StaticBatch(trunk, parts.logits, parts.values, (16, 50), choosing)
+    batch = CudaBatch(trunk, parts.logits, parts.values, (16, 50), choosing)
     prompts = DistinctPrompts.of(PROMPTS, 4, it.pad_token_id).to(torch.device("meta"))
     limits_B = torch.full((16,), 50, device="meta")
     batch.start(prompts, limits_B, torch.rand(16, 50, device="meta"))
@@ -245,7 +248,7 @@ def test_on_a_gpu_captured_steps_are_as_exact_as_the_models_own_forward(family, 
     sampler = Sampler(it, 50)
     for _ in range(2):
         samples = sampler.sample(PROMPTS, 4, uniforms(16, 50))
-    assert sampler.way == "by the fused trunk, CUDA graph"
+    assert sampler.backend == "by the CUDA engine, CUDA graph"
     with torch.no_grad():
         fresh = it.evaluate(samples.inputs)
     if not bf16:

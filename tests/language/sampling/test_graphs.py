@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from lmpg.language.sampling.engines import cuda
-from lmpg.language.sampling.engines.compiled import Compiled, compiled_pieces, gated
-from lmpg.language.sampling.engines.cuda import StaticTrunk
+from lmpg.language.sampling.engines.compiled import Compiled, compiled_kernels, gate
+from lmpg.language.sampling.engines.cuda import CudaDecoder
 from lmpg.language.sampling.engines.graphs import CudaGraphs, Replays, bucketed
-from lmpg.language.sampling.engines.selection import fused_deviation
+from lmpg.language.sampling.engines.selection import engine_deviation
 from tests.language.sampling.test_cpu_engine import policy
 
 
@@ -75,12 +75,12 @@ def test_buckets_are_few_and_waste_less_than_a_third():
 @pytest.mark.slow
 @pytest.mark.skipif(which("g++") is None, reason="compiling for a CPU takes a C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_compiled_pieces_compute_the_same(monkeypatch):
-    monkeypatch.setattr(cuda, "pieces_for", lambda _: compiled_pieces())
+def test_compiled_kernels_compute_the_same(monkeypatch):
+    monkeypatch.setattr(cuda, "kernels_for", lambda _: compiled_kernels())
     for family in ("qwen3", "gpt2"):
         it = policy(family)
-        assert fused_deviation(it, partial(StaticTrunk, rows=2)) < 1e-6
-    assert not any(x.failed for x in vars(compiled_pieces()).values())
+        assert engine_deviation(it, partial(CudaDecoder, rows=2)) < 1e-6
+    assert not any(x.failed for x in vars(compiled_kernels()).values())
 
 
 def test_a_function_that_cannot_be_compiled_is_called_as_it_is(monkeypatch, caplog):
@@ -88,8 +88,8 @@ def test_a_function_that_cannot_be_compiled_is_called_as_it_is(monkeypatch, capl
         raise OSError("no compiler")
 
     monkeypatch.setattr(torch, "compile", no_compiler)
-    piece, x = Compiled(gated), torch.randn(3, 4)
+    kernel, x = Compiled(gate), torch.randn(3, 4)
     with caplog.at_level(logging.WARNING):
-        assert torch.equal(piece(x, None, "relu"), x.relu())
-    assert caplog.messages == ["sampling without compiling `gated`, because no compiler"]
-    assert torch.equal(piece(x, x, "relu"), x.relu() * x)
+        assert torch.equal(kernel(x, None, "relu"), x.relu())
+    assert caplog.messages == ["sampling without compiling `gate`, because no compiler"]
+    assert torch.equal(kernel(x, x, "relu"), x.relu() * x)

@@ -5,8 +5,8 @@ import torch
 
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.sampling.choice import tokens_at, truncated
-from lmpg.language.sampling.engines.cpu import FusedTrunk
-from lmpg.language.sampling.engines.transformers import ModelTrunk
+from lmpg.language.sampling.engines.cpu import CpuDecoder
+from lmpg.language.sampling.engines.transformers import TransformersDecoder
 from lmpg.language.sampling.sampler import Sampler
 from tests.support.planted import catches
 from tests.support.tiny import CONTEXT, EOS, PAD, VOCABULARY, tiny_model
@@ -144,18 +144,18 @@ def test_when_finished_rows_leave_the_batch_changes_nothing(check_every):
     "room of the cache that is not filled attended to",
     "columns lost when the cache grows",
 )
-@pytest.mark.parametrize("trunk", [FusedTrunk, ModelTrunk])
-def test_rows_are_prompt_major_and_distinct_prompts_go_through_the_model_once(trunk, monkeypatch):
+@pytest.mark.parametrize("decoder", [CpuDecoder, TransformersDecoder])
+def test_rows_are_prompt_major_and_distinct_prompts_go_through_the_model_once(decoder, monkeypatch):
     batches = []
-    prefill = trunk.prefill
+    prefill = decoder.prefill
 
     def counting(self, ids, *rest):
         batches.append(tuple(ids.shape))
         return prefill(self, ids, *rest)
 
-    monkeypatch.setattr(trunk, "prefill", counting)
-    if trunk is ModelTrunk:
-        monkeypatch.setattr("lmpg.language.sampling.sampler.why_general", lambda *_: "a test")
+    monkeypatch.setattr(decoder, "prefill", counting)
+    if decoder is TransformersDecoder:
+        monkeypatch.setattr("lmpg.language.sampling.sampler.why_transformers", lambda *_: "a test")
     samples = Sampler(policy(), 3).sample(PROMPTS, 2, uniforms(8, 3))
     assert batches[-1] == (3, 9)
     assert [ids[-1] for ids in samples.inputs["prompt_ids"].tolist()] == [7, 7, 9, 9, 18, 18, 7, 7]

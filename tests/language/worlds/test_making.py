@@ -60,16 +60,16 @@ def few_problems(small, monkeypatch):  # noqa: F811
 
 
 def test_answers_to_compare_are_the_models_own_to_the_problems_it_trains_on(few_problems):
-    world = addition.comparisons()
+    world = addition.preference_pairs()
     answers = {row["prompt"]: row["answer"] for row in few_problems["train"]}
     assert world.train_rows
     for row in world.train_rows:
         assert row["chosen"] == answers[row["prompt"]] != row["rejected"]
-    judged = addition.judgements().train_rows
+    judged = addition.labelled_completions().train_rows
     assert {row["prompt"] for row in judged} <= answers.keys()
     assert all(row["label"] == (row["completion"] == answers[row["prompt"]]) for row in judged)
     assert all(row["completion"] for row in judged)
-    assert addition.comparisons() == world
+    assert addition.preference_pairs() == world
 
 
 def test_the_settings_that_a_run_leaves_start_it_again(few_problems, tmp_path):

@@ -1,4 +1,4 @@
-"""A lean forward, with gradients, of the trunks that people train small, over a ragged batch.
+"""The training forward: any `Architecture` over a ragged batch, with gradients.
 
 It calls the model's own linear layers and reads its own weights, and what it gives is what
 transformers gives; the rest (norms, positions, attention, padding) is done in fewer passes.
@@ -6,109 +6,105 @@ transformers gives; the rest (norms, positions, attention, padding) is done in f
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import GPT2Model, LlamaModel, MistralModel, Qwen2Model, Qwen3Model
+from torch import Tensor
 
+from lmpg.language.models.decoder_parts import Architecture, DecoderLayer, Norm
 from lmpg.language.models.forward.attention import Attention
-from lmpg.language.models.forward.ops import Rotations, gated, product_dtype, rms_norm
+from lmpg.language.models.forward.ops import Rotations, gated_silu, normed, product_dtype
 from lmpg.language.models.forward.ragged import Ragged
 
 
-class LeanForward(ABC):
-    """From the tokens of a ragged batch to the hidden states [M, D] of its targets."""
-
-    def __init__(self, trunk: nn.Module) -> None:
-        self._trunk: Any = trunk
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self._trunk.get_input_embeddings().weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the weights are kept in."""
-        return self._trunk.get_input_embeddings().weight.dtype
-
-    @abstractmethod
-    def __call__(self, ragged: Ragged) -> Tensor:
-        """The last hidden states of the targets, after the last norm."""
-
-
-def lean_forward(trunk: nn.Module, inputs: dict[str, Tensor]) -> LeanForward | None:
-    """The lean forward of a trunk for `inputs`; None for a model that it isn't written for, for
-    texts longer than the model's window, and where there is nothing to read."""
-    if not inputs["response_lengths"].any():
-        return None
-    config: Any = getattr(trunk, "config", None)
-    if type(trunk) in (LlamaModel, MistralModel, Qwen2Model, Qwen3Model):
-        window = getattr(config, "sliding_window", None)
-        longest = inputs["prompt_lengths"] + inputs["response_lengths"]
-        fits = window is None or int(longest.max()) <= window
-        return _Llama(trunk) if fits else None
-    plain = type(trunk) is GPT2Model and not config.add_cross_attention
-    return _GPT2(trunk) if plain and not config.reorder_and_upcast_attn else None
+def hidden_states(decoder: Architecture, ragged: Ragged) -> Tensor:
+    """The last hidden states [M, D] of a batch's targets, after the last norm."""
+    x_ND = _embedded(decoder, ragged)
+    dtype = product_dtype(x_ND)
+    rotations = _rotations(decoder, ragged, x_ND)
+    attentions = _attentions(decoder, ragged, dtype)
+    for layer in decoder.layers:
+        h_ND = normed(x_ND, layer.attention_norm).to(dtype)
+        q_NHD, k_NKD, v_NKD = _heads(decoder, layer, h_ND)
+        if layer.rotary is None:
+            q_NHD = q_NHD * layer.scaling
+        else:
+            q_NHD, k_NKD = rotations[layer.rotary, layer.scaling](q_NHD, k_NKD)
+        taken_ND = attentions[layer.window](q_NHD.to(dtype), k_NKD.to(dtype), v_NKD)
+        if layer is decoder.layers[-1]:  # of what follows, only the targets are read
+            taken_ND, x_ND = (x.index_select(0, ragged.target_M) for x in (taken_ND, x_ND))
+        x_ND = _added(decoder, x_ND, layer.out(taken_ND), layer.attention_post_norm)
+        h_ND = normed(x_ND, layer.mlp_norm).to(dtype)
+        x_ND = _added(decoder, x_ND, layer.down(_inner(decoder, layer, h_ND)), layer.mlp_post_norm)
+    return normed(x_ND, decoder.last_norm)
 
 
-class _Llama(LeanForward):
-    """Llama, Mistral (no windows), Qwen2 (biases), Qwen3 (norms of queries and keys)."""
-
-    def __call__(self, ragged: Ragged) -> Tensor:
-        trunk = self._trunk
-        x_ND = trunk.embed_tokens(ragged.ids_N)
-        config = trunk.config
-        heads = (config.num_attention_heads, config.num_key_value_heads)
-        cos, sin = trunk.rotary_emb(x_ND, ragged.positions_N[None])
-        rotations = Rotations(cos[0], sin[0], heads, trunk.layers[0].self_attn.scaling)
-        attention = Attention(ragged, *heads, product_dtype(x_ND))
-        last = len(trunk.layers) - 1
-        for i, layer in enumerate(trunk.layers):
-            taken_ND = self._attended(layer, x_ND, rotations, attention)
-            if i == last:  # of what follows, only the targets are read
-                taken_ND, x_ND = (x.index_select(0, ragged.target_M) for x in (taken_ND, x_ND))
-            x_ND = x_ND + layer.self_attn.o_proj(taken_ND)
-            h_ND = rms_norm(x_ND, layer.post_attention_layernorm).to(product_dtype(x_ND))
-            x_ND = x_ND + layer.mlp.down_proj(gated(layer.mlp, h_ND))
-        return rms_norm(x_ND, trunk.norm)
-
-    def _attended(self, layer: Any, x_ND: Tensor, rotations: Rotations, attention: Attention):
-        attn, dtype = layer.self_attn, product_dtype(x_ND)
-        h_ND = rms_norm(x_ND, layer.input_layernorm).to(dtype)
-        heads = (len(h_ND), -1, attn.head_dim)
-        q_NHD, k_NKD = attn.q_proj(h_ND).view(heads), attn.k_proj(h_ND).view(heads)
-        v_NKD = attn.v_proj(h_ND).view(heads)
-        if hasattr(attn, "q_norm"):
-            q_NHD, k_NKD = rms_norm(q_NHD, attn.q_norm), rms_norm(k_NKD, attn.k_norm)
-        q_NHD, k_NKD = rotations(q_NHD, k_NKD)
-        return attention(q_NHD.to(dtype), k_NKD.to(dtype), v_NKD)
+def _embedded(decoder: Architecture, ragged: Ragged) -> Tensor:
+    table = decoder.embedding
+    x_ND = F.embedding(ragged.ids_N, table.weight, table.padding_idx)
+    if decoder.embedding_scale != 1:
+        x_ND = x_ND * decoder.embedding_scale
+    if decoder.position_embedding is not None:
+        x_ND = x_ND + decoder.position_embedding(ragged.positions_N)
+    return x_ND
 
 
-class _GPT2(LeanForward):
-    """GPT-2: learned positions, layer norms, biases."""
-
-    def __call__(self, ragged: Ragged) -> Tensor:
-        trunk = self._trunk
-        x_ND = trunk.wte(ragged.ids_N) + trunk.wpe(ragged.positions_N)
-        heads, dtype = trunk.config.num_attention_heads, product_dtype(x_ND)
-        attention = Attention(ragged, heads, heads, dtype)
-        last = len(trunk.h) - 1
-        for i, block in enumerate(trunk.h):
-            attn = block.attn
-            qkv_N3D = attn.c_attn(_layer_norm(x_ND, block.ln_1, dtype))
-            q, k, v = (x.view(len(x), heads, -1) for x in qkv_N3D.chunk(3, 1))
-            taken_ND = attention(q * attn.scaling, k, v)
-            if i == last:  # of what follows, only the targets are read
-                taken_ND, x_ND = (x.index_select(0, ragged.target_M) for x in (taken_ND, x_ND))
-            x_ND = x_ND + attn.c_proj(taken_ND)
-            mlp = block.mlp
-            x_ND = x_ND + mlp.c_proj(mlp.act(mlp.c_fc(_layer_norm(x_ND, block.ln_2, dtype))))
-        return _layer_norm(x_ND, trunk.ln_f, x_ND.dtype)
+def _rotations(
+    decoder: Architecture, ragged: Ragged, x_ND: Tensor
+) -> dict[tuple[str, float], Rotations]:
+    """By a layer's rotation, and the scaling of its queries for the softmax."""
+    kinds = {(x.rotary, x.scaling) for x in decoder.layers if x.rotary is not None}
+    heads = decoder.heads, decoder.kv_heads
+    return {
+        (kind, scaling): Rotations(*decoder.cos_sin(kind, x_ND, ragged.positions_N), heads, scaling)
+        for kind, scaling in kinds
+    }
 
 
-def _layer_norm(x: Tensor, norm: Any, dtype: torch.dtype) -> Tensor:
-    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(dtype)
+def _attentions(
+    decoder: Architecture, ragged: Ragged, dtype: torch.dtype
+) -> dict[int | None, Attention]:
+    """By the window of a layer; those that no row fills are none."""
+    heads, softcap = (decoder.heads, decoder.kv_heads), decoder.attention_softcap
+    whole = Attention(ragged, heads, dtype, softcap)
+    windows = {layer.window for layer in decoder.layers}
+    return {
+        window: whole
+        if window is None or window >= ragged.longest
+        else Attention(ragged, heads, dtype, softcap, window)
+        for window in windows
+    }
+
+
+def _heads(
+    decoder: Architecture, layer: DecoderLayer, h_ND: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries [N, H, E], keys and values [N, K, E]."""
+    q, k, v = (
+        [module(h_ND) for module in layer.qkv]
+        if len(layer.qkv) == 3
+        else layer.qkv[0](h_ND).split(decoder.qkv_sizes, 1)
+    )
+    if layer.q_norm is not None and layer.k_norm is not None:
+        q = normed(q.view(len(q), -1, len(layer.q_norm.module.weight)), layer.q_norm)
+        k = normed(k.view(len(k), -1, len(layer.k_norm.module.weight)), layer.k_norm)
+    shape = (len(h_ND), -1, decoder.head_dim)
+    return q.view(shape), k.view(shape), v.view(shape)
+
+
+def _inner(decoder: Architecture, layer: DecoderLayer, h_ND: Tensor) -> Tensor:
+    """What an MLP hands to its last layer: activation(gate(h)) · up(h)."""
+    if not decoder.gated:
+        return decoder.activation(layer.mlp_in[0](h_ND))
+    parts = [module(h_ND) for module in layer.mlp_in]
+    gate, up = parts if len(parts) == 2 else parts[0].chunk(2, 1)
+    if decoder.activation_name == "silu":
+        return gated_silu(gate, up)
+    return decoder.activation(gate) * up
+
+
+def _added(decoder: Architecture, x_ND: Tensor, part_ND: Tensor, norm: Norm | None) -> Tensor:
+    """The stream with what a layer's attention or MLP adds to it."""
+    part_ND = normed(part_ND, norm)
+    if decoder.residual_multiplier != 1:
+        part_ND = part_ND * decoder.residual_multiplier
+    return x_ND + part_ND

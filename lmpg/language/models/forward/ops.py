@@ -1,13 +1,13 @@
-"""The steps of a transformer over a ragged batch, each in as few passes over memory as it takes."""
+"""The steps of the training forward between its matrix products, each in few passes over memory."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from lmpg.language.models.decoder_parts import Norm
 
 _WIDE = 32
 """Numbers of a head from which on its products need no help to be fast."""
@@ -19,10 +19,15 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-def rms_norm(x: Tensor, norm: nn.Module) -> Tensor:
-    """`norm`, an RMSNorm of transformers, of x [..., D]."""
-    weight: Any = norm.weight
-    return _RMSNorm.apply(x, weight, norm.variance_epsilon)
+def normed(x: Tensor, norm: Norm | None) -> Tensor:
+    """Its norm over the last dimension, RMS in float32; x itself where there is none."""
+    if norm is None:
+        return x
+    module = norm.module
+    if isinstance(module, nn.LayerNorm):
+        shape = module.normalized_shape
+        return F.layer_norm(x, shape, module.weight, module.bias, module.eps)
+    return _RMSNorm.apply(x, norm.weight, norm.eps)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -45,17 +50,16 @@ class _RMSNorm(torch.autograd.Function):
         return grad_x, by_weight.flatten(0, -2).sum(0), None
 
 
-def gated(mlp: Any, x: Tensor) -> Tensor:
-    """What a gated MLP of transformers hands to its last layer: activation(gate(x)) · up(x)."""
-    gate, up = mlp.gate_proj(x), mlp.up_proj(x)
-    if mlp.config.hidden_act == "silu":
-        return _GatedSiLU.apply(gate, up)
-    return mlp.act_fn(gate) * up
+def gated_silu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) · up.
+
+    Recomputes silu(gate) in backward instead of saving it; saving it would add one eighth to a
+    layer's activation memory.
+    """
+    return _GatedSiLU.apply(gate, up)
 
 
 class _GatedSiLU(torch.autograd.Function):
-    """Computes silu(gate) twice, as an eighth of all that a layer would keep is its result."""
-
     @staticmethod
     def forward(ctx, gate, up):
         ctx.save_for_backward(gate, up)
@@ -73,22 +77,32 @@ class _GatedSiLU(torch.autograd.Function):
 class Rotations:
     """Rotary positions of a batch's N tokens: a complex number for each pair of a head's numbers.
 
-    cos, sin [N, D], each angle twice, as models of transformers give them; heads: of queries, and
-    of keys; scaling: of queries, for the softmax.
+    cos, sin [N, numbers of a head that are rotated], each angle twice, as models of transformers
+    give them; heads: of queries, and of keys; scaling: of queries, for the softmax.
     """
 
     def __init__(
-        self, cos_ND: Tensor, sin_ND: Tensor, heads: tuple[int, int], scaling: float
+        self, cos_NE: Tensor, sin_NE: Tensor, heads: tuple[int, int], scaling: float
     ) -> None:
-        half = cos_ND.shape[1] // 2
-        turn_NE = torch.complex(cos_ND[:, :half].float(), sin_ND[:, :half].float())
+        half = cos_NE.shape[1] // 2
+        turn_NE = torch.complex(cos_NE[:, :half].float(), sin_NE[:, :half].float())
         self._queries = _for_heads(turn_NE * scaling, heads[0])
         self._keys = _for_heads(turn_NE, heads[1])
+        self._rotated, self._scaling = 2 * half, scaling
 
-    def __call__(self, q_NHD: Tensor, k_NKD: Tensor) -> tuple[Tensor, Tensor]:
-        """Both turned, q scaled as well; the numbers of a pair, before half a head apart, then lie
-        side by side, an order that products of queries and keys do not depend on."""
-        return _Rotated.apply(q_NHD, self._queries), _Rotated.apply(k_NKD, self._keys)
+    def __call__(self, q_NHE: Tensor, k_NKE: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries, rotated and scaled, and keys, rotated.
+
+        The two numbers of a pair, half a head apart before, then lie side by side, an order that
+        products of queries and keys do not depend on. Models that rotate a part of each head
+        rotate its first numbers.
+        """
+        if self._rotated == q_NHE.shape[-1]:
+            return _Rotated.apply(q_NHE, self._queries), _Rotated.apply(k_NKE, self._keys)
+        q, q_rest = q_NHE.tensor_split([self._rotated], -1)
+        k, k_rest = k_NKE.tensor_split([self._rotated], -1)
+        queries = torch.cat([_Rotated.apply(q, self._queries), q_rest * self._scaling], -1)
+        return queries, torch.cat([_Rotated.apply(k, self._keys), k_rest], -1)
 
 
 def _for_heads(turn_NE: Tensor, heads: int) -> Tensor:

@@ -38,6 +38,11 @@ class Block:
         """With padding."""
         return self.rows * self.width
 
+    @property
+    def num_keys(self) -> int:
+        """Tokens that a row's last sees, with padding."""
+        return self.width + (0 if self.context_RC is None else self.context_RC.shape[1])
+
     def to(self, device: torch.device) -> Block:
         """The same with its tensors on `device`."""
         context, padding = (
@@ -67,6 +72,11 @@ class Ragged:
     def of(cls, inputs: dict[str, Tensor]) -> Ragged:
         """The layout of `inputs`, which lie on the CPU."""
         return _Plan(inputs).ragged()
+
+    @property
+    def longest(self) -> int:
+        """No text has more tokens."""
+        return max(block.num_keys for block in self.blocks)
 
     def to(self, device: torch.device) -> Ragged:
         """The same with every tensor on `device`."""

@@ -1,4 +1,5 @@
-"""The states that the tokens of a response are chosen in, as a trunk sees them."""
+"""Hidden states of the tokens of responses: from the training forward where it knows the trunk,
+else from the trunk's own."""
 
 from __future__ import annotations
 
@@ -12,7 +13,15 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from lmpg.language.models.forward.decoder import LeanForward, lean_forward
+from lmpg.language.models.architectures import (
+    TOLERANCE,
+    architecture,
+    deviation,
+    probe_ids,
+    unsupported,
+)
+from lmpg.language.models.decoder_parts import Architecture
+from lmpg.language.models.forward.decoder import hidden_states
 from lmpg.language.models.forward.ragged import Ragged
 from lmpg.language.models.inputs import accepted, forward_arguments, trimmed
 
@@ -40,49 +49,45 @@ def response_states(trunk: nn.Module, inputs: dict[str, Tensor]) -> ResponseStat
     """One forward of `trunk` over prompts and responses, which are best given on the CPU: how long
     they are decides what is computed."""
     inputs = {name: x.cpu() for name, x in inputs.items()}
-    forward = lean_forward(trunk, inputs)
-    if forward is None or not _agrees(trunk, forward):
+    longest = int((inputs["prompt_lengths"] + inputs["response_lengths"]).max())
+    nothing = not inputs["response_lengths"].any()
+    if nothing or unsupported(trunk, longest) is not None:
         return _padded_states(trunk, inputs)
-    return _ragged_states(forward, inputs)
+    decoder = architecture(trunk)
+    if not _agrees(trunk, decoder):
+        return _padded_states(trunk, inputs)
+    return _ragged_states(decoder, inputs)
 
 
-def _agrees(trunk: nn.Module, forward: LeanForward) -> bool:
-    """Whether the lean forward of a trunk gives what its own gives; looked at once."""
+@torch.no_grad()
+def _agrees(trunk: nn.Module, decoder: Architecture) -> bool:
+    """Whether the training forward gives what the trunk's own gives; looked at once, with two rows
+    of different lengths."""
     if trunk not in _AGREES:
-        deviation = _lean_deviation(trunk, forward)
-        _AGREES[trunk] = deviation <= (1e-3 if forward.dtype == torch.float32 else 0.1)
+        ids = probe_ids(trunk, 2, 6)
+        inputs = {
+            "prompt_ids": ids[:, :3],
+            "prompt_lengths": torch.tensor([3, 1]),
+            "response_ids": ids[:, 3:],
+            "response_lengths": torch.tensor([2, 3]),
+        }
+        with torch.autocast(decoder.embedding.weight.device.type, enabled=False):
+            ours, theirs = _ragged_states(decoder, inputs), _padded_states(trunk, inputs)
+        found = deviation(ours.hidden_ND, theirs.hidden_ND)
+        _AGREES[trunk] = found <= TOLERANCE.get(decoder.embedding.weight.dtype, 1e-3)
         if not _AGREES[trunk]:
             logger.info(
                 "learning with the model's own forward, which is slower, because hidden states of "
-                "the lean one deviate from it by %.2g",
-                deviation,
+                "lmpg's deviate from it by %.2g",
+                found,
             )
     return _AGREES[trunk]
 
 
-@torch.no_grad()
-def _lean_deviation(trunk: nn.Module, forward: LeanForward) -> float:
-    """As a share of their size, of a few tokens of two rows of different lengths."""
-    vocabulary = len(trunk.get_input_embeddings().weight)  # type: ignore[operator]
-    ids = torch.arange(12).view(2, 6) * 7919 % vocabulary
-    inputs = {
-        "prompt_ids": ids[:, :3],
-        "prompt_lengths": torch.tensor([3, 1]),
-        "response_ids": ids[:, 3:],
-        "response_lengths": torch.tensor([2, 3]),
-    }
-    with torch.autocast(forward.device.type, enabled=False):
-        found = [
-            x.hidden_ND.float()
-            for x in (_ragged_states(forward, inputs), _padded_states(trunk, inputs))
-        ]
-    return float((found[0] - found[1]).norm() / found[1].norm())
-
-
-def _ragged_states(forward: LeanForward, inputs: dict[str, Tensor]) -> ResponseStates:
-    ragged = Ragged.of(inputs).to(forward.device)
+def _ragged_states(decoder: Architecture, inputs: dict[str, Tensor]) -> ResponseStates:
+    ragged = Ragged.of(inputs).to(decoder.embedding.weight.device)
     shape = inputs["response_ids"].shape
-    return ResponseStates(forward(ragged), ragged.chosen_M, ragged.slot_M, shape)
+    return ResponseStates(hidden_states(decoder, ragged), ragged.chosen_M, ragged.slot_M, shape)
 
 
 def _padded_states(trunk: nn.Module, inputs: dict[str, Tensor]) -> ResponseStates:

@@ -1,4 +1,4 @@
-"""A forward that is asked for twice: before credit is assigned, and as an update's first pass."""
+"""One forward pass for two uses: old log-probs before an update, and the update's first pass."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """What was computed of `inputs` with weights that had been changed so many times."""
+class _Entry:
+    """A result, the inputs that it is of, and the versions of the weights at that time."""
 
     inputs: dict[str, Tensor]
     versions: list[int]
     result: Any
 
 
-class FirstPass:
-    """Keeps what a module computes ahead, with its graph, and hands it out once: to whoever next
-    computes the same of the same inputs with gradients.
+class ForwardReuse:
+    """Caches one forward pass (with its autograd graph) made while recording old log-probs, so that
+    the first minibatch can reuse it.
 
-    Not if the weights were written to meanwhile; but a fused optimizer's steps cannot be seen, so
-    an update takes all that is kept before its first.
+    An entry is used once, only for identical inputs and unchanged weights. Fused optimizers do not
+    bump tensor versions, so an update must consume the cache before its first step.
     """
 
     def __init__(self, module: nn.Module):
         self._module = weakref.ref(module)  # which owns this object
-        self._ahead = False
-        self._kept: dict[str, _Kept] = {}
+        self._recording = False
+        self._entries: dict[str, _Entry] = {}
 
     @contextmanager
-    def ahead(self) -> Iterator[None]:
-        """What is computed in this block is kept; of earlier ones nothing is."""
-        self._kept, self._ahead = {}, True
+    def recording(self) -> Iterator[None]:
+        """Caches what is computed inside the block, and drops all earlier entries."""
+        self._entries, self._recording = {}, True
         try:
             with torch.enable_grad():
                 yield
         finally:
-            self._ahead = False
+            self._recording = False
 
     def __call__(self, name: str, inputs: dict[str, Tensor], compute: Callable[[], Any]) -> Any:
-        """compute(), or what is kept under `name` of `inputs`."""
-        if self._ahead:
+        """compute(), or the entry `name` if it is of the same inputs and weights."""
+        if self._recording:
             result = compute()
-            self._kept[name] = _Kept(inputs, self._versions(), result)
+            self._entries[name] = _Entry(inputs, self._versions(), result)
             return result
-        kept = self._kept.pop(name, None) if torch.is_grad_enabled() else None
-        if kept and self._versions() == kept.versions and _equal(kept.inputs, inputs):
-            return kept.result
+        entry = self._entries.pop(name, None) if torch.is_grad_enabled() else None
+        if entry and self._versions() == entry.versions and _equal(entry.inputs, inputs):
+            return entry.result
         return compute()
 
     def _versions(self) -> list[int]:

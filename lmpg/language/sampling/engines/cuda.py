@@ -1,8 +1,8 @@
-"""The fused trunk over memory that never moves, as a captured CUDA graph needs it.
+"""The CUDA engine: `DecodeWeights` over memory that never moves, as a captured graph needs it.
 
-Letters as in `fused_trunk`; C columns of the cache that attention reads. A row's token number i
-lies in column i: prompts begin in the first column, whatever their length, and what lies after a
-row's newest token is masked. The cache is in the precision of products.
+R rows, C columns of the cache that attention reads; other letters as in `prefill`. A row's token
+number i lies in column i: prompts begin in the first column, whatever their length, and what lies
+after a row's newest token is masked. The cache is in the precision of products.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lmpg.language.models.inputs import mask_and_positions
-from lmpg.language.sampling.engines.compiled import Pieces, pieces_for, spread
-from lmpg.language.sampling.engines.cpu import FusedTrunk
-from lmpg.language.sampling.engines.weights import FusedWeights, Layer
+from lmpg.language.sampling.engines.compiled import Kernels, kernels_for, norm_arguments
+from lmpg.language.sampling.engines.prefill import embedded, read_prompts, softcapped
+from lmpg.language.sampling.engines.weights import DecodeWeights, LayerWeights, NormWeights
 
 
-class StaticTrunk:
+class CudaDecoder:
     """Hidden states after the last token of rows: `prefill` once, then `advance` token by token.
 
     `advance` reads and writes the same memory at every call of the same shape, asks the host for
@@ -25,13 +25,13 @@ class StaticTrunk:
     """
 
     def __init__(
-        self, weights: FusedWeights, columns: int, rows: int, pieces: Pieces | None = None
+        self, weights: DecodeWeights, columns: int, rows: int, kernels: Kernels | None = None
     ):
         """Room for `rows` contexts of `columns` tokens."""
         self.weights, self.columns = weights, columns
         device = weights.embedding.device
-        self._pieces = pieces_for(device) if pieces is None else pieces
-        shape = (rows, columns, 2 * weights.num_groups, weights.head_dim)
+        self._kernels = kernels_for(device) if kernels is None else kernels
+        shape = (rows, columns, 2 * weights.kv_heads, weights.head_dim)
         zeros = torch.zeros(len(weights.layers), *shape, dtype=weights.dtype, device=device)
         self._caches = zeros.unbind(0)
         self._position_R = torch.zeros(rows, dtype=torch.long, device=device)
@@ -56,8 +56,7 @@ class StaticTrunk:
             rows = next(caches).zero_()[:num_rows, :width]
             rows.copy_(x.index_select(0, prompt_R).transpose(1, 2))
 
-        reader = FusedTrunk(self.weights, self.columns)
-        hidden_PD = reader.read(ids_PL, mask_PL, position_PL, take)
+        hidden_PD = read_prompts(self.weights, ids_PL, mask_PL, position_PL, take)
         self._position_R.zero_()
         self._position_R[:num_rows] = lengths_P.index_select(0, prompt_R)
         return hidden_PD.index_select(0, prompt_R)
@@ -65,22 +64,23 @@ class StaticTrunk:
     def advance(self, tokens_R: Tensor, columns: int | None = None) -> Tensor:
         """Appends a token to each of the first R rows, none of which is then longer than `columns`;
         hidden [R, D] after it."""
-        w, pieces, num_rows = self.weights, self._pieces, len(tokens_R)
+        w, kernels, num_rows = self.weights, self._kernels, len(tokens_R)
         position_R = self._position_R[:num_rows]
-        stream = w.embedding.index_select(0, tokens_R).float()
-        if w.position_embedding is not None:
-            stream = stream + w.position_embedding.index_select(0, position_R)
-        rotations = self._rotations(position_R)
-        bias, slots_R = self._bias(position_R, columns), self._first_R[:num_rows] + position_R
-        x = pieces.normed(stream, *spread(w.layers[0].attention_norm, w.dtype))
-        following = [spread(layer.attention_norm, w.dtype) for layer in w.layers[1:]]
-        following.append(spread(w.last_norm, torch.float32))
+        stream = embedded(w, tokens_R, position_R)
+        rotations = {kind: self._rotations(x, position_R) for kind, x in w.rotations.items()}
+        biases = {window: self._bias(position_R, columns, window) for window in (None, *w.windows)}
+        slots_R = self._first_R[:num_rows] + position_R
+        x = kernels.norm(stream, *norm_arguments(w.layers[0].attention_norm, w.dtype))
+        following = [norm_arguments(layer.attention_norm, w.dtype) for layer in w.layers[1:]]
+        following.append(norm_arguments(w.last_norm, torch.float32))
         for layer, cache, norm in zip(w.layers, self._caches, following):
-            mixed = self._attended(layer, cache, x, rotations, bias, slots_R)
-            stream, x = pieces.joined(stream, layer.out(mixed), *spread(layer.mlp_norm, w.dtype))
+            rotation = None if layer.rotary is None else rotations[layer.rotary]
+            mixed = self._attended(layer, cache, x, rotation, biases[layer.window], slots_R)
+            x = self._post(layer.out(mixed), layer.attention_post_norm)
+            stream, x = kernels.add_norm(stream, x, *norm_arguments(layer.mlp_norm, w.dtype))
             up = None if layer.up is None else layer.up(x)
-            inner = pieces.gated(layer.gate(x), up, w.activation)
-            stream, x = pieces.joined(stream, layer.down(inner), *norm)
+            x = layer.down(kernels.gate(layer.gate(x), up, w.activation))
+            stream, x = kernels.add_norm(stream, self._post(x, layer.mlp_post_norm), *norm)
         # a finished row that has not left yet must not run out of its columns
         position_R.add_(1).clamp_(max=self._last_position)
         return x
@@ -90,40 +90,51 @@ class StaticTrunk:
         for x in (*(cache[:, :columns] for cache in self._caches), self._position_R):
             x.index_copy_(0, holes, x.index_select(0, tail))
 
-    def _rotations(self, position_R: Tensor) -> Tensor | None:
-        if self.weights.rotations is None:
-            return None
-        table = torch.view_as_real(self.weights.rotations).flatten(1)
-        return table.index_select(0, position_R)
+    def _post(self, x_RD: Tensor, norm: NormWeights | None) -> Tensor:
+        """The norm of what is added to the stream, where there is one."""
+        if norm is None:
+            return x_RD
+        return self._kernels.norm(x_RD.float(), *norm_arguments(norm, torch.float32))
 
-    def _bias(self, position_R: Tensor, columns: int | None) -> Tensor:
-        """What is added to scores [R, K, heads of a group, C]: −∞ after each row's new token."""
-        after_RC = self._column_C[:columns] > position_R[:, None]
-        bias_RC = torch.zeros_like(after_RC, dtype=self.weights.dtype)
-        w = self.weights
-        bias_RC.masked_fill_(after_RC, -torch.inf)
-        return bias_RC[:, None, None].expand(-1, w.num_groups, w.group_size, -1)
+    def _rotations(self, table: Tensor, position_R: Tensor) -> Tensor:
+        return torch.view_as_real(table).flatten(1).index_select(0, position_R)
+
+    def _bias(self, position_R: Tensor, columns: int | None, window: int | None) -> Tensor:
+        """What is added to scores [R, K, heads of a group, C]: −∞ after each row's new token, and
+        for tokens that the window has left behind."""
+        w, column_C, position_R1 = self.weights, self._column_C[:columns], position_R[:, None]
+        hidden_RC = column_C > position_R1
+        if window is not None:
+            hidden_RC = hidden_RC | (column_C <= position_R1 - window)
+        bias_RC = torch.zeros_like(hidden_RC, dtype=w.dtype)
+        bias_RC.masked_fill_(hidden_RC, -torch.inf)
+        return bias_RC[:, None, None].expand(-1, w.kv_heads, w.shared_by, -1)
 
     def _attended(
         self,
-        layer: Layer,
+        layer: LayerWeights,
         cache: Tensor,
         x_RD: Tensor,
-        rotations: Tensor | None,
+        rotation: Tensor | None,
         bias: Tensor,
         slots_R: Tensor,
     ) -> Tensor:
         """Attention of each row's new token to its context, itself included: [R, H · E]."""
         w, norm = self.weights, layer.head_norm_HE
         weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
-        heads = w.num_heads, w.num_groups
-        query, key_value = self._pieces.turned(layer.qkv(x_RD), heads, rotations, weight, eps)
+        query, key_value = self._kernels.rotate(
+            layer.qkv(x_RD), (w.heads, w.kv_heads), rotation, weight, eps, w.norms_join_heads
+        )
         cache.flatten(0, 1).index_copy_(0, slots_R, key_value)
         context = cache[: bias.shape[0], : bias.shape[3]].transpose(1, 2)
-        keys, values = context.split(w.num_groups, 1)
+        keys, values = context.split(w.kv_heads, 1)
         # the heads of a group are queries of one head, so that its keys are read once
-        grouped = query.unflatten(1, (w.num_groups, -1))
-        mixed = F.scaled_dot_product_attention(
-            grouped, keys, values, attn_mask=bias, scale=layer.scaling
-        )
+        grouped = query.unflatten(1, (w.kv_heads, -1))
+        if w.softcap is None:
+            mixed = F.scaled_dot_product_attention(
+                grouped, keys, values, attn_mask=bias, scale=layer.scaling
+            )
+        else:  # which torch's fused attention does not know
+            scores = softcapped((grouped @ keys.mT).float() * layer.scaling, w.softcap) + bias
+            mixed = scores.softmax(-1).to(values.dtype) @ values
         return mixed.flatten(1)

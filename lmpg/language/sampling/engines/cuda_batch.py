@@ -1,7 +1,7 @@
-"""One batch being sampled in memory that never moves: what a captured decode step reads, writes.
+"""One batch being sampled in memory that never moves: what a captured decode step reads and writes.
 
-N places of a batch, of which each samples the response of one row; slots: places in the record of
-all rows and steps, with one row more for places that sample for nobody.
+N places of a batch, each of which samples one row's response. Slots: places in the record of all
+rows and steps, with one row more, into which places write that sample for no row any more.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lmpg.language.sampling.choice import chosen
-from lmpg.language.sampling.engines.cuda import StaticTrunk
+from lmpg.language.sampling.choice import choose
+from lmpg.language.sampling.engines.cuda import CudaDecoder
 from lmpg.language.sampling.engines.graphs import bucketed
 from lmpg.language.sampling.samples import DistinctPrompts, Recorded
 
@@ -27,23 +27,23 @@ class Choosing:
     eos_token_ids: tuple[int, ...]
 
 
-class StaticBatch:
+class CudaBatch:
     """`start` a rollout, then `step` after `step`."""
 
     def __init__(
         self,
-        trunk: StaticTrunk,
+        decoder: CudaDecoder,
         logits: Callable[[Tensor], Tensor],
         values: Callable[[Tensor], Tensor] | None,
         shape: tuple[int, int],
         choosing: Choosing,
     ):
         """shape: rows and steps at most."""
-        self._trunk, self._choosing = trunk, choosing
+        self._decoder, self._choosing = decoder, choosing
         self._logits, self._values = logits, values
         self.greedy = False
         self._rows, self._steps = shape
-        device = trunk.weights.embedding.device
+        device = decoder.weights.embedding.device
         slots = (self._rows + 1) * self._steps
         self._eos = torch.tensor(choosing.eos_token_ids, device=device)
         whole = torch.zeros(3, self._rows, dtype=torch.long, device=device)
@@ -69,11 +69,11 @@ class StaticBatch:
             width = min(self._steps, uniforms_BT.shape[1])
             self._uniforms.view(-1, self._steps)[:num_rows, :width] = uniforms_BT[:, :width]
         parts = prompts.ids_PL, prompts.lengths_P, prompts.prompt_B
-        self._choose(self._trunk.prefill(*parts))
+        self._choose(self._decoder.prefill(*parts))
 
     def step(self, num_places: int, columns: int) -> None:
         """Feed the chosen tokens of the first places to the model, and choose the next."""
-        self._choose(self._trunk.advance(self._tokens_N[:num_places], columns))
+        self._choose(self._decoder.advance(self._tokens_N[:num_places], columns))
 
     def drop_finished(self, num_places: int, columns: int) -> int:
         """Finished rows leave when those that go on fit into a smaller bucket: how many places are
@@ -86,7 +86,7 @@ class StaticBatch:
         tail = self._going_N[num_going:num_places].nonzero()[:, 0] + num_going
         for x_N in (self._tokens_N, self._rows_N, self._limits_N, self._going_N):
             x_N.index_copy_(0, holes, x_N.index_select(0, tail))
-        self._trunk.keep(holes, tail, columns)
+        self._decoder.keep(holes, tail, columns)
         self._rows_N[num_going:] = self._rows
         self._going_N[num_going:] = False
         return fewer
@@ -105,7 +105,7 @@ class StaticBatch:
         slots_N = self._rows_N[:num_places] * self._steps + self._step
         uniforms_N = None if self.greedy else self._uniforms.index_select(0, slots_N)
         top = self._choosing.top_k, self._choosing.top_p
-        choice = chosen(self._logits(hidden_ND), uniforms_N, *top)
+        choice = choose(self._logits(hidden_ND), uniforms_N, *top)
         self._tokens_N[:num_places] = choice.tokens_R
         self._ids.index_copy_(0, slots_N, choice.tokens_R)
         self._logprobs.index_copy_(0, slots_N, choice.logprobs_R)

@@ -7,19 +7,19 @@ from functools import partial
 from torch import Tensor
 
 from lmpg.language.models.policy import CausalLMPolicy
-from lmpg.language.sampling.engines.cuda import StaticTrunk
-from lmpg.language.sampling.engines.cuda_batch import Choosing, StaticBatch
+from lmpg.language.sampling.engines.cuda import CudaDecoder
+from lmpg.language.sampling.engines.cuda_batch import Choosing, CudaBatch
 from lmpg.language.sampling.engines.graphs import Capture, Replays, bucketed
-from lmpg.language.sampling.engines.held_weights import read_into
-from lmpg.language.sampling.engines.selection import FusedParts, fused_parts
+from lmpg.language.sampling.engines.held_weights import copy_weights_in_place
+from lmpg.language.sampling.engines.selection import PolicyWeights, policy_weights
 from lmpg.language.sampling.samples import DistinctPrompts, Samples, recorded_samples
 
 _COLUMNS = 64
 """Columns of the cache that attention reads at least."""
 
 
-class StaticRollouts:
-    """Samples from a policy that the fused trunk knows.
+class CudaRollouts:
+    """Samples from a policy whose architecture lmpg knows.
 
     Memory is laid out for the largest rollout so far and stays: keys and values of all its rows,
     and the weights in the precision of products. Each rollout reads the weights anew into it.
@@ -30,12 +30,12 @@ class StaticRollouts:
         self._choosing = Choosing(top_k, top_p, policy.eos_token_ids)
         self._replays = Replays(capture)
         self._room = (0, 0, 0)
-        self._held: tuple[FusedParts, StaticBatch] | None = None
+        self._held: tuple[PolicyWeights, CudaBatch] | None = None
 
     @property
-    def way(self) -> str:
+    def backend(self) -> str:
         """How steps are done, in words."""
-        return self._replays.way
+        return self._replays.backend
 
     def sample(
         self,
@@ -46,8 +46,8 @@ class StaticRollouts:
     ) -> Samples:
         """The responses to `prompts`; row b's has at most limits_B[b] tokens.
 
-        Whether any row goes on is asked every `check_every` steps, because asking waits for the
-        device: at most check_every − 1 steps are done in vain.
+        Asks every `check_every` steps whether any row goes on, because asking waits for the device;
+        at most check_every − 1 steps are done in vain.
         """
         num_steps = int(limits_B.max())
         limits_B = limits_B.to(prompts.prompt_B.device)
@@ -59,7 +59,7 @@ class StaticRollouts:
         return recorded_samples(recorded, limits_B, prompts, self._policy)
 
     def _decoded(
-        self, batch: StaticBatch, prompts: DistinctPrompts, num_steps: int, check_every: int
+        self, batch: CudaBatch, prompts: DistinctPrompts, num_steps: int, check_every: int
     ) -> int:
         """Steps after the first, until no row goes on; how many there were, with the first."""
         places, width = bucketed(len(prompts.prompt_B)), prompts.ids_PL.shape[1]
@@ -73,17 +73,17 @@ class StaticRollouts:
             self._replays(key, partial(batch.step, places, columns))
         return num_steps
 
-    def _prepared(self, *needed: int) -> StaticBatch:
+    def _prepared(self, *needed: int) -> CudaBatch:
         """With memory for so many rows, columns and steps, and the weights as they are now."""
         rows, columns, steps = room = tuple(map(max, self._room, map(bucketed, needed)))
-        parts = fused_parts(self._policy, columns)
+        weights = policy_weights(self._policy, columns)
         if room == self._room and self._held is not None:
             held, batch = self._held
-            if read_into(held, parts, self._policy):
+            if copy_weights_in_place(held, weights, self._policy):
                 return batch
         self._replays.forget()
         self._held = None  # its memory is free before the new one's is taken
-        trunk = StaticTrunk(parts.weights, columns, rows)
-        batch = StaticBatch(trunk, parts.logits, parts.values, (rows, steps), self._choosing)
-        self._held, self._room = (parts, batch), (rows, columns, steps)
+        decoder = CudaDecoder(weights.decoder, columns, rows)
+        batch = CudaBatch(decoder, weights.logits, weights.values, (rows, steps), self._choosing)
+        self._held, self._room = (weights, batch), (rows, columns, steps)
         return batch

@@ -1,4 +1,4 @@
-"""A step that is captured once per shape and then repeated at no cost for the host."""
+"""Decode steps captured once per shape, as CUDA graphs, and replayed at no cost for the host."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Replays:
         self.failure: str | None = None
 
     @property
-    def way(self) -> str:
+    def backend(self) -> str:
         """How steps are done, in words."""
         name = self._capture.name
         return name if self.failure is None else f"no {name}, because {self.failure}"

@@ -1,6 +1,6 @@
-"""Weights that stay where they are while what they hold is read again from the model.
+"""Weights of an engine, kept at their addresses while their numbers change.
 
-A captured graph knows tensors by their addresses, so after an update the new weights must be
+A captured CUDA graph knows tensors by their addresses, so after an update the new weights must be
 copied into the tensors that it reads.
 """
 
@@ -17,11 +17,11 @@ from lmpg.language.sampling.engines.linear import DenseLinear, PackedLinear
 
 
 @torch.no_grad()
-def read_into(held: Any, fresh: Any, model: nn.Module) -> bool:
-    """Copy what `fresh` holds into the tensors of `held`, both read from `model`.
+def copy_weights_in_place(held: Any, fresh: Any, model: nn.Module) -> bool:
+    """Copies `fresh` into `held` in place, both read from `model`.
 
-    False, with nothing changed, where that cannot be: another form, or one of the two is the
-    model's own parameter (what need not be copied is read where it lies) and has moved.
+    Returns False and changes nothing if shapes or dtypes differ, or if a tensor is a live parameter
+    of `model` (those are shared, never overwritten) whose address changed.
     """
     old, new = list(_leaves(held)), list(_leaves(fresh))
     if [_form(x) for x in old] != [_form(x) for x in new]:
@@ -36,11 +36,13 @@ def read_into(held: Any, fresh: Any, model: nn.Module) -> bool:
 
 
 def _leaves(x: Any) -> Iterator[Any]:
-    """Tensors, numbers and words of nested weights, always in the same order."""
+    """Tensors, numbers and strings of nested weights, always in the same order."""
     if isinstance(x, DenseLinear | PackedLinear):
         yield from _leaves(x.tensors)
     elif isinstance(x, nn.Module):
         yield from x.parameters()
+    elif isinstance(x, dict):
+        yield from _leaves(list(x.values()))
     elif isinstance(x, list):
         for part in x:
             yield from _leaves(part)
@@ -51,7 +53,7 @@ def _leaves(x: Any) -> Iterator[Any]:
 
 
 def _form(x: Any) -> Any:
-    """What must be alike: all but a tensor's place and numbers."""
+    """What two leaves must have in common: all but a tensor's address and numbers."""
     if not isinstance(x, Tensor):
         return x
     return x.shape, x.dtype, x.device, x.layout, None if x.is_mkldnn else x.stride()

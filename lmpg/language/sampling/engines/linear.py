@@ -1,30 +1,26 @@
-"""Linear layers of a trunk that is only read: weights laid out once, applied many times."""
+"""Linear layers of an engine: weights laid out once, applied many times."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[str, str]]] = {
-    "silu": (F.silu, ("swish", "")),
-    "gelu": (F.gelu, ("gelu", "none")),
-    "gelu_new": (partial(F.gelu, approximate="tanh"), ("gelu", "tanh")),
-    "gelu_pytorch_tanh": (partial(F.gelu, approximate="tanh"), ("gelu", "tanh")),
-    "relu": (F.relu, ("relu", "")),
+from lmpg.language.models.architectures import ACTIVATIONS
+
+_ONEDNN = {
+    "silu": ("swish", ""),
+    "gelu": ("gelu", "none"),
+    "gelu_new": ("gelu", "tanh"),
+    "gelu_pytorch_tanh": ("gelu", "tanh"),
+    "relu": ("relu", ""),
 }
-"""A config's name for it: what it computes, and oneDNN's name and algorithm."""
-
-
+"""oneDNN's name and algorithm of each activation."""
 _PACKED_FROM = 2**15
 """Elements of a weight from which oneDNN's product is worth its longer way to it."""
 
 
 class DenseLinear:
-    """x W^T + b for x [N, in], with what follows it in a trunk."""
+    """x W^T + b for x [N, in], with what follows it in a layer."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         self._transposed, self._bias = weight.contiguous().T, bias
@@ -42,7 +38,7 @@ class DenseLinear:
 
     def activated(self, x: Tensor, activation: str) -> Tensor:
         """The activation of the result."""
-        return ACTIVATIONS[activation][0](self(x))
+        return ACTIVATIONS[activation](self(x))
 
     def times(self, x: Tensor, factor: Tensor) -> Tensor:
         """The result times `factor` [N, out]."""
@@ -56,8 +52,8 @@ class DenseLinear:
 
 
 class PackedLinear:
-    """The same on a CPU: the weight lies as oneDNN's product wants it (up to twice as fast as a
-    plain one, more so for few rows), and what follows is done before the result leaves the cache.
+    """The same on a CPU, with the weight in oneDNN's own layout (up to twice as fast, more so for
+    few rows); what follows is done before the result leaves the processor's cache.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
@@ -77,7 +73,7 @@ class PackedLinear:
 
     def activated(self, x: Tensor, activation: str) -> Tensor:
         """The activation of the result."""
-        name, algorithm = ACTIVATIONS[activation][1]
+        name, algorithm = _ONEDNN[activation]
         return self._apply(x, self._weight, self._bias, name, [], algorithm)
 
     def times(self, x: Tensor, factor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a decode engine is: a trunk with a cache that advances a batch by one token."""
+"""What an engine is: a decoder with a cache, and what turns its hidden states into logits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 
-class Trunk(Protocol):
+class Decoder(Protocol):
     """Hidden states after the last token of rows, from a cache that it keeps."""
 
     def prefill(self, ids_PL: Tensor, lengths_P: Tensor, prompt_R: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ class Engine:
     drop_share: the share of finished rows from which it pays to let them leave.
     """
 
-    trunk: Trunk
+    decoder: Decoder
     logits: Callable[[Tensor], Tensor]
     values: Callable[[Tensor], Tensor] | None
     precision: Callable[[], AbstractContextManager]

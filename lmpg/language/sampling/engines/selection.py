@@ -1,4 +1,4 @@
-"""How a policy's next-token distributions are computed: fused, or by its model's own forward."""
+"""Which engine computes a policy's next-token distributions: lmpg's own, or transformers'."""
 
 from __future__ import annotations
 
@@ -10,33 +10,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmpg.functional.logprobs import LogitShape
+from lmpg.language.models.architectures import deviation, probe_ids, unsupported
 from lmpg.language.models.policy import CausalLMPolicy
-from lmpg.language.sampling.engines.cpu import FusedTrunk
-from lmpg.language.sampling.engines.protocol import Engine, Trunk
-from lmpg.language.sampling.engines.transformers import general_engine
+from lmpg.language.sampling.engines.cpu import CpuDecoder
+from lmpg.language.sampling.engines.protocol import Decoder, Engine
+from lmpg.language.sampling.engines.transformers import transformers_engine
 from lmpg.language.sampling.engines.weights import (
-    FusedWeights,
+    DecodeWeights,
     Linear,
-    fused_weights,
-    output_layer,
-    why_not_fused,
+    decode_weights,
+    head_weights,
+    unreadable_layers,
 )
+
+NewDecoder = Callable[[DecodeWeights, int], Decoder]
+"""A decoder over weights, for contexts of so many tokens."""
 
 
 @dataclass(frozen=True)
-class FusedParts:
-    """A policy's weights of one moment, as the fused trunk reads them; its head's product is in
-    their precision, `factor` is what temperature multiplies hidden states by."""
+class PolicyWeights:
+    """A policy's weights of one moment; its head's product is in their precision."""
 
-    weights: FusedWeights
+    decoder: DecodeWeights
     head: Linear
-    factor: float
+    shape: LogitShape
     value_head: nn.Linear | None
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """[R, V], float32, temperature applied."""
-        scaled_RD = hidden_RD if self.factor == 1 else hidden_RD * self.factor
-        return self.head(scaled_RD.to(self.weights.dtype)).float()
+        shape, dtype = self.shape, self.decoder.dtype
+        if shape.softcap is not None:
+            return shape.logits(self.head(hidden_RD.to(dtype)))
+        scaled_RD = hidden_RD if shape.factor == 1 else hidden_RD * shape.factor
+        return self.head(scaled_RD.to(dtype)).float()
 
     @property
     def values(self) -> Callable[[Tensor], Tensor] | None:
@@ -45,44 +52,41 @@ class FusedParts:
         return None if head is None else lambda hidden_RD: head(hidden_RD)[:, 0]
 
 
-def fused_parts(policy: CausalLMPolicy, length: int) -> FusedParts:
-    """Read from a policy, for contexts of `length`."""
+def policy_weights(policy: CausalLMPolicy, length: int) -> PolicyWeights:
+    """Read from a policy, for contexts of `length` tokens."""
     model: Any = policy.causal_lm
     dtype = torch.bfloat16 if policy.bf16 else model.get_input_embeddings().weight.dtype
-    factor = 1 / policy.temperature
-    head = output_layer(model, dtype, factor)
-    return FusedParts(fused_weights(model, length, dtype), head, factor, policy.value_head)
+    shape = policy.head.shape
+    # without a softcap all factors of the logits are one, of the hidden states and of the bias
+    head = head_weights(model, dtype, 1.0 if shape.softcap is not None else shape.factor)
+    return PolicyWeights(decode_weights(model, length, dtype), head, shape, policy.value_head)
 
 
-def fused_engine(
-    policy: CausalLMPolicy, length: int, trunk: Callable[[FusedWeights, int], Trunk] = FusedTrunk
-) -> Engine:
-    """A fused trunk over the model's weights of this moment, for contexts of `length`."""
-    parts = fused_parts(policy, length)
-    return Engine(trunk(parts.weights, length), parts.logits, parts.values, nullcontext, 0.0)
+def own_engine(policy: CausalLMPolicy, length: int, decoder: NewDecoder = CpuDecoder) -> Engine:
+    """lmpg's decoder over the model's weights of this moment, for contexts of `length` tokens."""
+    weights = policy_weights(policy, length)
+    new = decoder(weights.decoder, length)
+    return Engine(new, weights.logits, weights.values, nullcontext, 0.0)
 
 
-def why_general(policy: CausalLMPolicy, length: int) -> str | None:
-    """Why the fused engine cannot serve a policy in contexts of `length`; None if it can."""
-    return why_not_fused(policy.causal_lm, length)
+def why_transformers(policy: CausalLMPolicy, length: int) -> str | None:
+    """Why transformers must compute a policy in contexts of `length` tokens; None if lmpg can."""
+    return unsupported(policy.causal_lm, length) or unreadable_layers(policy.causal_lm)
 
 
-def fused_deviation(
-    policy: CausalLMPolicy, trunk: Callable[[FusedWeights, int], Trunk] = FusedTrunk
-) -> float:
-    """How far a fused trunk's hidden states are from the model's own, as a share of their size,
-    after a few tokens of two prompts of different lengths."""
+@torch.no_grad()
+def engine_deviation(policy: CausalLMPolicy, decoder: NewDecoder = CpuDecoder) -> float:
+    """How far a decoder's hidden states are from transformers', after a few tokens of two prompts
+    of different lengths."""
     length = min(policy.context_length, 8)
     steps = length // 2
-    model: Any = policy.causal_lm
-    vocabulary = len(model.get_input_embeddings().weight)
-    ids_RL = torch.arange(2 * length, device=policy.device).view(2, -1) * 7919 % vocabulary
+    ids_RL = probe_ids(policy.causal_lm, 2, length).to(policy.device)
     lengths = torch.tensor([length - steps, 1], device=policy.device)
     rows = torch.arange(2, device=policy.device)
     found = []
-    for engine in (general_engine(policy), fused_engine(policy, length, trunk)):
-        with torch.no_grad(), engine.precision():
-            hidden = [engine.trunk.prefill(ids_RL[:, :-steps], lengths, rows)]
-            hidden += [engine.trunk.advance(ids) for ids in ids_RL[:, -steps:].T]
-        found.append(torch.stack(hidden).float())
-    return float((found[1] - found[0]).norm() / found[0].norm())
+    for engine in (own_engine(policy, length, decoder), transformers_engine(policy)):
+        with engine.precision():
+            hidden = [engine.decoder.prefill(ids_RL[:, :-steps], lengths, rows)]
+            hidden += [engine.decoder.advance(ids) for ids in ids_RL[:, -steps:].T]
+        found.append(torch.stack(hidden))
+    return deviation(*found)

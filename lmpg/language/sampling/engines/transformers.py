@@ -1,4 +1,4 @@
-"""The general engine: transformers' own forward and cache, for every model."""
+"""The engine for any causal language model: its own forward, with a cache of transformers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lmpg.language.sampling.engines.cpu import moved
 from lmpg.language.sampling.engines.protocol import Engine
 
 
-class ModelTrunk:
-    """The model's own trunk with a cache of transformers: right for any causal language model."""
+class TransformersDecoder:
+    """A model's own forward, token by token; right for any causal language model."""
 
     def __init__(self, policy: CausalLMPolicy):
         self._trunk, self._last_position = policy.trunk, policy.context_length - 1
@@ -60,7 +60,8 @@ class ModelTrunk:
         return output.last_hidden_state
 
 
-def general_engine(policy: CausalLMPolicy) -> Engine:
-    """The model's forward in the policy's precision."""
+def transformers_engine(policy: CausalLMPolicy) -> Engine:
+    """In the policy's precision."""
     values = None if policy.value_head is None else policy.values
-    return Engine(ModelTrunk(policy), policy.head.logits, values, policy.autocast, 1 / 16)
+    decoder = TransformersDecoder(policy)
+    return Engine(decoder, policy.head.logits, values, policy.autocast, 1 / 16)
