@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lmpg.functional.advantages import gae
 from lmpg.functional.masking import Reduction
@@ -62,8 +61,9 @@ class _Rows:
 class Rollout(_Rows):
     """B rows of T steps, as they were sampled. Values are read *before* each step.
 
-    inputs: whatever the policy needs to evaluate the rows again; every tensor starts with B.
-    rewards_BT: of each step; a response's score is on its last token (float32, 0 elsewhere).
+    inputs: whatever the policy needs to evaluate the rows again; every tensor starts with B. One
+        that is named `…_lengths` [B] says how much of each row is no padding.
+    rewards_BT: rewards before any penalty, a response's score on its last token (float32).
     scorable_B: False where the reward failed: out of every statistic and of the loss.
     next_values_BT: V of the state after the step; for a truncated episode that of its true last
         observation. `terminated_BT` stops the bootstrap, `ended_BT` the sum over later steps.
@@ -221,10 +221,11 @@ class Algorithm(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Of {"critic", "reference", "greedy", "ratios"}: what the trainer must provide.
+        """Of {"critic", "reference", "greedy", "ratios", "old_logprobs"}: what it must be given.
 
         greedy: the score of each prompt's greedy response. ratios: π/π_old, so that π_old must be
-        the very distribution that was sampled from.
+        the very distribution that was sampled from. old_logprobs: credit reads the rollout's
+        log-probs, so that they must be exact before the update.
         """
         ...
 
@@ -239,29 +240,3 @@ class Algorithm(Protocol):
         three depend on log-probs, on values and on the entropy alone.
         """
         ...
-
-
-def joined(rollouts: list[Rollout]) -> Rollout:
-    """All rows of several rollouts, one after the other, padded to the longest; `prompt_ids` on the
-    left, everything else on the right."""
-    if len(rollouts) == 1:
-        return rollouts[0]
-
-    def together(name: str, values: list[Any]) -> Any:
-        if isinstance(values[0], dict):
-            return {k: together(k, [value[k] for value in values]) for k in values[0]}
-        if not isinstance(values[0], Tensor) or values[0].ndim == 0:
-            return values[0]
-        return _stacked(values, left=name == "prompt_ids")
-
-    names = [f.name for f in fields(Rollout)]
-    found = {name: together(name, [getattr(r, name) for r in rollouts]) for name in names}
-    return Rollout(**found)
-
-
-def _stacked(parts: list[Tensor], left: bool) -> Tensor:
-    if parts[0].ndim > 1:
-        width = max(part.shape[1] for part in parts)
-        missing = [width - part.shape[1] for part in parts]
-        parts = [F.pad(x, (n, 0) if left else (0, n)) for x, n in zip(parts, missing)]
-    return torch.cat(parts)

@@ -14,7 +14,7 @@ from lmpg.runtime.processes import Processes
 from lmpg.settings.section import UserError
 from lmpg.training.loop import Loop
 from lmpg.training.online import Online
-from lmpg.training.run import begin, carry_out, refusals_leave_nothing
+from lmpg.training.run import begin, refusals_leave_nothing, run
 from lmpg.training.update import Updater
 
 
@@ -42,11 +42,11 @@ def train_gym(settings: GymSettings | TextbookSettings, note: str = "") -> Path:
             settings.evaluation,
             settings.run,
         )
-        run = loop(settings, source, folder, processes)
+        made = loop(settings, source, folder, processes)
     print("\n".join([*filter(None, [note]), *first_lines(source)]), flush=True)
     facts = {"env": settings.env.id, "evaluation": evaluation_words(source)}
     try:
-        carry_out(run, folder, "gym", facts)
+        run(made, folder, "gym", facts)
     finally:
         source.runner.close()
     folder.close()
@@ -71,10 +71,10 @@ def loop(
         "total_steps": total_steps,
         "processes": processes,
         "save_policy": lambda path: source.agent.save(path),
-        "reached": source.reached,
+        "stop_reason": source.stop_reason,
     }
     if not isinstance(settings, TextbookSettings):
-        updater = Updater(policy, settings.update, total_steps, seed, processes)
+        updater = Updater(policy, settings.update, total_steps, seed, processes, single_steps=True)
         return Online(policy=policy, algorithm=settings.algorithm, updater=updater, **parts)
     try:
         return Textbook(method=settings.algorithm, **parts)

@@ -42,9 +42,10 @@ class GymSource:
     update: UpdateSettings | BatchSettings
     evaluation: GymEvaluationSettings
     run: GymRunSettings
-    headline: str = "return_mean"
+    best_metric: str = "return_mean"
     lower_is_better: bool = False
-    unit: str = "steps"
+    step_name: str = "steps"
+    advice: str = "or look for inf and NaN in what the environment shows and pays"
 
     def collect(self, step: int) -> Collected:
         """Collect until `step` rollouts' worth of environment steps, the last to the exact total.
@@ -82,8 +83,8 @@ class GymSource:
         """The policy as it is now, with the statistics of its observations."""
         return Agent(self.policy, self.runner.normaliser.frozen())
 
-    def reached(self, step: int) -> str | None:
-        """Which limit of the run is reached after `step` rollouts, in words; None: it goes on."""
+    def stop_reason(self, step: int) -> str | None:
+        """Which of the run's own limits is reached after `step` rollouts; None: it goes on."""
         run, runner = self.run, self.runner
         if run.max_iterations and step >= run.max_iterations:
             return f"run.max_iterations = {run.max_iterations}"

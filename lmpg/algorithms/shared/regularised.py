@@ -61,10 +61,11 @@ class Regularised(Section):
 
     @property
     def needs(self) -> frozenset[str]:
-        """A reference where there is a KL penalty; ratios too where it is in the loss."""
+        """A reference where there is a KL penalty; ratios too if it is in the loss, and old
+        log-probs if it is in the reward."""
         if not self.kl_coef:
             return frozenset()
-        return frozenset({"reference", "ratios"} if self.kl_in == "loss" else {"reference"})
+        return frozenset({"reference", "ratios" if self.kl_in == "loss" else "old_logprobs"})
 
     def penalised_rewards(self, rollout: Rollout) -> Tensor:
         """The rewards [B, T], less the KL penalty where it is in the reward."""

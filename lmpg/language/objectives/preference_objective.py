@@ -30,9 +30,9 @@ class PreferenceObjective(ABC, Generic[E, A]):
     sample_metrics: further held-out metrics, of sampled responses.
     """
 
-    headline = "loss"
+    best_metric = "loss"
     lower_is_better = True
-    unit = "tokens"
+    step_name = "tokens"
 
     def __init__(
         self,

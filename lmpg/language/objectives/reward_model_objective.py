@@ -22,9 +22,9 @@ class RewardModelObjective:
     train, held_out: pairs, or labelled texts, whose pairs differ between epochs.
     """
 
-    headline = "pair_accuracy"
+    best_metric = "pair_accuracy"
     lower_is_better = False
-    unit = "tokens"
+    step_name = "tokens"
 
     def __init__(
         self,

@@ -28,9 +28,9 @@ class SFTObjective:
     sample_metrics: further held-out metrics, of sampled responses.
     """
 
-    headline = "loss"
+    best_metric = "loss"
     lower_is_better = True
-    unit = "tokens"
+    step_name = "tokens"
 
     def __init__(
         self,

@@ -37,6 +37,13 @@ class Scores:
     messages: list[str]
     steps: list[list[Step]]
 
+    def rows(self, index: list[int]) -> Scores:
+        """The scores with only the responses in `index`, in that order."""
+        totals = [self.totals[i] for i in index]
+        by_reward = {name: [x[i] for i in index] for name, x in self.by_reward.items()}
+        steps = [self.steps[i] for i in index]
+        return Scores(totals, by_reward, totals.count(None), self.messages, steps)
+
     @classmethod
     def joined(cls, parts: Sequence[Scores]) -> Scores:
         """The scores of all parts, in their order."""

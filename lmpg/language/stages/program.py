@@ -24,7 +24,7 @@ from lmpg.runs.tracking import Tracker
 from lmpg.runtime.processes import Processes
 from lmpg.settings.raw import RawSettings, merged
 from lmpg.training.offline import Offline, OfflineUpdater
-from lmpg.training.run import begin, carry_out, refusals_leave_nothing
+from lmpg.training.run import begin, refusals_leave_nothing, run
 
 PREPARE: dict[type[OfflineLearningSettings], Callable[..., Prepared]] = {
     SftSettings: sft,
@@ -52,8 +52,8 @@ def train_stage(
         prepared = PREPARE[type(settings)](settings, world, processes)
         if processes.is_main:
             print(prepared.line, flush=True)
-        run = _assembled(settings, prepared, folder, processes)
-    carry_out(run, folder, name, {})
+        loop = _assembled(settings, prepared, folder, processes)
+    run(loop, folder, name, {})
 
 
 def suitable_stage_settings(method: str, preset: RawSettings, given: RawSettings) -> RawSettings:

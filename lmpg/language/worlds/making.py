@@ -29,7 +29,7 @@ from lmpg.language.models.settings import ModelSettings
 from lmpg.language.objectives.reward_model_objective import RewardModelObjective
 from lmpg.language.objectives.sft_objective import SFTObjective
 from lmpg.language.worlds.cache import write_facts
-from lmpg.runtime.processes import Alone
+from lmpg.runtime.processes import SingleProcess
 from lmpg.training.offline import OfflineUpdater
 from lmpg.training.settings import OfflineSettings
 
@@ -71,8 +71,8 @@ def warm_start(
     tokenizer = load_tokenizer(str(blank))
     policy = load_policy(ModelSettings(path=str(blank)), tokenizer, critic=False, temperature=1.0)
     train, held_out = (texts_from_rows(part, tokenizer, policy.context_length) for part in rows)
-    objective = SFTObjective(policy, train, held_out, seed, Alone())
-    updater: OfflineUpdater = OfflineUpdater(objective, settings, Alone())
+    objective = SFTObjective(policy, train, held_out, seed, SingleProcess())
+    updater: OfflineUpdater = OfflineUpdater(objective, settings, SingleProcess())
     _learn(updater, name, stop and (lambda step: stop(policy, tokenizer, step)))
     policy.save_pretrained(folder, tokenizer)
     write_facts(folder, objective.evaluate())
@@ -95,8 +95,8 @@ def trained_reward_model(
     context = context_length(model.config, tokenizer)
     train, held_out = (reward_pairs_from_rows(part, tokenizer, context) for part in rows)
     algorithm, examples = BradleyTerry(), (train, held_out)
-    objective = RewardModelObjective(model, tokenizer, algorithm, examples, seed, Alone())
-    _learn(OfflineUpdater(objective, settings, Alone()), name)
+    objective = RewardModelObjective(model, tokenizer, algorithm, examples, seed, SingleProcess())
+    _learn(OfflineUpdater(objective, settings, SingleProcess()), name)
     save_folder(folder, model, tokenizer)
     write_facts(folder, objective.evaluate())
 
