@@ -14,8 +14,8 @@ from typing import Any
 
 from lmpg.language.data.prompts import EvalMetric, Prompt
 from lmpg.language.data.rows import Row
-from lmpg.language.worlds.cache import cached
-from lmpg.language.worlds.making import blank_model, read_facts, trained_reward_model, warm_start
+from lmpg.language.worlds.cache import cached, read_facts
+from lmpg.language.worlds.making import blank_model, trained_reward_model, warm_start
 from lmpg.language.worlds.tasks import review_texts as task
 from lmpg.language.worlds.tokenizers import byte_pair_tokenizer
 from lmpg.language.worlds.world import OfflineWorld, World, WorldStage
