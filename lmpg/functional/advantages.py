@@ -64,12 +64,12 @@ def n_step_advantages(
     deltas_BT = rewards_BT + gamma * bootstrap_BT - values_BT
     advantages_BT = deltas_BT
     for _ in range(n - 1):
-        later_BT = next_chosen(advantages_BT, mask_BT)
+        later_BT = next_in_mask(advantages_BT, mask_BT)
         advantages_BT = deltas_BT + torch.where(ended_BT, 0.0, gamma * later_BT)
     return torch.where(mask_BT, advantages_BT, 0.0)
 
 
-def next_chosen(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
+def next_in_mask(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """For each step, the value at the next step that `mask_BT` marks; 0 after the last one."""
     next_TB = torch.zeros_like(values_BT.T)
     carried_B = torch.zeros_like(values_BT[:, 0])

@@ -22,7 +22,7 @@ def test_a_run_needs_only_settings_and_a_world(tmp_path):
         model_path=parts["model.path"],
         train_rows=rows,
         held_out_rows=rows[:3],
-        judge=lambda prompts, completions: {"known": float(len(completions) == len(prompts))},
+        eval_metric=lambda prompts, completions: {"known": float(len(completions) == len(prompts))},
         reward_functions=(parts["rewards.functions"],),
         facts={"made": "by hand"},
     )

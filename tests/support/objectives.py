@@ -90,11 +90,13 @@ def sft_objective(train: list[Text], held_out=None, processes=None, policy=None,
     )
 
 
-def reward_model_objective(train, held_out=None, processes=None, method=None):
+def reward_model_objective(train, held_out=None, processes=None, method=None, model=None):
     """A reward model."""
     parts = (train, held_out or train)
-    model, tokenizer, method = tiny_model("reward"), tiny_tokenizer(), method or BradleyTerry()
-    return RewardModelObjective(model, tokenizer, method, parts, 0, processes or SingleProcess())
+    model, method = model or tiny_model("reward"), method or BradleyTerry()
+    return RewardModelObjective(
+        model, tiny_tokenizer(), method, parts, 0, processes or SingleProcess()
+    )
 
 
 def dpo_objective(train: list, held_out=None, processes=None, method=None, policy=None):

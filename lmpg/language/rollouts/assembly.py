@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lmpg.functional.advantages import next_chosen
+from lmpg.functional.advantages import next_in_mask
 from lmpg.language.models.policy import Reference
 from lmpg.language.rewards.scorer import Step
 from lmpg.language.rollouts.generation import Generator
@@ -116,7 +116,7 @@ def _rollout(
         ended_BT=last_BT,
         scorable_B=torch.tensor([x is not None for x in totals], dtype=torch.bool),
         values_BT=values_BT,
-        next_values_BT=None if values_BT is None else next_chosen(values_BT, mask_BT),
+        next_values_BT=None if values_BT is None else next_in_mask(values_BT, mask_BT),
         ref_logprobs_BT=ref_logprobs_BT,
     )
 

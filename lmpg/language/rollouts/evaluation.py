@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lmpg.language.data.prompts import Prompt
+from lmpg.language.data.prompts import EvalMetric, Prompt
 from lmpg.language.models.policy import Reference
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.metrics import mean, score_statistics
 from lmpg.settings.section import RunStopped
-
-# (prompts, completions) → metrics that training never sees, such as a gold scorer's.
-EvalMetric = Callable[[list[Prompt], list[str]], dict[str, float]]
 
 
 @dataclass(frozen=True)

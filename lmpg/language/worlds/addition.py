@@ -16,8 +16,8 @@ from lmpg.language.models.loading import load_policy, load_tokenizer
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.settings import ModelSettings
 from lmpg.language.sampling.sampler import Sampler
-from lmpg.language.worlds.cache import cached
-from lmpg.language.worlds.making import blank_model, read_facts, warm_start
+from lmpg.language.worlds.cache import cached, read_facts
+from lmpg.language.worlds.making import blank_model, warm_start
 from lmpg.language.worlds.tasks import sums as task
 from lmpg.language.worlds.tokenizers import character_tokenizer
 from lmpg.language.worlds.world import OfflineWorld, World, WorldStage

@@ -20,6 +20,7 @@ from lmpg.runs.checkpoint import fsync
 from lmpg.settings.section import UserError
 
 MANIFEST = "manifest.json"
+FACTS = "facts.json"
 
 
 def cached(name: str, settings: dict[str, Any], make: Callable[[Path], None]) -> Path:
@@ -54,6 +55,16 @@ def is_whole(folder: Path) -> bool:
         return all(_sha256(folder / name) == digest for name, digest in manifest["files"].items())
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return False
+
+
+def write_facts(folder: Path, facts: dict[str, Any]) -> None:
+    """Write numbers about a model beside it, such as its held-out loss."""
+    (folder / FACTS).write_text(json.dumps(facts), encoding="utf-8")
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """The numbers that `write_facts` wrote."""
+    return json.loads((folder / FACTS).read_text(encoding="utf-8"))
 
 
 def _fill(folder: Path, make: Callable[[Path], None], settings: str) -> None:

@@ -5,7 +5,6 @@ Each is made on the CPU in one process, from a seed of its own, and prints its p
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,11 +28,11 @@ from lmpg.language.models.precision import save_folder
 from lmpg.language.models.settings import ModelSettings
 from lmpg.language.objectives.reward_model_objective import RewardModelObjective
 from lmpg.language.objectives.sft_objective import SFTObjective
+from lmpg.language.worlds.cache import write_facts
 from lmpg.runtime.processes import SingleProcess
 from lmpg.training.offline import OfflineUpdater
 from lmpg.training.settings import OfflineSettings
 
-FACTS = "facts.json"
 SECONDS_BETWEEN_LINES = 2.0
 Stop = Callable[[CausalLMPolicy, Any, int], bool]
 
@@ -100,16 +99,6 @@ def trained_reward_model(
     _learn(OfflineUpdater(objective, settings, SingleProcess()), name)
     save_folder(folder, model, tokenizer)
     write_facts(folder, objective.evaluate())
-
-
-def write_facts(folder: Path, facts: dict[str, Any]) -> None:
-    """Write numbers about a model beside it, such as its held-out loss."""
-    (folder / FACTS).write_text(json.dumps(facts), encoding="utf-8")
-
-
-def read_facts(folder: Path) -> dict[str, Any]:
-    """The numbers that `write_facts` wrote."""
-    return json.loads((folder / FACTS).read_text(encoding="utf-8"))
 
 
 def _learn(updater: OfflineUpdater, name: str, stop: Callable[[int], bool] | None = None) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 from lmpg.language.data.prompts import EvalMetric, Prompt
 from lmpg.language.data.rows import Row
-from lmpg.language.worlds.cache import cached
-from lmpg.language.worlds.making import blank_model, read_facts, trained_reward_model, warm_start
+from lmpg.language.worlds.cache import cached, read_facts
+from lmpg.language.worlds.making import blank_model, trained_reward_model, warm_start
 from lmpg.language.worlds.tasks import review_texts as task
 from lmpg.language.worlds.tokenizers import byte_pair_tokenizer
 from lmpg.language.worlds.world import OfflineWorld, World, WorldStage
@@ -51,7 +51,7 @@ def preset(algorithm: type) -> dict[str, Any]:
     """Settings that suit the world, for an algorithm's class."""
     fields = algorithm.model_fields  # type: ignore[attr-defined]
     ratios = "ratios" in algorithm().needs
-    values: dict[str, Any] = {
+    found: dict[str, Any] = {
         "sampling": {"max_new_tokens": NEW_TOKENS},
         "algorithm": {},
         # a gradient without ratios is right for the policy that sampled, so once is enough
@@ -59,10 +59,10 @@ def preset(algorithm: type) -> dict[str, Any]:
         "evaluation": {"every": 10},
         "run": {"total_steps": 50},
     }
-    values["algorithm"]["kl_coef"] = 0.3 if fields["kl_in"].default == "reward" else 0.2
+    found["algorithm"]["kl_coef"] = 0.3 if fields["kl_in"].default == "reward" else 0.2
     if "value_coef" in fields:
-        values["algorithm"]["value_coef"] = 0.5
-    return values
+        found["algorithm"]["value_coef"] = 0.5
+    return found
 
 
 def build(start: Path | None = None, rewards: bool = True) -> World:

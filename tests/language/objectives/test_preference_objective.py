@@ -15,6 +15,8 @@ from lmpg.language.data.settings import DataSettings
 from lmpg.language.data.texts import Text
 from lmpg.language.models.lora import with_adapter
 from lmpg.language.models.settings import LoraSettings, ModelSettings
+from lmpg.language.objectives.dpo_objective import DPOObjective
+from lmpg.language.objectives.kto_objective import KTOObjective
 from lmpg.language.stages.preference import dpo
 from lmpg.language.stages.settings import DpoSettings
 from lmpg.runtime.processes import SingleProcess
@@ -28,6 +30,10 @@ from tests.support.objectives import (
     random_ids,
     random_labelled_completions,
     random_preference_pairs,
+    random_reward_pairs,
+    random_texts,
+    reward_model_objective,
+    sft_objective,
     tiny_policy,
 )
 from tests.support.planted import catches
@@ -202,6 +208,24 @@ def test_with_an_adapter_the_reference_is_the_model_below_it():
         expected = [plain_logprob(tiny_model(), x)[0] for x in (pair.chosen, pair.rejected)]
         assert pair.ref_logprobs == pytest.approx(expected, rel=1e-4)
     assert abs(objective.evaluate()["margin"]) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["sft", "reward_model", "dpo", "kto"])
+def test_to_make_an_objective_runs_no_model(kind, monkeypatch):
+    policy, pairs = tiny_policy(), random_preference_pairs(3)
+    completions, texts = random_labelled_completions(3), random_texts(3)
+    scores = tiny_model("reward")
+
+    def never(*args, **options):
+        raise AssertionError
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", never)
+    {
+        "sft": lambda: sft_objective(texts, policy=policy, packing=True),
+        "reward_model": lambda: reward_model_objective(random_reward_pairs(3), model=scores),
+        "dpo": lambda: DPOObjective(policy, DPO(), (pairs, pairs), 0, SingleProcess()),
+        "kto": lambda: KTOObjective(policy, KTO(), (completions, completions), 0, SingleProcess()),
+    }[kind]()
 
 
 def test_without_a_reference_none_is_computed(monkeypatch, tmp_path):

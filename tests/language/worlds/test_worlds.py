@@ -15,7 +15,7 @@ from lmpg.language.rewards.settings import RewardSettings
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.settings import LanguageSettings
 from lmpg.language.worlds import addition, reviews
-from lmpg.language.worlds.making import read_facts
+from lmpg.language.worlds.cache import read_facts
 from lmpg.language.worlds.tokenizers import byte_pair_tokenizer, character_tokenizer
 from lmpg.runtime.seeding import generator
 from lmpg.settings.raw import merged
