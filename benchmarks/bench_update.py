@@ -26,7 +26,7 @@ from lmpg.algorithms.ppo import PPO
 from lmpg.language.models.critic import critic_like, new_value_head
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.runtime.memory import keep_freed_memory
-from lmpg.runtime.processes import Alone
+from lmpg.runtime.processes import SingleProcess
 from lmpg.training.settings import UpdateSettings
 from lmpg.training.update import Updater
 from lmpg.types import Rollout
@@ -111,7 +111,7 @@ def updating(case: str, size: str, dtype: str, varying: bool, microbatch: int) -
         microbatch_size=microbatch,
         epochs=1 if case == "grpo" else EPOCHS,
     )
-    updater = Updater(policy, settings, 1000, 0, Alone(), LENGTH)
+    updater = Updater(policy, settings, 1000, 0, SingleProcess(), LENGTH)
     credit = algorithm.assign_credit(rollout)
 
     def update() -> None:

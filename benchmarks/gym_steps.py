@@ -44,7 +44,7 @@ class Clock:
         self.spent = 0.0
         self.since: float | None = None
         self.means: list[float] = []
-        self.evaluate, self.reached = GymSource.evaluate, GymSource.reached
+        self.evaluate, self.stop_reason = GymSource.evaluate, GymSource.stop_reason
 
     def hang(self) -> None:
         """Put it around the source's evaluations, and end the run when it is good enough."""
@@ -58,15 +58,15 @@ class Clock:
                 clock.since = time.perf_counter()
             return found
 
-        def reached(source: GymSource, step: int) -> str | None:
+        def stop_reason(source: GymSource, step: int) -> str | None:
             if clock.good and clock.since is not None:
                 clock.since = None
                 told = {"seconds": clock.spent, "steps": source.runner.num_steps}
                 print(json.dumps({"found": told | {"means": clock.means[1:]}}), flush=True)
-            return "it is good enough" if clock.good else clock.reached(source, step)
+            return "it is good enough" if clock.good else clock.stop_reason(source, step)
 
         GymSource.evaluate = evaluate  # type: ignore[method-assign]
-        GymSource.reached = reached  # type: ignore[method-assign]
+        GymSource.stop_reason = stop_reason  # type: ignore[method-assign]
 
     @property
     def good(self) -> bool:

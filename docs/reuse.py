@@ -71,7 +71,7 @@ class Learner:
         sizes = {"rollout_size": ALL, "minibatch_size": ALL, "microbatch_size": ALL, "epochs": 1}
         settings = UpdateSettings(learning_rate=LEARNING_RATE, **sizes)
         self.algorithm, self.mdp, self.policy = algorithm, mdp, TabularPolicy(theta_OA)
-        self.updater = Updater(self.policy, settings, 1, seed, Processes())
+        self.updater = Updater(self.policy, settings, 1, seed, Processes(), single_steps=True)
         self.rng = np.random.default_rng(seed)
 
     def batch(self, num_episodes: int, horizon: int) -> tuple[Rollout, Credit]:

@@ -1,7 +1,8 @@
 """What flows between the layers: Rollout → Credit → Minibatch → Evaluation → loss terms.
 
 Everything downstream of `Rollout` treats a language model's response and a gymnasium episode
-alike: a row of steps, of which `mask_BT` marks those that the policy chose.
+alike: a row of steps, of which `mask_BT` marks those that the policy took (a language model: the
+tokens that it sampled).
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lmpg.functional.advantages import gae
 from lmpg.functional.masking import Reduction
@@ -61,8 +61,9 @@ class _Rows:
 class Rollout(_Rows):
     """B rows of T steps, as they were sampled. Values are read *before* each step.
 
-    inputs: whatever the policy needs to evaluate the rows again; every tensor starts with B.
-    rewards_BT: what the world paid, a response's score on its last token (float32, 0 elsewhere).
+    inputs: whatever the policy needs to evaluate the rows again; every tensor starts with B. One
+        that is named `…_lengths` [B] says how much of each row is no padding.
+    rewards_BT: rewards before any penalty, a response's score on its last token (float32).
     scorable_B: False where the reward failed: out of every statistic and of the loss.
     next_values_BT: V of the state after the step; for a truncated episode that of its true last
         observation. `terminated_BT` stops the bootstrap, `ended_BT` the sum over later steps.
@@ -104,7 +105,7 @@ class Rollout(_Rows):
 
     @property
     def counted_BT(self) -> Tensor:
-        """Steps that enter statistics and loss: chosen by the policy, in a row that has a score."""
+        """Steps that enter statistics and loss: taken by the policy, in a row that has a score."""
         return self.mask_BT & self.scorable_B[:, None]
 
     @property
@@ -113,24 +114,22 @@ class Rollout(_Rows):
         return self.rewards_BT.sum(1)
 
     def discounts_from_start(self, gamma: float) -> Tensor:
-        """γ^t of each chosen step t of its episode, [B, T]."""
+        """γ^t of each step t of its episode that is in the mask, [B, T]."""
         times_BT = self.mask_BT.cumsum(1) - 1 if self.times_BT is None else self.times_BT
         return torch.where(self.mask_BT, gamma ** times_BT.float(), 0.0)
 
     def gae(self, rewards_BT: Tensor, gamma: float, lam: float) -> Tensor:
         """Advantages [B, T] of `rewards_BT` against the critic, see `functional.advantages`."""
-        return self._gae(rewards_BT, self.values_BT, self.next_values_BT, gamma, lam)
+        values_BT: Any = self.values_BT
+        next_values_BT: Any = self.next_values_BT
+        masks = (self.terminated_BT, self.ended_BT, self.mask_BT)
+        return gae(rewards_BT, values_BT, next_values_BT, *masks, gamma, lam)
 
     def returns_to_go(self, rewards_BT: Tensor, gamma: float) -> Tensor:
         """Discounted sum of this and all later rewards, [B, T]: GAE at λ = 1 with V = 0."""
         zeros_BT = torch.zeros_like(rewards_BT)
-        return self._gae(rewards_BT, zeros_BT, zeros_BT, gamma, 1.0)
-
-    def _gae(self, rewards_BT, values_BT, next_values_BT, gamma: float, lam: float) -> Tensor:
-        terminated_BT, ended_BT = self.terminated_BT, self.ended_BT
-        return gae(
-            rewards_BT, values_BT, next_values_BT, terminated_BT, ended_BT, self.mask_BT, gamma, lam
-        )
+        masks = (self.terminated_BT, self.ended_BT, self.mask_BT)
+        return gae(rewards_BT, zeros_BT, zeros_BT, *masks, gamma, 1.0)
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,8 @@ class Minibatch(_Rows):
 class Evaluation:
     """The policy's present view of given steps (float32, with gradient when it is training).
 
-    logprobs_BT: log π(chosen step). entropy_BT: of the distribution it was chosen from, in nats.
+    logprobs_BT: log π of the recorded steps. entropy_BT: of the distributions that they were drawn
+        from, in nats.
     """
 
     logprobs_BT: Tensor
@@ -221,10 +221,11 @@ class Algorithm(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Of {"critic", "reference", "greedy", "ratios"}: what the trainer must provide.
+        """Of {"critic", "reference", "greedy", "ratios", "old_logprobs"}: what it must be given.
 
         greedy: the score of each prompt's greedy response. ratios: π/π_old, so that π_old must be
-        the very distribution that was sampled from.
+        the very distribution that was sampled from. old_logprobs: credit reads the rollout's
+        log-probs, so that they must be exact before the update.
         """
         ...
 
@@ -239,29 +240,3 @@ class Algorithm(Protocol):
         three depend on log-probs, on values and on the entropy alone.
         """
         ...
-
-
-def joined(rollouts: list[Rollout]) -> Rollout:
-    """All rows of several rollouts, one after the other, padded to the longest; `prompt_ids` on the
-    left, everything else on the right."""
-    if len(rollouts) == 1:
-        return rollouts[0]
-
-    def together(name: str, values: list[Any]) -> Any:
-        if isinstance(values[0], dict):
-            return {k: together(k, [value[k] for value in values]) for k in values[0]}
-        if not isinstance(values[0], Tensor) or values[0].ndim == 0:
-            return values[0]
-        return _stacked(values, left=name == "prompt_ids")
-
-    names = [f.name for f in fields(Rollout)]
-    found = {name: together(name, [getattr(r, name) for r in rollouts]) for name in names}
-    return Rollout(**found)
-
-
-def _stacked(parts: list[Tensor], left: bool) -> Tensor:
-    if parts[0].ndim > 1:
-        width = max(part.shape[1] for part in parts)
-        missing = [width - part.shape[1] for part in parts]
-        parts = [F.pad(x, (n, 0) if left else (0, n)) for x, n in zip(parts, missing)]
-    return torch.cat(parts)

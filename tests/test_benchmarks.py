@@ -181,15 +181,15 @@ def test_a_run_is_good_enough_after_three_good_evaluations_in_a_row(module, monk
     clock = module("gym_steps").Clock()
     means = iter([500, 480, 490, 474, 475, 499, 500])  # the first is that of the untrained policy
     clock.evaluate = lambda _: {"return_mean": next(means)}
-    clock.reached = lambda *_: None
+    clock.stop_reason = lambda *_: None
     source = Namespace(runner=Namespace(num_steps=6144))
     monkeypatch.setattr(module("gym_steps").GymSource, "evaluate", None)
-    monkeypatch.setattr(module("gym_steps").GymSource, "reached", None)
+    monkeypatch.setattr(module("gym_steps").GymSource, "stop_reason", None)
     clock.hang()
     patched, ended = module("gym_steps").GymSource, []
     for step in range(7):
         patched.evaluate(source)
-        ended.append(patched.reached(source, step))
+        ended.append(patched.stop_reason(source, step))
     assert ended == [None] * 6 + ["it is good enough"]
     found = json.loads(capsys.readouterr().out)["found"]
     assert (found["steps"], found["means"]) == (6144, [480, 490, 474, 475, 499, 500])

@@ -32,7 +32,7 @@ class OffPolicy(Regularised):
 
     def assign_credit(self, rollout: Rollout) -> Credit:
         """Undiscounted reward-to-go less the baseline."""
-        rewards_BT = self.paid(rollout)
+        rewards_BT = self.penalised_rewards(rollout)
         advantages_BT = rollout.returns_to_go(rewards_BT, gamma=1.0)
         if self.baseline == "batch_mean":
             advantages_BT = advantages_BT - masked_mean(advantages_BT, rollout.counted_BT)

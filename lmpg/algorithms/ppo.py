@@ -42,7 +42,7 @@ class PPO(Regularised, Critic):
 
     def assign_credit(self, rollout: Rollout) -> Credit:
         """Per-step advantages by GAE on the rewards less the KL penalty."""
-        return self.gae_credit(rollout, self.paid(rollout))
+        return self.gae_credit(rollout, self.penalised_rewards(rollout))
 
     def loss_terms(self, new: Evaluation, batch: Minibatch) -> dict[str, Tensor]:
         """`policy`, `value`, with a penalty `penalty`, and the regularisers."""

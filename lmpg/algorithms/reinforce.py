@@ -36,7 +36,7 @@ class REINFORCE(Regularised):
 
     def assign_credit(self, rollout: Rollout) -> Credit:
         """Reward-to-go (with a critic GAE at λ = 1, which bootstraps) less the baseline."""
-        rewards_BT, returns_BT = self.paid(rollout), None
+        rewards_BT, returns_BT = self.penalised_rewards(rollout), None
         if self.baseline == "value":
             advantages_BT = rollout.gae(rewards_BT, self.gamma, lam=1.0)
             returns_BT = advantages_BT + rollout.values_BT

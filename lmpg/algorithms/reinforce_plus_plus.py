@@ -44,8 +44,8 @@ class ReinforcePlusPlus(Regularised):
         return super().needs | {"ratios"}
 
     def assign_credit(self, rollout: Rollout) -> Credit:
-        """Undiscounted rewards-to-go or centred scores, standardised over all chosen steps."""
-        rewards_BT = self.paid(rollout)
+        """Undiscounted rewards-to-go or centred scores, standardised over all steps in the mask."""
+        rewards_BT = self.penalised_rewards(rollout)
         if self.baseline == "none":
             advantages_BT = rollout.returns_to_go(rewards_BT, gamma=1.0)
         else:

@@ -25,7 +25,7 @@ class ReMax(Regularised):
 
     def assign_credit(self, rollout: Rollout) -> Credit:
         """Algorithm 1; a KL penalty in the reward is summed from each step on."""
-        rewards_BT = self.paid(rollout)
+        rewards_BT = self.penalised_rewards(rollout)
         advantages_BT = rollout.returns_to_go(rewards_BT, gamma=1.0)
         return Credit((advantages_BT - rollout.greedy_scores_B[:, None]), rewards_BT)
 

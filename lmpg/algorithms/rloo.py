@@ -21,8 +21,10 @@ class RLOO(Regularised):
     """G: responses per prompt; a group of one has nothing to compare with."""
 
     def assign_credit(self, rollout: Rollout) -> Credit:
-        """Equation 8 on every chosen step; responses without a score stay out."""
-        return group_credit(rollout, self.paid(rollout), self.group_size, "leave_one_out")
+        """Equation 8 on every step in the mask; responses without a score stay out."""
+        return group_credit(
+            rollout, self.penalised_rewards(rollout), self.group_size, "leave_one_out"
+        )
 
     def loss_terms(self, new: Evaluation, batch: Minibatch) -> dict[str, Tensor]:
         """`policy`, and the regularisers."""

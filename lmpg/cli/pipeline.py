@@ -15,7 +15,7 @@ from pathlib import Path
 from lmpg.algorithms import ALGORITHMS
 from lmpg.cli import flags
 from lmpg.cli.train import methods, preset_below, run_with, settings_class
-from lmpg.language.worlds import PREFIX, chosen_world
+from lmpg.language.worlds.registry import PREFIX, chosen_world
 from lmpg.runs import folder as run_folder
 from lmpg.runs.folder import FINISHED, RunFolder, fresh_name, read_summary
 from lmpg.runtime.processes import Processes

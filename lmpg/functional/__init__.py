@@ -1,1 +1,1 @@
-"""Formulas: tensors in, tensors out."""
+"""Formulas of the papers: tensors in, tensors out; no settings, no models, no state."""

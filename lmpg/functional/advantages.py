@@ -21,7 +21,7 @@ def gae(
     """Generalised advantage estimation (arXiv 1506.02438, eq. 16), [B, T].
 
     δ_t = r_t + γ V(s_{t+1})(1 − terminated_t) − V(s_t) and A_t = δ_t + γλ(1 − ended_t) A_{t+1},
-    where t + 1 is the next *chosen* step: the sum passes over steps that `mask_BT` leaves out
+    where t + 1 is the next step in `mask_BT`: the sum passes over the steps that are not in it
     (their advantage is 0). `next_values_BT` is V after the step, of the true last observation
     where an episode was truncated. With V = 0 and λ = 1 this is the reward-to-go.
     """
@@ -64,12 +64,12 @@ def n_step_advantages(
     deltas_BT = rewards_BT + gamma * bootstrap_BT - values_BT
     advantages_BT = deltas_BT
     for _ in range(n - 1):
-        later_BT = next_chosen(advantages_BT, mask_BT)
+        later_BT = next_in_mask(advantages_BT, mask_BT)
         advantages_BT = deltas_BT + torch.where(ended_BT, 0.0, gamma * later_BT)
     return torch.where(mask_BT, advantages_BT, 0.0)
 
 
-def next_chosen(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
+def next_in_mask(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """For each step, the value at the next step that `mask_BT` marks; 0 after the last one."""
     next_TB = torch.zeros_like(values_BT.T)
     carried_B = torch.zeros_like(values_BT[:, 0])

@@ -1,4 +1,4 @@
-"""Conjugate gradients: linear equations whose matrix is known by its products alone."""
+"""Conjugate gradients: solves Ax = b if only products Ax can be computed."""
 
 from __future__ import annotations
 

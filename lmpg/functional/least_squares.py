@@ -1,4 +1,4 @@
-"""Linear regression."""
+"""Linear regression with a ridge penalty."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log-probability and entropy of chosen tokens, without ever holding logits of every token."""
+"""Log-probability and entropy of given tokens, without ever holding logits of every token."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def rounding(largest: Tensor) -> Tensor:
 def loss_weights(mask_BT: Tensor, reduction: Reduction, length: int) -> Tensor:
     """Weights w [B, T] with loss = Σ term·w, counted over the whole global minibatch.
 
-    token_mean: every chosen step weighs the same. sequence_mean: the mean over a row's steps,
+    token_mean: every step in the mask weighs the same. sequence_mean: the mean over a row's steps,
     then over the rows that have any; these weights sum to 1. fixed_length: the sum over a row's
     steps divided by `length`, the longest that a row can be, then the mean over the rows that
     have any (arXiv 2503.20783, section 3.2). Weights are 0 where the mask is.

@@ -1,4 +1,4 @@
-"""Scores of whole responses: their running statistics, and what over-long ones are charged."""
+"""Functions of the scores of responses: running statistics, and the penalty of over-long ones."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Mean of all numbers seen so far and the sum of their squared distances from it."""
+class RunningMoments:
+    """Count and mean of all scores so far, and the sum of their squared distances from the mean."""
 
     count: int = 0
     mean: float = 0.0
     squares: float = 0.0
 
-    def after(self, values: list[float]) -> Moments:
-        """With `values` added, the same whatever came together (Chan et al. 1979, eq. 2.1)."""
-        if not values:
+    def after(self, scores: list[float]) -> RunningMoments:
+        """The moments with `scores` added (Chan et al. 1979, eq. 2.1); how scores are divided into
+        lists does not matter."""
+        if not scores:
             return self
-        mean = math.fsum(values) / len(values)
-        squares = math.fsum((x - mean) ** 2 for x in values)
-        count, apart = self.count + len(values), mean - self.mean
-        return Moments(
+        mean = math.fsum(scores) / len(scores)
+        squares = math.fsum((x - mean) ** 2 for x in scores)
+        count, apart = self.count + len(scores), mean - self.mean
+        return RunningMoments(
             count,
-            self.mean + apart * len(values) / count,
-            self.squares + squares + apart**2 * self.count * len(values) / count,
+            self.mean + apart * len(scores) / count,
+            self.squares + squares + apart**2 * self.count * len(scores) / count,
         )
 
     @property
     def std(self) -> float:
-        """Unbiased; 0 of fewer than two numbers."""
+        """The unbiased standard deviation; 0 of fewer than two scores."""
         return math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else 0.0
 
 

@@ -1,4 +1,4 @@
-"""Eligibility traces: which weights have to do with what is happening now."""
+"""Eligibility traces: how much each weight took part in the steps so far."""
 
 from __future__ import annotations
 

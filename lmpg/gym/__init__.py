@@ -31,7 +31,7 @@ def train(
     algorithm: str | Mapping[str, Any] = "ppo",
     **settings: Mapping[str, Any],
 ) -> Agent:
-    """The agent that a whole run ends with; the same as scripts/train_gym.py with these settings.
+    """The agent at the end of a run; the same run as scripts/train_gym.py with these settings.
 
     env, algorithm: an id and a name, or these sections of settings. settings: further sections, as
     in train(update={"learning_rate": 1e-3}, run={"output_dir": "runs/mine"}). UserError for bad
@@ -84,17 +84,17 @@ def record(agent: Agent, env: str, path: str | Path, seed: int = 0, **kwargs: An
         except gymnasium.error.DependencyNotInstalled as error:
             raise UserError(f"{error}; install the extra: pip install 'lmpg[video]'") from error
         with filmed:
-            earned = _played(agent, filmed, env, seed)
+            total = _played(agent, filmed, env, seed)
         next(films.glob("*.mp4")).replace(path)
-    return earned
+    return total
 
 
 def _played(agent: Agent, world: gymnasium.Env, env: str, seed: int) -> float:
     observations, actions = agent.interface(world.observation_space, world.action_space, env)
     raw, _ = world.reset(seed=seed)
-    earned, done = 0.0, False
+    total, done = 0.0, False
     while not done:
-        chosen = actions.for_env(agent.act(observations.features_of_each([raw]), None))
-        raw, reward, terminated, truncated, _ = world.step(chosen[0])
-        earned, done = earned + float(reward), terminated or truncated
-    return earned
+        acts = actions.for_env(agent.act(observations.features_of_each([raw]), None))
+        raw, reward, terminated, truncated, _ = world.step(acts[0])
+        total, done = total + float(reward), terminated or truncated
+    return total

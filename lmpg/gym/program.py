@@ -1,4 +1,4 @@
-"""A gymnasium run from settings to results: environments, policy, the common loop."""
+"""A gymnasium run from settings to results: makes its parts and runs the loop over them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lmpg.runtime.processes import Processes
 from lmpg.settings.section import UserError
 from lmpg.training.loop import Loop
 from lmpg.training.online import Online
-from lmpg.training.run import begin, carry_out, refusals_leave_nothing
+from lmpg.training.run import begin, refusals_leave_nothing, run
 from lmpg.training.update import Updater
 
 
@@ -42,11 +42,11 @@ def train_gym(settings: GymSettings | TextbookSettings, note: str = "") -> Path:
             settings.evaluation,
             settings.run,
         )
-        run = loop(settings, source, folder, processes)
+        made = loop(settings, source, folder, processes)
     print("\n".join([*filter(None, [note]), *first_lines(source)]), flush=True)
     facts = {"env": settings.env.id, "evaluation": evaluation_words(source)}
     try:
-        carry_out(run, folder, "gym", facts)
+        run(made, folder, "gym", facts)
     finally:
         source.runner.close()
     folder.close()
@@ -59,7 +59,7 @@ def loop(
     folder: RunFolder,
     processes: Processes,
 ) -> Loop:
-    """The loop over the parts of this run."""
+    """The loop of this run: minibatch SGD for algorithms, `Textbook` for textbook methods."""
     total_steps = num_iterations(settings.run, settings.update)
     policy, seed = source.policy, settings.run.seed
     parts: dict[str, Any] = {
@@ -71,10 +71,10 @@ def loop(
         "total_steps": total_steps,
         "processes": processes,
         "save_policy": lambda path: source.agent.save(path),
-        "reached": source.reached,
+        "stop_reason": source.stop_reason,
     }
     if not isinstance(settings, TextbookSettings):
-        updater = Updater(policy, settings.update, total_steps, seed, processes)
+        updater = Updater(policy, settings.update, total_steps, seed, processes, single_steps=True)
         return Online(policy=policy, algorithm=settings.algorithm, updater=updater, **parts)
     try:
         return Textbook(method=settings.algorithm, **parts)
@@ -84,7 +84,7 @@ def loop(
 
 
 def first_lines(source: GymSource) -> list[str]:
-    """What is about to be trained, and how it will be judged."""
+    """Lines that describe the environment, the policy and how it is evaluated."""
     envs = source.runner.envs
     form = type(envs.unwrapped).__name__
     parameters = sum(p.numel() for p in source.policy.parameters())
@@ -97,7 +97,7 @@ def first_lines(source: GymSource) -> list[str]:
 
 
 def evaluation_words(source: GymSource) -> str:
-    """How episodes are played for `before`, `after` and `best`."""
+    """A phrase that says how episodes are played in evaluations."""
     return (
         f"{source.evaluation.size} episodes of {source.evaluation.actions} actions, in separate "
         "environments"

@@ -34,7 +34,7 @@ class Learner(Protocol):
 
 @dataclass
 class GymSource:
-    """Environments that go on from one rollout to the next, and others to evaluate in."""
+    """Collects rollouts in environments that run on from one to the next; evaluates in others."""
 
     policy: MLPPolicy
     runner: Runner
@@ -42,14 +42,16 @@ class GymSource:
     update: UpdateSettings | BatchSettings
     evaluation: GymEvaluationSettings
     run: GymRunSettings
-    headline: str = "return_mean"
+    best_metric: str = "return_mean"
     lower_is_better: bool = False
-    unit: str = "steps"
+    step_name: str = "steps"
+    advice: str = "or look for inf and NaN in what the environment shows and pays"
 
     def collect(self, step: int) -> Collected:
-        """Go on to `step` rollouts' worth of environment steps, the last one to the exact total.
+        """Collect until `step` rollouts' worth of environment steps, the last to the exact total.
 
-        Exact is also one before it whose surplus could leave nothing for the last.
+        A rollout before the last one is cut to the exact number too where its surplus could leave
+        nothing for the last.
         """
         total = self.run.total_timesteps
         until = min(step * self.update.rollout_size, total)
@@ -78,11 +80,11 @@ class GymSource:
 
     @property
     def agent(self) -> Agent:
-        """The policy as it is now, with what is known of its observations."""
+        """The policy as it is now, with the statistics of its observations."""
         return Agent(self.policy, self.runner.normaliser.frozen())
 
-    def reached(self, step: int) -> str | None:
-        """Which of the run's own limits is reached after `step` rollouts."""
+    def stop_reason(self, step: int) -> str | None:
+        """Which of the run's own limits is reached after `step` rollouts; None: it goes on."""
         run, runner = self.run, self.runner
         if run.max_iterations and step >= run.max_iterations:
             return f"run.max_iterations = {run.max_iterations}"

@@ -11,10 +11,7 @@ from lmpg.algorithms import ALGORITHMS, algorithm_name
 from lmpg.gym.classic import METHODS
 from lmpg.gym.environments.settings import EnvSettings
 from lmpg.gym.networks.settings import PolicySettings
-from lmpg.runs.settings import (
-    GymEvaluationSettings,
-    GymRunSettings,
-)
+from lmpg.runs.settings import GymEvaluationSettings, GymRunSettings
 from lmpg.settings.presets import configs
 from lmpg.settings.raw import RawSettings, merged, paths_of, read_yaml
 from lmpg.settings.section import Section, UserError
@@ -105,7 +102,7 @@ _SHARED: Any = {name: GymSettings[a] for name, a in ALGORITHMS.items()}  # type:
 _OWN: Any = {name: TextbookSettings[m] for name, m in METHODS.items()}  # type: ignore[valid-type]
 
 GYM_METHODS: dict[str, type[Any]] = {**_SHARED, **_OWN}
-"""What `algorithm.name` makes of a run in an environment."""
+"""The settings of a run in an environment, by its `algorithm.name`."""
 
 
 def gym_settings_class(name: str | None) -> type[Any]:
@@ -145,10 +142,10 @@ def file_stem(env_id: str) -> str:
 
 
 def fitting(settings: type[Any], values: RawSettings) -> RawSettings:
-    """Presets are written for PPO; another algorithm takes the settings that it has as well.
+    """A preset reduced to the settings that a method has, as most presets are written for PPO.
 
-    Without ratios it goes over a rollout once: each step is for the policy that acted, which only
-    the first pass is. A method that learns step by step lives in a single environment.
+    An algorithm without ratios gets one epoch: its gradient is that of the policy that acted, which
+    is gone after the first pass. A method that learns step by step gets a single environment.
     """
     paths = set(paths_of(settings))
     kept = {

@@ -1,4 +1,4 @@
-"""The loop of the textbook's methods: the life of every run around updates that are their own."""
+"""The loop of textbook methods: a run like any other, but with updates of the method's own."""
 
 from __future__ import annotations
 
@@ -28,11 +28,6 @@ class Textbook(Loop):
     def __post_init__(self) -> None:
         self.method_state = self.method.initial_state(self.source.policy, self.source.run.seed)
 
-    @property
-    def evaluated(self) -> GymSource:
-        """The source evaluates the policy."""
-        return self.source
-
     def state(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit."""
         return {
@@ -40,7 +35,7 @@ class Textbook(Loop):
             "method": self.method_state,
             "source": self.source.state(),
             "tracker": self.tracker.state(),
-            "progress": vars(self.progress),
+            "progress": self.progress.state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -48,7 +43,7 @@ class Textbook(Loop):
         self.source.policy.load_trainable_state(state["policy"])
         self.method_state = state["method"]
         self.source.load_state(state["source"])
-        self.progress = Progress(**state["progress"])
+        self.progress = Progress.from_state(state["progress"])
         self.tracker.cut_back(state["tracker"])
 
     def iterate(self, step: int) -> dict[str, float]:
@@ -56,7 +51,7 @@ class Textbook(Loop):
         before = copy.deepcopy((self.source.policy.trainable_state(), self.method_state))
         found = self._learn_by(self.method, step)
         self._stop_if_something_is_not_finite(step, *before)
-        self.progress.num_steps = self.source.runner.num_steps
+        self.progress.num_tokens_or_steps = self.source.runner.num_steps
         return found
 
     def _learn_by(self, method: BatchMethod | IncrementalMethod, step: int) -> dict[str, float]:
@@ -76,7 +71,7 @@ class Textbook(Loop):
     def _stop_if_something_is_not_finite(
         self, step: int, weights: dict[str, Tensor], method_state: dict[str, Any]
     ) -> None:
-        """Back to what was known before, which is then saved."""
+        """Restores the state before this iteration, which is then saved, and stops the run."""
         tensors = self.source.policy.trainable_state()
         broken = [name for name, x in tensors.items() if not x.isfinite().all()]
         if broken:

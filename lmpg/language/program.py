@@ -1,4 +1,4 @@
-"""A language-model run from settings to results: all parts, made in the order they need."""
+"""A language-model run from settings to results: makes its parts and runs the loop over them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ from lmpg.language.models.settings import ModelSettings
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rewards.settings import RewardSettings
 from lmpg.language.rollouts.collect import LanguageSource
-from lmpg.language.rollouts.evaluation import HeldOut
-from lmpg.language.rollouts.generation import Responder
+from lmpg.language.rollouts.dynamic_sampling import DynamicSampling
+from lmpg.language.rollouts.evaluation import Evaluator
+from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.preflight import require_sound, self_test
-from lmpg.language.rollouts.score_processing import Shaping
+from lmpg.language.rollouts.score_processing import ScoreProcessing
+from lmpg.language.rollouts.scoring import GroupSampler
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.settings import LanguageSettings
-from lmpg.language.worlds import WORLDS, world_asked_for
+from lmpg.language.worlds.registry import WORLDS, world_asked_for
 from lmpg.language.worlds.world import World
 from lmpg.runs import checkpoint
 from lmpg.runs.folder import RunFolder
@@ -33,8 +35,9 @@ from lmpg.runs.tracking import Tracker
 from lmpg.runtime.processes import Processes
 from lmpg.settings.raw import RawSettings, merged
 from lmpg.settings.section import Section, UserError
+from lmpg.training.old_logprobs import OldLogprobs
 from lmpg.training.online import Online
-from lmpg.training.run import begin, carry_out, refusals_leave_nothing
+from lmpg.training.run import begin, refusals_leave_nothing, run
 from lmpg.training.update import Updater
 
 
@@ -49,9 +52,9 @@ def train_language(settings: LanguageSettings, name: str, world: World | None = 
     if folder.status == "finished":
         return
     with refusals_leave_nothing(folder, processes):
-        run = prepare(settings, folder, processes, world)
-    with run.scorer:
-        carry_out(run.online, folder, name, run.facts)
+        prepared = prepare(settings, folder, processes, world)
+    with prepared.scorer:
+        run(prepared.online, folder, name, prepared.facts)
 
 
 def suitable_settings(
@@ -69,12 +72,13 @@ def suitable_settings(
 
 
 def passes(algorithm: type[Section]) -> RawSettings:
-    """Without ratios each step is for the policy that sampled, which only the first pass is."""
+    """One epoch for algorithms without ratios: their gradient is that of the policy that sampled,
+    which is gone after the first pass."""
     return {} if "ratios" in algorithm().needs else {"update": {"epochs": 1}}  # type: ignore
 
 
 def own_reward(given: RawSettings) -> RawSettings:
-    """What scores data that brings its own reward, where the user names none."""
+    """The reward that belongs to the data (reasoning-gym tasks), where the user names none."""
     source, rewards = given.get("data", {}).get("path"), given.get("rewards", {})
     if not str(source).startswith(PREFIX) or rewards.get("functions") or rewards.get("models"):
         return {}
@@ -83,7 +87,7 @@ def own_reward(given: RawSettings) -> RawSettings:
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run about to start, with what must be closed at its end and said in its summary."""
+    """A run about to start. scorer is closed at its end; facts go into its summary."""
 
     online: Online
     scorer: Scorer
@@ -91,7 +95,7 @@ class PreparedRun:
 
 
 def with_world(settings: LanguageSettings, world: World) -> LanguageSettings:
-    """Settings in which the world's model and rewards stand where the user has none."""
+    """`settings` with the world's model, and with its rewards where the user gives none."""
     model = {**settings.model.model_dump(), "path": str(world.model_path)}
     rewards = settings.rewards.model_dump()
     if not (settings.rewards.functions or settings.rewards.models):
@@ -121,11 +125,16 @@ def prepare(
         device=processes.device,
         reward_model=next(iter(settings.rewards.models), None),
     )
-    source = source_of(settings, policy, tokenizer, world, processes)
+    prompts = prompts_for(settings, policy, tokenizer, world)
+    if processes.is_main:
+        print(prompts.line(), flush=True)
+    scorer = scorer_for(settings, prompts, tokenizer, processes)
+    generator = generator_for(settings, policy, tokenizer, processes)
+    source = source_of(settings, generator, scorer, prompts, world)
     if checkpoint.newest_step(folder.checkpoints) is None:
-        check(source)
+        check(source, prompts)
     online = assembled(settings, source, folder)
-    return PreparedRun(online, source.scorer, world.facts if world else {})
+    return PreparedRun(online, scorer, world.facts if world else {})
 
 
 def _built(settings: LanguageSettings, processes: Processes) -> World | None:
@@ -158,41 +167,47 @@ def refuse_idle_processes(settings: LanguageSettings, processes: Processes) -> N
 
 def source_of(
     settings: LanguageSettings,
-    policy: CausalLMPolicy,
-    tokenizer: Any,
+    generator: Generator,
+    scorer: Scorer,
+    prompts: Split[Prompt],
     world: World | None,
-    processes: Processes,
 ) -> LanguageSource:
-    """Prompts, sampler, rewards and reference around the policy."""
-    prompts = prompts_for(settings, policy, tokenizer, world)
-    if processes.is_main:
-        print(prompts.line(), flush=True)
-    update, run = settings.update, settings.run
-    scorer = scorer_for(settings, prompts, tokenizer, processes)
-    sampling = settings.sampling
-    sampler = Sampler(policy, sampling.max_new_tokens, sampling.top_k, sampling.top_p)
-    sizes = (update.microbatch_size, update.microbatch_tokens)
-    whole = whole_update(settings, processes)
-    responder = Responder(policy, sampler, tokenizer, run.seed, processes, *sizes, whole)
-    reference, compared = references(settings, policy)
-    judge = world.judge if world else None
-    rows = update.rollout_size
+    """The source of rollouts, with its evaluator; dynamic sampling only where it is asked for."""
+    algorithm, sampling = settings.algorithm, settings.sampling
+    rows, refills = settings.update.rollout_size, sampling.max_refills
+    sampler = GroupSampler(
+        generator, scorer, prompts.train, algorithm, rows // algorithm.group_size
+    )
+    reference, compared = references(settings, generator.policy)
+    metric = world.eval_metric if world else None
     held_out = (prompts.held_out, settings.evaluation.size, rows)
     return LanguageSource(
-        responder=responder,
+        generator=generator,
+        sampler=DynamicSampling(sampler, refills) if refills else sampler,
+        processing=ScoreProcessing(settings.rewards, sampling.max_new_tokens),
         reference=reference,
-        scorer=scorer,
-        shaping=Shaping(settings.rewards, sampling.max_new_tokens),
-        prompts=prompts.train,
-        held_out=HeldOut(responder, *held_out, scorer, compared, judge),
-        algorithm=settings.algorithm,
-        rollout_size=rows,
-        max_error_share=settings.rewards.max_error_share,
-        samples_every=run.samples_every,
-        chunks=settings.rewards.chunks,
-        max_refills=sampling.max_refills,
-        sampled_will_do=old_is_new(settings),
+        algorithm=algorithm,
+        evaluator=Evaluator(generator, *held_out, scorer, compared, metric),
+        samples_every=settings.run.samples_every,
     )
+
+
+def generator_for(
+    settings: LanguageSettings, policy: CausalLMPolicy, tokenizer: Any, processes: Processes
+) -> Generator:
+    """What generates completions, for training and evaluation."""
+    update, sampling = settings.update, settings.sampling
+    sampler = Sampler(policy, sampling.max_new_tokens, sampling.top_k, sampling.top_p)
+    sizes = (update.microbatch_size, update.microbatch_tokens)
+    old_logprobs = old_logprobs_of(settings, not policy.bf16, processes.count)
+    return Generator(policy, sampler, tokenizer, settings.run.seed, processes, *sizes, old_logprobs)
+
+
+def old_logprobs_of(settings: LanguageSettings, exact: bool, num_processes: int) -> OldLogprobs:
+    """Where old log-probs come from; `exact` says that those of the sampler are."""
+    in_order = num_processes == 1 and settings.sampling.max_refills == 0
+    needs, update = settings.algorithm.needs, settings.update
+    return OldLogprobs.decided(needs, update, exact=exact, same_rows=in_order)
 
 
 def scorer_for(
@@ -206,22 +221,6 @@ def scorer_for(
         trust_remote_code=settings.model.trust_remote_code,
         decode=partial(completion_text, tokenizer),
     )
-
-
-def old_is_new(settings: LanguageSettings) -> bool:
-    """Whether π_old is the policy that the update finds, and credit doesn't ask for log-probs."""
-    update, algorithm = settings.update, settings.algorithm
-    steps = update.epochs * update.rollout_size // update.minibatch_size
-    kl_in_reward = "reference" in algorithm.needs and algorithm.kl_in == "reward"
-    return steps == 1 and "critic" not in algorithm.needs and not kl_in_reward
-
-
-def whole_update(settings: LanguageSettings, processes: Processes) -> bool:
-    """Whether an update's first pass is over the very rows of the rollout, all in one forward."""
-    update = settings.update
-    together = update.rollout_size <= min(update.minibatch_size, update.microbatch_size)
-    in_order = processes.count == 1 and settings.sampling.max_refills == 0
-    return together and in_order and not update.microbatch_tokens
 
 
 def references(
@@ -248,15 +247,16 @@ def prompts_for(
 
 def assembled(settings: LanguageSettings, source: LanguageSource, folder: RunFolder) -> Online:
     """The loop over the source, with its optimizer and its tracker."""
-    run, processes, responder = settings.run, source.processes, source.responder
-    policy, length = responder.policy, settings.sampling.max_new_tokens
+    run, generator = settings.run, source.generator
+    policy, processes = generator.policy, generator.processes
     return Online(
         policy=policy,
         algorithm=settings.algorithm,
         source=source,
         updater=Updater(
-            *(policy, settings.update, run.total_steps, run.seed, processes, length),
-            old_is_new=policy.bf16 and source.sampled_will_do,
+            *(policy, settings.update, run.total_steps, run.seed, processes),
+            settings.sampling.max_new_tokens,
+            old_logprobs=generator.old_logprobs,
         ),
         tracker=Tracker(folder.path, run.trackers, run.total_steps, main_process=processes.is_main),
         folder=folder.path,
@@ -264,17 +264,15 @@ def assembled(settings: LanguageSettings, source: LanguageSource, folder: RunFol
         every=settings.evaluation.every,
         total_steps=run.total_steps,
         processes=processes,
-        save_policy=lambda path: policy.save_pretrained(path, responder.tokenizer),
+        save_policy=lambda path: policy.save_pretrained(path, generator.tokenizer),
     )
 
 
-def check(source: LanguageSource) -> None:
+def check(source: LanguageSource, prompts: Split[Prompt]) -> None:
     """The self-test of a new run, in one line; stops it where something is wrong."""
-    responder, prompts = source.responder, [prompt.ids for prompt in source.prompts]
-    policy = responder.policy
-    reference = source.reference or source.held_out.reference
-    sampler, seed = responder.sampler, responder.seed
-    result = self_test(policy, reference, sampler, prompts, seed, source.sampled_will_do)
-    if source.processes.is_main:
+    generator, ids = source.generator, [prompt.ids for prompt in prompts.train]
+    reference = source.reference or source.evaluator.reference
+    result = self_test(generator, reference, ids)
+    if generator.processes.is_main:
         print(result.line(), flush=True)
-    require_sound(result, policy.bf16)
+    require_sound(result, generator.policy.bf16)

@@ -1,4 +1,4 @@
-"""Settings of each kind of run, composed of the sections that the layers own."""
+"""Settings of a language-model run: the sections of all rooms, and what does not go together."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from lmpg.language.data.settings import DataSettings
 from lmpg.language.models.settings import ModelSettings
 from lmpg.language.rewards.settings import RewardSettings
 from lmpg.language.sampling.settings import SamplingSettings
-from lmpg.runs.settings import (
-    LanguageEvaluationSettings,
-    RunSettings,
-)
+from lmpg.runs.settings import LanguageEvaluationSettings, RunSettings
 from lmpg.settings.section import Section
 from lmpg.training.checks import refuse_clip_fraction, refuse_critic_rate, refuse_what_cannot_change
 from lmpg.training.settings import UpdateSettings

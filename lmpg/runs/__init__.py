@@ -1,1 +1,1 @@
-"""A run's folder and what it tells: checkpoints, logs, reports."""
+"""Everything a run leaves in its folder: settings, checkpoints, logs, summary, report."""

@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on, as safetensors and JSON, whole or not at all.
+"""Checkpoints: the full state of a run as safetensors and JSON, written whole or not at all.
 
 A checkpoint is written to a temporary folder, flushed to disk and renamed; a manifest with sizes
 and SHA-256 sums tells a torn one from a whole one. So the process may die at any instant.
@@ -30,8 +30,8 @@ def save(folder: Path, step: int, state: Any, keep: int) -> Path:
     """Write `state` as folder/step_N and delete all but the newest `keep` checkpoints.
 
     `state` is a nested dict or list whose leaves are tensors, numpy arrays or JSON values; dtypes,
-    floats (NaN and inf too) and integer keys come back exactly. Checkpoints of later steps belong
-    to a future that a resumed run has abandoned: they go as well.
+    floats (NaN and inf too) and integer keys come back exactly. Checkpoints of later steps, left
+    by a run that was resumed from an earlier one, are deleted as well.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(f"{_TEMPORARY}*"):

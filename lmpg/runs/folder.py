@@ -1,4 +1,4 @@
-"""The folder a run writes to: whose it is, whether to start, go on or stop, and its own files."""
+"""A run's folder: taking hold of it, starting or resuming there, and the files written to it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _locks: dict[Path, TextIO] = {}
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run writes, and how it starts: afresh, going on, or not at all as it is done."""
+    """The folder that a run writes to, and whether the run starts, resumes or has finished."""
 
     path: Path
     status: Literal["fresh", "resuming", "finished"]
@@ -46,8 +46,8 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def abandon(self) -> None:
-        """Take back a fresh folder in which nothing was done, as bad input was found: the same
-        command can be given again."""
+        """Remove a fresh folder after bad input was refused, so that the same command can be given
+        again."""
         if self.status != "fresh" or self.checkpoints.exists():
             return
         for name in ("config.yaml", "metrics.jsonl", "samples.jsonl", LOCK):
@@ -57,17 +57,17 @@ class RunFolder:
             self.path.rmdir()
 
     def close(self) -> None:
-        """Let another process use the folder."""
+        """Release the lock, so that another process can use the folder."""
         _unlock(self.path)
 
 
 def opened() -> list[Path]:
-    """Folders that this process holds open, in the order of opening."""
+    """Folders that this process has locked, in the order of locking."""
     return list(_locks)
 
 
 def open_run(settings: Any, name: str) -> RunFolder:
-    """Take hold of `settings.run.output_dir`, or of a fresh runs/NAME-TIME, on the main process.
+    """Lock `settings.run.output_dir`, or a fresh runs/NAME-TIME; called on the main process.
 
     Refused: a folder that cannot be written, that another live run holds, that holds another run
     (without resume), a run with other settings (with resume), or files that are no run.
@@ -87,7 +87,7 @@ def open_run(settings: Any, name: str) -> RunFolder:
 
 
 def _go_on(path: Path, new: dict[str, Any], resume: bool) -> RunFolder:
-    """The folder of an earlier start of the same run."""
+    """The folder of a run that was begun earlier: finished, or to be resumed with `resume`."""
     if not resume:
         raise UserError(
             f"run.output_dir = {path} holds another run; add --run.resume to go on with it, "
@@ -104,7 +104,7 @@ def _go_on(path: Path, new: dict[str, Any], resume: bool) -> RunFolder:
 
 
 def resolved(settings: BaseModel) -> dict[str, Any]:
-    """All settings but output_dir and resume: what config.yaml holds and reproduces the run."""
+    """All settings but output_dir and resume, as config.yaml holds them to reproduce the run."""
     values = settings.model_dump(mode="json")
     for key in ("output_dir", "resume"):
         values["run"].pop(key)
@@ -124,13 +124,13 @@ def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
-    """What `write_summary` wrote; {} when there is none."""
+    """The content of summary.json; {} where there is none."""
     path = run_dir / "summary.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what a run computes."""
+    """Versions of Python and of the packages whose code computes a run's numbers."""
     found = {"python": platform.python_version(), "lmpg": __version__}
     for package in ("torch", "transformers", "accelerate", "peft", "gymnasium", "numpy"):
         try:
@@ -171,7 +171,7 @@ def _make(path: Path) -> None:
 
 
 def _lock(path: Path) -> None:
-    """Hold the folder as long as this process lives; the system lets go even after kill -9."""
+    """Lock the folder as long as this process lives; the system unlocks it even after kill -9."""
     key = path.resolve()
     if key in _locks:
         return

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: metrics.jsonl, samples.jsonl, a console line, tensorboard."""
+"""Logging of a run: metrics.jsonl, samples.jsonl, one console line per step, tensorboard."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ class Tracker:
                 self._append("samples", {"step": step, **as_json(row)})
 
     def say(self, text: str) -> None:
-        """A line on the console, from the main process alone."""
+        """Print a line, on the main process alone."""
         if self.main_process:
             print(text, flush=True)
 
     def state(self) -> dict[str, int]:
-        """How long the files are: a checkpoint keeps this, and `cut_back` returns to it."""
+        """Lengths of the files in bytes, for checkpoints; `cut_back` returns to them."""
         if not self.main_process:
             return {}
         for file in self._files.values():
@@ -177,7 +177,7 @@ def clock(seconds: float) -> str:
 
 
 class _Tensorboard:
-    """Metrics for tensorboard; a resumed run hides what the abandoned future had written."""
+    """Writes metrics for tensorboard; a resumed run hides steps logged after its checkpoint."""
 
     def __init__(self, run_dir: Path) -> None:
         try:

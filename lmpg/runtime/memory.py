@@ -78,8 +78,8 @@ def _ask_for_large_pages(libc: Any) -> None:
 
 @contextmanager
 def new_objects_only() -> Iterator[None]:
-    """What is there already is left alone, as it lives until the end anyway: to go through torch's
-    modules once takes as long as a short rollout."""
+    """Hides the objects that exist already from the garbage collector (gc.freeze): they live until
+    the end anyway, and going through torch's modules once takes as long as a short rollout."""
     gc.collect()
     gc.freeze()
     try:

@@ -120,8 +120,8 @@ class Processes:
             dist.destroy_process_group()
 
 
-class Alone(Processes):
-    """This process by itself, on the CPU, however many were started: for work done once."""
+class SingleProcess(Processes):
+    """This process alone, on the CPU, however many were started: for work that one of them does."""
 
     def __init__(self) -> None:
         self.rank, self.count, self.is_main = 0, 1, True

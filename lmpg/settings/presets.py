@@ -1,4 +1,4 @@
-"""Presets: YAML files with the settings of a named method, `configs/algorithms/NAME.yaml`."""
+"""Presets: the YAML files below configs/, such as `configs/algorithms/NAME.yaml`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def configs(kind: str) -> Path:
 
 
 def preset_names() -> list[str]:
-    """Names that have a file."""
+    """Names of the presets in configs/algorithms."""
     return sorted(path.stem for path in configs("algorithms").glob("*.yaml"))
 
 

@@ -1,8 +1,8 @@
 """Nested dicts of raw settings: read from YAML, laid over each other, checked against a class.
 
-Values come from four places, later ones winning: class defaults, a script's preset, a YAML file,
-flags. They are merged as plain dicts and validated once, so that checks across fields see only
-the final combination.
+They come from four places, later ones winning: class defaults, presets, a YAML file, and flags or
+keyword arguments. They are merged as plain dicts and validated once, so that checks across fields
+see only the final combination.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RawSettings = dict[str, Any]
 
 
 def read_yaml(path: str | Path) -> RawSettings:
-    """The settings in a YAML file; anything but a mapping of known syntax is refused."""
+    """The settings in a YAML file; UserError for anything but a mapping."""
     try:
         values = _StrictLoader(Path(path).read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
@@ -102,7 +102,7 @@ def paths_of(settings: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def nearest(path: str, known: list[str]) -> str | None:
-    """The known dotted name that a misspelt one most likely means."""
+    """The known dotted name closest to a misspelt one; None where none is close."""
     leaf = path.rpartition(".")[2]
     same_leaf = [k for k in known if k.rpartition(".")[2] == leaf]
     close = same_leaf or difflib.get_close_matches(path, known, n=1, cutoff=0.6)
@@ -154,7 +154,7 @@ def as_in_yaml(value: Any) -> Any:
         return [as_in_yaml(inner) for inner in value]
     if isinstance(value, os.PathLike):
         return str(value)
-    return value.item() if hasattr(value, "item") else value
+    return value.item() if getattr(value, "shape", None) == () else value
 
 
 def validated(settings: type[S], values: RawSettings) -> S:

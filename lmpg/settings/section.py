@@ -1,4 +1,4 @@
-"""What every settings section and algorithm shares: frozen fields, unknown keys refused."""
+"""Base class of settings sections and algorithms, and the errors that users see."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What an update did: kept as it happens, summed many micro-batches at once, told at the end."""
+"""Metrics of one update.
+
+Buffers per-step tensors and sums them in large batches, because many small sums cost more than one.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,13 @@ from lmpg.types import Evaluation, Minibatch
 Columns = dict[str, Tensor]
 Gradients = dict[str, list[Tensor | None]]
 PENDING = 1 << 16
-"""Steps that are kept at most before they are summed: sums of few numbers cost their calls."""
+"""Most steps that are buffered before they are summed."""
 
 
 class Diagnostics:
-    """Masked, global sums over all micro-batches of one update; `metrics` divides and names them.
+    """Sums over the chosen steps of all micro-batches and ranks; `metrics` divides and names them.
 
-    A step is clipped when it has an advantage and its policy term has no gradient.
+    A step is clipped when it has an advantage, but its policy term has no gradient.
     """
 
     def __init__(self, processes: Processes) -> None:
@@ -48,14 +51,26 @@ class Diagnostics:
         gradients: Gradients,
     ) -> None:
         """Count one micro-batch; `gradients` are those of each term by log-prob, entropy, value."""
-        known = _columns(new, batch, weights_BT, gradients)
-        known |= {f"loss/{name}": term_BT.detach() for name, term_BT in terms.items()}
-        other = self._pending and self._pending[0].keys() != known.keys()
+        found = {
+            "mask": batch.mask_BT,
+            "new": new.logprobs_BT,
+            "old": batch.old_logprobs_BT,
+            "advantage": batch.advantages_BT,
+            "entropy": new.entropy_BT,
+            "weight": weights_BT,
+            "policy_gradient": gradients["policy"][0],
+            **{f"loss/{name}": term_BT.detach() for name, term_BT in terms.items()},
+        }
+        if "value" in gradients and batch.old_values_BT is not None:
+            found["off_target"] = torch.ne(new.values_BT, batch.returns_BT)  # type: ignore
+            found["value_gradient"] = gradients["value"][-1]
+        columns = {name: x for name, x in found.items() if x is not None}
+        other = self._pending and self._pending[0].keys() != columns.keys()
         if other or self._num_pending >= PENDING:
-            self._sum_up()
-        self._pending.append(known)
+            self._sum_pending()
+        self._pending.append(columns)
         self._num_pending += batch.mask_BT.numel()
-        self._minibatch.append(known)
+        self._minibatch.append(columns)
 
     @torch.no_grad()
     def newest(self) -> tuple[float, float]:
@@ -69,8 +84,7 @@ class Diagnostics:
         return kl / max(steps, 1.0), clipped / max(with_advantage, 1.0)
 
     def add_left_out(self) -> None:
-        """Count a minibatch that no optimizer step was taken on, as the policy had gone far
-        enough."""
+        """Count a minibatch without an optimizer step, as the policy had gone far enough."""
         self._left_out += 1
 
     def add_optimizer_step(self, gradient_norm: float) -> None:
@@ -82,13 +96,15 @@ class Diagnostics:
             self._skipped += 1
 
     def metrics(self) -> dict[str, float]:
-        """Names of design section 9: means over chosen steps of all minibatches and ranks."""
-        self._sum_up()
-        sums = self._reduced()
+        """The update's metrics: means over the chosen steps of all minibatches and ranks."""
+        self._sum_pending()
+        sums, largest_ratio = self._over_ranks()
         steps = max(sums["steps"], 1.0)
         minibatches = len(self._norms) + self._skipped + self._left_out
         losses = {k: v / minibatches for k, v in sums.items() if k.startswith("loss/")}
         last_kl, last_clip_fraction = self.newest()
+        # without a step the norm is NaN, but 0 where the policy had gone far enough before it
+        no_norm = float("nan") if self._skipped else 0.0
         found = {
             "policy/approx_kl": sums["kl"] / steps,
             "policy/last_kl": last_kl,
@@ -97,28 +113,23 @@ class Diagnostics:
             "policy/last_clip_fraction": last_clip_fraction,
             "policy/entropy": sums["entropy"] / steps,
             "policy/ratio_mean": sums["ratio"] / steps,
-            "policy/ratio_max": self._global_max(),
+            "policy/ratio_max": largest_ratio,
             **losses,
             "loss/total": sum(losses.values()),
-            "grad_norm": self._mean_norm(),
+            "grad_norm": sum(self._norms) / len(self._norms) if self._norms else no_norm,
             "skipped_updates": float(self._skipped),
         }
         if "off_target" in sums:
             found["value/clip_fraction"] = sums["value_clipped"] / max(sums["off_target"], 1.0)
         return found
 
-    def _mean_norm(self) -> float:
-        if self._norms:
-            return sum(self._norms) / len(self._norms)
-        # 0 where the policy had gone far enough before the first step: that is no failure
-        return float("nan") if self._skipped else 0.0
-
     @torch.no_grad()
-    def _sum_up(self) -> None:
-        """Sum what is pending and let go of it."""
+    def _sum_pending(self) -> None:
+        """Sum what is buffered and let go of it."""
         if not self._pending:
             return
-        seen = _joined(self._pending)
+        names = self._pending[0]
+        seen = {x: torch.cat([part[x].reshape(-1) for part in self._pending]) for x in names}
         for name, sums in _sums(seen).items():
             self._sums[name] = self._sums[name] + sums if name in self._sums else sums
         largest = _ratios(seen).max()
@@ -126,39 +137,14 @@ class Diagnostics:
         self._largest_ratio = largest if known is None else torch.maximum(largest, known)
         self._pending, self._num_pending = [], 0
 
-    def _reduced(self) -> dict[str, float]:
+    def _over_ranks(self) -> tuple[dict[str, float], float]:
+        """The sums and the largest ratio; a rank may have seen fewer columns than another."""
+        largest = 0.0 if self._largest_ratio is None else float(self._largest_ratio)
+        ranks = self._processes.gather_list([(list(self._sums), largest)])
+        every = sorted({name for names, _ in ranks for name in names})
         zero = torch.zeros((), dtype=torch.float64, device=self._processes.device)
-        mine = self._sums
-        every = sorted({n for names in self._processes.gather_list([list(mine)]) for n in names})
-        summed = self._processes.sum(torch.stack([mine.get(name, zero) for name in every]))
-        return dict(zip(every, summed.tolist()))
-
-    def _global_max(self) -> float:
-        mine = 0.0 if self._largest_ratio is None else float(self._largest_ratio)
-        return max(self._processes.gather_list([mine]))
-
-
-def _columns(
-    new: Evaluation, batch: Minibatch, weights_BT: Tensor, gradients: Gradients
-) -> Columns:
-    found = {
-        "mask": batch.mask_BT,
-        "new": new.logprobs_BT,
-        "old": batch.old_logprobs_BT,
-        "advantage": batch.advantages_BT,
-        "entropy": new.entropy_BT,
-        "weight": weights_BT,
-        "policy_gradient": gradients["policy"][0],
-    }
-    if "value" in gradients and batch.old_values_BT is not None:
-        found["off_target"] = torch.ne(new.values_BT, batch.returns_BT)  # type: ignore[arg-type]
-        found["value_gradient"] = gradients["value"][-1]
-    return {name: x for name, x in found.items() if x is not None}
-
-
-def _joined(parts: list[Columns]) -> Columns:
-    """All steps of some micro-batches, one after the other."""
-    return {name: torch.cat([part[name].reshape(-1) for part in parts]) for name in parts[0]}
+        mine = torch.stack([self._sums.get(name, zero) for name in every])
+        return dict(zip(every, self._processes.sum(mine).tolist())), max(x for _, x in ranks)
 
 
 def _ratios(seen: Columns) -> Tensor:
@@ -167,30 +153,22 @@ def _ratios(seen: Columns) -> Tensor:
 
 def _sums(seen: Columns) -> dict[str, Tensor]:
     """What `Diagnostics.metrics` divides by one another, in float64 to add up further."""
-    mask = seen["mask"]
+    mask, weight = seen["mask"], seen["weight"]
     with_advantage = mask & (seen["advantage"] != 0)
-    found = {
-        "kl": _sum(k3(seen["old"], seen["new"]), mask),
-        "steps": _count(mask),
-        "ratio": _ratios(seen).sum().double(),
-        "entropy": _sum(seen["entropy"], mask),
-        "with_advantage": _count(with_advantage),
-        "clipped": torch.zeros((), dtype=torch.float64, device=mask.device),
-    }
+    counted = {"steps": mask, "with_advantage": with_advantage}
+    counted["clipped"] = torch.zeros_like(mask)
     if "policy_gradient" in seen:
-        found["clipped"] = _count(with_advantage & (seen["policy_gradient"] == 0))
+        counted["clipped"] = with_advantage & (seen["policy_gradient"] == 0)
     if "off_target" in seen:
-        off_target = mask & seen["off_target"]
-        found["off_target"] = _count(off_target)
-        found["value_clipped"] = _count(off_target & (seen["value_gradient"] == 0))
-    losses = [name for name in seen if name.startswith("loss/")]
-    weight = seen["weight"]
-    return found | {name: _sum(seen[name] * weight, weight > 0) for name in losses}
-
-
-def _count(mask: Tensor) -> Tensor:
-    return mask.count_nonzero().double()
-
-
-def _sum(x: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, x, 0).sum().double()
+        counted["off_target"] = mask & seen["off_target"]
+        counted["value_clipped"] = counted["off_target"] & (seen["value_gradient"] == 0)
+    summed = {
+        "kl": torch.where(mask, k3(seen["old"], seen["new"]), 0),
+        "ratio": _ratios(seen),
+        "entropy": torch.where(mask, seen["entropy"], 0),
+    }
+    for name in seen:
+        if name.startswith("loss/"):
+            summed[name] = torch.where(weight > 0, seen[name] * weight, 0)
+    sums = {name: x.sum().double() for name, x in summed.items()}
+    return sums | {name: x.count_nonzero().double() for name, x in counted.items()}

@@ -1,4 +1,4 @@
-"""What every run has in common: where it stands, when it saves, stops and evaluates."""
+"""The loop that every run shares: where it stands, when it saves, stops and evaluates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from lmpg.runs import checkpoint
 from lmpg.runs.settings import AnyRunSettings
@@ -16,41 +16,48 @@ from lmpg.runtime.processes import Processes
 from lmpg.runtime.signals import StopRequest
 from lmpg.runtime.stopwatch import Stopwatch, peak_memory_gb
 from lmpg.settings.section import RunStopped
+from lmpg.training.source import Evaluable
 
 
 @dataclass
 class Progress:
-    """Where a run stands, beside its policy and optimizer; plain numbers, all checkpointed."""
+    """Where a run stands, beside its policy and optimizer; plain numbers, all checkpointed.
 
-    step: int = 0
-    num_steps: int = 0
+    iteration: how many are done. num_tokens_or_steps: tokens, or environment steps, that were
+    learned from so far. baseline: running mean of the rollouts' returns. coefs: coefficients of the
+    algorithm that have changed. before, best: held-out metrics. seconds: by phase.
+    """
+
+    iteration: int = 0
+    num_tokens_or_steps: int = 0
     baseline: float | None = None
     coefs: dict[str, float] = field(default_factory=dict)
     before: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint, where the first two are called `step` and `num_steps`."""
+        rest = dict(vars(self))
+        steps = rest.pop("iteration"), rest.pop("num_tokens_or_steps")
+        return {"step": steps[0], "num_steps": steps[1], **rest}
 
-class Evaluated(Protocol):
-    """What can be evaluated: `headline` is the figure by which `best/` is chosen; `unit` is what
-    a step is called in metric names, `tokens` or `steps`."""
-
-    headline: str
-    lower_is_better: bool
-    unit: str
-
-    def evaluate(self) -> dict[str, float]:
-        """Held-out figures as of now, the same on every rank."""
-        ...
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Progress:
+        """Where the run stood that wrote this checkpoint."""
+        rest = dict(state)
+        return cls(rest.pop("step"), rest.pop("num_steps"), **rest)
 
 
 @dataclass(kw_only=True)
 class Loop(ABC):
-    """A run: its parts, and the loop over its iterations. `every` is that of evaluations.
+    """A run: its parts, and the loop over its iterations.
 
-    reached: after so many iterations, why the run ends before its last one; None: it goes on.
+    source: is evaluated before, after, and after every `every` iterations. stop_reason: after so
+    many iterations, why the run ends before its last one; None: it goes on.
     """
 
+    source: Evaluable
     tracker: Tracker
     folder: Path
     settings: AnyRunSettings
@@ -59,17 +66,12 @@ class Loop(ABC):
     processes: Processes
     save_policy: Callable[[Path], None]
     progress: Progress = field(default_factory=Progress)
-    reached: Callable[[int], str | None] = lambda step: None
-    _untold: dict[str, float] = field(default_factory=dict, init=False)
-
-    @property
-    @abstractmethod
-    def evaluated(self) -> Evaluated:
-        """What is evaluated before, after and in between."""
+    stop_reason: Callable[[int], str | None] = lambda iteration: None
+    _not_logged: dict[str, float] = field(default_factory=dict, init=False)
 
     @abstractmethod
-    def iterate(self, step: int) -> dict[str, float]:
-        """Learn once, and move `progress` on; returns the metrics of iteration `step` (from 1)."""
+    def iterate(self, iteration: int) -> dict[str, float]:
+        """Learn once, and move `progress` on; returns the metrics of `iteration` (from 1)."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
@@ -81,74 +83,72 @@ class Loop(ABC):
 
     def run(self) -> str:
         """Go on until `total_steps`; the exit reason, `finished` or `interrupted`."""
-        if not self.progress.before:
-            self.progress.before = self.evaluated.evaluate()
+        progress = self.progress
+        if not progress.before:
+            progress.before = self.source.evaluate()
         with StopRequest(self.processes) as stop:
-            while self.progress.step < self.total_steps:
-                if reached := self.reached(self.progress.step):
-                    self.tracker.say(f"ends before its last step: {reached}")
+            while progress.iteration < self.total_steps:
+                if reason := self.stop_reason(progress.iteration):
+                    self.tracker.say(f"ends before its last step: {reason}")
                     break
-                self._step(self.progress.step + 1)
+                self._step(progress.iteration + 1)
                 if stop.requested():
                     self.save()
                     return "interrupted"
-        if self.progress.step != checkpoint.newest_step(self.folder / "checkpoints"):
+        if progress.iteration != checkpoint.newest_step(self.folder / "checkpoints"):
             self.save()
         return "finished"
 
     def save(self) -> None:
-        """Write a checkpoint of this very moment; what it took is told with the next step."""
+        """Write a checkpoint of this very moment; the next iteration logs how long it took."""
         watch = Stopwatch()
         with watch("time/checkpoint"):
             state = self.state()
             if self.processes.is_main:
-                folder = self.folder / "checkpoints"
-                checkpoint.save(folder, self.progress.step, state, self.settings.keep_checkpoints)
+                folder, keep = self.folder / "checkpoints", self.settings.keep_checkpoints
+                checkpoint.save(folder, self.progress.iteration, state, keep)
             self.processes.wait()
-        self._untold = watch.seconds
-        self._count(watch.seconds)
+        self._not_logged = watch.seconds
+        self._add_seconds(watch.seconds)
 
-    def _step(self, step: int) -> None:
-        watch = Stopwatch()
-        steps_before = self.progress.num_steps
+    def _step(self, iteration: int) -> None:
+        """One iteration and all that is due after it."""
+        watch, progress = Stopwatch(), self.progress
+        before = progress.num_tokens_or_steps
         try:
-            metrics = self.iterate(step)
+            metrics = self.iterate(iteration)
         except RunStopped:
             self.save()
             raise
-        self.progress.step = step
-        self._count(metrics)
-        metrics |= self._totals(self.progress.num_steps - steps_before, watch.total())
-        metrics |= self._untold
-        self._untold = {}
-        if self.every and step % self.every == 0:
+        progress.iteration = iteration
+        self._add_seconds(metrics)
+        done, name = progress.num_tokens_or_steps, self.source.step_name
+        metrics |= {
+            f"num_{name}": done,
+            f"perf/{name}_per_second": (done - before) / watch.total(),
+            "perf/peak_memory_gb": peak_memory_gb(self.processes.device),
+            **self._not_logged,
+        }
+        self._not_logged = {}
+        if self.every and iteration % self.every == 0:
             metrics |= {f"eval/{k}": v for k, v in self._evaluate_and_keep_best().items()}
-        self.tracker.log(step, metrics)
-        if self.settings.save_every and step % self.settings.save_every == 0:
+        self.tracker.log(iteration, metrics)
+        if self.settings.save_every and iteration % self.settings.save_every == 0:
             self.save()
 
-    def _count(self, metrics: dict[str, float]) -> None:
+    def _add_seconds(self, metrics: dict[str, float]) -> None:
         """Add up the seconds of each phase, for the summary."""
         spent = self.progress.seconds
         for name, value in metrics.items():
             if name.startswith("time/"):
                 spent[name] = spent.get(name, 0.0) + value
 
-    def _totals(self, steps: int, seconds: float) -> dict[str, float]:
-        unit = self.evaluated.unit
-        return {
-            f"num_{unit}": self.progress.num_steps,
-            f"perf/{unit}_per_second": steps / seconds,
-            "perf/peak_memory_gb": peak_memory_gb(self.processes.device),
-        }
-
     def _evaluate_and_keep_best(self) -> dict[str, float]:
-        found = self.evaluated.evaluate()
-        headline = self.evaluated.headline
-        sign = -1 if self.evaluated.lower_is_better else 1
-        best = self.progress.best.get(headline, -sign * math.inf)
-        if sign * found[headline] > sign * best:
-            self.progress.best = {**found, "step": self.progress.step}
+        found, name = self.source.evaluate(), self.source.best_metric
+        sign = -1 if self.source.lower_is_better else 1
+        best = self.progress.best.get(name, -sign * math.inf)
+        if sign * found[name] > sign * best:
+            self.progress.best = {**found, "step": self.progress.iteration}
             if self.processes.is_main:
                 self.save_policy(self.folder / "best")
         return found

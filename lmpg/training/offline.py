@@ -18,8 +18,7 @@ from lmpg.runtime.processes import Processes
 from lmpg.runtime.stopwatch import Stopwatch
 from lmpg.settings.section import RunStopped
 from lmpg.training.loop import Loop, Progress
-from lmpg.training.optimizer import adamw, stepped
-from lmpg.training.schedules import scheduled
+from lmpg.training.optimizer import adamw, learning_rate, take_step
 from lmpg.training.settings import OfflineSettings
 
 E = TypeVar("E")
@@ -28,12 +27,13 @@ E = TypeVar("E")
 class Objective(Protocol[E]):
     """What is learned, by which module, from which examples.
 
-    headline: the held-out figure by which `best/` is chosen. unit: what `num_tokens` counts.
+    best_metric, lower_is_better, step_name: see `lmpg.training.source.Evaluable`; steps are what
+    `num_tokens` counts.
     """
 
-    headline: str
+    best_metric: str
     lower_is_better: bool
-    unit: str
+    step_name: str
 
     @property
     def module(self) -> nn.Module:
@@ -96,7 +96,7 @@ class OfflineUpdater(Generic[E]):
 
     def update(self, step: int) -> dict[str, float]:
         """One optimizer step; `step` counts from 1. Returns its metrics."""
-        rate = scheduled(self.settings, step, self.total_steps)
+        rate = learning_rate(self.settings, step, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = self.minibatch(step)
@@ -110,7 +110,7 @@ class OfflineUpdater(Generic[E]):
                 (found["loss"] / weight).backward()
             for name, x in found.items():
                 sums[name] = sums.get(name, 0) + x.detach()
-        norm = stepped(self.optimizer, self.settings, self.processes)
+        norm = take_step(self.optimizer, self.settings, self.processes)
         totals = self.processes.sum(torch.stack([x.double() for x in sums.values()]))
         return {
             **{name: total / weight for name, total in zip(sums, totals.tolist())},
@@ -143,11 +143,6 @@ class Offline(Loop):
     source: Objective
     updater: OfflineUpdater
 
-    @property
-    def evaluated(self) -> Objective:
-        """The objective evaluates its module."""
-        return self.source
-
     def state(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit."""
         named = self.source.module.named_parameters()
@@ -155,7 +150,7 @@ class Offline(Loop):
             "module": {name: p.detach() for name, p in named if p.requires_grad},
             "updater": self.updater.state(),
             "tracker": self.tracker.state(),
-            "progress": vars(self.progress),
+            "progress": self.progress.state(),
         }
 
     @torch.no_grad()
@@ -165,18 +160,19 @@ class Offline(Loop):
             if parameter.requires_grad:
                 parameter.copy_(state["module"][name])
         self.updater.load_state(state["updater"])
-        self.progress = Progress(**state["progress"])
+        self.progress = Progress.from_state(state["progress"])
         self.tracker.cut_back(state["tracker"])
 
-    def iterate(self, step: int) -> dict[str, float]:
+    def iterate(self, iteration: int) -> dict[str, float]:
         """One optimizer step on the next minibatch."""
         watch = Stopwatch()
         with watch("time/update"):
-            metrics = self.updater.update(step)
+            metrics = self.updater.update(iteration)
         if not math.isfinite(metrics["grad_norm"]):
             raise RunStopped(
-                f"step {step}: the gradient was inf or NaN, so nothing could be learned from this "
-                "minibatch. Lower update.learning_rate, or use model.precision fp32"
+                f"step {iteration}: the gradient was inf or NaN, so nothing could be learned from "
+                "this minibatch. Lower update.learning_rate, or use model.precision fp32"
             )
-        self.progress.num_steps += sum(map(self.source.num_tokens, self.updater.minibatch(step)))
+        num_tokens = sum(map(self.source.num_tokens, self.updater.minibatch(iteration)))
+        self.progress.num_tokens_or_steps += num_tokens
         return metrics | watch.seconds

@@ -1,4 +1,4 @@
-"""The loop: rollout → credit → update, for language models and environments alike."""
+"""Online learning: rollout → credit → update, for language models and environments alike."""
 
 from __future__ import annotations
 
@@ -12,32 +12,22 @@ from lmpg.functional.advantages import explained_variance
 from lmpg.functional.masking import masked_mean
 from lmpg.runtime.stopwatch import Stopwatch
 from lmpg.settings.section import RunStopped
-from lmpg.training.kl_controller import steered, with_fields
+from lmpg.training.kl_controller import TARGETS, adapted
 from lmpg.training.loop import Loop, Progress
-from lmpg.training.schedules import annealed
+from lmpg.training.schedules import annealed, with_fields
 from lmpg.training.source import Source
 from lmpg.training.update import Updater
 from lmpg.types import Algorithm, Credit, Policy, Rollout
 
-_ADVICE = {  # by the source's unit
-    "tokens": "look at rewards in samples.jsonl, or use model.precision fp32",
-    "steps": "or look for inf and NaN in what the environment shows and pays",
-}
-
 
 @dataclass(kw_only=True)
 class Online(Loop):
-    """Learning from one's own rollouts: the parts that are the algorithm's."""
+    """Learns from the policy's own rollouts."""
 
     policy: Policy
     algorithm: Algorithm
     source: Source
     updater: Updater
-
-    @property
-    def evaluated(self) -> Source:
-        """The source evaluates the policy."""
-        return self.source
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit."""
@@ -46,7 +36,7 @@ class Online(Loop):
             "updater": self.updater.state(),
             "source": self.source.state(),
             "tracker": self.tracker.state(),
-            "progress": vars(self.progress),
+            "progress": self.progress.state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -54,64 +44,62 @@ class Online(Loop):
         self.policy.load_trainable_state(state["policy"])
         self.updater.load_state(state["updater"])
         self.source.load_state(state["source"])
-        self.progress = Progress(**state["progress"])
+        self.progress = Progress.from_state(state["progress"])
         self.tracker.cut_back(state["tracker"])
         self.algorithm = with_fields(self.algorithm, self.progress.coefs)
 
-    def iterate(self, step: int) -> dict[str, float]:
-        """Rollout → credit → update."""
-        collected = self.source.collect(step)
-        rollout = self._with_baseline(collected.rollout)
-        algorithm = annealed(self.algorithm, self.updater.settings, step, self.total_steps)
+    def iterate(self, iteration: int) -> dict[str, float]:
+        """Rollout → credit → update; returns the metrics."""
+        collected = self.source.collect(iteration)
+        rollout, algorithm = collected.rollout, self.algorithm
+        if self.progress.baseline is not None:
+            rollout = replace(rollout, baseline=torch.tensor(self.progress.baseline))
+        if self.updater.settings.anneal:
+            algorithm = annealed(algorithm, self.updater.settings, iteration, self.total_steps)
         credit = algorithm.assign_credit(rollout)
         watch = Stopwatch()
         with watch("time/update"):
-            updated = self.updater.update(algorithm, rollout, credit, step)
+            updated = self.updater.update(algorithm, rollout, credit, iteration)
         metrics = {**collected.metrics, **credit_metrics(rollout, credit), **updated}
-        self._stop_if_nothing_is_finite(step, metrics)
-        self._advance(rollout, metrics)
-        self.tracker.samples(step, collected.samples)
-        return metrics | watch.seconds
-
-    def _with_baseline(self, rollout: Rollout) -> Rollout:
-        known = self.progress.baseline
-        return rollout if known is None else replace(rollout, baseline=torch.tensor(known))
-
-    def _advance(self, rollout: Rollout, metrics: dict[str, float]) -> None:
-        """Move on everything that one iteration hands to the next."""
-        self.progress.num_steps += int(rollout.mask_BT.sum())
-        earned = metrics["objective/rlhf_reward"]
-        decay = self.updater.settings.baseline_decay
-        old = self.progress.baseline
-        if rollout.scorable_B.any():  # else nothing was earned, not 0
-            self.progress.baseline = earned if old is None else decay * old + (1 - decay) * earned
-        coefs = steered(self.algorithm, metrics, len(rollout.mask_BT))
-        self.progress.coefs |= coefs
-        self.algorithm = with_fields(self.algorithm, coefs)
-        metrics |= {f"objective/{name}": value for name, value in coefs.items()}
-
-    def _stop_if_nothing_is_finite(self, step: int, metrics: dict[str, float]) -> None:
         if not math.isfinite(metrics["grad_norm"]):
             raise RunStopped(
-                f"step {step}: every gradient was inf or NaN, so nothing could be learned from "
-                f"this rollout. Lower update.learning_rate, {_ADVICE[self.source.unit]}; then "
+                f"step {iteration}: every gradient was inf or NaN, so nothing could be learned "
+                f"from this rollout. Lower update.learning_rate, {self.source.advice}; then "
                 "resume from the last checkpoint"
             )
+        self._advance(rollout, metrics)
+        self.tracker.samples(iteration, collected.samples)
+        return metrics | watch.seconds
+
+    def _advance(self, rollout: Rollout, metrics: dict[str, float]) -> None:
+        """Update what the next iteration starts from: counters, baseline and coefficients."""
+        progress = self.progress
+        progress.num_tokens_or_steps += int(rollout.mask_BT.sum())
+        if rollout.scorable_B.any():  # else there was no return, not one of 0
+            mean_return = metrics["objective/rlhf_reward"]
+            old, decay = progress.baseline, self.updater.settings.baseline_decay
+            progress.baseline = (
+                mean_return if old is None else decay * old + (1 - decay) * mean_return
+            )
+        if any(getattr(self.algorithm, target, None) for target in TARGETS):
+            coefs = adapted(self.algorithm, metrics, len(rollout.mask_BT))
+            progress.coefs |= coefs
+            self.algorithm = with_fields(self.algorithm, coefs)
+            metrics |= {f"objective/{name}": value for name, value in coefs.items()}
 
 
 def credit_metrics(rollout: Rollout, credit: Credit) -> dict[str, float]:
-    """What the algorithm was paid and what it made of it: means over the scorable rows."""
+    """Rewards and advantages of a rollout: means over the scorable rows."""
     scorable_B = rollout.scorable_B
-    paid_B = masked_mean((credit.rewards_BT * rollout.mask_BT).sum(1), scorable_B)
+    returns = masked_mean((credit.rewards_BT * rollout.mask_BT).sum(1), scorable_B)
     scores = masked_mean(rollout.scores_B, scorable_B)
-    found = {
-        "objective/rlhf_reward": float(paid_B),
-        "objective/non_score_reward": float(paid_B - scores),
-        "policy/advantage_abs_mean": float(
-            masked_mean(credit.advantages_BT.abs(), rollout.counted_BT)
-        ),
+    advantages = masked_mean(credit.advantages_BT.abs(), rollout.counted_BT)
+    metrics = {
+        "objective/rlhf_reward": float(returns),
+        "objective/non_score_reward": float(returns - scores),
+        "policy/advantage_abs_mean": float(advantages),
     }
     if credit.returns_BT is not None and rollout.values_BT is not None:
         explained = explained_variance(rollout.values_BT, credit.returns_BT, rollout.counted_BT)
-        found["value/explained_variance"] = float(explained)
-    return found
+        metrics["value/explained_variance"] = float(explained)
+    return metrics

@@ -1,4 +1,4 @@
-"""What every kind of training steps with: AdamW, its schedule, and a clipped step of all ranks."""
+"""AdamW, its learning rate, and an optimizer step on the clipped gradients of all ranks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from lmpg.runtime.processes import Processes
 from lmpg.training.settings import OptimizerSettings, UpdateSettings
 
 CRITIC = ("critic.", "value_head.")  # how the parameters of a policy's critic are called
+FEW = 8
+"""Parameters of a small network at most: there calls take the time, not numbers."""
 
 
 def adamw(parameters: list[nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
@@ -26,7 +28,8 @@ def adamw(parameters: list[nn.Parameter], settings: OptimizerSettings) -> torch.
 
 
 def policy_adamw(policy: nn.Module, settings: UpdateSettings) -> torch.optim.AdamW:
-    """The optimizer of a policy; `scale` of a group is its learning rate in that of the others."""
+    """The optimizer of a policy. Each group has a `scale`: its learning rate divided by the
+    policy's, which differs from 1 for a critic with a learning rate of its own."""
     named = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
     optimizer = adamw([p for _, p in named], settings)
     optimizer.param_groups[0]["scale"] = 1.0
@@ -39,7 +42,17 @@ def policy_adamw(policy: nn.Module, settings: UpdateSettings) -> torch.optim.Ada
     return optimizer
 
 
-def stepped(
+def learning_rate(settings: OptimizerSettings, step: int, total_steps: int) -> float:
+    """Learning rate of step `step` (from 1): linear warm-up, then constant, linear or cosine."""
+    rate, done = settings.learning_rate, min(1.0, (step - 1) / total_steps)
+    if settings.schedule == "linear":
+        rate *= 1 - done
+    elif settings.schedule == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * done))
+    return rate * min(1.0, step / settings.warmup_steps) if settings.warmup_steps else rate
+
+
+def take_step(
     optimizer: torch.optim.Optimizer, settings: OptimizerSettings, processes: Processes
 ) -> float:
     """Step on the gradients of all ranks, clipped; returns their norm before clipping.
@@ -48,33 +61,26 @@ def stepped(
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     processes.sum_gradients(parameters)
-    if few_and_small(parameters):
-        norm = clipped(parameters, settings.max_grad_norm)
+    if len(parameters) <= FEW and all(
+        p.device.type == "cpu" and p.dtype == torch.float32 and p.is_contiguous()
+        for p in parameters
+    ):
+        norm = _clipped(parameters, settings.max_grad_norm)
     else:
         total = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         norm = float(total)
         if norm > settings.max_grad_norm:
             nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, total)
     if math.isfinite(norm):
-        take_step(optimizer)
+        _step(optimizer)
     for p in parameters:
         p.grad = None
     return norm
 
 
-FEW = 8
-
-
-def few_and_small(parameters: list[nn.Parameter]) -> bool:
-    """Whether these are a small network's, so that calls count and not numbers."""
-    return len(parameters) <= FEW and all(
-        p.device.type == "cpu" and p.dtype == torch.float32 and p.is_contiguous()
-        for p in parameters
-    )
-
-
-def clipped(parameters: list[nn.Parameter], max_norm: float) -> float:
-    """Scale gradients down to the global norm `max_norm`; returns their norm before that."""
+def _clipped(parameters: list[nn.Parameter], max_norm: float) -> float:
+    """Scales a small network's gradients down to the global norm `max_norm`; returns their norm
+    before that. numpy, as `clip_grad_norm_` spends nine tenths of its time on grouping tensors."""
     grads = [p.grad.reshape(-1).numpy() for p in parameters if p.grad is not None]
     norm = math.sqrt(sum(float(np.dot(grad, grad)) for grad in grads))
     if max_norm < norm < math.inf:
@@ -84,8 +90,9 @@ def clipped(parameters: list[nn.Parameter], max_norm: float) -> float:
 
 
 @torch.no_grad()
-def take_step(optimizer: torch.optim.Optimizer) -> None:
-    """`optimizer.step()`; of AdamW on the CPU by its kernel alone, once it has a state."""
+def _step(optimizer: torch.optim.Optimizer) -> None:
+    """`optimizer.step()`. AdamW on the CPU calls its kernel directly, once it has a state: for a
+    small network the hooks and profilers around it take longer than the kernel."""
     lists = [[p for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
     known = all(p in optimizer.state and p.device.type == "cpu" for ps in lists for p in ps)
     if not (known and isinstance(optimizer, torch.optim.AdamW)):

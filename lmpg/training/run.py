@@ -39,10 +39,10 @@ def refusals_leave_nothing(folder: RunFolder, processes: Processes) -> Iterator[
         raise
 
 
-def carry_out(loop: Loop, folder: RunFolder, name: str, facts: dict[str, Any]) -> None:
-    """Train until the end or an interruption, and leave everything in the run's folder.
+def run(loop: Loop, folder: RunFolder, name: str, facts: dict[str, Any]) -> None:
+    """Trains until the end or an interruption, and leaves everything in the run's folder.
 
-    `facts` go into the summary as they are. After an interruption the same command with
+    facts: go into the summary as they are. After an interruption the same command with
     --run.resume goes on.
     """
     started = time.perf_counter()
@@ -56,7 +56,7 @@ def carry_out(loop: Loop, folder: RunFolder, name: str, facts: dict[str, Any]) -
             raise
         found: dict[str, Any] = {"exit_reason": reason}
         if reason == FINISHED:
-            found["after"] = loop.evaluated.evaluate()
+            found["after"] = loop.source.evaluate()
             if loop.processes.is_main:
                 loop.save_policy(folder.path / "final")
         _conclude(loop, folder, found, started, name, facts)
@@ -87,19 +87,19 @@ def _conclude(
     """summary.json, report.html and the last lines of the log; by the main process."""
     if not loop.processes.is_main:
         return
-    progress, unit = loop.progress, loop.evaluated.unit
+    progress, steps = loop.progress, loop.source.step_name
     busy = sum(progress.seconds.values())
     summary = {
         "name": name,
         **found,
         "before": progress.before,
         "best": progress.best,
-        "steps": progress.step,
+        "steps": progress.iteration,
         "num_processes": loop.processes.count,
         "device": str(loop.processes.device),
         "seconds": {**progress.seconds, "this_process": time.perf_counter() - started},
-        f"num_{unit}": progress.num_steps,
-        f"{unit}_per_second": progress.num_steps / busy if busy else None,
+        f"num_{steps}": progress.num_tokens_or_steps,
+        f"{steps}_per_second": progress.num_tokens_or_steps / busy if busy else None,
         "versions": versions(),
         **facts,
     }

@@ -1,27 +1,25 @@
-"""What changes with the step: the learning rate and annealed coefficients."""
+"""Annealing: coefficients of the algorithm that go down to 0 over a run.
+
+An algorithm is frozen, so each change makes a new one, validated anew.
+"""
 
 from __future__ import annotations
 
-import math
-
-from lmpg.training.kl_controller import with_fields
-from lmpg.training.settings import OptimizerSettings, UpdateSettings
+from lmpg.training.settings import UpdateSettings
 from lmpg.types import Algorithm
 
 
 def annealed(
-    algorithm: Algorithm, settings: UpdateSettings, step: int, total_steps: int
+    algorithm: Algorithm, settings: UpdateSettings, iteration: int, total_steps: int
 ) -> Algorithm:
-    """The algorithm of iteration `step` (from 1), with `update.anneal` on its way to 0."""
-    left = 1 - (step - 1) / total_steps
+    """The algorithm of `iteration` (from 1): the fields in `update.anneal`, less and less."""
+    left = 1 - (iteration - 1) / total_steps
     return with_fields(algorithm, {n: getattr(algorithm, n) * left for n in settings.anneal})
 
 
-def scheduled(settings: OptimizerSettings, step: int, total_steps: int) -> float:
-    """Learning rate of step `step` (from 1): linear warm-up, then constant, linear or cosine."""
-    rate, done = settings.learning_rate, min(1.0, (step - 1) / total_steps)
-    if settings.schedule == "linear":
-        rate *= 1 - done
-    elif settings.schedule == "cosine":
-        rate *= 0.5 * (1 + math.cos(math.pi * done))
-    return rate * min(1.0, step / settings.warmup_steps) if settings.warmup_steps else rate
+def with_fields(algorithm: Algorithm, changed: dict[str, float]) -> Algorithm:
+    """The same algorithm with some fields changed, validated anew."""
+    if not changed:
+        return algorithm
+    fields = algorithm.model_dump()  # type: ignore[attr-defined]
+    return type(algorithm)(**{**fields, **changed})

@@ -1,4 +1,4 @@
-"""The protocol of a source of rollouts: what the online loop needs of a wing."""
+"""Where learning gets its rollouts and its held-out metrics from: what each wing must provide."""
 
 from __future__ import annotations
 
@@ -8,11 +8,27 @@ from typing import Any, Protocol
 from lmpg.types import Rollout
 
 
+class Evaluable(Protocol):
+    """What a run can evaluate.
+
+    best_metric: the metric by which `best/` is chosen. step_name: what metric names call the steps
+    that `Progress` counts, `tokens` or `steps`.
+    """
+
+    best_metric: str
+    lower_is_better: bool
+    step_name: str
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out metrics as of now, the same on every rank."""
+        ...
+
+
 @dataclass(frozen=True)
 class Collected:
     """One iteration's rollout of all ranks, the same on each, and what there is to say of it.
 
-    samples: rows for samples.jsonl, none where this step shows none.
+    samples: rows for samples.jsonl; none where this iteration shows none.
     """
 
     rollout: Rollout
@@ -20,26 +36,20 @@ class Collected:
     samples: list[dict[str, Any]] = field(default_factory=list)
 
 
-class Source(Protocol):
-    """Where rollouts come from: prompts and a sampler, or environments.
+class Source(Evaluable, Protocol):
+    """Where rollouts come from: prompts and a generator, or environments.
 
-    headline, lower_is_better, unit: see `lmpg.training.loop.Evaluated`.
+    advice: what to look at when no gradient of an update was finite.
     """
 
-    headline: str
-    lower_is_better: bool
-    unit: str
+    advice: str
 
-    def collect(self, step: int) -> Collected:
-        """The rollout of iteration `step` (from 1), from the policy as it is now."""
-        ...
-
-    def evaluate(self) -> dict[str, float]:
-        """Held-out figures of the policy as it is now."""
+    def collect(self, iteration: int) -> Collected:
+        """The rollout of `iteration` (from 1), from the policy as it is now."""
         ...
 
     def state(self) -> dict[str, Any]:
-        """What must be known to go on; {} where all of it follows from the step."""
+        """What a checkpoint must hold to go on; {} where all of it follows from the iteration."""
         ...
 
     def load_state(self, state: dict[str, Any]) -> None:

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmpg.functional.masking import Reduction, loss_weights
+from lmpg.functional.masking import loss_weights
 from lmpg.runtime.processes import Processes
 from lmpg.runtime.seeding import generator
 from lmpg.training.diagnostics import Diagnostics
-from lmpg.training.microbatches import microbatches
-from lmpg.training.optimizer import policy_adamw, stepped
-from lmpg.training.schedules import scheduled
+from lmpg.training.old_logprobs import RECOMPUTED, OldLogprobs
+from lmpg.training.optimizer import learning_rate, policy_adamw, take_step
 from lmpg.training.settings import UpdateSettings
 from lmpg.types import Algorithm, Credit, Evaluation, Minibatch, Rollout
 
@@ -26,8 +25,8 @@ class Updater:
     so micro-batches, accumulation and the number of processes never change the result.
 
     max_length: steps that a row can have at most, for the reduction `fixed_length`.
-    old_is_new: there is one optimizer step per rollout, so that π_old is the policy that the step
-    finds; its log-probs stand in place of the rollout's, which then need not be exact.
+    old_logprobs: if "update", the log-probs of an optimizer step's own forward stand in place of
+    the rollout's. single_steps: the policy has no memory, so each chosen step becomes a row.
     """
 
     def __init__(
@@ -38,7 +37,9 @@ class Updater:
         seed: int,
         processes: Processes,
         max_length: int = 1,
-        old_is_new: bool = False,
+        *,
+        old_logprobs: OldLogprobs = RECOMPUTED,
+        single_steps: bool = False,
     ) -> None:
         self.policy = policy
         self.settings = settings
@@ -46,47 +47,29 @@ class Updater:
         self.seed = seed
         self.processes = processes
         self.max_length = max_length
-        self.old_is_new = old_is_new
+        self.old_logprobs = old_logprobs
+        self.single_steps = single_steps
         self.optimizer = policy_adamw(policy, settings)
 
     def update(
-        self, algorithm: Algorithm, rollout: Rollout, credit: Credit, step: int
+        self, algorithm: Algorithm, rollout: Rollout, credit: Credit, iteration: int
     ) -> dict[str, float]:
-        """Improve the policy on `rollout`; `step` counts from 1. Returns the step's metrics."""
+        """Improve the policy on the rollout of `iteration` (from 1); returns the metrics."""
         whole = Minibatch.of(rollout, credit)
-        if "observations" in whole.inputs:
-            whole = _chosen_steps(whole)
+        if self.single_steps:
+            whole = whole.as_steps()
+            whole = whole.rows(whole.mask_BT.squeeze(1).nonzero().squeeze(1))
         # inputs stay on the host, where lengths can be read without waiting for the device
         inputs = whole.inputs
         whole = replace(replace(whole, inputs={}).to(self.processes.device), inputs=inputs)
-        learning_rate = self.learning_rate(step)
+        rate = learning_rate(self.settings, iteration, self.total_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate * group["scale"]
+            group["lr"] = rate * group["scale"]
         diagnostics = Diagnostics(self.processes)
-        for minibatch in self._minibatches(whole, step):
+        for minibatch in self._minibatches(whole, iteration):
             if not self._optimizer_step(algorithm, minibatch, diagnostics):
                 break
-        return {**diagnostics.metrics(), "learning_rate": learning_rate}
-
-    def _minibatches(self, whole: Minibatch, step: int) -> Iterator[Minibatch]:
-        """Those of all epochs; rows are shuffled anew in each, unless they all stay together."""
-        num_rows = len(whole.mask_BT)
-        count = self._num_minibatches(num_rows)
-        for epoch in range(self.settings.epochs):
-            if count == 1:
-                yield whole
-                continue
-            shuffle = generator(self.seed, "minibatches", step, epoch)
-            yield from whole.rows(torch.randperm(num_rows, generator=shuffle)).split(count)
-
-    def _num_minibatches(self, num_rows: int) -> int:
-        """Of equal size as far as possible: environments may hand over a few rows more or less
-        than asked for, and the last rollout is shorter."""
-        return max(1, round(num_rows / self.settings.minibatch_size))
-
-    def learning_rate(self, step: int) -> float:
-        """Learning rate of iteration `step` (from 1): linear warm-up, then the schedule."""
-        return scheduled(self.settings, step, self.total_steps)
+        return {**diagnostics.metrics(), "learning_rate": rate}
 
     def state(self) -> dict[str, Any]:
         """The optimizer's tensors and counters, for a checkpoint."""
@@ -97,12 +80,30 @@ class Updater:
         whole = self.optimizer.state_dict()
         self.optimizer.load_state_dict({**whole, "state": state["optimizer"]})
 
+    def _minibatches(self, whole: Minibatch, iteration: int) -> Iterator[Minibatch]:
+        """Those of all epochs; rows are shuffled anew in each, unless they all stay together.
+
+        They are of equal size as far as possible: environments may hand over a few rows more or
+        less than asked for, and the last rollout is shorter.
+        """
+        num_rows = len(whole.mask_BT)
+        count = max(1, round(num_rows / self.settings.minibatch_size))
+        for epoch in range(self.settings.epochs):
+            if count == 1:
+                yield whole
+                continue
+            shuffle = generator(self.seed, "minibatches", iteration, epoch)
+            yield from whole.rows(torch.randperm(num_rows, generator=shuffle)).split(count)
+
     def _optimizer_step(
         self, algorithm: Algorithm, minibatch: Minibatch, diagnostics: Diagnostics
     ) -> bool:
         """False where the policy has gone far enough already, so that the step is not taken."""
         diagnostics.begin_minibatch()
-        weights_BT = self._weights(minibatch, algorithm.reduction)
+        if self.single_steps:  # all of them chosen, so they weigh the same under every reduction
+            weights_BT = _equal_weights(len(minibatch.mask_BT))
+        else:
+            weights_BT = loss_weights(minibatch.mask_BT, algorithm.reduction, self.max_length)
         if self.processes.count > 1:  # with fewer rows than processes, some have none
             mine = torch.arange(self.processes.rank, len(weights_BT), self.processes.count)
             minibatch, weights_BT = minibatch.rows(mine), _rows(weights_BT, mine)
@@ -117,7 +118,7 @@ class Updater:
             self.optimizer.zero_grad(set_to_none=True)
             diagnostics.add_left_out()
             return False
-        norm = stepped(self.optimizer, self.settings, self.processes)
+        norm = take_step(self.optimizer, self.settings, self.processes)
         diagnostics.add_optimizer_step(norm)
         return True
 
@@ -130,12 +131,6 @@ class Updater:
         too_far = target_kl is not None and kl > 1.5 * target_kl
         return too_far or (most_clipped is not None and clip_fraction > most_clipped)
 
-    def _weights(self, minibatch: Minibatch, reduction: Reduction) -> Tensor:
-        """Rows of single steps, all of them chosen, weigh the same under every reduction."""
-        if "observations" in minibatch.inputs:
-            return _equal_weights(len(minibatch.mask_BT))
-        return loss_weights(minibatch.mask_BT, reduction, self.max_length)
-
     def _accumulate(
         self,
         algorithm: Algorithm,
@@ -143,48 +138,70 @@ class Updater:
         weights_BT: Tensor,
         diagnostics: Diagnostics,
     ) -> None:
-        leaf, backward = _differentiated(self.policy, batch.inputs)
-        if self.old_is_new:
-            batch = replace(batch, old_logprobs_BT=leaf.logprobs_BT.detach())
-        terms = algorithm.loss_terms(leaf, batch)
-        gradients = _gradients(terms, weights_BT, leaf)
-        diagnostics.add(leaf, batch, terms, weights_BT, gradients)
-        backward(*_summed(gradients))
+        """Forward, loss and backward of one micro-batch."""
+        new, leaves, backward = _detached(self.policy, batch.inputs)
+        if self.old_logprobs.source == "update":
+            batch = replace(batch, old_logprobs_BT=new.logprobs_BT.detach())
+        terms = algorithm.loss_terms(new, batch)
+        gradients = _gradients(terms, weights_BT, leaves)
+        diagnostics.add(new, batch, terms, weights_BT, gradients)
+        summed = []
+        for parts in zip(*gradients.values()):
+            known = [part for part in parts if part is not None]
+            summed.append(torch.stack(known).sum(0) if len(known) > 1 else next(iter(known), None))
+        backward(*summed)
 
 
-def _chosen_steps(whole: Minibatch) -> Minibatch:
-    """Each chosen step a row of its own: for policies without memory."""
-    steps = whole.as_steps()
-    return steps.rows(steps.mask_BT.squeeze(1).nonzero().squeeze(1))
+def microbatches(inputs: dict[str, Tensor], rows: int, tokens: int = 0) -> list[Tensor]:
+    """Indices of the rows [B] of each forward: memory and time, never the result.
+
+    A forward has at most `rows` rows and, if `tokens` is not 0, at most so many tokens with
+    padding, but one row at least. If inputs say how long their rows are (`…_lengths` [B]), the
+    longest come first and rows of like length together; else nothing is padded.
+    """
+    count = len(next(iter(inputs.values())))
+    lengths = [x.cpu() for name, x in inputs.items() if name.endswith("_lengths")]
+    if not lengths or not count:
+        return list(torch.arange(count).split(rows)) if count else []
+    order = torch.stack(lengths).sum(0).argsort(stable=True, descending=True)
+    sizes: list[int] = []
+    widest: tuple[int, ...] = ()
+    for row in zip(*[x[order].tolist() for x in lengths]):
+        wider = tuple(map(max, widest, row))
+        full = not sizes or sizes[-1] == rows
+        if full or (tokens and sum(wider) * (sizes[-1] + 1) > tokens):
+            sizes.append(0)
+            wider = row
+        widest = wider
+        sizes[-1] += 1
+    return list(order.split(sizes))
 
 
-def _differentiated(
+def _detached(
     policy: Any, inputs: dict[str, Tensor]
-) -> tuple[Evaluation, Callable[..., None]]:
-    """What the policy thinks, as leaves, so that each term's gradient can be looked at before it
-    enters the model; and the way there, which takes the gradients by log-probs, entropy, values."""
+) -> tuple[Evaluation, list[Tensor], Callable[..., None]]:
+    """Runs the policy and detaches its outputs, so that d(term)/d(log-probs) is there to be looked
+    at, for the clip fraction.
+
+    Returns the detached Evaluation, its tensors as a list, and a function that back-propagates
+    gradients by (log-probs, entropy, values) through the model.
+    """
     by_hand = policy.differentiated(inputs) if hasattr(policy, "differentiated") else None
     new, backward = by_hand or (policy.evaluate(inputs), None)
-    leaf = Evaluation(*[x.detach().requires_grad_() for x in _leaves(new)])
-    return leaf, backward or partial(_backward, _leaves(new))
+    outputs = [x for x in (new.logprobs_BT, new.entropy_BT, new.values_BT) if x is not None]
+    leaves = [x.detach().requires_grad_() for x in outputs]
+    return Evaluation(*leaves), leaves, backward or partial(_backward, outputs)
 
 
-@lru_cache(maxsize=8)
-def _equal_weights(count: int) -> Tensor:
-    return torch.full((count, 1), 1 / max(1, count))
-
-
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    return x.index_select(0, index.to(x.device))
-
-
-def _leaves(evaluation: Evaluation) -> list[Tensor]:
-    found = [evaluation.logprobs_BT, evaluation.entropy_BT, evaluation.values_BT]
-    return [x for x in found if x is not None]
+def _backward(outputs: list[Tensor], *gradients: Tensor | None) -> None:
+    """Send gradients by `outputs` through the model, where they are needed."""
+    pairs = [(x, g) for x, g in zip(outputs, gradients) if g is not None and x.requires_grad]
+    if pairs:
+        torch.autograd.backward([x for x, _ in pairs], [g for _, g in pairs])
 
 
 def _gradients(
-    terms: dict[str, Tensor], weights_BT: Tensor, leaf: Evaluation
+    terms: dict[str, Tensor], weights_BT: Tensor, leaves: list[Tensor]
 ) -> dict[str, list[Tensor | None]]:
     """Per named term, the gradient of Σ term·weight with respect to log-probs, entropy and values.
 
@@ -192,7 +209,6 @@ def _gradients(
     alone (see `lmpg.types.Algorithm.loss_terms`). What is masked out weighs
     nothing, but must be finite.
     """
-    leaves = _leaves(leaf)
     place = {"policy": 0, "entropy": 1, "value": 2}
     gradients: dict[str, list[Tensor | None]] = {name: [None] * len(leaves) for name in terms}
     known = [name for name in terms if terms[name].requires_grad]  # a constant has no gradient
@@ -216,17 +232,10 @@ def _gradients(
     return gradients
 
 
-def _summed(gradients: dict[str, list[Tensor | None]]) -> list[Tensor | None]:
-    """Over all terms: by log-probs, entropy and values."""
-    found: list[Tensor | None] = []
-    for parts in zip(*gradients.values()):
-        known = [part for part in parts if part is not None]
-        found.append(torch.stack(known).sum(0) if len(known) > 1 else next(iter(known), None))
-    return found
+@lru_cache(maxsize=8)
+def _equal_weights(count: int) -> Tensor:
+    return torch.full((count, 1), 1 / max(1, count))
 
 
-def _backward(outputs: list[Tensor], *gradients: Tensor | None) -> None:
-    """Send gradients by `outputs` through the model, where they are needed."""
-    pairs = [(x, g) for x, g in zip(outputs, gradients) if g is not None and x.requires_grad]
-    if pairs:
-        torch.autograd.backward([x for x, _ in pairs], [g for _, g in pairs])
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    return x.index_select(0, index.to(x.device))

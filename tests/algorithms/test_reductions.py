@@ -31,7 +31,14 @@ def weights_after(algorithm, without_values=False):
     source = make_source(
         EnvSettings(num_envs=4), PolicySettings(), algorithm, update, EvaluationSettings(), run
     )
-    updater = Updater(source.policy, update, num_iterations(run, update), 0, Processes(cpu=True))
+    updater = Updater(
+        source.policy,
+        update,
+        num_iterations(run, update),
+        0,
+        Processes(cpu=True),
+        single_steps=True,
+    )
     for step in range(1, num_iterations(run, update) + 1):
         rollout = source.collect(step).rollout
         if without_values:

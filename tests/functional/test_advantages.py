@@ -10,7 +10,7 @@ from lmpg.functional.advantages import (
     group_standardised,
     leave_one_out,
     n_step_advantages,
-    next_chosen,
+    next_in_mask,
 )
 from lmpg.functional.masking import WHITEN_EPS, loss_weights, masked_mean, masked_variance, whitened
 from tests.support.planted import catches
@@ -151,7 +151,7 @@ def test_gae_bridges_over_steps_the_policy_did_not_choose():
     values[0, where] = torch.tensor(short["values"])
     ended = torch.zeros_like(mask)
     ended[0, 5] = True
-    found = gae(rewards, values, next_chosen(values, mask), ended, ended, mask, 0.9, 0.8)
+    found = gae(rewards, values, next_in_mask(values, mask), ended, ended, mask, 0.9, 0.8)
     assert found[0, where].tolist() == pytest.approx([3.8696, 3.43, 1.5], abs=1e-6)
     assert found[0][~mask[0]].tolist() == [0, 0, 0, 0]
 
@@ -159,7 +159,7 @@ def test_gae_bridges_over_steps_the_policy_did_not_choose():
 def test_next_chosen_is_the_value_at_the_next_marked_step():
     values = torch.tensor([[1.0, 2, 3, 4]])
     mask = torch.tensor([[True, False, True, False]])
-    assert next_chosen(values, mask).tolist() == [[3, 3, 0, 0]]
+    assert next_in_mask(values, mask).tolist() == [[3, 3, 0, 0]]
 
 
 @catches("whitening with the biased std")

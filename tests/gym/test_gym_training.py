@@ -128,7 +128,9 @@ class Cycle(gymnasium.Env):
 def learn(env: EnvSettings, update: UpdateSettings, algorithm: PPO, run: GymRunSettings):
     source = make_source(env, PolicySettings(), algorithm, update, EvaluationSettings(size=20), run)
     total_steps = num_iterations(run, update)
-    updater = Updater(source.policy, update, total_steps, run.seed, Processes(cpu=True))
+    updater = Updater(
+        source.policy, update, total_steps, run.seed, Processes(cpu=True), single_steps=True
+    )
     for step in range(1, total_steps + 1):
         rollout = source.collect(step).rollout
         updater.update(algorithm, rollout, algorithm.assign_credit(rollout), step)

@@ -75,7 +75,11 @@ def learning(s, source):
     """Iteration by iteration."""
     total = num_iterations(s.run, s.update)
     shared = isinstance(s, GymSettings)
-    updater = Updater(source.policy, s.update, total, 0, Processes(cpu=True)) if shared else None
+    updater = (
+        Updater(source.policy, s.update, total, 0, Processes(cpu=True), single_steps=True)
+        if shared
+        else None
+    )
     state = {} if shared else s.algorithm.initial_state(source.policy, 0)
     for step in range(1, total + 1):
         rollout = source.collect(step).rollout

@@ -129,7 +129,7 @@ def test_the_reference_stays_and_with_an_adapter_it_is_no_second_model(
         found["it stayed"] = torch.equal(reference.logprobs(inputs), before)
         found["policy's way"] = (policy.evaluate(inputs).logprobs_BT - before).abs().max().item()
 
-    monkeypatch.setattr(lmpg.language.program, "carry_out", look)
+    monkeypatch.setattr(lmpg.language.program, "run", look)
     run_here("ppo", {**parts, **lora, "run.output-dir": tmp_path / "run"})
     assert found["the same model"] == bool(lora)
     assert found["it stayed"]

@@ -76,6 +76,6 @@ def trained_probabilities(algorithm, steps=300, rows=2048, seed=0, **settings):
         rollout = bandit_rollout(policy, rows, seed, step, baseline)
         credit = algorithm.assign_credit(rollout)
         updater.update(algorithm, rollout, credit, step)
-        earned = credit.rewards_BT.mean()
-        baseline = earned if baseline is None else 0.9 * baseline + 0.1 * earned
+        mean_return = credit.rewards_BT.mean()
+        baseline = mean_return if baseline is None else 0.9 * baseline + 0.1 * mean_return
     return policy.theta.detach().softmax(0)

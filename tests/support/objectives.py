@@ -18,7 +18,7 @@ from lmpg.language.objectives.kto_objective import KTOObjective
 from lmpg.language.objectives.preference_objective import with_reference
 from lmpg.language.objectives.reward_model_objective import RewardModelObjective
 from lmpg.language.objectives.sft_objective import SFTObjective
-from lmpg.runtime.processes import Alone
+from lmpg.runtime.processes import SingleProcess
 from lmpg.training.offline import OfflineUpdater
 from lmpg.training.settings import OfflineSettings
 from tests.support.tiny import CONTEXT, EOS, PAD, VOCABULARY, tiny_model, tiny_tokenizer
@@ -85,19 +85,23 @@ def random_labelled_completions(count: int, seed: int = 0):
 def sft_objective(train: list[Text], held_out=None, processes=None, policy=None, packing=False):
     """Next-token prediction, on rows of one text or of several."""
     policy = policy or tiny_policy()
-    return SFTObjective(policy, train, held_out or train, 0, processes or Alone(), packing=packing)
+    return SFTObjective(
+        policy, train, held_out or train, 0, processes or SingleProcess(), packing=packing
+    )
 
 
-def reward_model_objective(train, held_out=None, processes=None, method=None):
+def reward_model_objective(train, held_out=None, processes=None, method=None, model=None):
     """A reward model."""
     parts = (train, held_out or train)
-    model, tokenizer, method = tiny_model("reward"), tiny_tokenizer(), method or BradleyTerry()
-    return RewardModelObjective(model, tokenizer, method, parts, 0, processes or Alone())
+    model, method = model or tiny_model("reward"), method or BradleyTerry()
+    return RewardModelObjective(
+        model, tiny_tokenizer(), method, parts, 0, processes or SingleProcess()
+    )
 
 
 def dpo_objective(train: list, held_out=None, processes=None, method=None, policy=None):
     """DPO; its policy has moved away from the reference where it is not handed in."""
-    method, processes = method or DPO(), processes or Alone()
+    method, processes = method or DPO(), processes or SingleProcess()
     made = policy or tiny_policy()
     parts = (train, held_out or train)
     if method.reference:
@@ -108,7 +112,7 @@ def dpo_objective(train: list, held_out=None, processes=None, method=None, polic
 
 def kto_objective(train: list, held_out=None, processes=None, method=None):
     """KTO, away from the reference."""
-    policy, processes = tiny_policy(), processes or Alone()
+    policy, processes = tiny_policy(), processes or SingleProcess()
     parts = tuple(with_reference(x, policy, 32, processes) for x in (train, held_out or train))
     return moved(KTOObjective(policy, method or KTO(), parts, 0, processes))
 
@@ -141,7 +145,7 @@ MADE = {
 def learned(objective, steps: int, **changes) -> dict[str, torch.Tensor]:
     """The weights after `steps` steps."""
     settings = {"learning_rate": 1e-3, "minibatch_size": 6, "epochs": 3, **changes}
-    updater = OfflineUpdater(objective, OfflineSettings(**settings), Alone())
+    updater = OfflineUpdater(objective, OfflineSettings(**settings), SingleProcess())
     for step in range(1, steps + 1):
         updater.update(step)
     return copy.deepcopy(objective.module.state_dict())

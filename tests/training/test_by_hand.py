@@ -20,12 +20,12 @@ from lmpg.gym.environments.copies import Copies
 from lmpg.gym.networks.flat_mlp import FlatMLP
 from lmpg.gym.networks.mlp_policy import ActionSpec, MLPPolicy
 from lmpg.gym.networks.settings import PolicySettings
-from lmpg.runtime.processes import Alone
+from lmpg.runtime.processes import SingleProcess
 from lmpg.runtime.seeding import generator
 from lmpg.runtime.threads import limit_threads
 from lmpg.training import diagnostics
 from lmpg.training.diagnostics import Diagnostics
-from lmpg.training.optimizer import policy_adamw, stepped
+from lmpg.training.optimizer import policy_adamw, take_step
 from lmpg.training.settings import UpdateSettings
 from lmpg.training.update import Updater, _gradients
 from lmpg.types import Evaluation, Minibatch
@@ -152,7 +152,7 @@ def test_quick_steps_are_those_of_torch(max_grad_norm):
         for policy in (mine, theirs):
             for p, gradient in zip(policy.parameters(), drawn):
                 p.grad = gradient.clone()
-        norm = stepped(optimizers[0], settings, Alone())
+        norm = take_step(optimizers[0], settings, SingleProcess())
         expected = nn.utils.clip_grad_norm_(theirs.parameters(), max_grad_norm)
         optimizers[1].step()
         assert norm == pytest.approx(float(expected), rel=1e-6)
@@ -196,7 +196,9 @@ def test_minibatches_are_shuffled_and_complete_unless_there_is_one():
     policy = policy_of("discrete")
     numbers = torch.arange(20.0)[:, None]
     whole = updater_batch(numbers)
-    updater = Updater(policy, UpdateSettings(rollout_size=20, minibatch_size=5), 1, 0, Alone())
+    updater = Updater(
+        policy, UpdateSettings(rollout_size=20, minibatch_size=5), 1, 0, SingleProcess()
+    )
     updater.settings = updater.settings.model_copy(update={"epochs": 2})
     seen = [batch.advantages_BT.squeeze(1).tolist() for batch in updater._minibatches(whole, 1)]
     assert [len(batch) for batch in seen] == [5] * 8
@@ -262,15 +264,15 @@ def test_a_copy_of_a_network_reads_its_own_weights():
 def test_a_term_that_depends_on_nothing_has_no_gradient_and_leaves_the_others_theirs():
     values = torch.tensor([[1.0], [2.0]], requires_grad=True)
     other = torch.zeros(2, 1, requires_grad=True)
-    leaf = Evaluation(other, torch.zeros(2, 1, requires_grad=True), values)
+    leaves = [other, torch.zeros(2, 1, requires_grad=True), values]
     terms = {"policy": torch.zeros(2, 1), "value": values**2}
-    found = _gradients(terms, torch.full((2, 1), 0.5), leaf)
+    found = _gradients(terms, torch.full((2, 1), 0.5), leaves)
     assert found["policy"] == [None, None, None]
     assert found["value"][2].tolist() == [[1.0], [2.0]]
 
 
 def test_a_minibatch_without_rows_on_this_rank_has_no_kl():
-    seen = Diagnostics(Alone())
+    seen = Diagnostics(SingleProcess())
     one = torch.ones(2, 1)
     new = Evaluation(one.clone(), one, None)
     batch = Minibatch(

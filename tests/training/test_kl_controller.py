@@ -1,4 +1,4 @@
-"""Coefficients that change over a run: steered to a target, annealed, always validated."""
+"""Coefficients that change over a run: adapted to a target, annealed, always validated."""
 
 import pytest
 
@@ -12,8 +12,8 @@ from lmpg.gym.settings import GymSettings
 from lmpg.language.settings import LanguageSettings
 from lmpg.settings.raw import defaults_of, merged, validated
 from lmpg.settings.section import UserError
-from lmpg.training.kl_controller import steered, with_fields
-from lmpg.training.schedules import annealed
+from lmpg.training.kl_controller import adapted
+from lmpg.training.schedules import annealed, with_fields
 from lmpg.training.settings import UpdateSettings
 from tests.support.planted import catches
 
@@ -23,20 +23,20 @@ METRICS = {"objective/kl": 6.0, "policy/last_kl": 0.1}
 @catches("the KL controller changes β by more than 20 % a step for a large rollout")
 def test_the_kl_coefficient_follows_the_kl_of_the_responses_in_proportion():
     algorithm = PPO(kl_coef=1.0, kl_target=5.0, kl_horizon=100)
-    assert steered(algorithm, METRICS, 50) == pytest.approx({"kl_coef": 1.1})
-    assert steered(algorithm, METRICS, 100) == pytest.approx({"kl_coef": 1.2})
-    assert steered(algorithm, METRICS, 9999) == pytest.approx({"kl_coef": 1.2})
-    assert steered(GRPO(kl_coef=1.0, kl_target=6.0), METRICS, 99) == {"kl_coef": 1.0}
+    assert adapted(algorithm, METRICS, 50) == pytest.approx({"kl_coef": 1.1})
+    assert adapted(algorithm, METRICS, 100) == pytest.approx({"kl_coef": 1.2})
+    assert adapted(algorithm, METRICS, 9999) == pytest.approx({"kl_coef": 1.2})
+    assert adapted(GRPO(kl_coef=1.0, kl_target=6.0), METRICS, 99) == {"kl_coef": 1.0}
 
 
 def test_the_penalty_doubles_and_halves_by_the_kl_of_the_last_minibatch():
     for target, expected in ((0.01, 2.0), (0.1, 1.0), (1.0, 0.5)):
         algorithm = PPO(penalty_coef=1.0, penalty_target=target)
-        assert steered(algorithm, METRICS, 50) == {"penalty_coef": expected}
+        assert adapted(algorithm, METRICS, 50) == {"penalty_coef": expected}
 
 
-def test_nothing_is_steered_without_a_target():
-    assert steered(PPO(), {}, 50) == {}
+def test_nothing_is_adapted_without_a_target():
+    assert adapted(PPO(), {}, 50) == {}
 
 
 @catches("annealing begins one step early")

@@ -4,9 +4,9 @@ import torch
 
 from lmpg.language.models.inputs import language_inputs
 from lmpg.language.models.policy import CausalLMPolicy
-from lmpg.language.rollouts.generation import Responder
+from lmpg.language.rollouts.generation import Generator
 from lmpg.language.sampling.samples import Samples
-from lmpg.training.microbatches import microbatches
+from lmpg.training.update import microbatches
 from tests.support.planted import catches
 from tests.support.tiny import CONTEXT, EOS, PAD, tiny_model
 
@@ -35,7 +35,7 @@ def test_steps_of_an_environment_are_cut_in_their_order():
 
 
 @catches("responses evaluated again stay in the order of their lengths")
-def test_responses_evaluated_again_come_back_in_their_order():
+def test_completions_evaluated_again_come_back_in_their_order():
     policy = CausalLMPolicy(
         tiny_model(),
         torch.nn.Linear(32, 1),
@@ -49,11 +49,11 @@ def test_responses_evaluated_again_come_back_in_their_order():
     mask_BT = whole.logprobs_BT != 0
     samples = Samples(inputs, mask_BT, *([whole.logprobs_BT] * 3), mask_BT[:, 0])
     for size, tokens in [(2, 0), (6, 11)]:
-        responder = Responder(policy, None, None, 0, None, size, tokens)
-        found = responder.reference_logprobs(policy.reference(), samples)
+        generator = Generator(policy, None, None, 0, None, size, tokens)
+        found = generator.reference_logprobs(policy.reference(), samples)
         torch.testing.assert_close(found, whole.logprobs_BT, rtol=1e-5, atol=1e-5)
-        policy.bf16 = True  # then everything is evaluated again
-        again = responder.recorded(samples)
+        policy.bf16 = True
+        again = generator.old_evaluation(samples)
         policy.bf16 = False
         for name in ("logprobs_BT", "entropy_BT", "values_BT"):
             near = {"rtol": 0.05, "atol": 0.05}

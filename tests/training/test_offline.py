@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from lmpg.algorithms.bradley_terry import BradleyTerry
 from lmpg.language.data.reward_pairs import LabelledText, RewardPair
 from lmpg.language.data.texts import Text
-from lmpg.runtime.processes import Alone
+from lmpg.runtime.processes import SingleProcess
 from lmpg.training.offline import OfflineUpdater
 from lmpg.training.settings import OfflineSettings
 from tests.support.objectives import (
@@ -47,7 +47,7 @@ def test_supervised_loss_is_the_mean_cross_entropy_of_the_learned_tokens():
     found = objective.evaluate()
     assert found["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
     assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
-    updater = OfflineUpdater(objective, OfflineSettings(minibatch_size=7), Alone())
+    updater = OfflineUpdater(objective, OfflineSettings(minibatch_size=7), SingleProcess())
     assert updater.update(1)["loss"] == pytest.approx(found["loss"], rel=1e-5)
 
 
@@ -93,7 +93,7 @@ def test_a_margin_and_a_term_that_centres_scores_enter_the_loss_of_a_reward_mode
         a, b = (objective.module(torch.tensor([x])).logits.item() for x in ids)
         losses.append(math.log1p(math.exp(b - a + 0.25 + pair.margin)) + 0.1 * (a + b) ** 2)
     assert objective.evaluate()["loss"] == pytest.approx(sum(losses) / 5, rel=1e-4)
-    updater = OfflineUpdater(objective, OfflineSettings(minibatch_size=5), Alone())
+    updater = OfflineUpdater(objective, OfflineSettings(minibatch_size=5), SingleProcess())
     assert updater.update(1)["loss"] == pytest.approx(sum(losses) / 5, rel=1e-4)
 
 
@@ -119,7 +119,7 @@ def test_microbatches_do_not_change_what_is_learned(kind):
         assert largest_difference(parts, whole) <= TOLERANCE
 
 
-class Rank(Alone):
+class Rank(SingleProcess):
     """One of two ranks; what it would hand to the other is kept instead."""
 
     def __init__(self, rank: int) -> None:
@@ -163,7 +163,9 @@ def test_gradients_of_two_processes_add_up_to_those_of_one(kind, size):
 @every_kind
 def test_every_example_is_used_once_per_epoch_in_minibatches_of_like_size(kind):
     objective = MADE[kind]()
-    updater = OfflineUpdater(objective, OfflineSettings(minibatch_size=4, epochs=2), Alone())
+    updater = OfflineUpdater(
+        objective, OfflineSettings(minibatch_size=4, epochs=2), SingleProcess()
+    )
     assert updater.total_steps == 6
     epochs = [[updater.minibatch(step) for step in part] for part in ((1, 2, 3), (4, 5, 6))]
     for number, batches in enumerate(epochs):
@@ -178,13 +180,13 @@ def test_every_example_is_used_once_per_epoch_in_minibatches_of_like_size(kind):
 @every_kind
 def test_a_loaded_state_goes_on_bit_for_bit(kind):
     settings = OfflineSettings(minibatch_size=4, epochs=2, warmup_steps=2, schedule="linear")
-    straight = OfflineUpdater(MADE[kind](), settings, Alone())
+    straight = OfflineUpdater(MADE[kind](), settings, SingleProcess())
     for step in range(1, 4):
         straight.update(step)
     weights = copy.deepcopy(straight.objective.module.state_dict())
     state = copy.deepcopy(straight.state())
     expected = [straight.update(step) for step in range(4, 7)]
-    later = OfflineUpdater(MADE[kind](), settings, Alone())
+    later = OfflineUpdater(MADE[kind](), settings, SingleProcess())
     later.objective.module.load_state_dict(weights)
     later.load_state(state)
     assert [later.update(step) for step in range(4, 7)] == expected
@@ -197,7 +199,7 @@ def test_the_learning_rate_warms_up_and_falls_to_the_last_step():
     settings = OfflineSettings(
         minibatch_size=4, epochs=2, learning_rate=1e-3, warmup_steps=2, schedule="linear"
     )
-    updater = OfflineUpdater(sft_objective(random_texts(11)), settings, Alone())
+    updater = OfflineUpdater(sft_objective(random_texts(11)), settings, SingleProcess())
     rates = [updater.update(step)["learning_rate"] for step in range(1, 7)]
     assert rates == pytest.approx([1e-3 * x / 6 for x in (3, 5, 4, 3, 2, 1)])
 

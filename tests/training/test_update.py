@@ -10,8 +10,11 @@ from lmpg.algorithms.grpo import GRPO
 from lmpg.algorithms.ppo import PPO
 from lmpg.algorithms.reinforce import REINFORCE
 from lmpg.cli.train import settings_of
-from lmpg.language.program import old_is_new
+from lmpg.language.program import old_logprobs_of
 from lmpg.training.diagnostics import Diagnostics
+from lmpg.training.old_logprobs import OldLogprobs
+from lmpg.training.optimizer import learning_rate
+from lmpg.training.settings import UpdateSettings
 from lmpg.types import Minibatch
 from tests.support.bandit import REFERENCE, REWARDS, BanditPolicy, bandit_rollout, updater_for
 from tests.support.planted import catches
@@ -125,14 +128,23 @@ def test_gradient_norm_is_clipped():
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():
-    updater = updater_for(BanditPolicy(), 10, learning_rate=1.0, schedule="linear", warmup_steps=2)
-    rates = [updater.learning_rate(step) for step in (1, 2, 6, 10)]
-    assert rates == pytest.approx([0.5, 0.9, 0.5, 0.1])
-    cosine = updater_for(BanditPolicy(), 10, learning_rate=1.0, schedule="cosine")
-    rates = [cosine.learning_rate(step) for step in (1, 6, 11)]
-    assert rates == pytest.approx([1.0, 0.5, 0.0])
-    constant = updater_for(BanditPolicy(), 10, learning_rate=1.0)
-    assert constant.learning_rate(10) == 1
+    def rates(*steps, **settings):
+        settings = UpdateSettings(learning_rate=1.0, **settings)
+        return [learning_rate(settings, step, 10) for step in steps]
+
+    found = rates(1, 2, 6, 10, schedule="linear", warmup_steps=2)
+    assert found == pytest.approx([0.5, 0.9, 0.5, 0.1])
+    assert rates(1, 6, 11, schedule="cosine") == pytest.approx([1.0, 0.5, 0.0])
+    assert rates(10) == [1]
+
+
+def test_an_update_learns_at_the_rate_of_its_iteration():
+    policy = BanditPolicy()
+    rollout = bandit_rollout(policy, 64, 0, 1)
+    updater = updater_for(policy, 10, learning_rate=1e-3, schedule="linear")
+    found = updater.update(PPO(), rollout, PPO().assign_credit(rollout), 6)
+    assert found["learning_rate"] == pytest.approx(5e-4)
+    assert [group["lr"] for group in updater.optimizer.param_groups] == pytest.approx([5e-4])
 
 
 def test_optimizer_state_goes_on_bit_for_bit():
@@ -252,19 +264,19 @@ def test_an_update_that_ends_before_its_first_step_is_no_failure():
 def test_where_one_step_follows_the_policy_it_finds_is_the_old_one(algorithm):
     """Log-probs of a rollout that are not exact (bf16) then change nothing."""
 
-    def updated(noise, old_is_new):
+    def updated(noise, source):
         policy = BanditPolicy()
         rollout = bandit_rollout(policy, 64, 0, 1)
         drawn = torch.randn(rollout.logprobs_BT.shape, generator=torch.Generator().manual_seed(0))
         updater = updater_for(policy, rollout_size=64, minibatch_size=64, epochs=1)
-        updater.old_is_new = old_is_new
+        updater.old_logprobs = OldLogprobs(source)
         credit = algorithm.assign_credit(rollout)
         inexact = replace(rollout, logprobs_BT=rollout.logprobs_BT + noise * drawn)
         found = updater.update(algorithm, inexact, credit, 1)
         return policy.theta.detach(), found
 
-    expected, _ = updated(0.0, False)
-    theta, found = updated(0.1, True)
+    expected, _ = updated(0.0, "recomputed")
+    theta, found = updated(0.1, "update")
     assert torch.equal(theta, expected)
     assert (found["policy/ratio_mean"], found["policy/approx_kl"]) == (1, 0)
 
@@ -272,14 +284,16 @@ def test_where_one_step_follows_the_policy_it_finds_is_the_old_one(algorithm):
 @pytest.mark.parametrize(
     ("name", "flags", "expected"),
     [
-        ("grpo", ["--update.epochs", "1", "--update.minibatch-size", "64"], True),
-        ("grpo", ["--update.epochs", "1"], False),
-        ("grpo", ["--update.minibatch-size", "64"], False),
-        ("rloo", ["--update.minibatch-size", "64"], False),
-        ("rloo", ["--update.minibatch-size", "64", "--algorithm.kl-coef", "0"], True),
-        ("ppo", ["--update.epochs", "1", "--update.minibatch-size", "64"], False),
+        ("grpo", ["--update.epochs", "1", "--update.minibatch-size", "64"], "update"),
+        ("grpo", ["--update.epochs", "1"], "recomputed"),
+        ("grpo", ["--update.minibatch-size", "64"], "recomputed"),
+        ("rloo", ["--update.minibatch-size", "64"], "recomputed"),
+        ("rloo", ["--update.minibatch-size", "64", "--algorithm.kl-coef", "0"], "update"),
+        ("ppo", ["--update.epochs", "1", "--update.minibatch-size", "64"], "recomputed"),
     ],
 )
 def test_log_probs_are_not_looked_at_again_only_where_nothing_asks_for_them(name, flags, expected):
     own = ["--model.path", "m", "--data.path", "d", "--rewards.functions", "f.py:f"]
-    assert old_is_new(settings_of(name, [*own, *flags])) is expected
+    settings = settings_of(name, [*own, *flags])
+    assert old_logprobs_of(settings, False, 1).source == expected
+    assert old_logprobs_of(settings, True, 1).source == "sampled"

@@ -1,1 +1,1 @@
-"""Fields and formulas that several algorithms have in common."""
+"""What several algorithms share: fields with the credit or the loss terms that go with them."""

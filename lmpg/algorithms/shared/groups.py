@@ -39,15 +39,16 @@ class Grouped(Section):
         return super().needs | {"ratios"}  # type: ignore[misc]
 
     def assign_credit(self, rollout: Rollout) -> Credit:
-        """The group-relative score on every chosen step; unscorable responses stay out."""
-        rewards_BT = self.paid(rollout)  # type: ignore[attr-defined]
+        """The group-relative score on every step in the mask; responses without a score stay
+        out."""
+        rewards_BT = self.penalised_rewards(rollout)  # type: ignore[attr-defined]
         return group_credit(rollout, rewards_BT, self.group_size, self.advantage)
 
 
 def group_credit(
     rollout: Rollout, rewards_BT: Tensor, group_size: int, advantage: GroupAdvantage
 ) -> Credit:
-    """The group-relative sum of a response's rewards, on every step that it chose.
+    """The group-relative sum of a response's rewards, on every step in its mask.
 
     Responses without a score stay out of their group's statistics.
     """

@@ -1,4 +1,4 @@
-"""What every algorithm can add: an entropy bonus, and a KL penalty in the reward or in the loss."""
+"""What every online algorithm can add: an entropy bonus, a KL penalty in the reward or the loss."""
 
 from __future__ import annotations
 
@@ -61,12 +61,13 @@ class Regularised(Section):
 
     @property
     def needs(self) -> frozenset[str]:
-        """A reference where there is a KL penalty; ratios too where it is in the loss."""
+        """A reference where there is a KL penalty; ratios too if it is in the loss, and old
+        log-probs if it is in the reward."""
         if not self.kl_coef:
             return frozenset()
-        return frozenset({"reference", "ratios"} if self.kl_in == "loss" else {"reference"})
+        return frozenset({"reference", "ratios" if self.kl_in == "loss" else "old_logprobs"})
 
-    def paid(self, rollout: Rollout) -> Tensor:
+    def penalised_rewards(self, rollout: Rollout) -> Tensor:
         """The rewards [B, T], less the KL penalty where it is in the reward."""
         coef = self.kl_coef if self.kl_in == "reward" else 0.0
         old_BT, ref_BT = rollout.logprobs_BT, rollout.ref_logprobs_BT

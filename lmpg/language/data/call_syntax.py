@@ -1,4 +1,4 @@
-"""A name with arguments, as it is written in settings: `length(target=200)`."""
+"""Parses a name with arguments, as settings hold it: `length(target=200)`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order in which prompts are used, as pure functions of seed, epoch and step."""
+"""The order in which prompts and examples are used: pure functions of seed, epoch and step."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from functools import lru_cache
 import numpy as np
 
 
-def epoch_order(num_prompts: int, epoch: int, seed: int) -> np.ndarray:
-    """A permutation of range(num_prompts): int64 [num_prompts]."""
-    return _shuffled(num_prompts, "epoch", epoch, seed)
+@lru_cache(maxsize=4)
+def epoch_order(count: int, epoch: int, seed: int) -> np.ndarray:
+    """The order of one epoch, a permutation of range(count): int64 [count], not to be changed."""
+    return random_numbers("epoch", epoch, seed).permutation(count)
 
 
 def prompts_for_step(num_prompts: int, step: int, prompts_per_step: int, seed: int) -> list[int]:
@@ -24,15 +25,15 @@ def prompts_for_step(num_prompts: int, step: int, prompts_per_step: int, seed: i
         )
     first = step * prompts_per_step
     return [
-        int(_cached_order(num_prompts, position // num_prompts, seed)[position % num_prompts])
+        int(epoch_order(num_prompts, position // num_prompts, seed)[position % num_prompts])
         for position in range(first, first + prompts_per_step)
     ]
 
 
 def other_prompts(num_prompts: int, step: int, used: list[int], count: int, seed: int) -> list[int]:
-    """Indices of `count` further prompts for a step (counted from 0), in an order of its own; those
-    in `used` come only when all others have."""
-    order = _shuffled(num_prompts, "other", step, seed).tolist()
+    """Indices of `count` further prompts for a step (counted from 0), in an order of its own, which
+    repeats those in `used` only after all others."""
+    order = random_numbers("other", step, seed).permutation(num_prompts).tolist()
     before = set(used)
     order = [i for i in order if i not in before] + [i for i in order if i in before]
     return [order[i % num_prompts] for i in range(count)]
@@ -43,23 +44,14 @@ def held_out_split(num_rows: int, num_eval: int) -> tuple[list[int], list[int]]:
 
     The shuffle has a seed of its own, so that runs with different seeds share one split.
     """
-    order = _shuffled(num_rows, "held out")
+    order = random_numbers("held out").permutation(num_rows)
     count = min(num_eval, num_rows // 5)
     return sorted(order[: num_rows - count].tolist()), sorted(order[num_rows - count :].tolist())
 
 
 def subset(num_rows: int, num_eval: int) -> list[int]:
     """Indices in file order of at most `num_eval` rows, the same ones in every run."""
-    return sorted(_shuffled(num_rows, "subset")[:num_eval].tolist())
-
-
-@lru_cache(maxsize=4)
-def _cached_order(num_prompts: int, epoch: int, seed: int) -> np.ndarray:
-    return epoch_order(num_prompts, epoch, seed)
-
-
-def _shuffled(count: int, *key: int | str) -> np.ndarray:
-    return random_numbers(*key).permutation(count)
+    return sorted(random_numbers("subset").permutation(num_rows)[:num_eval].tolist())
 
 
 def random_numbers(*key: int | str) -> np.random.Generator:

@@ -1,4 +1,4 @@
-"""Which texts share a row, so that little of it is padding."""
+"""Packing: which texts share a row, so that rows hold little padding."""
 
 from __future__ import annotations
 

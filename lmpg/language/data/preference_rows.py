@@ -100,7 +100,7 @@ def usable_preferences(
 
 
 def with_prompt_column(rows: list[Row], settings: DataSettings, source: str) -> list[Row]:
-    """The rows; of preferences without a prompt column, with what both answers begin with."""
+    """The rows; preferences without a column `prompt` get one: what both answers begin with."""
     if settings.prompt_column or "prompt" in columns_of(rows) or not is_preference(rows, settings):
         return rows
     found = [preference(row, settings, f"{source}, row {n}") for n, row in enumerate(rows, 1)]
@@ -140,7 +140,7 @@ def _boundary(chosen: str, rejected: str) -> int:
 
 
 def _inside_word(text: str, at: int) -> bool:
-    """Whether a cut before character `at` would split a word or what is one sign to the eye."""
+    """Whether a cut before character `at` would split a word, or a sign of several characters."""
     if not 0 < at < len(text):
         return False
     before, after = text[at - 1], text[at]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -23,6 +24,10 @@ class Prompt:
     prompt: str | Messages
     ids: list[int]
     columns: dict[str, Any] = field(default_factory=dict)
+
+
+EvalMetric = Callable[[list[Prompt], list[str]], dict[str, float]]
+"""(prompts, completions) → metrics that training never sees, such as a gold scorer's."""
 
 
 def common_columns(prompts: Split[Prompt]) -> list[str]:

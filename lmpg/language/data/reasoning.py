@@ -1,4 +1,4 @@
-"""Questions made by a task of reasoning-gym, an extra of lmpg."""
+"""Reads rows from a task of reasoning-gym, which is an optional dependency."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Pairs of a better and a worse text, for training reward models.
+"""Pairs of a better and a worse text, from which reward models learn.
 
-From rows with `chosen` and `rejected` (the prompt in a column of its own, or implicit: both
-begin with it), or from labelled text, where any higher label beats any lower.
+They come from rows with `chosen` and `rejected` (the prompt has a column of its own, or both begin
+with it), or from labelled texts, of which a higher label beats any lower one.
 """
 
 from __future__ import annotations
@@ -100,9 +100,9 @@ def as_pairs(
 def match_labels(labels: list[float], epoch: int, seed: int) -> list[tuple[int, int]]:
     """Indices (higher, lower) of texts with different labels, drawn anew in each epoch.
 
-    Neighbours in a shuffle are matched, those with equal labels are shuffled again, and what
-    remains of the largest class takes random partners: each of its texts is used once if it
-    has half of all texts or more.
+    Matches neighbours in a shuffle, and shuffles those with equal labels again. What remains of the
+    largest class gets random partners; if it has half of all texts or more, each of its texts is
+    used once.
     """
     if len(set(labels)) < 2:
         found = f"all are {labels[0]:g}" if labels else "there are none"

@@ -1,4 +1,4 @@
-"""Rows of a data set as dicts, from local files and folders or the Hub, with readable errors."""
+"""Reads a data set as rows (dicts), from local files, folders or the Hub, with readable errors."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _read_folder(path: Path, split: str, key: str) -> list[Row]:
 
 
 def _refuse_missing_file(source: str, path: Path, key: str) -> None:
-    """What can't be a Hub name was meant as a file: say that it is missing, and what is near."""
+    """Raises if `source` cannot be a name on the Hub: names the missing file, and one like it."""
     data_file = path.suffix.lower() in (*_JSON, *_READERS)
     if not (data_file or source.startswith((".", "/", "~")) or source.count("/") > 1):
         return
@@ -187,7 +187,8 @@ def _load_from_disk(path: Path, split: str, key: str) -> list[Row]:
 
 
 def _quiet_datasets() -> Any:
-    """The datasets library without progress bars, chatter and its request that counts loads."""
+    """The datasets library, without progress bars, info messages and its request that counts
+    downloads."""
     import datasets
 
     datasets.disable_progress_bars()

@@ -1,4 +1,4 @@
-"""How text and chat messages become token ids: the rules that all of lmpg shares.
+"""Turns text and chat messages into token ids, by rules that training and scoring share.
 
 - A prompt starts with whatever the tokenizer puts before a text (BOS for Llama, nothing for
   GPT-2) and never ends with what it puts behind one (EOS), because the response follows.
@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from lmpg.language.data.chat import Messages, conversation, render_chat
@@ -48,8 +48,8 @@ def many_prompt_ids(tokenizer: Any, prompts: list[str]) -> list[list[int]]:
 def continuation_ids(tokenizer: Any, before: str, text: str) -> list[int]:
     """Ids of `text` as it continues `before`, whose own ids stay as they are.
 
-    Where a token would straddle the seam, `text` is read on its own; the line break in front
-    keeps tokenizers that begin every text with a space from adding one.
+    If a token would hold the end of `before` and the start of `text`, `text` is encoded behind a
+    line break instead, since some tokenizers add a space to the beginning of every text.
     """
     for anchor in (before, "\n"):
         head, whole = encode(tokenizer, anchor), encode(tokenizer, anchor + text)
@@ -69,15 +69,15 @@ def completion_text(tokenizer: Any, prompt: list[int], response: list[int]) -> s
 def completion_texts(
     tokenizer: Any, prompts: list[list[int]], responses: list[list[int]]
 ) -> list[str]:
-    """`completion_text` of one response to each prompt; those that come again are decoded once."""
-
-    def text(ids: Sequence[int]) -> str:
-        return tokenizer.decode(list(ids), skip_special_tokens=True)
-
-    heads = {prompt: text(prompt) for prompt in dict.fromkeys(map(tuple, prompts))}
+    """`completion_text` of one response to each prompt; equal prompts are decoded once."""
+    text = partial(tokenizer.decode, skip_special_tokens=True)
+    heads: dict[tuple[int, ...], str] = {}
     found = []
     for prompt, response in zip(prompts, responses):
-        head, whole = heads[tuple(prompt)], text(prompt + response)
+        key = tuple(prompt)
+        if key not in heads:
+            heads[key] = text(prompt)
+        head, whole = heads[key], text(prompt + response)
         found.append(whole[len(head) :] if whole.startswith(head) else text(response))
     return found
 

@@ -1,4 +1,4 @@
-"""DPO's part with the model: the log-probs of both answers of each pair."""
+"""What DPO asks of the model: the log-probs of both answers of each pair."""
 
 from __future__ import annotations
 

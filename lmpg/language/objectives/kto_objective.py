@@ -1,4 +1,4 @@
-"""KTO's part with the model: the log-probs of labelled completions, and the KL baseline."""
+"""What KTO asks of the model: the log-probs of labelled completions, and the KL baseline."""
 
 from __future__ import annotations
 

@@ -30,9 +30,9 @@ class PreferenceObjective(ABC, Generic[E, A]):
     sample_metrics: further held-out metrics, of sampled responses.
     """
 
-    headline = "loss"
+    best_metric = "loss"
     lower_is_better = True
-    unit = "tokens"
+    step_name = "tokens"
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class PreferenceObjective(ABC, Generic[E, A]):
         return sum(len(text.ids) for text in example.texts)
 
     def prepare(self, batch: list[E], parts: list[list[E]]) -> None:
-        """Needs nothing that depends on the whole minibatch, unless a subclass does."""
+        """Does nothing where no loss depends on the minibatch as a whole, as in DPO."""
 
     def loss_sums(self, examples: list[E]) -> dict[str, Tensor]:
         """Summed loss and metrics."""

@@ -1,4 +1,4 @@
-"""A reward model's part with the model: the scores of both texts of each pair."""
+"""Training of reward models: the scores of both texts of each pair."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class RewardModelObjective:
     train, held_out: pairs, or labelled texts, whose pairs differ between epochs.
     """
 
-    headline = "pair_accuracy"
+    best_metric = "pair_accuracy"
     lower_is_better = False
-    unit = "tokens"
+    step_name = "tokens"
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class RewardModelObjective:
         return len(example.chosen_ids) + len(example.rejected_ids)
 
     def prepare(self, batch: list[RewardPair], parts: list[list[RewardPair]]) -> None:
-        """Needs nothing that depends on the whole minibatch."""
+        """Does nothing: no loss depends on the minibatch as a whole."""
 
     def loss_sums(self, examples: list[RewardPair]) -> dict[str, Tensor]:
         """Summed loss, and the number of pairs that are ranked rightly."""

@@ -28,9 +28,9 @@ class SFTObjective:
     sample_metrics: further held-out metrics, of sampled responses.
     """
 
-    headline = "loss"
+    best_metric = "loss"
     lower_is_better = True
-    unit = "tokens"
+    step_name = "tokens"
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class SFTObjective:
         return sum(len(text.ids) for text in example)
 
     def prepare(self, batch: list[PackedRow], parts: list[list[PackedRow]]) -> None:
-        """Needs nothing that depends on the whole minibatch."""
+        """Does nothing: no loss depends on the minibatch as a whole."""
 
     def loss_sums(self, examples: list[PackedRow]) -> dict[str, Tensor]:
         """Summed loss, and the summed entropy of the predictions."""

@@ -39,7 +39,10 @@ class RewardRequest:
             else [{"role": "assistant", "content": completion}]
             for prompt, completion in zip(self.prompts, self.completions)
         ]
-        given = {**self.columns, **dict(zip(GIVEN, (self.prompts, written, self.completion_ids)))}
+        given: dict[str, list[Any]] = {
+            **self.columns,
+            **dict(zip(GIVEN, (self.prompts, written, self.completion_ids))),
+        }
         if self.completion_steps is not None:
             given["completion_steps"] = self.completion_steps
         return given

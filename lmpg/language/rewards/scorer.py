@@ -6,6 +6,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from operator import mul
 from pathlib import Path
 
 from lmpg.language.rewards.functions import FunctionReward
@@ -37,9 +38,18 @@ class Scores:
     messages: list[str]
     steps: list[list[Step]]
 
+    def rows(self, index: list[int]) -> Scores:
+        """The scores with only the responses in `index`, in that order."""
+        totals = [self.totals[i] for i in index]
+        by_reward = {name: [x[i] for i in index] for name, x in self.by_reward.items()}
+        steps = [self.steps[i] for i in index]
+        return Scores(totals, by_reward, totals.count(None), self.messages, steps)
+
     @classmethod
     def joined(cls, parts: Sequence[Scores]) -> Scores:
         """The scores of all parts, in their order."""
+        if len(parts) == 1:
+            return parts[0]
         names = parts[0].by_reward
         return cls(
             totals=[x for part in parts for x in part.totals],
@@ -200,32 +210,26 @@ class PendingScores:
             self._scorer.warn_once(name, [*reply.notes, *reply.messages])
             for text, times in Counter(reply.messages).items():
                 messages.append(f"{name}: {times} of {count} without a score: {text}")
-        totals = [
-            None if None in scores else sum(w * x for w, x in zip(weights, scores))
-            for scores in zip(*by_reward.values())
-        ]
-        totals, too_large = _bounded(totals, steps)
-        messages += too_large
+        totals: list[float | None] = []
+        too_large = 0
+        for scores, token_rewards in zip(zip(*by_reward.values()), steps):
+            total = None if None in scores else sum(map(mul, weights, scores))
+            if total is not None and not _fits(total, token_rewards):
+                total, too_large = None, too_large + 1
+            totals.append(total)
+        if too_large:
+            said = f"it is beyond ±{LARGEST:g}, expected less"
+            messages.append(f"{too_large} of {count} without a score: {said}")
         placed = [sorted(x.items()) if t is not None else [] for x, t in zip(steps, totals)]
         return Scores(totals, by_reward, totals.count(None), messages, placed)
 
 
-def _bounded(
-    totals: list[float | None], steps: list[TokenRewards]
-) -> tuple[list[float | None], list[str]]:
-    """The totals, None where float32 could not hold the square of one of a response's numbers, and
-    a message if there are such responses.
+def _fits(total: float, token_rewards: TokenRewards) -> bool:
+    """Whether float32 could hold the square of every number of a response.
 
     A score that is finite in float64 would else be inf in the loss, or in its spread.
     """
-
-    def fits(total: float | None, rewards: TokenRewards) -> bool:
-        return total is None or all(abs(x) < LARGEST for x in (total, *rewards.values()))
-
-    kept = [t if fits(t, rewards) else None for t, rewards in zip(totals, steps)]
-    lost = kept.count(None) - totals.count(None)
-    said = f"{lost} of {len(kept)} without a score: it is beyond ±{LARGEST:g}, expected less"
-    return kept, [said] if lost else []
+    return all(abs(x) < LARGEST for x in (total, *token_rewards.values()))
 
 
 def _summed(

@@ -1,71 +1,81 @@
-"""Held-out evaluation of a language model: what it writes, and what is thought of it."""
+"""Held-out evaluation of a language model: what it writes, and how that is scored."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
 
-from lmpg.language.data.prompts import Prompt
+from lmpg.language.data.prompts import EvalMetric, Prompt
 from lmpg.language.models.policy import Reference
 from lmpg.language.rewards.scorer import Scorer
-from lmpg.language.rollouts.generation import Responder
+from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.metrics import mean, score_statistics
-
-# (prompts, completions) → figures that training never sees, such as a gold scorer's.
-Judge = Callable[[list[Prompt], list[str]], dict[str, float]]
+from lmpg.settings.section import RunStopped
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Sampled responses to `size` held-out prompts (repeated where there are fewer), the same
-    random numbers each time, at most `rows` at once; scorer, reference and judge where there are.
+class Evaluator:
+    """Samples completions of `size` held-out prompts, repeated where there are fewer, with the same
+    random numbers each time and at most `rows` at once.
 
-    messages: what the rewards said of responses without a score, the last time.
+    scorer, reference and eval_metric each add their metrics, where they are given.
     """
 
-    responder: Responder
+    generator: Generator
     prompts: list[Prompt]
     size: int
     rows: int
     scorer: Scorer | None = None
     reference: Reference | None = None
-    judge: Judge | None = None
-    messages: list[str] = field(default_factory=list)
+    eval_metric: EvalMetric | None = None
 
-    def evaluate(self) -> dict[str, float]:
-        """reward, reward_std: mean and std of the score. reward_errors: responses without one, if
-        there are any. distinct: share of distinct responses.
-        length: mean tokens. kl: mean nats per response to the reference. And what the judge adds.
+    def evaluate(self, max_error_share: float = 1.0) -> dict[str, float]:
+        """Metrics of the policy as it is now, the same on every rank.
+
+        reward, reward_std: mean and std of the score. reward_errors: completions without one, if
+        there are any. distinct: share of distinct completions. length: mean tokens. kl: mean nats
+        per completion to the reference. And what `eval_metric` adds. RunStopped if more completions
+        than `max_error_share` have no score.
         """
-        asked = [self.prompts[i % len(self.prompts)] for i in range(self.size)]
-        uniforms_BT = self.responder.uniforms(("evaluate",), self.size, 1)
-        totals: list[float | None] = []
-        said: list[str] = []
-        completions: list[str] = []
-        lengths: list[float] = []
-        kls: list[float] = []
-        mine = self.responder.processes.share(asked)
-        for start in range(0, len(mine), self.rows):
-            prompts = mine[start : start + self.rows]
-            rows = uniforms_BT[start : start + len(prompts)]
-            responses = self.responder.respond(prompts, 1, rows)
-            completions += responses.completions
-            lengths += map(len, responses.ids)
-            if self.scorer is not None:
-                scores = responses.scored_by(self.scorer)
-                totals += scores.totals
-                said += scores.messages
-            if self.reference is not None:
-                kls += self.responder.sequence_kl(self.reference, responses.samples).tolist()
-        gather = self.responder.processes.gather_list
-        completions = gather(completions)
-        totals = gather(totals)
-        self.messages[:] = gather(said)
-        found = {} if self.scorer is None else score_statistics(totals)
-        if None in totals:
-            found["reward_errors"] = float(totals.count(None))
-        found["distinct"] = len(set(completions)) / len(completions)
-        found["length"] = mean(gather(lengths))
+        prompts = [self.prompts[i % len(self.prompts)] for i in range(self.size)]
+        names = ("texts", "lengths", "scores", "messages", "kls")
+        ranks = self.generator.processes.gather_list([self._columns(prompts)])
+        texts, lengths, scores, messages, kls = (
+            [x for columns in ranks for x in columns[name]] for name in names
+        )
+        errors = scores.count(None)
+        if errors > max_error_share * self.size:
+            said = "\n  ".join(messages[:5])
+            raise RunStopped(
+                f"before training: {errors} of {self.size} held-out responses could not be scored, "
+                f"more than rewards.max_error_share = {max_error_share} allows. Mend the reward "
+                f"and start again. The reward said:\n  {said}"
+            )
+        metrics = {} if self.scorer is None else score_statistics(scores)
+        if errors:
+            metrics["reward_errors"] = float(errors)
+        metrics["distinct"] = len(set(texts)) / len(texts)
+        metrics["length"] = mean(lengths)
         if self.reference is not None:
-            found["kl"] = mean(gather(kls))
-        return found | (self.judge(asked, completions) if self.judge else {})
+            metrics["kl"] = mean(kls)
+        return metrics | (self.eval_metric(prompts, texts) if self.eval_metric else {})
+
+    def _columns(self, prompts: list[Prompt]) -> dict[str, list[Any]]:
+        """What this rank finds out of its share of the prompts."""
+        uniforms_BT = self.generator.uniforms(("evaluate",), len(prompts), 1)
+        mine = self.generator.processes.share(prompts)
+        found: dict[str, list[Any]] = defaultdict(list)
+        for start in range(0, len(mine), self.rows):
+            rows = slice(start, start + self.rows)
+            completions = self.generator.generate(mine[rows], 1, uniforms_BT[rows])
+            found["texts"] += completions.texts
+            found["lengths"] += map(len, completions.ids)
+            if self.scorer is not None:
+                scores = completions.submit_to(self.scorer).result()
+                found["scores"] += scores.totals
+                found["messages"] += scores.messages
+            if self.reference is not None:
+                kl_B = self.generator.sequence_kl(self.reference, completions.samples)
+                found["kls"] += kl_B.tolist()
+        return found

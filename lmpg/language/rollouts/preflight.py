@@ -1,7 +1,7 @@
-"""The check at the start of a new run: what must hold exactly before anything was learned.
+"""The self-test at the start of a new run: what must hold exactly before the first update.
 
-Ratio 1 and KL 0 at the first step catch, in seconds, the mistakes that otherwise cost a run: other
-positions with padding, dropout, a temperature on one side only, a head applied differently.
+Ratio 1 and KL 0 catch, in seconds, mistakes that otherwise cost a run: other positions with
+padding, dropout, a temperature on one side only, a head applied differently.
 """
 
 from __future__ import annotations
@@ -12,21 +12,26 @@ import torch
 from torch import Tensor
 
 from lmpg.language.models.policy import CausalLMPolicy, Reference, unpadded_rows
-from lmpg.language.sampling.sampler import Sampler
-from lmpg.runtime.seeding import generator
+from lmpg.language.rollouts.generation import Generator
+from lmpg.runtime.seeding import generator as seeded
 from lmpg.settings.section import UserError
 
 TOLERANCE = 1e-5  # of means over tokens, in fp32
 TOKEN_TOLERANCE = 1e-4  # of the worst single token; deep models round by a few 1e-5
 NUM_PROMPTS = 4
+IN_WORDS = {
+    "sampled": "as sampled (fp32)",
+    "recomputed": "computed again (bf16)",
+    "update": "the update's own (bf16)",
+}
 
 
 @dataclass(frozen=True)
 class SelfTest:
-    """Largest deviations found, in nats per token, and what the model is like.
+    """Largest deviations found, in nats per token, and how the model is set up.
 
-    old_logprobs: where those that ratios compare with come from in this run. way: how responses
-    are sampled.
+    old_logprobs: where the old log-probs of this run come from, in words. backend:
+    how completions are sampled.
     """
 
     ratio: float
@@ -76,21 +81,15 @@ class SelfTest:
 
 @torch.no_grad()
 def self_test(
-    policy: CausalLMPolicy,
-    reference: Reference | None,
-    sampler: Sampler,
-    prompts: list[list[int]],
-    seed: int,
-    old_is_new: bool = False,
+    generator: Generator, reference: Reference | None, prompts: list[list[int]]
 ) -> SelfTest:
-    """Sample a few responses and look at them in every way that must agree."""
-    known = "as sampled (fp32)"
-    if policy.bf16:
-        known = "the update's own (bf16)" if old_is_new else "computed again (bf16)"
+    """Samples a few completions and evaluates them in every way that must agree."""
+    policy, sampler = generator.policy, generator.sampler
     prompts = sorted(prompts, key=len)
     chosen = prompts[: NUM_PROMPTS // 2] + prompts[-NUM_PROMPTS // 2 :]  # lengths that differ
     shape = (len(chosen), sampler.max_new_tokens)
-    samples = sampler.sample(chosen, 1, torch.rand(shape, generator=generator(seed, "self-test")))
+    drawn = torch.rand(shape, generator=seeded(generator.seed, "self-test"))
+    samples = sampler.sample(chosen, 1, drawn)
     new = policy.evaluate(samples.inputs)
     old_BT = new.logprobs_BT if policy.bf16 else samples.logprobs_BT
     mask_BT = samples.mask_BT
@@ -102,7 +101,7 @@ def self_test(
         sampler=_deviation(samples.logprobs_BT, new.logprobs_BT, mask_BT),
         padding=_deviation(_one_by_one(policy, samples.inputs), new.logprobs_BT, mask_BT),
         logits=_deviation(policy.plain_logprobs(samples.inputs), new.logprobs_BT, mask_BT),
-        old_logprobs=known,
+        old_logprobs=IN_WORDS[generator.old_logprobs.source],
         backend=sampler.backend,
         eos_token_ids=policy.eos_token_ids,
         critic="none" if head is None else getattr(policy.critic, "kind", "shared"),

@@ -1,93 +1,85 @@
-"""From what rewards say of responses to the scores that are learned from."""
+"""Score processing: from the raw scores of completions to those that are learned from."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lmpg.functional.score_functions import Moments, overlong_punishment
-from lmpg.language.rewards.scorer import Scores, Step
+from lmpg.functional.score_functions import RunningMoments, overlong_punishment
+from lmpg.language.rewards.scorer import Scores
 from lmpg.language.rewards.settings import RewardSettings
-from lmpg.language.rollouts.generation import Responses
+from lmpg.language.rollouts.generation import Completions
 
-STD_EPS = 1e-8  # beside it the std of scores that are all the same is no divisor
-NO_SPREAD = 1e-6  # a std that says nothing: running scores are then centred, not scaled
-
-
-@dataclass(frozen=True)
-class Shaped:
-    """Shaped scores, None where a response stays out, and the part of each that lies on tokens."""
-
-    totals: list[float | None]
-    steps: list[list[Step]]
+STD_EPS = 1e-8  # keeps the divisor above 0 where all scores are the same
+NO_SPREAD = 1e-6  # below this std, running scores are centred but not scaled
 
 
 @dataclass(frozen=True)
-class Shaping:
-    """`rewards.truncated`, then `normalise`, `score_clip`, `missing_eos_penalty` and
+class ScoreProcessing:
+    """Applies `rewards.truncated`, `normalise`, `score_clip`, `missing_eos_penalty` and
     `overlong_tokens`, in this order.
 
-    seen: statistics of all scores so far, those of this step's too.
+    seen: running statistics of all scores so far, this iteration's included.
     """
 
     settings: RewardSettings
     max_new_tokens: int
-    seen: Moments = field(default_factory=Moments)
+    seen: RunningMoments = field(default_factory=RunningMoments)
 
     @property
     def changes_scores(self) -> bool:
-        """Whether shaped scores can differ from raw ones."""
+        """Whether processed scores can differ from raw ones."""
         s = self.settings
         penalised = s.missing_eos_penalty or s.overlong_tokens or s.truncated in ("zero", "mask")
         return bool(penalised or s.normalise == "running" or s.score_clip is not None)
 
-    def counted(self, responses: Responses, scores: Scores) -> list[float | None]:
-        """Raw scores as they enter the statistics: without, or with 0 for, truncated responses."""
-        put = {"zero": lambda _: 0.0, "mask": lambda _: None}.get(self.settings.truncated)
-        if put is None:
+    def counted(self, completions: Completions, scores: Scores) -> list[float | None]:
+        """Raw scores as they enter the statistics: a truncated completion's is left out
+        (`rewards.truncated` = mask), or counts as 0 (zero)."""
+        if self.settings.truncated not in ("zero", "mask"):
             return scores.totals
-        rows = zip(scores.totals, responses.finished)
-        return [x if x is None or finished else put(x) for x, finished in rows]
+        instead = 0.0 if self.settings.truncated == "zero" else None
+        rows = zip(scores.totals, completions.finished)
+        return [x if x is None or finished else instead for x, finished in rows]
 
-    def after(self, counted: list[float | None]) -> Shaping:
-        """Having seen these scores, of all ranks."""
+    def after(self, counted: list[float | None]) -> ScoreProcessing:
+        """The same processing once it has seen these scores of all ranks."""
         if self.settings.normalise == "none":
             return self
         return replace(self, seen=self.seen.after([x for x in counted if x is not None]))
 
-    def shaped(self, responses: Responses, scores: Scores) -> Shaped:
-        """Scores of `responses` for learning; what is known of single tokens is scaled alike."""
-        counted = self.counted(responses, scores)
-        scale = self._scale()
-        rows = zip(counted, responses.ids, responses.finished)
-        totals = [None if x is None else self._shaped(x, len(r), done) for x, r, done in rows]
-        kept = [
-            x is not None and (done or self.settings.truncated != "zero")
-            for x, done in zip(counted, responses.finished)
-        ]
-        return Shaped(
-            totals,
-            [[(t, x * scale) for t, x in row] if k else [] for row, k in zip(scores.steps, kept)],
-        )
-
-    def _scale(self) -> float:
+    def processed(self, completions: Completions, scores: Scores) -> Scores:
+        """The scores to learn from; process rewards are scaled as the totals are."""
         known = self.settings.normalise != "none" and self.seen.std > NO_SPREAD
-        return 1 / (self.seen.std + STD_EPS) if known else 1.0
+        scale = 1 / (self.seen.std + STD_EPS) if known else 1.0
+        totals: list[float | None] = []
+        steps = []
+        rows = zip(
+            self.counted(completions, scores), scores.steps, completions.ids, completions.finished
+        )
+        for score, rewards, ids, finished in rows:
+            kept = score is not None and (finished or self.settings.truncated != "zero")
+            totals.append(None if score is None else self._total(score, scale, len(ids), finished))
+            steps.append([(t, x * scale) for t, x in rewards] if kept else [])
+        return replace(scores, totals=totals, steps=steps)
 
-    def _shaped(self, score: float, length: int, finished: bool) -> float:
+    def _total(self, score: float, scale: float, length: int, finished: bool) -> float:
+        """One completion's processed score."""
         settings = self.settings
         if settings.normalise == "running":
-            score = (score - self.seen.mean) * self._scale()
+            score = (score - self.seen.mean) * scale
         if settings.score_clip is not None:
             score = max(-settings.score_clip, min(settings.score_clip, score))
         if not finished:
             score -= settings.missing_eos_penalty
-        return score + overlong_punishment(length, self.max_new_tokens, settings.overlong_tokens)
+        if settings.overlong_tokens:
+            score += overlong_punishment(length, self.max_new_tokens, settings.overlong_tokens)
+        return score
 
     def state(self) -> dict[str, Any]:
-        """The running statistics; nothing where there are none."""
+        """The running statistics, for a checkpoint; {} where there are none."""
         return {} if self.settings.normalise == "none" else {"scores": vars(self.seen)}
 
-    def with_state(self, state: dict[str, Any]) -> Shaping:
-        """Going on exactly where `state` was taken."""
-        return replace(self, seen=Moments(**state["scores"])) if state else self
+    def with_state(self, state: dict[str, Any]) -> ScoreProcessing:
+        """The same processing with the statistics of a checkpoint."""
+        return replace(self, seen=RunningMoments(**state["scores"])) if state else self

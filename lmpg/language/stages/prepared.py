@@ -13,8 +13,8 @@ from lmpg.language.data.prompts import Prompt, prompts_from_rows
 from lmpg.language.data.texts import Text
 from lmpg.language.models.loading import load_policy, load_tokenizer
 from lmpg.language.models.policy import CausalLMPolicy
-from lmpg.language.rollouts.evaluation import HeldOut
-from lmpg.language.rollouts.generation import Responder
+from lmpg.language.rollouts.evaluation import Evaluator
+from lmpg.language.rollouts.generation import Generator
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.stages.settings import SampledStageSettings
 from lmpg.language.worlds.world import OfflineWorld
@@ -67,11 +67,13 @@ def sample_metrics(
         prompts = prompts_from_rows(world.prompt_rows, tokenizer, room)
     rows = settings.update.microbatch_size
     sampler = Sampler(policy, length)
-    responder = Responder(policy, sampler, tokenizer, settings.run.seed, processes, rows)
-    judge = world.judge if world else None
+    generator = Generator(policy, sampler, tokenizer, settings.run.seed, processes, rows)
+    metric = world.eval_metric if world else None
     together = max(rows, SAMPLED_TOGETHER)
     reference = policy.reference()
-    return HeldOut(responder, prompts, size, together, reference=reference, judge=judge).evaluate
+    return Evaluator(
+        generator, prompts, size, together, reference=reference, eval_metric=metric
+    ).evaluate
 
 
 def _prompts(texts: list[Text], tokenizer: Any, room: int) -> list[Prompt]:

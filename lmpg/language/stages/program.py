@@ -1,4 +1,4 @@
-"""Training from a fixed set, any stage, from settings to results."""
+"""Training on a fixed set from settings to results, the same for every stage."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lmpg.language.stages.settings import (
     SftSettings,
 )
 from lmpg.language.stages.sft import sft
-from lmpg.language.worlds import world_asked_for, world_stage
+from lmpg.language.worlds.registry import world_asked_for, world_stage
 from lmpg.language.worlds.world import OfflineWorld
 from lmpg.runs.folder import RunFolder
 from lmpg.runs.tracking import Tracker
 from lmpg.runtime.processes import Processes
 from lmpg.settings.raw import RawSettings, merged
 from lmpg.training.offline import Offline, OfflineUpdater
-from lmpg.training.run import begin, carry_out, refusals_leave_nothing
+from lmpg.training.run import begin, refusals_leave_nothing, run
 
 PREPARE: dict[type[OfflineLearningSettings], Callable[..., Prepared]] = {
     SftSettings: sft,
@@ -32,7 +32,7 @@ PREPARE: dict[type[OfflineLearningSettings], Callable[..., Prepared]] = {
     DpoSettings: dpo,
     KtoSettings: kto,
 }
-"""What makes the objective of a stage, by the class of its settings."""
+"""The function that makes the objective of a stage, by the class of the stage's settings."""
 
 
 def train_stage(
@@ -52,8 +52,8 @@ def train_stage(
         prepared = PREPARE[type(settings)](settings, world, processes)
         if processes.is_main:
             print(prepared.line, flush=True)
-        run = _assembled(settings, prepared, folder, processes)
-    carry_out(run, folder, name, {})
+        loop = _assembled(settings, prepared, folder, processes)
+    run(loop, folder, name, {})
 
 
 def suitable_stage_settings(method: str, preset: RawSettings, given: RawSettings) -> RawSettings:

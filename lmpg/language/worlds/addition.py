@@ -10,22 +10,22 @@ from typing import Any
 
 import torch
 
-from lmpg.language.data.prompts import Prompt
+from lmpg.language.data.prompts import EvalMetric, Prompt
 from lmpg.language.data.rows import Row
 from lmpg.language.models.loading import load_policy, load_tokenizer
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.settings import ModelSettings
 from lmpg.language.sampling.sampler import Sampler
-from lmpg.language.worlds.cache import cached
-from lmpg.language.worlds.making import blank_model, read_facts, warm_start
+from lmpg.language.worlds.cache import cached, read_facts
+from lmpg.language.worlds.making import blank_model, warm_start
 from lmpg.language.worlds.tasks import sums as task
 from lmpg.language.worlds.tokenizers import character_tokenizer
-from lmpg.language.worlds.world import Judge, OfflineWorld, World, WorldStage
+from lmpg.language.worlds.world import OfflineWorld, World, WorldStage
 from lmpg.runtime.seeding import generator
 from lmpg.training.settings import OfflineSettings
 
 VERSION = 2
-"""Of the code that the stages depend on: a new number makes them all again."""
+"""Of the code that makes the world: a new number makes everything in the cache again."""
 SEED = 11
 HELD_OUT, CHECKED = 512, 512
 SHAPE = {
@@ -74,7 +74,7 @@ def build(start: Path | None = None, rewards: bool = True) -> World:
         model_path=start or _started(),
         train_rows=_problems()["train"],
         held_out_rows=_problems()["held out"],
-        judge=accuracy,
+        eval_metric=accuracy,
         reward_functions=("lmpg.language.worlds.tasks.sums:exact_match",),
         facts={} if start else {"warm_start": read_facts(_started())},
     )
@@ -112,7 +112,8 @@ def _started() -> Path:
 
 @cache
 def _problems() -> dict[str, list[Row]]:
-    """Three parts without a common problem: to train on, to stop the warm start by, held out."""
+    """Three parts that share no problem: `train`, `checked` (the warm start ends by them), and
+    `held out`."""
     held_out, checked, train = task.parts([HELD_OUT, CHECKED], random.Random(SEED))
     return {"held out": held_out, "checked": checked, "train": train}
 
@@ -123,7 +124,7 @@ def _as_texts(part: str) -> list[Row]:
 
 
 def _knows_enough(policy: CausalLMPolicy, tokenizer: Any, step: int) -> bool:
-    """Whether enough sampled answers to problems that it was not trained on are right."""
+    """Whether the share of right sampled answers to the checked problems is enough."""
     if step % CHECK_EVERY:
         return False
     rows = _problems()["checked"]
@@ -136,7 +137,7 @@ def _knows_enough(policy: CausalLMPolicy, tokenizer: Any, step: int) -> bool:
 def _answers(
     policy: CausalLMPolicy, tokenizer: Any, rows: list[Row], uniforms_BT: torch.Tensor
 ) -> list[str]:
-    """Sampled answers to every problem, as many as there are rows of random numbers for each."""
+    """Sampled answers to every problem; `uniforms_BT` says how many for each."""
     each = len(uniforms_BT) // len(rows)
     texts: list[str] = []
     for start in range(0, len(rows), TOGETHER):
@@ -151,27 +152,30 @@ def _answers(
 
 
 def supervised(start: Path | None = None) -> OfflineWorld:
-    """The warm start, as supervised training finds it: a blank model and solved problems."""
-    return OfflineWorld(start or _blank(), _as_texts("train"), _as_texts("checked"), *_looked_at())
+    """What the warm start is trained from: a blank model and solved problems."""
+    return OfflineWorld(start or _blank(), _as_texts("train"), _as_texts("checked"), *_evaluation())
 
 
-def comparisons(start: Path | None = None) -> OfflineWorld:
-    """The warm start, and its own answers: right beside wrong ones to the same problem."""
-    return OfflineWorld(start or _started(), _pairs("train"), _pairs("checked"), *_looked_at())
+def preference_pairs(start: Path | None = None) -> OfflineWorld:
+    """The warm start, and pairs of its own answers: a right and a wrong one to the same problem."""
+    return OfflineWorld(start or _started(), _pairs("train"), _pairs("checked"), *_evaluation())
 
 
-def judgements(start: Path | None = None) -> OfflineWorld:
-    """The warm start, and its own answers, right or wrong."""
-    return OfflineWorld(start or _started(), _judged("train"), _judged("checked"), *_looked_at())
+def labelled_completions(start: Path | None = None) -> OfflineWorld:
+    """The warm start, and its own answers, labelled right or wrong."""
+    return OfflineWorld(
+        start or _started(), _labelled("train"), _labelled("checked"), *_evaluation()
+    )
 
 
-def _looked_at() -> tuple[list[Row], Judge]:
+def _evaluation() -> tuple[list[Row], EvalMetric]:
     return _problems()["held out"], accuracy
 
 
 def _pairs(part: str) -> list[Row]:
-    """Columns `prompt`, `chosen`, `rejected`: each wrong answer with a right one, if there is."""
-    rows = _judged(part)
+    """Columns `prompt`, `chosen`, `rejected`: each wrong answer beside a right one to the same
+    problem, where there is one."""
+    rows = _labelled(part)
     right = {row["prompt"]: row["completion"] for row in rows if row["label"]}
     return [
         {"prompt": row["prompt"], "chosen": right[row["prompt"]], "rejected": row["completion"]}
@@ -180,14 +184,14 @@ def _pairs(part: str) -> list[Row]:
     ]
 
 
-def _judged(part: str) -> list[Row]:
-    """Columns `prompt`, `completion`, `label`: what the warm start answers, and if it is right."""
-    lines = (_answered() / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()
+def _labelled(part: str) -> list[Row]:
+    """Columns `prompt`, `completion`, `label`: answers of the warm start, right or wrong."""
+    lines = (_sampled_labelled() / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()
     return [row for row in map(json.loads, lines) if row["completion"]]
 
 
-def _answered() -> Path:
-    """The warm start's sampled answers to the problems of training and of checking."""
+def _sampled_labelled() -> Path:
+    """A folder with sampled answers of the warm start to the problems of training and checking."""
     start = _started()
 
     def make(folder: Path) -> None:
@@ -229,6 +233,6 @@ KTO: dict[str, Any] = {
 }
 STAGES = {
     "sft": WorldStage({"update": SUPERVISED.model_dump(), "evaluation": SAMPLED}, supervised),
-    "dpo": WorldStage(DPO, comparisons),
-    "kto": WorldStage(KTO, judgements),
+    "dpo": WorldStage(DPO, preference_pairs),
+    "kto": WorldStage(KTO, labelled_completions),
 }

@@ -1,7 +1,7 @@
-"""Stages of a recipe, made once: folders in the user's cache, named by what they were made from.
+"""Keeps what a built-in world makes: folders in the user's cache, each named by its settings.
 
-A stage is written to a temporary folder and renamed; a manifest of checksums tells a torn one,
-which is made again. A lock makes other processes wait instead of building the same twice.
+A folder is written under a temporary name and renamed. A manifest of checksums shows whether it is
+whole; if not, it is made again. A lock makes other processes wait instead of making it twice.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from lmpg.runs.checkpoint import fsync
 from lmpg.settings.section import UserError
 
 MANIFEST = "manifest.json"
+FACTS = "facts.json"
 
 
 def cached(name: str, settings: dict[str, Any], make: Callable[[Path], None]) -> Path:
     """The folder that `make` fills from `settings`, from the cache where it is there already.
 
-    `settings` is JSON and holds everything that the result depends on, the version of its code
-    and the stages before it too.
+    `settings` is JSON and holds everything that the result depends on, such as the version of the
+    code and the folders that it is made from.
     """
     text = json.dumps(settings, sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -56,6 +57,16 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
+def write_facts(folder: Path, facts: dict[str, Any]) -> None:
+    """Write numbers about a model beside it, such as its held-out loss."""
+    (folder / FACTS).write_text(json.dumps(facts), encoding="utf-8")
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """The numbers that `write_facts` wrote."""
+    return json.loads((folder / FACTS).read_text(encoding="utf-8"))
+
+
 def _fill(folder: Path, make: Callable[[Path], None], settings: str) -> None:
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed: we hold the lock
@@ -74,7 +85,7 @@ def _fill(folder: Path, make: Callable[[Path], None], settings: str) -> None:
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Hold the stage; the system lets go even of a process that was killed."""
+    """Lock the folder; the system releases the lock even of a process that was killed."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         file = folder.with_name(f".{folder.name}.lock").open("a")

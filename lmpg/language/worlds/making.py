@@ -1,11 +1,10 @@
-"""The stages that worlds are made in: a blank model, its warm start, its reward model.
+"""Makes the models of the built-in worlds: a blank one, its warm start, its reward model.
 
-They run on the CPU in one process, from seeds of their own, and say how far they are.
+Each is made on the CPU in one process, from a seed of its own, and prints its progress.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,11 +28,11 @@ from lmpg.language.models.precision import save_folder
 from lmpg.language.models.settings import ModelSettings
 from lmpg.language.objectives.reward_model_objective import RewardModelObjective
 from lmpg.language.objectives.sft_objective import SFTObjective
-from lmpg.runtime.processes import Alone
+from lmpg.language.worlds.cache import write_facts
+from lmpg.runtime.processes import SingleProcess
 from lmpg.training.offline import OfflineUpdater
 from lmpg.training.settings import OfflineSettings
 
-FACTS = "facts.json"
 SECONDS_BETWEEN_LINES = 2.0
 Stop = Callable[[CausalLMPolicy, Any, int], bool]
 
@@ -65,21 +64,21 @@ def warm_start(
     name: str,
     stop: Stop | None = None,
 ) -> None:
-    """The model of `blank` after supervised training on (train, held-out) rows, in `folder`.
+    """Saves in `folder` the model of `blank` after supervised training on (train, held-out) rows.
 
-    stop: asked after every step; True ends the training there.
+    stop: called after every step with policy, tokenizer and step; True ends the training.
     """
     tokenizer = load_tokenizer(str(blank))
     policy = load_policy(ModelSettings(path=str(blank)), tokenizer, critic=False, temperature=1.0)
     train, held_out = (texts_from_rows(part, tokenizer, policy.context_length) for part in rows)
-    objective = SFTObjective(policy, train, held_out, seed, Alone())
-    updater: OfflineUpdater = OfflineUpdater(objective, settings, Alone())
+    objective = SFTObjective(policy, train, held_out, seed, SingleProcess())
+    updater: OfflineUpdater = OfflineUpdater(objective, settings, SingleProcess())
     _learn(updater, name, stop and (lambda step: stop(policy, tokenizer, step)))
     policy.save_pretrained(folder, tokenizer)
     write_facts(folder, objective.evaluate())
 
 
-def reward_model(
+def trained_reward_model(
     folder: Path,
     start: Path,
     rows: tuple[list[Row], list[Row]],
@@ -87,8 +86,8 @@ def reward_model(
     seed: int,
     name: str,
 ) -> None:
-    """A reward model that starts from the causal LM `start`, trained on (train, held-out)
-    preference rows, in `folder`."""
+    """Saves in `folder` a reward model that starts from the causal LM `start`, trained on (train,
+    held-out) preference rows."""
     tokenizer = load_tokenizer(str(start))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -96,20 +95,10 @@ def reward_model(
     context = context_length(model.config, tokenizer)
     train, held_out = (reward_pairs_from_rows(part, tokenizer, context) for part in rows)
     algorithm, examples = BradleyTerry(), (train, held_out)
-    objective = RewardModelObjective(model, tokenizer, algorithm, examples, seed, Alone())
-    _learn(OfflineUpdater(objective, settings, Alone()), name)
+    objective = RewardModelObjective(model, tokenizer, algorithm, examples, seed, SingleProcess())
+    _learn(OfflineUpdater(objective, settings, SingleProcess()), name)
     save_folder(folder, model, tokenizer)
     write_facts(folder, objective.evaluate())
-
-
-def write_facts(folder: Path, facts: dict[str, Any]) -> None:
-    """Keep what is known of a stage's result beside it."""
-    (folder / FACTS).write_text(json.dumps(facts), encoding="utf-8")
-
-
-def read_facts(folder: Path) -> dict[str, Any]:
-    """What `write_facts` kept."""
-    return json.loads((folder / FACTS).read_text(encoding="utf-8"))
 
 
 def _learn(updater: OfflineUpdater, name: str, stop: Callable[[int], bool] | None = None) -> None:
@@ -120,13 +109,13 @@ def _learn(updater: OfflineUpdater, name: str, stop: Callable[[int], bool] | Non
         now = time.monotonic()
         if done or step == 1 or now - said > SECONDS_BETWEEN_LINES:
             said = now
-            figures = " | ".join(
+            shown = " | ".join(
                 f"{label} {metrics[label]:.3f}"
                 for label in ("loss", "pair_accuracy")
                 if label in metrics
             )
             print(
-                f"{name} | step {step}/{updater.total_steps} | {figures} | {now - started:.0f} s",
+                f"{name} | step {step}/{updater.total_steps} | {shown} | {now - started:.0f} s",
                 flush=True,
             )
         if done:

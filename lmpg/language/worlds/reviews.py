@@ -1,8 +1,8 @@
 """The reviews world: a small language model that writes reviews, and raters who like good moods.
 
-Made from nothing but a grammar: tokenizer, warm start on reviews in both moods, reward model on
-raters' preferences; training asks for reviews that go on from given openings. The gold scorer
-reads what comes out and is never shown to training.
+A grammar makes everything: the tokenizer, reviews in both moods for the warm start, and the raters'
+preferences for the reward model. Training asks for reviews that go on from given openings. The gold
+scorer is for evaluation alone, training never sees it.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lmpg.language.data.prompts import Prompt
+from lmpg.language.data.prompts import EvalMetric, Prompt
 from lmpg.language.data.rows import Row
-from lmpg.language.worlds.cache import cached
-from lmpg.language.worlds.making import blank_model, read_facts, reward_model, warm_start
+from lmpg.language.worlds.cache import cached, read_facts
+from lmpg.language.worlds.making import blank_model, trained_reward_model, warm_start
 from lmpg.language.worlds.tasks import review_texts as task
 from lmpg.language.worlds.tokenizers import byte_pair_tokenizer
-from lmpg.language.worlds.world import Judge, OfflineWorld, World, WorldStage
+from lmpg.language.worlds.world import OfflineWorld, World, WorldStage
 from lmpg.training.settings import OfflineSettings
 
 VERSION = 1
-"""Of the code that the stages depend on: a new number makes them all again."""
+"""Of the code that makes the world: a new number makes everything in the cache again."""
 SEED = 7
 HELD_OUT, OPENINGS = 256, 1216
 TEXTS, PAIRS = 9600, 3072
@@ -51,7 +51,7 @@ def preset(algorithm: type) -> dict[str, Any]:
     """Settings that suit the world, for an algorithm's class."""
     fields = algorithm.model_fields  # type: ignore[attr-defined]
     ratios = "ratios" in algorithm().needs
-    values: dict[str, Any] = {
+    found: dict[str, Any] = {
         "sampling": {"max_new_tokens": NEW_TOKENS},
         "algorithm": {},
         # a gradient without ratios is right for the policy that sampled, so once is enough
@@ -59,24 +59,28 @@ def preset(algorithm: type) -> dict[str, Any]:
         "evaluation": {"every": 10},
         "run": {"total_steps": 50},
     }
-    values["algorithm"]["kl_coef"] = 0.3 if fields["kl_in"].default == "reward" else 0.2
+    found["algorithm"]["kl_coef"] = 0.3 if fields["kl_in"].default == "reward" else 0.2
     if "value_coef" in fields:
-        values["algorithm"]["value_coef"] = 0.5
-    return values
+        found["algorithm"]["value_coef"] = 0.5
+    return found
 
 
 def build(start: Path | None = None, rewards: bool = True) -> World:
     """The world, from the cache where it has been made before."""
-    judge = _reward_model() if rewards else None
+    reward_model = _reward_model() if rewards else None
     train, held_out = _openings()
     return World(
         model_path=start or _started(),
         train_rows=[{"prompt": opening} for opening in train],
         held_out_rows=[{"prompt": opening} for opening in held_out],
-        judge=gold,
-        reward_models=(str(judge),) if judge else (),
-        facts={"reward_model_pair_accuracy": read_facts(judge)["pair_accuracy"]} if judge else {},
+        eval_metric=gold,
+        reward_models=(str(reward_model),) if reward_model else (),
+        facts=_reward_model_facts(reward_model) if reward_model else {},
     )
+
+
+def _reward_model_facts(folder: Path) -> dict[str, float]:
+    return {"reward_model_pair_accuracy": read_facts(folder)["pair_accuracy"]}
 
 
 def gold(prompts: list[Prompt], completions: list[str]) -> dict[str, float]:
@@ -85,16 +89,16 @@ def gold(prompts: list[Prompt], completions: list[str]) -> dict[str, float]:
 
 
 def supervised(start: Path | None = None) -> OfflineWorld:
-    """The warm start, as supervised training finds it: a blank model and reviews."""
-    return OfflineWorld(start or _blank(), *_texts(), *_looked_at())
+    """What the warm start is trained from: a blank model and reviews."""
+    return OfflineWorld(start or _blank(), *_texts(), *_evaluation())
 
 
 def preferences(start: Path | None = None) -> OfflineWorld:
-    """Raters' preferences, and the warm start that a reward model or DPO starts from."""
-    return OfflineWorld(start or _started(), *_preferences(), *_looked_at())
+    """What a reward model, DPO and KTO are trained from: the warm start and raters' preferences."""
+    return OfflineWorld(start or _started(), *_preferences(), *_evaluation())
 
 
-def _looked_at() -> tuple[list[Row], Judge]:
+def _evaluation() -> tuple[list[Row], EvalMetric]:
     return [{"prompt": opening} for opening in _openings()[1]], gold
 
 
@@ -122,7 +126,9 @@ def _reward_model() -> Path:
     start = _started()
 
     def make(folder: Path) -> None:
-        reward_model(folder, start, _preferences(), PREFERENCES, SEED, "reviews: reward model")
+        trained_reward_model(
+            folder, start, _preferences(), PREFERENCES, SEED, "reviews: reward model"
+        )
 
     settings = {
         "from": start.name,

@@ -9,7 +9,7 @@ PAD, EOS = "<pad>", "<eos>"
 
 
 def byte_pair_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-pair encoding learned from `texts`, over all bytes: any text comes back as it was."""
+    """Byte-pair encoding learned from `texts`, over all bytes: it decodes any text exactly."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()

@@ -1,4 +1,4 @@
-"""What a recipe makes: everything a run needs besides the algorithm."""
+"""What a built-in world gives a run: a model, data, rewards, and a metric for evaluation."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from lmpg.language.data.prompts import Prompt
-
-Judge = Callable[[list[Prompt], list[str]], dict[str, float]]
+from lmpg.language.data.prompts import EvalMetric
 
 
 @dataclass(frozen=True)
@@ -19,14 +17,14 @@ class World:
     model_path: a save_pretrained folder with its tokenizer.
     train_rows, held_out_rows: dicts with `prompt` and the columns that rewards ask for.
     reward_functions, reward_models: as in the settings section `rewards`.
-    judge: (prompts, completions) → figures that training never sees, for evaluation.
-    facts: what goes into summary.json, such as the reward model's pair accuracy.
+    eval_metric: for evaluation alone, training never sees it.
+    facts: numbers about the world for summary.json, such as the reward model's pair accuracy.
     """
 
     model_path: Path
     train_rows: list[dict[str, Any]]
     held_out_rows: list[dict[str, Any]]
-    judge: Judge
+    eval_metric: EvalMetric
     reward_functions: tuple[str, ...] = ()
     reward_models: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
@@ -34,32 +32,30 @@ class World:
 
 @dataclass(frozen=True)
 class OfflineWorld:
-    """A stage of a world as supervised or reward-model training finds it.
+    """What a built-in world gives to offline training: a model to start from, and data.
 
-    model_path: what it starts from. Rows have the default columns of such data.
-    prompt_rows: held-out prompts as a World has them, for samples to look at, and their judge.
+    Rows have the default columns of such data. prompt_rows: held-out prompts as in a World, to
+    sample responses to; eval_metric: the metric of these.
     """
 
     model_path: Path
     train_rows: list[dict[str, Any]]
     held_out_rows: list[dict[str, Any]]
     prompt_rows: list[dict[str, Any]] = field(default_factory=list)
-    judge: Judge | None = None
+    eval_metric: EvalMetric | None = None
 
 
 @dataclass(frozen=True)
 class WorldStage:
-    """An offline stage in a world: settings that suit it (nested, as in YAML), and its parts.
-
-    build: from the model to start from, or None for the world's own.
-    """
+    """What a world has for one offline stage: settings that suit it (nested, as in YAML), and a
+    function that makes its data; that takes the model to start from, None for the world's own."""
 
     preset: dict[str, Any]
     build: Callable[[Path | None], OfflineWorld]
 
 
-class Recipe(Protocol):
-    """A built-in world; a module with these is one."""
+class WorldModule(Protocol):
+    """A module that is a built-in world, such as `addition`."""
 
     STAGES: dict[str, WorldStage]
 

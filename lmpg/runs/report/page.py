@@ -1,4 +1,4 @@
-"""The HTML of report.html: layout, style, tables and samples; knows nothing of a run's meaning."""
+"""HTML of report.html: layout, style, tables and samples, without knowledge of metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""report.html: curves, before and after, samples and settings of a run, in one file of its own."""
+"""Writes report.html: curves, evaluations, samples and settings of a run in one file."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ OWN_PLACE = {"name", "exit_reason", "before", "after", "best", "seconds"}
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write report.html from what the run has left so far; what is missing is skipped."""
+    """Write report.html from the files in a run's folder; returns its path. Missing files are
+    skipped."""
     run_dir = Path(run_dir)
     summary = read_summary(run_dir)
     metrics, samples = read_lines(run_dir / "metrics.jsonl"), read_lines(run_dir / "samples.jsonl")
@@ -108,7 +109,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def panels(metrics: list[dict[str, Any]], summary: Mapping) -> tuple[list[Panel], list[Panel]]:
-    """Charts of the well-known metrics, and of all others."""
+    """(charts of the metrics in PANELS, charts of all others)."""
     shown, used = [], {"step"}
     for title, names, hint in PANELS:
         name = next((n for n in names if _points(metrics, n)), names[0])

@@ -127,7 +127,9 @@ def test_algorithms_with_a_critic_reach_the_best_p_and_its_value(algorithm, epoc
         policy = tabular(runner, aliased=True)
         policy.actor.bias.data[1] = -1.0
         for rate, steps in ((0.02, 40_000), (0.004, 60_000)):
-            updater = Updater(policy, fast(rate, epochs, chunk), 1000, 0, Processes(cpu=True))
+            updater = Updater(
+                policy, fast(rate, epochs, chunk), 1000, 0, Processes(cpu=True), single_steps=True
+            )
             ps, values, end = [], [], runner.num_steps + steps
             while runner.num_steps < end:
                 drawn = generator("act", runner.num_steps)

@@ -21,7 +21,9 @@ def learned(**sections) -> GymSource:
     s = GymSettings[PPO].model_validate(sections)
     source = make_source(s.env, s.policy, s.algorithm, s.update, s.evaluation, s.run)
     total_steps = num_iterations(s.run, s.update)
-    updater = Updater(source.policy, s.update, total_steps, s.run.seed, Processes(cpu=True))
+    updater = Updater(
+        source.policy, s.update, total_steps, s.run.seed, Processes(cpu=True), single_steps=True
+    )
     for step in range(1, total_steps + 1):
         rollout = source.collect(step).rollout
         updater.update(s.algorithm, rollout, s.algorithm.assign_credit(rollout), step)

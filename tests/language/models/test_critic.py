@@ -15,7 +15,7 @@ from lmpg.language.models.inputs import language_inputs
 from lmpg.language.models.loading import load_policy, load_tokenizer
 from lmpg.language.models.sequence_classifier import sequence_scores
 from lmpg.language.models.settings import LoraSettings, ModelSettings
-from lmpg.language.rollouts.generation import Responder
+from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.preflight import self_test
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.runtime.processes import Processes
@@ -163,14 +163,14 @@ def test_the_reference_does_not_ask_the_critic(folders, monkeypatch):
 def test_recorded_values_and_the_self_test_know_the_critic(folders):
     policy, tokenizer = stirred(loaded(folders, "separate")), tiny_tokenizer()
     sampler = Sampler(policy, 8)
-    responder = Responder(policy, sampler, tokenizer, 0, Processes(), 2)
+    generator = Generator(policy, sampler, tokenizer, 0, Processes(), 2)
     prompts = prompts_from_rows([{"prompt": x} for x in ("a", "bcd", "efg hi")], tokenizer, 20)
-    responses = responder.respond(prompts, 1, responder.uniforms(("x",), 3, 1))
-    assert responses.samples.values_BT is None
-    recorded = responder.recorded(responses.samples)
-    expected = policy.state_values(responses.samples.inputs).detach()
+    completions = generator.generate(prompts, 1, generator.uniforms(("x",), 3, 1))
+    assert completions.samples.values_BT is None
+    recorded = generator.old_evaluation(completions.samples)
+    expected = policy.state_values(completions.samples.inputs).detach()
     torch.testing.assert_close(recorded.values_BT, expected, atol=1e-5, rtol=1e-5)
-    result = self_test(policy, None, sampler, [p.ids for p in prompts], 0)
+    result = self_test(generator, None, [p.ids for p in prompts])
     assert "critic separate, value head 32→1" in result.line()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +11,9 @@ from lmpg.algorithms.ppo import PPO
 from lmpg.cli.train import settings_of
 from lmpg.language.models.critic import critic_like
 from lmpg.language.models.inputs import language_inputs
-from lmpg.language.program import whole_update
+from lmpg.language.program import old_logprobs_of
 from lmpg.runtime.processes import Processes
+from lmpg.training.old_logprobs import OldLogprobs
 from lmpg.training.settings import UpdateSettings
 from lmpg.training.update import Updater
 from tests.language.rollouts.test_collect import source_of
@@ -28,15 +28,16 @@ def inputs(first=5, last=4):
     return language_inputs([[first, 9, 12], [7, 3]], [[6, 6], [8, 9, last]], PAD)
 
 
-def learned(whole: bool, separate: bool, bf16: bool, monkeypatch):
+def learned(keep: bool, separate: bool, bf16: bool, monkeypatch):
     """(weights after two iterations, the metrics of the last, forwards over whole rollouts)."""
     source = source_of(PPO(kl_coef=0.1))
-    policy = source.responder.policy
+    policy = source.generator.policy
     if separate:
         policy.critic, policy.value_head = critic_like(policy.model), None
         torch.nn.init.normal_(policy.critic.head.weight, generator=torch.Generator().manual_seed(0))
     policy.bf16 = bf16
-    source.responder = replace(source.responder, microbatch_size=ROWS, whole_update=whole)
+    old = OldLogprobs("recomputed" if bf16 else "sampled", keep_forward=keep)
+    source.generator = replace(source.generator, microbatch_size=ROWS, old_logprobs=old)
     forwards = []
     for module, name in ((policy, "_computed"), (policy.critic, "values")):
         if module is not None:
@@ -70,11 +71,12 @@ def test_it_saves_a_forward_and_changes_nothing(separate, bf16, monkeypatch):
 @catches("an evaluation keeps a graph that no update uses")
 def test_an_evaluation_keeps_nothing():
     source = source_of(PPO())
-    source.responder.policy.bf16 = True
-    whole = replace(source.responder, whole_update=True)
-    source.held_out = replace(source.held_out, responder=whole)
+    source.generator.policy.bf16 = True
+    kept = OldLogprobs("recomputed", keep_forward=True)
+    generator = replace(source.generator, old_logprobs=kept)
+    source.evaluator = replace(source.evaluator, generator=generator)
     assert "kl" in source.evaluate()
-    assert not source.responder.policy.forward_reuse._entries
+    assert not source.generator.policy.forward_reuse._entries
 
 
 def test_what_is_kept_is_given_once_with_its_gradient():
@@ -140,5 +142,5 @@ def test_it_is_computed_ahead_only_where_the_update_will_ask_for_it(flags, proce
     given = {"--model.path": "m", "--data.path": "d", "--rewards.functions": "f.py:f"}
     given |= {f"--update.{x}-size": 64 for x in ("rollout", "minibatch", "microbatch")}
     settings = settings_of("grpo", [str(x) for pair in (given | flags).items() for x in pair])
-
-    assert whole_update(settings, SimpleNamespace(count=processes)) is expected
+    for exact in (True, False):
+        assert old_logprobs_of(settings, exact, processes).keep_forward is expected

@@ -15,9 +15,11 @@ from lmpg.language.data.settings import DataSettings
 from lmpg.language.data.texts import Text
 from lmpg.language.models.lora import with_adapter
 from lmpg.language.models.settings import LoraSettings, ModelSettings
+from lmpg.language.objectives.dpo_objective import DPOObjective
+from lmpg.language.objectives.kto_objective import KTOObjective
 from lmpg.language.stages.preference import dpo
 from lmpg.language.stages.settings import DpoSettings
-from lmpg.runtime.processes import Alone
+from lmpg.runtime.processes import SingleProcess
 from lmpg.training.offline import OfflineUpdater
 from lmpg.training.settings import OfflineSettings
 from tests.support.objectives import (
@@ -28,6 +30,10 @@ from tests.support.objectives import (
     random_ids,
     random_labelled_completions,
     random_preference_pairs,
+    random_reward_pairs,
+    random_texts,
+    reward_model_objective,
+    sft_objective,
     tiny_policy,
 )
 from tests.support.planted import catches
@@ -94,7 +100,7 @@ def test_every_loss_is_its_formula_over_the_answers_tokens(method):
     assert found["loss"] == pytest.approx(sum(losses) / 7, rel=1e-4)
     assert found["margin"] == pytest.approx(sum(a - b for a, b in rewards) / 7, rel=1e-4, abs=1e-5)
     assert found["pair_accuracy"] == pytest.approx(sum(a > b for a, b in rewards) / 7)
-    updater = OfflineUpdater(objective, OfflineSettings(minibatch_size=7), Alone())
+    updater = OfflineUpdater(objective, OfflineSettings(minibatch_size=7), SingleProcess())
     metrics = updater.update(1)
     assert metrics["loss"] == pytest.approx(found["loss"], rel=1e-5)
     assert metrics["rewards/chosen"] == pytest.approx(sum(a for a, _ in rewards) / 7, rel=1e-3)
@@ -125,7 +131,7 @@ def test_the_loss_of_kto_is_its_formula_with_one_drift_for_the_whole_minibatch(s
     assert (baseline > 0) == (seed == 7)
     assert objective.evaluate()["loss"] == pytest.approx(loss, rel=1e-4)
     settings = OfflineSettings(minibatch_size=9, microbatch_size=2)
-    metrics = OfflineUpdater(objective, settings, Alone()).update(1)
+    metrics = OfflineUpdater(objective, settings, SingleProcess()).update(1)
     assert metrics["loss"] == pytest.approx(loss, rel=1e-4)
     assert metrics["drift"] == pytest.approx(baseline, rel=1e-3, abs=1e-5)
 
@@ -145,7 +151,9 @@ def test_figures_of_kto_are_means_over_each_kind_of_answer():
     assert found["margin"] == pytest.approx(margin, rel=1e-3, abs=1e-5)
     pairs = [a > b for a in good for b in poor]
     assert found["pair_accuracy"] == pytest.approx(sum(pairs) / len(pairs))
-    metrics = OfflineUpdater(objective, OfflineSettings(minibatch_size=9), Alone()).update(1)
+    metrics = OfflineUpdater(objective, OfflineSettings(minibatch_size=9), SingleProcess()).update(
+        1
+    )
     assert metrics["rewards/chosen"] == pytest.approx(sum(good) / len(good), rel=1e-3, abs=1e-5)
     assert metrics["rewards/rejected"] == pytest.approx(sum(poor) / len(poor), rel=1e-3, abs=1e-5)
 
@@ -164,7 +172,7 @@ def test_tokens_of_the_prompt_are_not_in_an_answers_log_prob():
     )
     logprob, count = plain_logprob(dpo_objective([pair]).module.model, pair.chosen)
     assert count == len(good)
-    metrics = OfflineUpdater(dpo_objective([pair]), OfflineSettings(), Alone()).update(1)
+    metrics = OfflineUpdater(dpo_objective([pair]), OfflineSettings(), SingleProcess()).update(1)
     assert metrics["logps/chosen"] == pytest.approx(logprob, rel=1e-4)
 
 
@@ -202,6 +210,24 @@ def test_with_an_adapter_the_reference_is_the_model_below_it():
     assert abs(objective.evaluate()["margin"]) > 1e-3
 
 
+@pytest.mark.parametrize("kind", ["sft", "reward_model", "dpo", "kto"])
+def test_to_make_an_objective_runs_no_model(kind, monkeypatch):
+    policy, pairs = tiny_policy(), random_preference_pairs(3)
+    completions, texts = random_labelled_completions(3), random_texts(3)
+    scores = tiny_model("reward")
+
+    def never(*args, **options):
+        raise AssertionError
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", never)
+    {
+        "sft": lambda: sft_objective(texts, policy=policy, packing=True),
+        "reward_model": lambda: reward_model_objective(random_reward_pairs(3), model=scores),
+        "dpo": lambda: DPOObjective(policy, DPO(), (pairs, pairs), 0, SingleProcess()),
+        "kto": lambda: KTOObjective(policy, KTO(), (completions, completions), 0, SingleProcess()),
+    }[kind]()
+
+
 def test_without_a_reference_none_is_computed(monkeypatch, tmp_path):
     rows = [{"prompt": f"{i}", "chosen": "good", "rejected": "bad"} for i in range(10)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -218,7 +244,7 @@ def test_without_a_reference_none_is_computed(monkeypatch, tmp_path):
             data=DataSettings(path=str(tmp_path / "rows.jsonl")),
             algorithm=method,
         )
-        dpo(settings, None, Alone())
+        dpo(settings, None, SingleProcess())
         assert asked == [8, 2]
 
 
@@ -243,7 +269,7 @@ def test_judged_answers_are_learned(kind):
     answers = random_labelled_completions(12) if kind == "kto" else random_preference_pairs(12)
     objective = (kto_objective if kind == "kto" else dpo_objective)(answers)
     settings = OfflineSettings(learning_rate=3e-3, minibatch_size=12, epochs=15)
-    updater: OfflineUpdater = OfflineUpdater(objective, settings, Alone())
+    updater: OfflineUpdater = OfflineUpdater(objective, settings, SingleProcess())
     for step in range(1, 16):
         updater.update(step)
     assert objective.evaluate()["pair_accuracy"] == 1.0

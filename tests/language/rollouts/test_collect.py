@@ -13,13 +13,16 @@ from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.rewards.scorer import Scores
 from lmpg.language.rewards.settings import RewardSettings
 from lmpg.language.rollouts.collect import LanguageSource
-from lmpg.language.rollouts.evaluation import HeldOut
-from lmpg.language.rollouts.generation import Responder
+from lmpg.language.rollouts.dynamic_sampling import DynamicSampling
+from lmpg.language.rollouts.evaluation import Evaluator
+from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.preflight import require_sound, self_test
-from lmpg.language.rollouts.score_processing import Shaping
+from lmpg.language.rollouts.score_processing import ScoreProcessing
+from lmpg.language.rollouts.scoring import GroupSampler
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import RunStopped
+from lmpg.training.old_logprobs import OldLogprobs
 from tests.support.planted import catches
 from tests.support.tiny import CHARACTERS, CONTEXT, EOS, PAD, tiny_model, tiny_tokenizer
 
@@ -49,16 +52,7 @@ class FakeScorer:
         )
 
 
-def source_of(
-    algorithm,
-    scorer=None,
-    judge=None,
-    max_error_share=1.0,
-    new_tokens=12,
-    chunks=1,
-    max_refills=0,
-    **rewards,
-):
+def source_of(algorithm, scorer=None, eval_metric=None, new_tokens=12, max_refills=0, **rewards):
     tokenizer = tiny_tokenizer()
     policy = CausalLMPolicy(
         tiny_model(),
@@ -71,20 +65,19 @@ def source_of(
     rows = [{"prompt": text, "number": i} for i, text in enumerate(PROMPTS)]
     prompts = prompts_from_rows(rows, tokenizer, 20)
     scorer, reference = scorer or FakeScorer(), policy.reference()
-    responder = Responder(policy, Sampler(policy, new_tokens), tokenizer, 0, Processes(), 5)
+    sampler = Sampler(policy, new_tokens)
+    generator = Generator(
+        policy, sampler, tokenizer, 0, Processes(), 5, old_logprobs=OldLogprobs("sampled")
+    )
+    groups = GroupSampler(generator, scorer, prompts, algorithm, 16 // algorithm.group_size)
     return LanguageSource(
-        responder=responder,
+        generator=generator,
+        sampler=DynamicSampling(groups, max_refills) if max_refills else groups,
+        processing=ScoreProcessing(RewardSettings(**{"max_error_share": 1, **rewards}), new_tokens),
         reference=reference,
-        scorer=scorer,
-        shaping=Shaping(RewardSettings(**rewards), new_tokens),
-        prompts=prompts,
-        held_out=HeldOut(responder, prompts[:2], 8, 16, scorer, reference, judge),
         algorithm=algorithm,
-        rollout_size=16,
-        max_error_share=max_error_share,
+        evaluator=Evaluator(generator, prompts[:2], 8, 16, scorer, reference, eval_metric),
         samples_every=2,
-        chunks=chunks,
-        max_refills=max_refills,
     )
 
 
@@ -131,7 +124,7 @@ def test_the_first_rollout_has_no_kl_and_its_old_logprobs_are_the_policys():
     source = source_of(PPO())
     collected = source.collect(1)
     rollout = collected.rollout
-    new = source.responder.policy.evaluate(rollout.inputs)
+    new = source.generator.policy.evaluate(rollout.inputs)
     torch.testing.assert_close(rollout.logprobs_BT, new.logprobs_BT.detach(), atol=1e-5, rtol=0)
     torch.testing.assert_close(rollout.values_BT, new.values_BT.detach(), atol=1e-5, rtol=0)
     assert collected.metrics["objective/kl"] == pytest.approx(0, abs=1e-5)
@@ -153,11 +146,11 @@ def test_samples_are_shown_at_the_first_step_and_every_so_often():
     assert [n > 0 for n in shown] == [True, True, False, True]
 
 
-def test_evaluation_is_the_same_each_time_and_asks_the_judge():
-    def judge(prompts, completions):
+def test_evaluation_is_the_same_each_time_and_adds_the_metrics_that_training_never_sees():
+    def share(prompts, completions):
         return {"share": len(completions) / len(prompts)}
 
-    source = source_of(PPO(), judge=judge)
+    source = source_of(PPO(), eval_metric=share)
     found = source.evaluate()
     assert found == source.evaluate()
     assert found["share"] == 1
@@ -167,15 +160,14 @@ def test_evaluation_is_the_same_each_time_and_asks_the_judge():
 
 def test_the_self_test_passes_on_a_sound_model_and_names_what_is_wrong_otherwise():
     source = source_of(PPO())
-    ids = [prompt.ids for prompt in source.prompts]
-    mine = source.responder
-    sound = self_test(mine.policy, source.reference, mine.sampler, ids, 0)
+    ids = [prompt.ids for prompt in source.sampler.prompts]
+    sound = self_test(source.generator, source.reference, ids)
     assert sound.problems() == []
     assert "ratio 1.000000, KL to reference 0.000000" in sound.line()
     assert "value head 32→1" in sound.line()
-    other = source_of(PPO()).responder
+    other = source_of(PPO()).generator
     other.policy.model.lm_head.weight.data *= 1.1
-    broken = self_test(other.policy, source.reference, other.sampler, ids, 0)
+    broken = self_test(other, source.reference, ids)
     with pytest.raises(ValueError, match="KL to the reference is"):
         require_sound(broken, bf16=False)
     require_sound(broken, bf16=True)
@@ -189,7 +181,7 @@ def test_an_evaluation_that_cannot_be_scored_stops_the_run_before_it_begins():
     begun = source_of(PPO(), max_error_share=0.5)
     begun.collect(1)
     assert "reward_errors" not in begun.evaluate()
-    begun.held_out.scorer.fails = CHARACTERS
+    begun.evaluator.scorer.fails = CHARACTERS
     assert begun.evaluate()["reward_errors"] == 8  # later on the rollouts decide
 
 

@@ -3,59 +3,105 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import torch
 
 from lmpg.algorithms.grpo import GRPO
 from lmpg.functional.advantages import group_centred
 from lmpg.language.data.order import other_prompts, prompts_for_step
-from lmpg.language.rollouts.dynamic_sampling import filled
-from lmpg.language.rollouts.generation import Responder
+from lmpg.language.rewards.scorer import Scores
+from lmpg.language.rollouts.dynamic_sampling import DynamicSampling
+from lmpg.language.rollouts.generation import Generator
+from lmpg.language.rollouts.scoring import GroupSampler, Sampled, ScoredGroups
 from lmpg.runtime.stopwatch import Stopwatch
 from tests.language.rollouts.test_collect import FakeScorer, source_of
 from tests.support.planted import catches
 
 
-def scripted(*rounds):
-    """Rounds whose groups' spreads are given; `asked` is what was asked for."""
-    asked = []
+class Scripted:
+    """A group sampler whose groups have the given spreads, round by round; a score is the name of
+    its group, (round, group). `asked` is how many groups were asked for."""
 
-    def sample(number, count):
-        asked.append(count)
-        assert len(rounds[number]) == count
-        return rounds[number]
+    prompts, generator = range(50), SimpleNamespace(seed=0)
 
-    return sample, asked
+    def __init__(self, *rounds):
+        self.rounds, self.num_groups = rounds, len(rounds[0])
+        self.asked, self.used = [], []
+
+    def prompts_of(self, iteration):
+        return list(range(self.num_groups))
+
+    def sample(self, iteration, processing, watch):
+        return self.sample_round(("sample", 1), self.prompts_of(1), processing, watch)
+
+    def sample_round(self, key, prompts, processing, watch):
+        number = len(self.asked)
+        assert key == (("sample", 1, "refill", number) if number else ("sample", 1))
+        self.asked.append(len(prompts))
+        self.used += prompts
+        names = [(number, group) for group in range(len(prompts))]
+        completions = SimpleNamespace(rows=lambda index: None)
+        scores = Scores(names, {}, 0, [], [[]] * len(names))
+        groups = [ScoredGroups(list(range(len(prompts))), completions, scores)]
+        assert len(self.rounds[number]) == len(prompts)
+        return Sampled(groups, [scores], 0, None, self.rounds[number])
+
+    def stop_on_errors(self, iteration, rounds):
+        assert len(rounds) == len(self.asked)
+
+
+def filled(sampler, max_refills):
+    """What dynamic sampling makes of it, and the group in each slot."""
+    sampled = DynamicSampling(sampler, max_refills).sample(1, None, None)
+    in_slot = {}
+    for groups in sampled.groups:
+        assert not in_slot.keys() & set(groups.slots)
+        in_slot |= dict(zip(groups.slots, groups.scores.totals))
+    return sampled, [in_slot[slot] for slot in range(sampler.num_groups)]
 
 
 def test_groups_without_spread_are_replaced_in_order_until_all_have_one():
-    sample, asked = scripted([True, False, False, True, False], [False, True, False], [True, True])
-    filling = filled(5, 9, sample)
-    assert asked == [5, 3, 2]
-    assert filling.places == [(0, 0), (1, 1), (2, 0), (0, 3), (2, 1)]
-    assert filling.metrics() == {"sampling/refills": 2, "sampling/dropped_groups": 5}
-    assert filling.without_spread == 3 / 5
+    first = [True, False, False, True, False]
+    sampler = Scripted(first, [False, True, False], [True, True])
+    sampled, in_slot = filled(sampler, 9)
+    assert sampler.asked == [5, 3, 2]
+    assert len(set(sampler.used)) == 10  # no prompt twice
+    assert in_slot == [(0, 0), (1, 1), (2, 0), (0, 3), (2, 1)]
+    assert sampled.metrics == {"sampling/refills": 2, "sampling/dropped_groups": 5}
+    assert sampled.has_spread == first  # what is said of the policy as it comes
+    assert [len(x.totals) for x in sampled.scores] == [5, 3, 2]
 
 
 def test_what_is_missing_at_the_bound_is_filled_with_the_groups_that_were_dropped():
-    sample, asked = scripted([False, False, True], [False, True])
-    filling = filled(3, 1, sample)
-    assert asked == [3, 2]
-    assert filling.places == [(1, 1), (0, 1), (0, 2)]
-    assert filling.metrics() == {"sampling/refills": 1, "sampling/dropped_groups": 2}
+    sampler = Scripted([False, False, True], [False, True])
+    sampled, in_slot = filled(sampler, 1)
+    assert sampler.asked == [3, 2]
+    assert in_slot == [(1, 1), (0, 1), (0, 2)]
+    assert sampled.metrics == {"sampling/refills": 1, "sampling/dropped_groups": 2}
 
 
-def test_without_refills_or_need_there_is_one_round():
-    assert filled(2, 0, scripted([False, False])[0]).places == [(0, 0), (0, 1)]
-    full = filled(2, 3, scripted([True, True])[0])
-    assert full.metrics() == {"sampling/refills": 0, "sampling/dropped_groups": 0}
+def test_without_need_there_is_one_round_and_without_refills_no_dynamic_sampling():
+    sampled, in_slot = filled(Scripted([True, True]), 3)
+    assert in_slot == [(0, 0), (0, 1)]
+    assert sampled.metrics == {"sampling/refills": 0, "sampling/dropped_groups": 0}
+    assert isinstance(grouped(0).sampler, GroupSampler)
+    assert isinstance(grouped(1).sampler, DynamicSampling)
 
 
-def test_the_places_of_a_rollout_are_always_filled_by_different_groups():
+def test_the_slots_of_a_rollout_are_always_filled_by_different_groups():
     dice = random.Random(3)
+
+    class Random(Scripted):
+        def sample_round(self, key, prompts, processing, watch):
+            self.rounds = [*self.rounds, [dice.random() < 0.4 for _ in prompts]]
+            return super().sample_round(key, prompts, processing, watch)
+
     for _ in range(200):
-        filling = filled(6, 3, lambda _, count: [dice.random() < 0.4 for _ in range(count)])
-        assert len(filling.places) == len(set(filling.places)) == 6
+        sampler = Random([False] * 6)
+        sampler.rounds = []
+        _, in_slot = filled(sampler, 3)
+        assert len(in_slot) == len(set(in_slot)) == 6
 
 
 @catches("dynamic sampling repeats the step's own prompts")
@@ -101,7 +147,7 @@ def test_a_refilled_rollout_has_the_same_shape_and_more_groups_with_spread():
     assert "sampling/refills" not in plain.metrics
     lengths = refilled.rollout.inputs["response_lengths"]
     assert torch.equal(refilled.rollout.mask_BT.sum(1), lengths)
-    policy = grouped(0).responder.policy
+    policy = grouped(0).generator.policy
     new = policy.evaluate(refilled.rollout.inputs).logprobs_BT.detach()
     torch.testing.assert_close(refilled.rollout.logprobs_BT, new, atol=1e-5, rtol=0)
     torch.testing.assert_close(refilled.rollout.ref_logprobs_BT, new, atol=1e-5, rtol=0)
@@ -123,9 +169,9 @@ def test_kept_groups_stay_in_their_places_beside_new_ones():
 
 @catches("every round of dynamic sampling draws the same random numbers")
 def test_every_round_has_random_numbers_of_its_own(monkeypatch):
-    keys, uniforms = [], Responder.uniforms
+    keys, uniforms = [], Generator.uniforms
     monkeypatch.setattr(
-        Responder,
+        Generator,
         "uniforms",
         lambda self, key, *rest: keys.append(key) or uniforms(self, key, *rest),
     )
@@ -152,9 +198,11 @@ def test_responses_without_a_score_give_a_group_no_spread_and_count_as_errors_in
     assert spreads(collected.rollout) == [False] * 4
 
 
-def test_a_rank_without_a_prompt_in_a_round_samples_nothing_but_knows_what_was_used():
-    source, used = grouped(5), []
-    processes = source.processes
+def test_a_rank_without_a_prompt_in_a_round_samples_nothing():
+    source = grouped(5)
+    processes = source.generator.processes
     processes.rank, processes.count = 0, 2  # a single group is the last rank's
-    assert source._sampled_and_scored(Stopwatch(), 1, used, 1, 1) == []
-    assert len(used) == 1
+    processes.gather_list = lambda items: items  # there is no other rank
+    key, sampler = ("sample", 1, "refill", 1), source.sampler.sampler
+    sampled = sampler.sample_round(key, [3], source.processing, Stopwatch())
+    assert sampled.groups == sampled.scores == []

@@ -1,4 +1,4 @@
-"""Rollouts sampled in parts: the same responses, scored while the next part is sampled."""
+"""Rollouts generated in parts: the same completions, scored while the next are generated."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_number_of_parts_changes_no_token_and_no_score(algorithm, chunks):
 
 
 def test_parts_of_different_widths_become_what_is_sampled_together():
-    policy = source_of(PPO()).responder.policy
+    policy = source_of(PPO()).generator.policy
     prompts = [list(range(5, 6 + n)) for n in (0, 3, 1, 7, 2, 5, 0, 4, 2, 1, 3, 0)]
     uniforms_BT = torch.rand((12, 40), generator=torch.Generator().manual_seed(3))
     sampler = Sampler(policy, 40)
@@ -64,13 +64,13 @@ def test_each_part_is_handed_over_before_the_next_is_sampled():
             return SimpleNamespace(result=lambda: told.append("scored") or scores)
 
     source = source_of(GRPO(group_size=4), Telling(), chunks=3)
-    respond = source.responder.respond
+    generate = source.generator.generate
 
     def telling(prompts, group_size, uniforms_BT):
         told.append("sampled")
-        return respond(prompts, group_size, uniforms_BT)
+        return generate(prompts, group_size, uniforms_BT)
 
-    object.__setattr__(source.responder, "respond", telling)
+    object.__setattr__(source.generator, "generate", telling)
     source.collect(1)
     begun = ["sampled", ("submitted", 8), "sampled", ("submitted", 8)]
     assert told == [*begun, "scored", "scored"]

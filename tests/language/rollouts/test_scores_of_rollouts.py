@@ -1,4 +1,4 @@
-"""Scores on their way into a rollout: greedy ones, shaped ones, those of truncated responses."""
+"""Scores on their way into a rollout: greedy, processed, and those of truncated completions."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def test_remax_gets_the_score_of_the_greedy_response_to_each_rows_prompt():
     ):
         by_prompt.setdefault(tuple(ids[-length:]), set()).add(score)
     assert len(by_prompt) == 6
-    for prompt in source.prompts:
-        alone = source.responder.respond([prompt], 1, None)
-        assert by_prompt[tuple(prompt.ids)] == {float(len(alone.completions[0]))}
+    for prompt in source.sampler.prompts:
+        alone = source.generator.generate([prompt], 1, None)
+        assert by_prompt[tuple(prompt.ids)] == {float(len(alone.texts[0]))}
 
 
 def test_each_distinct_prompt_is_answered_greedily_once():
@@ -62,7 +62,7 @@ def test_a_row_whose_greedy_response_has_no_score_is_left_out_and_counted():
     source = source_of(ReMax(), FailsOnGreedy())
     collected = source.collect(1)
     rows = [ids[-1] for ids in collected.rollout.inputs["prompt_ids"].tolist()]
-    mine = source.prompts[0].ids[-1]
+    mine = source.sampler.prompts[0].ids[-1]
     lengths = collected.rollout.inputs["prompt_lengths"].tolist()
     hit = [last == mine and length == 1 for last, length in zip(rows, lengths)]
     assert 0 < sum(hit) < 16
@@ -72,14 +72,14 @@ def test_a_row_whose_greedy_response_has_no_score_is_left_out_and_counted():
 
 
 @catches("greedy scores compared raw with processed ones")
-def test_greedy_scores_are_shaped_like_all_others():
+def test_greedy_scores_are_processed_like_all_others():
     raw, clipped = (source_of(ReMax(), **s).collect(1) for s in ({}, {"score_clip": 3.0}))
     expected_B = raw.rollout.greedy_scores_B.clamp(-3, 3)
     assert torch.equal(clipped.rollout.greedy_scores_B, expected_B)
     assert not torch.equal(clipped.rollout.greedy_scores_B, raw.rollout.greedy_scores_B)
 
 
-def test_raw_and_shaped_scores_are_told_apart():
+def test_raw_and_processed_scores_are_told_apart():
     plain = source_of(PPO()).collect(1)
     source = source_of(PPO(), score_clip=3.0)
     collected = source.collect(1)
@@ -136,7 +136,7 @@ def test_masked_truncated_responses_stay_out_of_the_running_statistics():
 )
 def test_truncation_bootstraps_with_the_value_after_the_last_token():
     source = source_of(PPO(), truncated="bootstrap")
-    policy = source.responder.policy
+    policy = source.generator.policy
     torch.nn.init.normal_(policy.value_head.weight, generator=torch.Generator().manual_seed(0))
     rollout = source.collect(1).rollout
     cut_B = truncated_rows(rollout)
@@ -193,10 +193,10 @@ def test_a_step_that_is_stopped_leaves_no_trace_in_the_statistics():
 def test_the_critic_is_updated_with_its_own_learning_rate():
     source = source_of(PPO())
     rollout = source.collect(1).rollout
-    policy = source.responder.policy
+    policy = source.generator.policy
     before = {name: x.clone() for name, x in policy.trainable_state().items()}
     settings = UpdateSettings(learning_rate=1e-4, critic_learning_rate=1e-30, epochs=1)
-    updater = Updater(policy, settings, 10, 0, source.processes, 12)
+    updater = Updater(policy, settings, 10, 0, source.generator.processes, 12)
     algorithm = PPO(kl_coef=0.0)
     updater.update(algorithm, rollout, algorithm.assign_credit(rollout), 1)
     moved = {n: float((x - before[n]).abs().max()) for n, x in policy.trainable_state().items()}

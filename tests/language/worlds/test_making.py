@@ -10,7 +10,8 @@ import pytest
 from lmpg.cli.command import run
 from lmpg.cli.train import settings_of
 from lmpg.language.stages.settings import STAGES
-from lmpg.language.worlds import WORLDS, addition, reviews, world_asked_for
+from lmpg.language.worlds import addition, reviews
+from lmpg.language.worlds.registry import WORLDS, world_asked_for
 from lmpg.language.worlds.tasks import sums as task
 from lmpg.settings.section import UserError
 from tests.language.worlds.test_worlds import small  # noqa: F401
@@ -59,16 +60,16 @@ def few_problems(small, monkeypatch):  # noqa: F811
 
 
 def test_answers_to_compare_are_the_models_own_to_the_problems_it_trains_on(few_problems):
-    world = addition.comparisons()
+    world = addition.preference_pairs()
     answers = {row["prompt"]: row["answer"] for row in few_problems["train"]}
     assert world.train_rows
     for row in world.train_rows:
         assert row["chosen"] == answers[row["prompt"]] != row["rejected"]
-    judged = addition.judgements().train_rows
+    judged = addition.labelled_completions().train_rows
     assert {row["prompt"] for row in judged} <= answers.keys()
     assert all(row["label"] == (row["completion"] == answers[row["prompt"]]) for row in judged)
     assert all(row["completion"] for row in judged)
-    assert addition.comparisons() == world
+    assert addition.preference_pairs() == world
 
 
 def test_the_settings_that_a_run_leaves_start_it_again(few_problems, tmp_path):

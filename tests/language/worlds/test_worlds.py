@@ -15,7 +15,7 @@ from lmpg.language.rewards.settings import RewardSettings
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.settings import LanguageSettings
 from lmpg.language.worlds import addition, reviews
-from lmpg.language.worlds.making import read_facts
+from lmpg.language.worlds.cache import read_facts
 from lmpg.language.worlds.tokenizers import byte_pair_tokenizer, character_tokenizer
 from lmpg.runtime.seeding import generator
 from lmpg.settings.raw import merged
@@ -94,7 +94,7 @@ def test_the_gold_scorer_only_judges(small):
     world = reviews.build()
     assert world.reward_functions == ()
     prompts = prompts_from_rows(world.held_out_rows, load_tokenizer(str(world.model_path)), 60)
-    found = world.judge(prompts, ["delicious"] * len(prompts))
+    found = world.eval_metric(prompts, ["delicious"] * len(prompts))
     assert found == {"gold": 0.0, "gold_positive": 1.0, "gold_grammatical": 0.0}
 
 
@@ -152,11 +152,11 @@ def test_the_worlds_start_where_there_is_something_to_learn(tmp_path, monkeypatc
     assert world.facts["reward_model_pair_accuracy"] >= 0.90
     prompts = prompts_from_rows(world.held_out_rows, load_tokenizer(str(world.model_path)), 48)
     responses = sampled(world.model_path, world.held_out_rows, 48)
-    found = world.judge(prompts, responses)
+    found = world.eval_metric(prompts, responses)
     assert found["gold_positive"] <= 0.60
     assert found["gold_grammatical"] >= 0.80
     assert len(set(responses)) / len(responses) > 0.95
     sums = addition.build()
     prompts = prompts_from_rows(sums.held_out_rows, load_tokenizer(str(sums.model_path)), 12)
     responses = sampled(sums.model_path, sums.held_out_rows, addition.NEW_TOKENS)
-    assert 0.2 <= sums.judge(prompts, responses)["accuracy"] <= 0.7
+    assert 0.2 <= sums.eval_metric(prompts, responses)["accuracy"] <= 0.7

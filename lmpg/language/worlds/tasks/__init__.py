@@ -1,1 +1,1 @@
-"""What the built-in worlds are about: sums, and a grammar of reviews."""
+"""Tasks of the built-in worlds: they write problems and texts, and score answers; no models."""

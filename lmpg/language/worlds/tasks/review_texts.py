@@ -33,7 +33,7 @@ class Review:
 
 
 def openings(number: int, rng: random.Random) -> list[str]:
-    """That many different neutral first sentences: the prompts."""
+    """`number` different neutral first sentences, which are the prompts."""
     found: dict[str, None] = {}
     while len(found) < number:
         found[write(RULES, f"{{opening.{rng.choice(KINDS)}}}", rng)] = None
@@ -52,7 +52,7 @@ def mixed_review(opening: str, rng: random.Random) -> Review:
 
 
 def garbled(review: Review, rng: random.Random) -> Review:
-    """The same review with its words shuffled, one word repeated over and over, or cut short."""
+    """The review with its words shuffled, with one word repeated many times, or cut short."""
     words = review.response.split()
     damage = rng.choice(("shuffle", "repeat", "cut"))
     if damage == "shuffle":

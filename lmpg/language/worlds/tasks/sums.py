@@ -12,7 +12,7 @@ Problem = dict[str, str]
 def parts(sizes: Sequence[int], rng: random.Random) -> list[list[Problem]]:
     """Parts of `sizes` problems (columns `prompt` and `answer`), and one of nearly all the rest.
 
-    37+58 and 58+37 are never in different parts: who has learned one knows the other.
+    37+58 and 58+37 are never in different parts: a model that has learned one knows the other.
     """
     pairs = [(a, b) for a in range(10, 100) for b in range(a, 100)]
     rng.shuffle(pairs)

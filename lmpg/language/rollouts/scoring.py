@@ -1,0 +1,183 @@
+"""Generate → score: the groups of completions that an iteration asks for, with their raw scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from lmpg.functional.advantages import group_centred
+from lmpg.language.data.order import prompts_for_step
+from lmpg.language.data.prompts import Prompt
+from lmpg.language.rewards.scorer import Scorer, Scores
+from lmpg.language.rollouts.generation import Completions, Generator, Key
+from lmpg.language.rollouts.score_processing import ScoreProcessing
+from lmpg.runtime.stopwatch import Stopwatch
+from lmpg.settings.section import RunStopped
+from lmpg.types import Algorithm
+
+
+@dataclass(frozen=True)
+class ScoredGroups:
+    """Whole groups of one rank's completions, prompt by prompt, with their scores.
+
+    slots: the place of each group among those of all ranks. greedy: the greedy completion of each
+    group's prompt, for an algorithm that compares with it.
+    """
+
+    slots: list[int]
+    completions: Completions
+    scores: Scores
+    greedy: ScoredGroups | None = None
+
+    @property
+    def group_size(self) -> int:
+        """Completions per group."""
+        return len(self.scores.totals) // len(self.slots)
+
+    def processed(self, processing: ScoreProcessing) -> ScoredGroups:
+        """The same groups with processed scores."""
+        return replace(
+            self,
+            scores=processing.processed(self.completions, self.scores),
+            greedy=None if self.greedy is None else self.greedy.processed(processing),
+        )
+
+    def moved(self, slot_of: dict[int, int]) -> ScoredGroups:
+        """Only the groups whose slot is a key of `slot_of`, moved to the slot it says."""
+        kept = [i for i, slot in enumerate(self.slots) if slot in slot_of]
+        rows = [i * self.group_size + j for i in kept for j in range(self.group_size)]
+        return ScoredGroups(
+            [slot_of[self.slots[i]] for i in kept],
+            self.completions.rows(rows),
+            self.scores.rows(rows),
+            None if self.greedy is None else self.greedy.moved(slot_of),
+        )
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """All that an iteration sampled.
+
+    groups: this rank's groups of the rollout. scores, greedy_errors: of everything that was
+    sampled, by all ranks. processing: has seen these scores. has_spread: whether the scores within
+    a group differ, for each group that the policy was first asked for. metrics: further ones.
+    """
+
+    groups: list[ScoredGroups]
+    scores: list[Scores]
+    greedy_errors: int
+    processing: ScoreProcessing
+    has_spread: list[bool]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GroupSampler:
+    """Generates groups of completions, as many as fill a rollout, and scores them."""
+
+    generator: Generator
+    scorer: Scorer
+    prompts: list[Prompt]
+    algorithm: Algorithm
+    num_groups: int
+
+    def sample(self, iteration: int, processing: ScoreProcessing, watch: Stopwatch) -> Sampled:
+        """The groups of `iteration` (from 1); RunStopped if too many of them have no score."""
+        key = ("sample", iteration)
+        sampled = self.sample_round(key, self.prompts_of(iteration), processing, watch)
+        self.stop_on_errors(iteration, [sampled])
+        return sampled
+
+    def prompts_of(self, iteration: int) -> list[int]:
+        """Which prompts the groups of `iteration` complete, over all ranks."""
+        seed = self.generator.seed
+        return prompts_for_step(len(self.prompts), iteration - 1, self.num_groups, seed)
+
+    def sample_round(
+        self, key: Key, prompts: list[int], processing: ScoreProcessing, watch: Stopwatch
+    ) -> Sampled:
+        """One group for each of `prompts`, shared out among the ranks."""
+        gather = self.generator.processes.gather_list
+        mine = self._groups(key, prompts, processing.settings.chunks, watch)
+        greedy = [x.greedy.scores.errors for x in mine if x.greedy is not None]
+        counted = [x for g in mine for x in processing.counted(g.completions, g.scores)]
+        told = gather([([g.scores for g in mine], sum(greedy), counted)])
+        processing = processing.after([x for _, _, values in told for x in values])
+        has_spread = [False] * len(prompts)
+        if self.algorithm.group_size > 1:
+            has_spread = gather([x for g in mine for x in _has_spread(g.processed(processing))])
+        scores = [x for parts, _, _ in told for x in parts]
+        return Sampled(mine, scores, sum(n for _, n, _ in told), processing, has_spread)
+
+    def stop_on_errors(self, iteration: int, rounds: list[Sampled]) -> None:
+        """RunStopped if more completions have no score than `rewards.max_error_share` allows."""
+        scores = [x for sampled in rounds for x in sampled.scores]
+        errors = sum(x.errors for x in scores) + sum(sampled.greedy_errors for sampled in rounds)
+        num_completions = sum(len(x.totals) for x in scores)
+        if "greedy" in self.algorithm.needs:
+            num_completions += num_completions // self.algorithm.group_size
+        allowed = rounds[0].processing.settings.max_error_share
+        if errors <= allowed * num_completions:
+            return
+        said = "\n  ".join([message for x in scores for message in x.messages][:5])
+        raise RunStopped(
+            f"step {iteration}: {errors} of {num_completions} responses could not be "
+            f"scored, more than rewards.max_error_share = {allowed} allows. "
+            f"Everything up to step {iteration - 1} is saved. Mend the reward, then go on with "
+            f"--run.resume. The reward said:\n  {said}"
+        )
+
+    def _groups(
+        self, key: Key, prompts: list[int], chunks: int, watch: Stopwatch
+    ) -> list[ScoredGroups]:
+        """This rank's share of a round, generated and scored; nothing if it has no prompt."""
+        share = self.generator.processes.share_of(len(prompts))
+        if not share:
+            return []
+        group_size, mine = self.algorithm.group_size, [prompts[i] for i in share]
+        uniforms_BT = self.generator.uniforms(key, len(prompts), group_size)
+        completions, scores = self._scored(mine, group_size, uniforms_BT, chunks, watch)
+        greedy = None
+        if "greedy" in self.algorithm.needs:
+            distinct = list(dict.fromkeys(mine))
+            best, its_scores = self._scored(distinct, 1, None, 1, watch)
+            of_group = [distinct.index(i) for i in mine]
+            greedy = ScoredGroups(list(share), best.rows(of_group), its_scores.rows(of_group))
+        return [ScoredGroups(list(share), completions, scores, greedy)]
+
+    def _scored(
+        self,
+        prompts: list[int],
+        group_size: int,
+        uniforms_BT: Tensor | None,
+        chunks: int,
+        watch: Stopwatch,
+    ) -> tuple[Completions, Scores]:
+        """`group_size` completions of each prompt, with their scores.
+
+        Prompts are divided into `chunks` parts; the rewards score one part while the next is
+        generated, and only the wait after the last counts as time/score. The completions are the
+        same whatever the number of parts.
+        """
+        size = -(-len(prompts) // chunks)
+        parts, pending = [], []
+        with watch("time/sample"):
+            for start in range(0, len(prompts), size):
+                part = [self.prompts[i] for i in prompts[start : start + size]]
+                rows = slice(start * group_size, (start + size) * group_size)
+                uniforms = None if uniforms_BT is None else uniforms_BT[rows]
+                parts.append(self.generator.generate(part, group_size, uniforms))
+                pending.append(parts[-1].submit_to(self.scorer))
+            completions = Completions.joined(parts, self.generator.policy.pad_token_id)
+        with watch("time/score"):
+            return completions, Scores.joined([x.result() for x in pending])
+
+
+def _has_spread(groups: ScoredGroups) -> list[bool]:
+    """Whether the scores of each group differ; one without a score does not count."""
+    totals, shape = groups.scores.totals, (-1, groups.group_size)
+    valid_PG = torch.tensor([x is not None for x in totals], dtype=torch.bool).view(shape)
+    scores_PG = torch.tensor([0.0 if x is None else x for x in totals]).view(shape)
+    return (group_centred(scores_PG, valid_PG) != 0).any(1).tolist()
