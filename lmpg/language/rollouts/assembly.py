@@ -184,7 +184,7 @@ def rollout_metrics(part: RolloutPart, *, processed: bool) -> dict[str, float]:
 
 
 def _mean_sum(x_BT: Tensor, mask_BT: Tensor) -> float:
-    """Mean over all completions of the sum over their chosen steps."""
+    """Mean over all completions of the sum over their steps in the mask."""
     return float(torch.where(mask_BT, x_BT, 0).sum(1).double().mean())
 
 
