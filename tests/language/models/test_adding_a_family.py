@@ -1,5 +1,6 @@
 """The model family that CONTRIBUTING.md adds as an example is trained and sampled exactly."""
 
+import importlib.util
 import re
 
 import pytest
@@ -19,18 +20,23 @@ from tests.support.families import policy_of, tiny_of
 from tests.support.programs import ROOT
 from tests.support.recorded_graphs import RecordedGraphs
 
+IMPORTS = "from typing import Any\nfrom lmpg.language.models.architectures import *\n"
+
 
 @pytest.fixture
-def model(monkeypatch):
+def model(tmp_path, monkeypatch):
     """A tiny Starcoder2, with the example's reader in the table."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     section = text.split("## Adding a model family\n")[1].split("\n## ")[0]
     (example,) = re.findall(r"^```python\n(.*?)^```", section, re.S | re.M)
     assert len(example.splitlines()) <= 20
-    names = dict(vars(architectures))
-    exec(example, names)
+    path = tmp_path / "starcoder2.py"
+    path.write_text(f"{IMPORTS}\n{example}", encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("starcoder2", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     (line,) = re.findall(r"the line `tf\.(\w+): (\w+),` in `READERS`", section)
-    monkeypatch.setitem(architectures.READERS, getattr(tf, line[0]), names[line[1]])
+    monkeypatch.setitem(architectures.READERS, getattr(tf, line[0]), getattr(module, line[1]))
     return tiny_of("Starcoder2", sliding_window=5)
 
 
