@@ -21,7 +21,7 @@ PENDING = 1 << 16
 
 
 class Diagnostics:
-    """Sums over the chosen steps of all micro-batches and ranks; `metrics` divides and names them.
+    """Sums over the steps in the masks of all micro-batches and ranks; `metrics` divides them.
 
     A step is clipped when it has an advantage, but its policy term has no gradient.
     """
@@ -96,7 +96,7 @@ class Diagnostics:
             self._skipped += 1
 
     def metrics(self) -> dict[str, float]:
-        """The update's metrics: means over the chosen steps of all minibatches and ranks."""
+        """The update's metrics: means over the steps in the masks of all minibatches and ranks."""
         self._sum_pending()
         sums, largest_ratio = self._over_ranks()
         steps = max(sums["steps"], 1.0)

@@ -68,7 +68,8 @@ class Online(Loop):
                 "resume from the last checkpoint"
             )
         self._advance(rollout, metrics)
-        self.tracker.samples(iteration, collected.samples)
+        if collected.samples:
+            self.tracker.samples(iteration, collected.samples)
         return metrics | watch.seconds
 
     def _advance(self, rollout: Rollout, metrics: dict[str, float]) -> None:

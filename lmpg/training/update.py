@@ -26,7 +26,7 @@ class Updater:
 
     max_length: steps that a row can have at most, for the reduction `fixed_length`.
     old_logprobs: if "update", the log-probs of an optimizer step's own forward stand in place of
-    the rollout's. single_steps: the policy has no memory, so each chosen step becomes a row.
+    the rollout's. single_steps: the policy has no memory, so each step in the mask becomes a row.
     """
 
     def __init__(

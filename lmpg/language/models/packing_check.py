@@ -20,8 +20,8 @@ def packed_logprobs(policy: CausalLMPolicy, rows: list[list[Piece]]) -> tuple[Te
     ids_RL = pad_right([[i for ids, _ in row for i in ids] for row in rows], policy.pad_token_id)
     positions_RL = pad_right([[p for ids, _ in row for p in range(len(ids))] for row in rows], 0)
     owners = [[n for n, (ids, _) in enumerate(row, 1) for _ in ids] for row in rows]
-    learned_RL = pad_right([[int(x) for _, flags in row for x in flags] for row in rows], 0)
-    target_N = learned_RL.flatten().nonzero().squeeze(1).to(device)
+    mask_RL = pad_right([[int(x) for _, loss_mask in row for x in loss_mask] for row in rows], 0)
+    target_N = mask_RL.flatten().nonzero().squeeze(1).to(device)
     arguments = {
         "input_ids": ids_RL.to(device),
         "attention_mask": block_mask(pad_right(owners, 0).to(device)),

@@ -49,7 +49,7 @@ class DistinctPrompts:
 class Samples:
     """B responses, prompt-major, with what was recorded while they were sampled (0 in padding).
 
-    finished_B: ended by an EOS token, which is part of the response.
+    finished_B: ended by an EOS token, which is part of the response and of the mask.
     """
 
     inputs: dict[str, Tensor]
