@@ -132,7 +132,8 @@ def test_two_versions_do_the_same_and_the_faster_one_has_the_smaller_seconds(
     assert line.split() == ["grpo", "tiny", "fp32", "2.000", "3.000", "1.500", "1.500"]
     (mine, mine_command, mine_env, _), (other, other_command, other_env, _) = raced
     assert (mine, other) == ("lmpg fp32", "other fp32")
-    assert other_env["PYTHONPATH"].startswith(str(tmp_path)) and mine_env != other_env
+    assert other_env["PYTHONPATH"].startswith(str(tmp_path))
+    assert mine_env != other_env
     different = [(a, b) for a, b in zip(mine_command, other_command) if a != b]
     assert len(different) == 2  # the program, and where the run's folder is
 
