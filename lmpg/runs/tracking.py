@@ -158,15 +158,12 @@ def _columns(metrics: Mapping[str, Any]) -> list[str]:
     for label, names, form in COLUMNS:
         name = next((name for name in names if name in metrics), None)
         if name is not None:
-            columns.append(f"{label} {_cell(metrics[name], form)}")
+            value = math.nan if metrics[name] is None else metrics[name]
+            columns.append(f"{label} {value:{form}}")
     for name in EVALUATED:
         if metrics.get(f"eval/{name}") is not None:
             columns.append(f"eval {name} {metrics[f'eval/{name}']:.3f}")
     return columns
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "nan".rjust(int(form.split(".")[0].rstrip(","))) if value is None else f"{value:{form}}"
 
 
 def clock(seconds: float) -> str:

@@ -69,7 +69,7 @@ class SequenceScorer:
     @torch.no_grad()
     def score(self, sequences: Sequence[str] | Sequence[Sequence[int]]) -> list[float]:
         """One score per text or list of token ids, in their order."""
-        rows = [self._fitting(self._ids(sequence)) for sequence in sequences]
+        rows = [self._ids(sequence) for sequence in sequences]
         scores = [0.0] * len(rows)
         for batch in self._batches(rows):
             found = sequence_scores(self.model, [rows[i] for i in batch]).tolist()
@@ -78,9 +78,8 @@ class SequenceScorer:
         return scores
 
     def _ids(self, sequence: str | Sequence[int]) -> Sequence[int]:
-        return self.tokenizer(sequence)["input_ids"] if isinstance(sequence, str) else sequence
-
-    def _fitting(self, ids: Sequence[int]) -> Sequence[int]:
+        """Token ids of a sequence, the last ones that fit into the context."""
+        ids = self.tokenizer(sequence)["input_ids"] if isinstance(sequence, str) else sequence
         if len(ids) > self._context and not self._warned:
             self._warned = True
             logger.warning(
