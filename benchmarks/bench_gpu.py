@@ -30,8 +30,10 @@ from torch import Tensor
 
 from lmpg.language.models.loading import load_policy, load_tokenizer
 from lmpg.language.models.settings import ModelSettings
+from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.preflight import self_test
 from lmpg.language.sampling.sampler import Sampler
+from lmpg.runtime.processes import SingleProcess
 
 BYTES = 2  # of a number in bf16
 
@@ -81,9 +83,10 @@ def decode_bytes(size: str, given: argparse.Namespace, parameters: int) -> float
 def decoding(place: Place, given: argparse.Namespace) -> dict[str, Any]:
     """Tokens per second of the native sampler, as a fraction of the floor's."""
     path = str(place.folder / "model")
+    tokenizer = load_tokenizer(path)
     policy = load_policy(
         ModelSettings(path=path, precision="bf16"),
-        load_tokenizer(path),
+        tokenizer,
         critic=False,
         temperature=1.0,
         device=given.device,
@@ -91,7 +94,8 @@ def decoding(place: Place, given: argparse.Namespace) -> dict[str, Any]:
     sampler = Sampler(policy, given.length)
     prompts = prompt_ids(given.size, given.responses, given.prompt).tolist()
     uniforms_BT = torch.rand(given.responses, given.length)
-    print(self_test(policy, policy.reference(), sampler, prompts, 0).line(), flush=True)
+    generator = Generator(policy, sampler, tokenizer, 0, SingleProcess(), given.responses)
+    print(self_test(generator, policy.reference(), prompts).line(), flush=True)
     seconds = sampling_seconds(sampler, prompts, uniforms_BT, given)
     step_bytes = decode_bytes(given.size, given, sum(p.numel() for p in policy.parameters()))
     floor = given.length * step_bytes / bandwidth(given.device)

@@ -20,7 +20,7 @@ from lmpg.gym.environments.settings import EnvSettings
 from lmpg.gym.program import train_gym
 from lmpg.gym.settings import gym_settings_class, preset_for
 from lmpg.runtime.seeding import generator
-from lmpg.settings.raw import as_in_yaml, completed, misplaced
+from lmpg.settings.raw import as_in_yaml, completed, misplaced, with_lists
 from lmpg.settings.section import UserError
 
 load = load_agent
@@ -48,7 +48,7 @@ def train(
     if problems := misplaced(kind, given, "train"):
         raise UserError("\n".join(problems))
     preset, note = preset_for(kind, given)
-    return load(train_gym(completed(kind, preset, given), note))
+    return load(train_gym(completed(kind, preset, with_lists(kind, given)), note))
 
 
 def evaluate(

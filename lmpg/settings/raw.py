@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -147,6 +147,18 @@ def completed(settings: type[S], preset: Mapping[str, Any], given: Mapping[str, 
     if wrong:
         raise UserError("\n".join(wrong))
     return validated(settings, merged(defaults_of(settings), preset, given))
+
+
+def with_lists(settings: type[BaseModel], values: Mapping[str, Any]) -> RawSettings:
+    """Values in which a single one stands for a list of one, as on the command line."""
+    found = dict(values)
+    for name, value in values.items():
+        field = settings.model_fields.get(name)
+        if field and is_section(field.annotation) and isinstance(value, Mapping):
+            found[name] = with_lists(field.annotation, value)  # type: ignore[arg-type]
+        elif field and get_origin(field.annotation) is tuple and not isinstance(value, list):
+            found[name] = [value]
+    return found
 
 
 def as_in_yaml(value: Any) -> Any:

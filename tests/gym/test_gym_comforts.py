@@ -91,8 +91,8 @@ def test_sampled_evaluation_is_not_deterministic_evaluation(tmp_path):
 
 def test_keyword_arguments_make_the_settings_that_flags_make(tmp_path):
     path, short = tmp_path / "by_flags", {"total_timesteps": 64, "output_dir": tmp_path / "run"}
-    agent = train(env={"num_envs": np.int64(4)}, policy={"hidden_sizes": (8, 8)}, run=short)
-    flags = "--env.num-envs 4 --policy.hidden-sizes 8 8 --run.total-timesteps 64"
+    agent = train(env={"num_envs": np.int64(4)}, policy={"hidden_sizes": 8}, run=short)
+    flags = "--env.num-envs 4 --policy.hidden-sizes 8 --run.total-timesteps 64"
     train_agent([*flags.split(), "--run.output-dir", str(path)])
     assert (tmp_path / "run" / "config.yaml").read_bytes() == (path / "config.yaml").read_bytes()
     for name, tensor in load(path).policy.trainable_state().items():

@@ -31,13 +31,13 @@ LEVELS: dict[str, RatioLevel] = {"episode": "sequence", "reward": "decision", "s
 
 
 class EpisodicReinforce(IncrementalMethod):
-    """No critic: a truncated episode counts with what it earned."""
+    """No critic: a truncated episode counts with its rewards so far."""
 
     needs = frozenset()
     gamma: float = Field(0.99, ge=0, le=1)
     """Discount γ per step."""
     credit: Literal["return_to_go", "whole_return"] = "return_to_go"
-    """What each step's score is weighed with: what was paid from there on, or the whole return."""
+    """Weight of each step's ∇log π: the rewards from there on, or the return of the episode."""
     baseline: Literal["none", "average"] = "average"
     """b_t: 0, or the mean credit of the other episodes at step t."""
     discount_states: bool = False

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ class CausalLMPolicy(nn.Module):
 
     value_head: a critic on the policy's own trunk. critic: one with weights of its own.
     temperature divides the logits, everywhere. bf16 computes in autocast over fp32 weights.
-    forward_reuse: caches what is evaluated while old log-probs are recorded, for the update.
+    forward_reuse: caches a forward for the update, once `keep_forward` was asked for.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class CausalLMPolicy(nn.Module):
         self.context_length = context_length
         self.bf16 = bf16
         self.head = Head(self.causal_lm, temperature)
-        self.forward_reuse = ForwardReuse(self)
+        self.forward_reuse: ForwardReuse | None = None
         self.train(False)
 
     @property
@@ -94,7 +95,13 @@ class CausalLMPolicy(nn.Module):
             return states.spread(self.values(states.hidden_ND))
         critic = self.critic
         with self.autocast():
-            return self.forward_reuse("values", inputs, lambda: critic.values(inputs))
+            return self._reused("values", inputs, lambda: critic.values(inputs))
+
+    def keep_forward(self) -> AbstractContextManager[None]:
+        """A block in which forwards are cached, with their graphs, for the next evaluation of the
+        same inputs with the same weights."""
+        self.forward_reuse = self.forward_reuse or ForwardReuse(self)
+        return self.forward_reuse.recording()
 
     def values(self, hidden: Tensor) -> Tensor:
         """The value head's V of the states that hidden states [..., D] stand for, float32 [...]."""
@@ -103,7 +110,11 @@ class CausalLMPolicy(nn.Module):
             return self.value_head(hidden.float()).squeeze(-1)
 
     def _evaluated(self, inputs: dict[str, Tensor]) -> tuple[ResponseStates, Tensor, Tensor]:
-        return self.forward_reuse("logprobs", inputs, lambda: self._computed(inputs))
+        return self._reused("logprobs", inputs, lambda: self._computed(inputs))
+
+    def _reused(self, name: str, inputs: dict[str, Tensor], compute: Callable[[], Any]) -> Any:
+        reuse = self.forward_reuse
+        return compute() if reuse is None else reuse(name, inputs, compute)
 
     def _computed(self, inputs: dict[str, Tensor]) -> tuple[ResponseStates, Tensor, Tensor]:
         with self.autocast():

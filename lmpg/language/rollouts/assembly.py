@@ -1,4 +1,5 @@
-"""Assembly: scored completions become a rollout, with log-probs, values and rewards on tokens."""
+"""Assembly: scored completions become a rollout, with log-probs, values and rewards on tokens; and
+the metrics of a rollout."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lmpg.functional.advantages import next_in_mask
+from lmpg.functional.masking import masked_mean
 from lmpg.language.models.policy import Reference
 from lmpg.language.rewards.scorer import Step
 from lmpg.language.rollouts.generation import Generator
@@ -151,6 +153,39 @@ def token_rewards(last_BT: Tensor, totals: list[float | None], steps: list[list[
 def _numbers(scores: list[float | None]) -> Tensor:
     """Scores [B], float64, 0 where there is none."""
     return torch.tensor([0.0 if x is None else x for x in scores], dtype=torch.float64)
+
+
+def rollout_metrics(part: RolloutPart, *, processed: bool) -> dict[str, float]:
+    """Score, KL and entropy per completion (nats), and lengths (tokens); names as in TRL.
+
+    processed: whether the scores in the rollout can differ from the raw ones.
+    """
+    rollout, finished = part.rollout, part.finished
+    lengths_B = rollout.mask_BT.sum(1)
+    raw_B = _numbers(part.raw).float()
+    metrics = {
+        "objective/scores": float(masked_mean(raw_B, rollout.scorable_B)),
+        "objective/entropy": _mean_sum(-rollout.logprobs_BT, rollout.mask_BT),
+        "completions/mean_length": float(lengths_B.double().mean()),
+        "completions/min_length": float(lengths_B.min()),
+        "completions/max_length": float(lengths_B.max()),
+        "completions/clipped_ratio": 1 - sum(finished) / len(finished),
+    }
+    if processed:
+        shaped = masked_mean(rollout.scores_B, rollout.scorable_B)
+        metrics["objective/shaped_scores"] = float(shaped)
+    if rollout.greedy_scores_B is not None:
+        greedy = masked_mean(rollout.greedy_scores_B, rollout.scorable_B)
+        metrics["objective/greedy_scores"] = float(greedy)
+    if rollout.ref_logprobs_BT is not None:
+        log_ratio_BT = rollout.logprobs_BT - rollout.ref_logprobs_BT
+        metrics["objective/kl"] = _mean_sum(log_ratio_BT, rollout.mask_BT)
+    return metrics
+
+
+def _mean_sum(x_BT: Tensor, mask_BT: Tensor) -> float:
+    """Mean over all completions of the sum over their steps in the mask."""
+    return float(torch.where(mask_BT, x_BT, 0).sum(1).double().mean())
 
 
 def _joined(rollouts: list[Rollout]) -> Rollout:

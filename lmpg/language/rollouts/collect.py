@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmpg.language.models.policy import Reference
-from lmpg.language.rollouts.assembly import SHOWN, RolloutPart, assembled
+from lmpg.language.rollouts.assembly import SHOWN, RolloutPart, assembled, rollout_metrics
 from lmpg.language.rollouts.dynamic_sampling import DynamicSampling
 from lmpg.language.rollouts.evaluation import Evaluator
 from lmpg.language.rollouts.generation import Generator
-from lmpg.language.rollouts.metrics import reward_metrics, rollout_metrics
-from lmpg.language.rollouts.score_processing import ScoreProcessing
+from lmpg.language.rollouts.score_processing import ScoreProcessing, reward_metrics
 from lmpg.language.rollouts.scoring import GroupSampler, Sampled, ScoredGroups
 from lmpg.runtime.machine import Stopwatch
 from lmpg.training.source import Collected
@@ -90,8 +89,7 @@ class LanguageSource:
         return RolloutPart.joined(self.generator.processes.gather_list(parts))
 
     def _metrics(self, part: RolloutPart, sampled: Sampled) -> dict[str, float]:
-        changed = self.processing.changes_scores
-        metrics = rollout_metrics(part.rollout, part.raw, part.finished, processed=changed)
+        metrics = rollout_metrics(part, processed=self.processing.changes_scores)
         metrics |= reward_metrics(sampled.scores, sampled.greedy_errors)
         if self.algorithm.group_size > 1:
             has_spread = sampled.has_spread

@@ -10,7 +10,7 @@ from lmpg.language.data.prompts import EvalMetric, Prompt
 from lmpg.language.models.policy import Reference
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rollouts.generation import Generator
-from lmpg.language.rollouts.metrics import mean, score_statistics
+from lmpg.language.rollouts.score_processing import mean, score_statistics
 from lmpg.settings.section import RunStopped
 
 

@@ -149,7 +149,7 @@ class Generator:
         """`evaluate` of all rows; the forward is kept if the update's first one is the same."""
         if not self.old_logprobs.keep_forward:
             return self._evaluated(inputs, evaluate)
-        with self.policy.forward_reuse.recording():
+        with self.policy.keep_forward():
             return evaluate({name: x.cpu() for name, x in inputs.items()}).detach()
 
     def _evaluated(self, inputs: dict[str, Tensor], evaluate: Evaluate) -> Tensor:

@@ -1,9 +1,13 @@
-"""Score processing: from the raw scores of completions to those that are learned from."""
+"""Score processing: from the raw scores of completions to those that are learned from; and the
+metrics of raw scores."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import torch
 
 from lmpg.functional.score_functions import RunningMoments, overlong_punishment
 from lmpg.language.rewards.scorer import Scores
@@ -83,3 +87,29 @@ class ScoreProcessing:
     def with_state(self, state: dict[str, Any]) -> ScoreProcessing:
         """The same processing with the statistics of a checkpoint."""
         return replace(self, seen=RunningMoments(**state["scores"])) if state else self
+
+
+def mean(values: list[float]) -> float:
+    """Mean of a list; NaN of an empty one."""
+    return sum(values) / len(values) if values else math.nan
+
+
+def score_statistics(totals: list[float | None]) -> dict[str, float]:
+    """`reward` and `reward_std` (unbiased) over the completions that have a score."""
+    known = torch.tensor([x for x in totals if x is not None], dtype=torch.float64)
+    return {
+        "reward": float(known.mean()) if len(known) else math.nan,
+        "reward_std": float(known.std()) if len(known) > 1 else 0.0,
+    }
+
+
+def reward_metrics(scores: list[Scores], greedy_errors: int) -> dict[str, float]:
+    """Mean and std of the total and of each reward over all that was sampled, and how many
+    completions have no score."""
+    metrics = score_statistics([total for x in scores for total in x.totals])
+    metrics["reward_errors"] = float(sum(x.errors for x in scores) + greedy_errors)
+    for name in scores[0].by_reward:
+        statistics = score_statistics([value for x in scores for value in x.by_reward[name]])
+        metrics[f"rewards/{name}/mean"] = statistics["reward"]
+        metrics[f"rewards/{name}/std"] = statistics["reward_std"]
+    return metrics

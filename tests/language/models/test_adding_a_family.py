@@ -1,10 +1,11 @@
 """The model family that CONTRIBUTING.md adds as an example is trained and sampled exactly."""
 
+import importlib.util
 import re
 
 import pytest
 import torch
-import transformers as tf
+import transformers
 
 from lmpg.language.models import architectures
 from lmpg.language.models.forward import response_states
@@ -21,16 +22,20 @@ from tests.support.recorded_graphs import RecordedGraphs
 
 
 @pytest.fixture
-def model(monkeypatch):
+def model(tmp_path, monkeypatch):
     """A tiny Starcoder2, with the example's reader in the table."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     section = text.split("## Adding a model family\n")[1].split("\n## ")[0]
     (example,) = re.findall(r"^```python\n(.*?)^```", section, re.S | re.M)
     assert len(example.splitlines()) <= 20
-    names = dict(vars(architectures))
-    exec(example, names)
-    (line,) = re.findall(r"the line `tf\.(\w+): (\w+),` in `READERS`", section)
-    monkeypatch.setitem(architectures.READERS, getattr(tf, line[0]), names[line[1]])
+    path = tmp_path / "example.py"
+    path.write_text(f"from {architectures.__name__} import *\n\n{example}", encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("example", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    ((family, reader),) = re.findall(r"the line `tf\.(\w+): (\w+),` in `READERS`", section)
+    readers, trunk = architectures.READERS, getattr(transformers, family)
+    monkeypatch.setitem(readers, trunk, getattr(module, reader))
     return tiny_of("Starcoder2", sliding_window=5)
 
 

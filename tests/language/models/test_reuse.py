@@ -50,9 +50,8 @@ def learned(keep: bool, separate: bool, bf16: bool, monkeypatch):
     for step in (1, 2):
         rollout = source.collect(step).rollout
         metrics = updater.update(algorithm, rollout, algorithm.assign_credit(rollout), step)
-        assert (
-            not policy.forward_reuse._entries
-        )  # what is left would be of weights that are no more
+        left = policy.forward_reuse and policy.forward_reuse._entries
+        assert not left  # it would be of weights that are no more
     return {n: x.clone() for n, x in policy.trainable_state().items()}, metrics, forwards
 
 
@@ -76,12 +75,12 @@ def test_an_evaluation_keeps_nothing():
     generator = replace(source.generator, old_logprobs=kept)
     source.evaluator = replace(source.evaluator, generator=generator)
     assert "kl" in source.evaluate()
-    assert not source.generator.policy.forward_reuse._entries
+    assert source.generator.policy.forward_reuse is None
 
 
 def test_what_is_kept_is_given_once_with_its_gradient():
     policy = tiny_policy()
-    with policy.forward_reuse.recording():
+    with policy.keep_forward():
         kept = policy.evaluate(inputs()).logprobs_BT
     with torch.no_grad():  # who needs no gradient is told anew, and takes nothing away
         assert policy.evaluate(inputs()).logprobs_BT is not kept
@@ -110,7 +109,7 @@ def test_it_is_not_used_for_other_rows_or_after_the_weights_have_changed():
     policy = tiny_policy(tiny_model())
 
     def ahead():
-        with policy.forward_reuse.recording():
+        with policy.keep_forward():
             policy.evaluate(inputs())
 
     ahead()

@@ -17,7 +17,7 @@ from lmpg.language.models.forward.ragged import Ragged
 
 
 def hidden_states(decoder: Architecture, ragged: Ragged) -> Tensor:
-    """The last hidden states [M, D] of a batch's targets, after the last norm."""
+    """The hidden states [M, D] that predict a batch's response tokens, after the last norm."""
     x_ND = _embedded(decoder, ragged)
     dtype = product_dtype(x_ND)
     rotations = _rotations(decoder, ragged, x_ND)
@@ -30,8 +30,8 @@ def hidden_states(decoder: Architecture, ragged: Ragged) -> Tensor:
         else:
             q_NHD, k_NKD = rotations[layer.rotary, layer.scaling](q_NHD, k_NKD)
         taken_ND = attentions[layer.window](q_NHD.to(dtype), k_NKD.to(dtype), v_NKD)
-        if layer is decoder.layers[-1]:  # of what follows, only the targets are read
-            taken_ND, x_ND = (x.index_select(0, ragged.target_M) for x in (taken_ND, x_ND))
+        if layer is decoder.layers[-1]:  # what follows is read where a response token is predicted
+            taken_ND, x_ND = (x.index_select(0, ragged.state_M) for x in (taken_ND, x_ND))
         x_ND = _added(decoder, x_ND, layer.out(taken_ND), layer.attention_post_norm)
         h_ND = normed(x_ND, layer.mlp_norm).to(dtype)
         x_ND = _added(decoder, x_ND, layer.down(_inner(decoder, layer, h_ND)), layer.mlp_post_norm)
