@@ -14,6 +14,7 @@ from tests.support.planted import catches
 PROGRAM = """
 import ctypes, os
 from pathlib import Path
+from lmpg.runtime.machine import keep_freed_memory
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
@@ -50,6 +51,7 @@ def test_other_c_libraries_are_left_alone(monkeypatch):
 SIZE = """
 import os, resource, sys
 from pathlib import Path
+from lmpg.runtime.machine import keep_freed_memory
 
 if sys.argv[1] == "limited":
     resource.setrlimit(resource.RLIMIT_AS, (2**40, 2**40))
