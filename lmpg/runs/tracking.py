@@ -143,14 +143,10 @@ class _Console:
         self.last_line = now
         width = len(str(self.total_steps))
         parts = [f"step {step:>{width}}/{self.total_steps}", *_columns(metrics)]
-        print(" | ".join([*parts, self._times(step, now)]), flush=True)
-
-    def _times(self, step: int, now: float) -> str:
         elapsed = now - self.started
-        assert self.first_step is not None
-        steps_timed = step - self.first_step + 1
-        left = elapsed / steps_timed * (self.total_steps - step)
-        return f"{clock(elapsed)} elapsed, {clock(max(left, 0))} left"
+        left = elapsed / (step - self.first_step + 1) * (self.total_steps - step)
+        parts.append(f"{clock(elapsed)} elapsed, {clock(max(left, 0))} left")
+        print(" | ".join(parts), flush=True)
 
 
 def _columns(metrics: Mapping[str, Any]) -> list[str]:

@@ -93,8 +93,9 @@ class SequenceScorer:
     def _batches(self, rows: list[Sequence[int]]) -> list[list[int]]:
         """Row numbers, shortest rows first, at most `tokens_per_batch` padded tokens together."""
         batches: list[list[int]] = []
-        for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
-            if not batches or (len(batches[-1]) + 1) * len(rows[i]) > self.tokens_per_batch:
+        lengths = list(map(len, rows))
+        for i in sorted(range(len(rows)), key=lengths.__getitem__):
+            if not batches or (len(batches[-1]) + 1) * lengths[i] > self.tokens_per_batch:
                 batches.append([])
             batches[-1].append(i)
         return batches

@@ -79,10 +79,14 @@ class ModelReward:
         scores = self.scorer.score(ids)
         if len(scores) != len(rows):
             raise ValueError(f"the model gave {len(scores)} scores for {len(rows)} responses")
-        return RewardReply(
-            [float(score) if math.isfinite(score) else None for score in scores],
-            [f"the model gave {score}" for score in scores if not math.isfinite(score)],
-        )
+        reply = RewardReply()
+        for score in scores:
+            if math.isfinite(score):
+                reply.scores.append(float(score))
+            else:
+                reply.scores.append(None)
+                reply.messages.append(f"the model gave {score}")
+        return reply
 
     def close(self) -> None:
         """Nothing to end."""
