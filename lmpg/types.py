@@ -8,6 +8,8 @@ tokens that it sampled).
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from operator import itemgetter
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +21,8 @@ from lmpg.functional.masking import Reduction
 
 class _Rows:
     """Row-wise operations shared by the dataclasses whose tensors all start with dimension B."""
+
+    mask_BT: Tensor
 
     def rows(self, index: Tensor):
         """The same object with only the rows in `index` (int64 [N]), in that order."""
@@ -34,17 +38,9 @@ class _Rows:
 
     def split(self, count: int):
         """`count` parts of consecutive rows, of equal size as far as possible; no copies."""
-        parts: list[dict[str, Any]] = [{} for _ in range(count)]
-        for field in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if isinstance(value, dict):
-                pieces = {k: x.tensor_split(count) for k, x in value.items()}
-                for i, part in enumerate(parts):
-                    part[field.name] = {k: x[i] for k, x in pieces.items()}
-            elif isinstance(value, Tensor) and value.ndim > 0:
-                for part, piece in zip(parts, value.tensor_split(count)):
-                    part[field.name] = piece
-        return [replace(self, **part) for part in parts]  # type: ignore[type-var]
+        size, larger = divmod(len(self.mask_BT), count)
+        ends = [i * size + min(i, larger) for i in range(count + 1)]
+        return [self._map(itemgetter(slice(*rows))) for rows in pairwise(ends)]
 
     def _map(self, f):
         changed = {}

@@ -131,13 +131,10 @@ class _TokenLogprobs(torch.autograd.Function):
 
 def _products(hidden, weight, bias, chunk, dtype):
     """(rows, the head's raw output [chunk, V]) of one chunk after another."""
-    weight, bias = (None if x is None else x.to(dtype) for x in (weight, bias))
-    for rows in _chunks(len(hidden), chunk):
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    for start in range(0, len(hidden), chunk):
+        rows = slice(start, start + chunk)
         yield rows, F.linear(hidden[rows].to(dtype), weight, bias)
-
-
-def _chunks(count: int, size: int) -> list[slice]:
-    return [slice(start, start + size) for start in range(0, count, size)]
 
 
 def _logits_grad(logits, size, ids, grad_logprobs, entropy_part, rows) -> Tensor:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from lmpg.language.data.order import other_prompts
 from lmpg.language.rollouts.score_processing import ScoreProcessing
 from lmpg.language.rollouts.scoring import GroupSampler, Sampled, ScoredGroups
-from lmpg.runtime.stopwatch import Stopwatch
+from lmpg.runtime.machine import Stopwatch
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from lmpg.language.sampling.engines.protocol import Decoder, Engine
 from lmpg.language.sampling.engines.transformers import transformers_engine
 from lmpg.language.sampling.engines.weights import DecodeWeights, is_lora, policy_weights
 from lmpg.language.sampling.samples import DistinctPrompts, Samples
-from lmpg.runtime.threads import worthwhile_threads
+from lmpg.runtime.machine import worthwhile_threads
 
 NewDecoder = Callable[[DecodeWeights, int], Decoder]
 """A decoder over weights, for contexts of so many tokens."""
