@@ -32,21 +32,8 @@ class _Rows:
         """Every step a row of its own: [B, T, …] → [B·T, 1, …]; for policies without memory."""
         return self._map(lambda x: x.reshape(x.shape[0] * x.shape[1], 1, *x.shape[2:]))
 
-    def split(self, count: int):
-        """`count` parts of consecutive rows, of equal size as far as possible; no copies."""
-        parts: list[dict[str, Any]] = [{} for _ in range(count)]
-        for field in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if isinstance(value, dict):
-                pieces = {k: x.tensor_split(count) for k, x in value.items()}
-                for i, part in enumerate(parts):
-                    part[field.name] = {k: x[i] for k, x in pieces.items()}
-            elif isinstance(value, Tensor) and value.ndim > 0:
-                for part, piece in zip(parts, value.tensor_split(count)):
-                    part[field.name] = piece
-        return [replace(self, **part) for part in parts]  # type: ignore[type-var]
-
     def _map(self, f):
+        """The same object with `f` of every tensor that has rows."""
         changed = {}
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)

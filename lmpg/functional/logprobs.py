@@ -89,7 +89,8 @@ class _TokenLogprobs(torch.autograd.Function):
         ctx.set_materialize_grads(False)  # an entropy that no loss reads costs nothing
         ctx.shape, ctx.chunk, ctx.dtype = shape, chunk, dtype
         wide = torch.promote_types(dtype, torch.float32)
-        logprobs, entropy, size = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(3))
+        logprobs = hidden.new_empty(len(hidden), dtype=wide)
+        entropy, size = torch.empty_like(logprobs), torch.empty_like(logprobs)
         ctx.kept = hidden.new_empty(len(hidden), len(weight), dtype=dtype) if keep else None
         for rows, raw in _products(hidden, weight, bias, chunk, dtype):
             logits = shape.logits(raw)
@@ -131,13 +132,10 @@ class _TokenLogprobs(torch.autograd.Function):
 
 def _products(hidden, weight, bias, chunk, dtype):
     """(rows, the head's raw output [chunk, V]) of one chunk after another."""
-    weight, bias = (None if x is None else x.to(dtype) for x in (weight, bias))
-    for rows in _chunks(len(hidden), chunk):
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    for start in range(0, len(hidden), chunk):
+        rows = slice(start, start + chunk)
         yield rows, F.linear(hidden[rows].to(dtype), weight, bias)
-
-
-def _chunks(count: int, size: int) -> list[slice]:
-    return [slice(start, start + size) for start in range(0, count, size)]
 
 
 def _logits_grad(logits, size, ids, grad_logprobs, entropy_part, rows) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from lmpg.language.data.order import other_prompts
+from lmpg.language.rewards.scorer import Scores
 from lmpg.language.rollouts.score_processing import ScoreProcessing
 from lmpg.language.rollouts.scoring import GroupSampler, Sampled, ScoredGroups
 from lmpg.runtime.stopwatch import Stopwatch
@@ -58,7 +59,7 @@ def _joined(rounds: list[Sampled], filled_by: list[tuple[int, int]]) -> Sampled:
     return replace(
         rounds[0],
         groups=groups,
-        scores=[x for sampled in rounds for x in sampled.scores],
+        scores=Scores.joined([sampled.scores for sampled in rounds]),
         greedy_errors=sum(sampled.greedy_errors for sampled in rounds),
         processing=rounds[-1].processing,
         metrics={
