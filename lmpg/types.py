@@ -7,6 +7,7 @@ tokens that it sampled).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -121,7 +122,7 @@ class Rollout(_Rows):
 
 @dataclass(frozen=True)
 class Credit:
-    """What an algorithm makes of a rollout: how much better than expected each step was.
+    """An algorithm's credit for a rollout: how much better than expected each step was.
 
     rewards_BT: the rewards it used, with any KL penalty inside.
     returns_BT: the critic's targets, from unwhitened advantages; None without a critic.
@@ -161,10 +162,22 @@ class Minibatch(_Rows):
             ref_logprobs_BT=rollout.ref_logprobs_BT,
         )
 
+    def split(self, count: int) -> Iterator[Minibatch]:
+        """`count` parts of consecutive rows, of equal size as far as possible; no copies."""
+        columns, inputs = {}, {}
+        for name, x in vars(self).items():
+            if isinstance(x, Tensor):
+                columns[name] = x.tensor_split(count)
+        for name, x in self.inputs.items():
+            inputs[name] = x.tensor_split(count)
+        for i in range(count):
+            part = {name: pieces[i] for name, pieces in inputs.items()}
+            yield Minibatch(inputs=part, **{name: pieces[i] for name, pieces in columns.items()})
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The policy's present view of given steps (float32, with gradient when it is training).
+    """The present policy's numbers for given steps (float32, with gradient while it trains).
 
     logprobs_BT: log π of the recorded steps. entropy_BT: of the distributions that they were drawn
         from, in nats.
@@ -187,7 +200,7 @@ class Policy(Protocol):
         ...
 
     def load_trainable_state(self, state: dict[str, Tensor]) -> None:
-        """Put back what `trainable_state` gave; names and shapes must match exactly."""
+        """Load a result of `trainable_state`; names and shapes must match exactly."""
         ...
 
 

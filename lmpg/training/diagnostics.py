@@ -88,12 +88,12 @@ class Diagnostics:
         return kl / max(steps, 1.0), clipped / max(with_advantage, 1.0)
 
     def add_left_out(self) -> None:
-        """Count a minibatch without an optimizer step, as the policy had gone far enough."""
+        """Count a minibatch without an optimizer step: the policy had moved far enough already."""
         self._left_out += 1
 
     def add_optimizer_step(self, gradient_norm: float) -> None:
-        """Count one optimizer step, by the global norm of its gradient before clipping; one whose
-        gradient is not finite is not taken."""
+        """Count one optimizer step. gradient_norm: before clipping, over all parameters; a step is
+        skipped if it is not finite."""
         if math.isfinite(gradient_norm):
             self._norms.append(gradient_norm)
         else:
@@ -107,7 +107,7 @@ class Diagnostics:
         minibatches = len(self._norms) + self._skipped + self._left_out
         losses = {k: v / minibatches for k, v in sums.items() if k.startswith("loss/")}
         last_kl, last_clip_fraction = self.newest()
-        # without a step the norm is NaN, but 0 where the policy had gone far enough before it
+        # without any step the norm is NaN, or 0 if the update ended before its first one
         no_norm = float("nan") if self._skipped else 0.0
         found = {
             "policy/approx_kl": sums["kl"] / steps,
@@ -129,7 +129,7 @@ class Diagnostics:
 
     @torch.no_grad()
     def _sum_pending(self) -> None:
-        """Sum what is buffered and let go of it."""
+        """Add the sums of the buffered steps to the totals, and empty the buffer."""
         if not self._pending:
             return
         seen = {name: torch.cat(parts) for name, parts in self._pending.items()}
@@ -153,11 +153,13 @@ class Diagnostics:
 
 
 def _ratios(seen: Columns) -> Tensor:
+    """π/π_old of each step, 0 outside the mask."""
     return torch.where(seen["mask"], (seen["new"] - seen["old"]).exp(), 0)
 
 
 def _sums(seen: Columns) -> dict[str, Tensor]:
-    """What `Diagnostics.metrics` divides by one another, in float64 to add up further."""
+    """Sums and counts over the steps in the mask, in float64; `Diagnostics.metrics` divides them by
+    one another."""
     mask, weight = seen["mask"], seen["weight"]
     with_advantage = mask & (seen["advantage"] != 0)
     counted = {"steps": mask, "with_advantage": with_advantage}

@@ -91,8 +91,8 @@ def _clipped(parameters: list[nn.Parameter], max_norm: float) -> float:
 
 @torch.no_grad()
 def _step(optimizer: torch.optim.Optimizer) -> None:
-    """`optimizer.step()`. AdamW on the CPU calls its kernel directly, once it has a state: for a
-    small network the hooks and profilers around it take longer than the kernel."""
+    """`optimizer.step()`, but AdamW on the CPU calls its kernel directly once it has a state: for a
+    small network the hooks and profilers around the kernel cost more than the kernel."""
     learned = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     known = all(p in optimizer.state and p.device.type == "cpu" for p in learned)
     if not (known and isinstance(optimizer, torch.optim.AdamW)):
@@ -100,7 +100,7 @@ def _step(optimizer: torch.optim.Optimizer) -> None:
         return
     for group in optimizer.param_groups:
         learned = [p for p in group["params"] if p.grad is not None]
-        if not learned:  # the kernel can't do with none
+        if not learned:  # the kernel refuses an empty list
             continue
         states = [optimizer.state[p] for p in learned]
         for state in states:

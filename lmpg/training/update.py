@@ -96,8 +96,7 @@ class Updater:
                 yield whole
                 continue
             shuffle = generator(self.seed, "minibatches", iteration, epoch)
-            for index in torch.randperm(num_rows, generator=shuffle).tensor_split(count):
-                yield whole.rows(index)
+            yield from whole.rows(torch.randperm(num_rows, generator=shuffle)).split(count)
 
     def _optimizer_step(
         self, algorithm: Algorithm, minibatch: Minibatch, diagnostics: Diagnostics
@@ -158,7 +157,7 @@ class Updater:
 
 
 def microbatches(inputs: dict[str, Tensor], rows: int, tokens: int = 0) -> list[Tensor]:
-    """Indices of the rows [B] of each forward: memory and time, never the result.
+    """Indices of the rows [B] of each forward. They change memory and time, never the result.
 
     A forward has at most `rows` rows and, if `tokens` is not 0, at most so many tokens with
     padding, but one row at least. If inputs say how long their rows are (`…_lengths` [B]), the

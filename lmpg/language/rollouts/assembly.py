@@ -1,5 +1,5 @@
-"""Assembly: scored completions become a rollout, with log-probs, values and rewards on tokens; and
-the metrics of a rollout."""
+"""Assembly: makes a rollout of scored completions, with log-probs, values and rewards on tokens;
+and the metrics of a rollout."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ SHOWN = 4
 class RolloutPart:
     """Rows of a rollout, with the raw scores and EOS flags that are logged but not learned from.
 
-    slots: the place of each row's group in the rollout. shown: what samples.jsonl says of a row;
-    {} for all but the first groups.
+    slots: the place of each row's group in the rollout. shown: the row's entry in samples.jsonl, {}
+    for all but the first groups.
     """
 
     slots: list[int]

@@ -27,7 +27,8 @@ class DynamicSampling:
     max_refills: int
 
     def sample(self, iteration: int, processing: ScoreProcessing, watch: Stopwatch) -> Sampled:
-        """The groups of `iteration`, of as many rounds as it took; see `GroupSampler.sample`."""
+        """The groups of `iteration`, from the first round and all refills; see
+        `GroupSampler.sample`."""
         sampler, seed = self.sampler, self.sampler.generator.seed
         rounds = [sampler.sample(iteration, processing, watch)]
         used = sampler.prompts_of(iteration)

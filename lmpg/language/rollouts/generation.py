@@ -1,4 +1,4 @@
-"""Completions of the policy: generated, and evaluated again by the forward that training uses."""
+"""Generates completions of the policy, and evaluates them again with the training forward."""
 
 from __future__ import annotations
 
@@ -144,7 +144,8 @@ class Generator:
         return torch.stack([x for x in found if x is not None])
 
     def _before_update(self, inputs: dict[str, Tensor], evaluate: Evaluate) -> Tensor:
-        """`evaluate` of all rows; the forward is kept if the update's first one is the same."""
+        """`evaluate` of all rows. Keeps the forward with its graph if the update's first forward
+        is over the same rows, so that it is not computed twice."""
         if not self.old_logprobs.keep_forward:
             return self.evaluated(inputs, evaluate)
         with self.policy.keep_forward():

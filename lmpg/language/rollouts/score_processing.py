@@ -39,8 +39,8 @@ class ScoreProcessing:
         return bool(penalised or s.normalise == "running" or s.score_clip is not None)
 
     def counted(self, completions: Completions, scores: Scores) -> list[float | None]:
-        """Raw scores as they enter the statistics: a truncated completion's is left out
-        (`rewards.truncated` = mask), or counts as 0 (zero)."""
+        """Raw scores for the running statistics. A truncated completion has none there
+        (`rewards.truncated` = mask), or a score of 0 (zero)."""
         if self.settings.truncated not in ("zero", "mask"):
             return scores.totals
         instead = 0.0 if self.settings.truncated == "zero" else None
