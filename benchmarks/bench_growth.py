@@ -27,7 +27,7 @@ from bench_rollout import DTYPES, GROUP, LENGTH, PROMPT, ROWS, GivenLengths, pol
 from floor import decode_seconds, forward_seconds
 from models import SIZES, prompt_ids
 
-from lmpg.runtime.memory import keep_freed_memory
+from lmpg.runtime.machine import keep_freed_memory
 
 AXES: dict[str, list[Any]] = {
     "batch": [16, 64, 256],

@@ -25,7 +25,7 @@ from lmpg.algorithms.grpo import GRPO
 from lmpg.algorithms.ppo import PPO
 from lmpg.language.models.critic import critic_like, new_value_head
 from lmpg.language.models.policy import CausalLMPolicy
-from lmpg.runtime.memory import keep_freed_memory
+from lmpg.runtime.machine import keep_freed_memory
 from lmpg.runtime.processes import SingleProcess
 from lmpg.training.settings import UpdateSettings
 from lmpg.training.update import Updater

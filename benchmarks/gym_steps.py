@@ -17,8 +17,7 @@ from typing import Any
 
 from lockstep import Turn
 
-from lmpg.cli.main import main
-from lmpg.cli.train import train_agent
+from lmpg.cli.main import main, train_agent
 from lmpg.gym.rollouts import GymSource
 from lmpg.runs.tracking import Tracker
 

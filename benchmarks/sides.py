@@ -39,9 +39,10 @@ class Place:
         (self.folder / "prompts.jsonl").write_text("".join(lines))
         (self.folder / "reward.py").write_text(REWARD)
 
-    def lmpg(self, case: str, dtype: str) -> Contestant:
-        """`lmpg train`: case is grpo, ppo_shared or ppo_separate."""
+    def lmpg(self, case: str, dtype: str, checkout: Path = HERE.parent) -> Contestant:
+        """`lmpg train` of a checkout: case is grpo, ppo_shared or ppo_separate."""
         algorithm, _, critic = case.partition("_")
+        side = "lmpg" if checkout == HERE.parent else "other"
         flags: dict[str, Any] = {
             "model.path": self.folder / "model",
             "model.precision": dtype,
@@ -57,16 +58,17 @@ class Place:
             "evaluation.size": 8,
             "run.total-steps": self.steps,
             "run.torch-threads": self.threads,
-            "run.output-dir": self.folder / "runs" / f"{case}-{dtype}",
+            "run.output-dir": self.folder / "runs" / f"{side}-{case}-{dtype}",
         }
         if critic:
             flags["model.critic"] = critic
         if "microbatch" in self.options:
             flags["update.microbatch-size"] = self.options["microbatch"]
         given = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
-        command = [sys.executable, str(HERE / "lmpg_steps.py"), "train", algorithm, *given]
-        path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-        return self._started(f"lmpg {dtype}", case, command, {"PYTHONPATH": path})
+        program = str(checkout / "benchmarks" / "lmpg_steps.py")
+        command = [sys.executable, program, "train", algorithm, *given]
+        path = os.pathsep.join([str(checkout), os.environ.get("PYTHONPATH", "")])
+        return self._started(f"{side} {dtype}", case, command, {"PYTHONPATH": path})
 
     def peer(
         self, case: str, setting: str, python: str, ppo_path: str = "", device: str = "cpu"

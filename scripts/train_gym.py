@@ -1,7 +1,6 @@
 """Train a gymnasium agent: python scripts/train_gym.py --env.id CartPole-v1"""
 
-from lmpg.cli.main import main
-from lmpg.cli.train import train_agent
+from lmpg.cli.main import main, train_agent
 
 if __name__ == "__main__":
     main(train_agent)

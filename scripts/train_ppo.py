@@ -1,7 +1,6 @@
 """Fine-tune a causal language model with PPO; without arguments, in the built-in reviews world."""
 
-from lmpg.cli.main import main
-from lmpg.cli.train import train_by_name
+from lmpg.cli.main import main, train_by_name
 
 if __name__ == "__main__":
     main(lambda: train_by_name("ppo"))

@@ -114,6 +114,30 @@ def test_a_case_is_compared_with_the_faster_peer_and_fp32_with_fp32(module, monk
     assert "4.00x   3.50x" in bench.line(rows[0])
 
 
+@catches("the ratio of two versions upside down")
+def test_two_versions_do_the_same_and_the_faster_one_has_the_smaller_seconds(
+    module, monkeypatch, tmp_path
+):
+    bench, sides = module("bench_versions"), module("sides")
+    monkeypatch.setattr(sides, "Contestant", lambda *parts: Namespace(name=parts[0], parts=parts))
+    raced = []
+
+    def race(contestants, warm, steps):
+        raced.extend(x.parts for x in contestants)
+        return {x.name: [{"seconds": s, "cpu_seconds": s}] for x, s in zip(contestants, (2.0, 3.0))}
+
+    monkeypatch.setattr(bench, "race", race)
+    place = sides.Place(tmp_path, "tiny", 1, 1)
+    line = bench.line("grpo", "fp32", place, Namespace(other=tmp_path, warm=1, steps=1))
+    assert line.split() == ["grpo", "tiny", "fp32", "2.000", "3.000", "1.500", "1.500"]
+    (mine, mine_command, mine_env, _), (other, other_command, other_env, _) = raced
+    assert (mine, other) == ("lmpg fp32", "other fp32")
+    assert other_env["PYTHONPATH"].startswith(str(tmp_path))
+    assert mine_env != other_env
+    different = [(a, b) for a, b in zip(mine_command, other_command) if a != b]
+    assert len(different) == 2  # the program, and where the run's folder is
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
 def test_without_a_gpu_the_gpus_benchmark_says_so_and_exits_with_2(module, capsys):
     with pytest.raises(SystemExit) as ended:

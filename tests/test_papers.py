@@ -10,9 +10,9 @@ import gymnasium
 import pytest
 
 from lmpg.algorithms import ALGORITHMS
-from lmpg.cli.train import methods, settings_class
+from lmpg.cli.main import methods, settings_class
 from lmpg.gym.settings import GYM_METHODS
-from lmpg.settings.presets import preset_names
+from lmpg.settings.raw import preset_names
 from lmpg.settings.section import Section
 from tests.support.planted import catches
 

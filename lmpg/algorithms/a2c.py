@@ -10,9 +10,8 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from lmpg.algorithms.shared.actor_critic import Critic
-from lmpg.algorithms.shared.regularised import Regularised
-from lmpg.functional.policy_losses import policy_gradient
+from lmpg.algorithms.shared.terms import Critic, Regularised
+from lmpg.functional.losses import policy_gradient
 from lmpg.types import Credit, Evaluation, Minibatch, Rollout
 
 

@@ -6,9 +6,9 @@ from pydantic import Field
 from torch import Tensor
 
 from lmpg.algorithms.shared.groups import Grouped
-from lmpg.algorithms.shared.regularised import Regularised
+from lmpg.algorithms.shared.terms import Regularised
+from lmpg.functional.losses import importance_weights, log_ratio, policy_gradient
 from lmpg.functional.masking import Reduction
-from lmpg.functional.policy_losses import importance_weights, log_ratio, policy_gradient
 from lmpg.types import Evaluation, Minibatch
 
 

@@ -6,8 +6,8 @@ from pydantic import Field
 from torch import Tensor
 
 from lmpg.algorithms.shared.groups import Grouped
-from lmpg.algorithms.shared.regularised import Regularised
-from lmpg.functional.policy_losses import clipped_surrogate, log_ratio
+from lmpg.algorithms.shared.terms import Regularised
+from lmpg.functional.losses import clipped_surrogate, log_ratio
 from lmpg.types import Evaluation, Minibatch
 
 

@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from lmpg.algorithms.shared.regularised import Regularised
+from lmpg.algorithms.shared.terms import Regularised
+from lmpg.functional.losses import RatioLevel, importance_weights, log_ratio, policy_gradient
 from lmpg.functional.masking import masked_mean
-from lmpg.functional.policy_losses import RatioLevel, importance_weights, log_ratio, policy_gradient
 from lmpg.types import Credit, Evaluation, Minibatch, Rollout
 
 

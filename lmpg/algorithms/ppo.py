@@ -13,10 +13,9 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from lmpg.algorithms.shared.actor_critic import Critic
-from lmpg.algorithms.shared.regularised import Regularised
+from lmpg.algorithms.shared.terms import Critic, Regularised
 from lmpg.functional.kl import k3
-from lmpg.functional.policy_losses import clipped_surrogate, dual_clipped
+from lmpg.functional.losses import clipped_surrogate, dual_clipped
 from lmpg.types import Credit, Evaluation, Minibatch, Rollout
 
 

@@ -7,10 +7,9 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from lmpg.algorithms.shared.regularised import Regularised
+from lmpg.algorithms.shared.terms import Regularised
+from lmpg.functional.losses import policy_gradient, squared_error
 from lmpg.functional.masking import WHITEN_EPS, masked_mean, whitened
-from lmpg.functional.policy_losses import policy_gradient
-from lmpg.functional.value_losses import squared_error
 from lmpg.types import Credit, Evaluation, Minibatch, Rollout
 
 

@@ -8,9 +8,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from lmpg.algorithms.shared.groups import group_credit
-from lmpg.algorithms.shared.regularised import Regularised
+from lmpg.algorithms.shared.terms import Regularised
+from lmpg.functional.losses import clipped_surrogate, log_ratio
 from lmpg.functional.masking import WHITEN_EPS, whitened
-from lmpg.functional.policy_losses import clipped_surrogate, log_ratio
 from lmpg.types import Credit, Evaluation, Minibatch, Rollout
 
 

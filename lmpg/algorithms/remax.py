@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lmpg.algorithms.shared.regularised import Regularised
-from lmpg.functional.policy_losses import policy_gradient
+from lmpg.algorithms.shared.terms import Regularised
+from lmpg.functional.losses import policy_gradient
 from lmpg.types import Credit, Evaluation, Minibatch, Rollout
 
 

@@ -8,8 +8,8 @@ from pydantic import Field
 from torch import Tensor
 
 from lmpg.algorithms.shared.groups import group_credit
-from lmpg.algorithms.shared.regularised import Regularised
-from lmpg.functional.policy_losses import policy_gradient
+from lmpg.algorithms.shared.terms import Regularised
+from lmpg.functional.losses import policy_gradient
 from lmpg.types import Credit, Evaluation, Minibatch, Rollout
 
 

@@ -6,8 +6,8 @@ from pydantic import Field
 from torch import Tensor
 
 from lmpg.algorithms.shared.groups import Grouped
-from lmpg.algorithms.shared.regularised import Regularised
-from lmpg.functional.policy_losses import log_ratio, soft_gated_surrogate
+from lmpg.algorithms.shared.terms import Regularised
+from lmpg.functional.losses import log_ratio, soft_gated_surrogate
 from lmpg.types import Evaluation, Minibatch
 
 

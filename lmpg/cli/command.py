@@ -7,11 +7,9 @@ from collections.abc import Sequence
 
 from lmpg.algorithms import ALGORITHMS
 from lmpg.cli.flags import taken
-from lmpg.cli.main import main
-from lmpg.cli.train import methods, train_by_name
+from lmpg.cli.main import main, methods, train_by_name
 from lmpg.language.stages.settings import STAGES
-from lmpg.settings.presets import preset_names
-from lmpg.settings.raw import read_yaml
+from lmpg.settings.raw import preset_names, read_yaml
 from lmpg.settings.section import UserError
 
 

@@ -1,12 +1,19 @@
-"""What every program is wrapped in: errors in one line, exit codes, leaving the process group."""
+"""What the programs call: a method's name and flags become a run, bad input an exit code."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
+from lmpg.algorithms import ALGORITHMS
+from lmpg.cli import flags
+from lmpg.language.settings import LanguageSettings
+from lmpg.language.stages.settings import STAGES
 from lmpg.runs import folder as run_folder
-from lmpg.settings.section import UserError
+from lmpg.settings.raw import RawSettings, named_preset
+from lmpg.settings.section import Section, UserError
 
 
 def main(function: Callable[[], object]) -> None:
@@ -38,3 +45,68 @@ def _close_process_group() -> None:
 
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def methods() -> list[str]:
+    """Names of all algorithms and stages; presets stand for one of them."""
+    return [*ALGORITHMS, *STAGES]
+
+
+def train_by_name(name: str, argv: Sequence[str] | None = None) -> None:
+    """Train with the method or preset `name`; `argv` holds its flags (None: the command line's)."""
+    run_with(settings_of(name, sys.argv[1:] if argv is None else argv), name)
+
+
+def run_with(settings: Section, name: str) -> None:
+    """The run that language settings describe, called `name`."""
+    # imported here as they bring transformers along, for which `lmpg --help` need not wait
+    from lmpg.language.program import train_language
+    from lmpg.language.stages.program import train_stage
+
+    if isinstance(settings, LanguageSettings):
+        train_language(settings, name)
+    else:
+        train_stage(settings, name)  # type: ignore[arg-type]
+
+
+def settings_of(name: str, argv: Sequence[str]) -> Section:
+    """The settings that `train_by_name` trains with; bad ones are refused, --help exits."""
+    kind, line = settings_class(named_preset(name, methods())[0]), flags.read(argv)
+    flags.refuse_other_algorithm(kind, line.algorithm)
+    given = flags.given_settings(kind, line)
+    return flags.settings_or_help(kind, line, preset_below(name, given), given)
+
+
+def settings_class(method: str) -> type[Section]:
+    """The settings of a method."""
+    return STAGES[method] if method in STAGES else LanguageSettings[ALGORITHMS[method]]  # type: ignore[misc, return-value, valid-type]
+
+
+def preset_below(name: str, given: RawSettings) -> RawSettings:
+    """What stands below the `given` settings of a run: those of the preset `name`, and below them
+    those that suit its world."""
+    from lmpg.language.program import suitable_settings
+    from lmpg.language.stages.program import suitable_stage_settings
+
+    method, preset = named_preset(name, methods())
+    if method in ALGORITHMS:
+        return suitable_settings(ALGORITHMS[method], preset, given)
+    return suitable_stage_settings(method, preset, given)
+
+
+def train_agent(argv: Sequence[str] | None = None) -> Path:
+    """Train a gymnasium agent by flags (None: the command line's); returns the run's folder."""
+    from lmpg.gym.program import train_gym
+
+    return train_gym(*agent_settings(sys.argv[1:] if argv is None else argv))
+
+
+def agent_settings(argv: Sequence[str]) -> tuple[Any, str]:
+    """The settings that `train_agent` trains with, and a line that tells where they come from."""
+    from lmpg.gym.settings import GYM_METHODS, gym_settings_class, preset_for
+
+    line = flags.read(argv)
+    kind = gym_settings_class(line.algorithm)
+    given = flags.given_settings(kind, line)
+    preset, note = preset_for(kind, given, own_file=line.config is not None)
+    return flags.settings_or_help(kind, line, preset, given, list(GYM_METHODS)), note

@@ -14,13 +14,12 @@ from pathlib import Path
 
 from lmpg.algorithms import ALGORITHMS
 from lmpg.cli import flags
-from lmpg.cli.train import methods, preset_below, run_with, settings_class
+from lmpg.cli.main import methods, preset_below, run_with, settings_class
 from lmpg.language.worlds.registry import PREFIX, chosen_world
 from lmpg.runs import folder as run_folder
 from lmpg.runs.folder import FINISHED, RunFolder, fresh_name, read_summary
 from lmpg.runtime.processes import Processes
-from lmpg.settings.presets import named_preset
-from lmpg.settings.raw import RawSettings, completed, merged, nearest, paths_of
+from lmpg.settings.raw import RawSettings, completed, merged, named_preset, nearest, paths_of
 from lmpg.settings.section import Section, UserError
 
 Flags = dict[str, list[str]]

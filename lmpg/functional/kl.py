@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lmpg.functional.policy_losses import MAX_LOG_RATIO, log_ratio
+from lmpg.functional.losses import MAX_LOG_RATIO, log_ratio
 
 Estimator = Literal["k1", "k2", "k3"]
 

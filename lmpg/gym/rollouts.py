@@ -15,8 +15,8 @@ from lmpg.gym.environments.settings import EnvSettings
 from lmpg.gym.networks.mlp_policy import MLPPolicy
 from lmpg.gym.networks.settings import PolicySettings
 from lmpg.runs.settings import GymEvaluationSettings, GymRunSettings
+from lmpg.runtime.machine import Stopwatch
 from lmpg.runtime.seeding import generator
-from lmpg.runtime.stopwatch import Stopwatch
 from lmpg.training.settings import BatchSettings, UpdateSettings
 from lmpg.training.source import Collected
 

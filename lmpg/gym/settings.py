@@ -12,11 +12,15 @@ from lmpg.gym.classic import METHODS
 from lmpg.gym.environments.settings import EnvSettings
 from lmpg.gym.networks.settings import PolicySettings
 from lmpg.runs.settings import GymEvaluationSettings, GymRunSettings
-from lmpg.settings.presets import configs
-from lmpg.settings.raw import RawSettings, merged, paths_of, read_yaml
+from lmpg.settings.raw import RawSettings, configs, merged, paths_of, read_yaml
 from lmpg.settings.section import Section, UserError
-from lmpg.training.checks import refuse_clip_fraction, refuse_critic_rate, refuse_what_cannot_change
-from lmpg.training.settings import BatchSettings, UpdateSettings
+from lmpg.training.settings import (
+    BatchSettings,
+    UpdateSettings,
+    refuse_clip_fraction,
+    refuse_critic_rate,
+    refuse_what_cannot_change,
+)
 
 A = TypeVar("A", bound=Section)
 M = TypeVar("M", bound=Section)
@@ -47,7 +51,7 @@ class GymSettings(Section, Generic[A]):
                 "environment does not have. Set algorithm.name to one without groups, as ppo"
             )
         refuse_what_cannot_change(self.update, self.algorithm)
-        refuse_clip_fraction(self.update, self.algorithm)
+        refuse_clip_fraction(self.update, self.algorithm, algorithm_name(type(self.algorithm)))
         refuse_critic_rate(self.update, needs, algorithm_name(type(self.algorithm)))
         for key, single in (("reduction", "token_mean"), ("ratio", "token")):
             value = getattr(self.algorithm, key, single)

@@ -11,8 +11,8 @@ from torch import Tensor
 from lmpg.gym.classic.batches import BatchMethod
 from lmpg.gym.classic.incremental import IncrementalMethod
 from lmpg.gym.rollouts import GymSource
+from lmpg.runtime.machine import Stopwatch
 from lmpg.runtime.seeding import generator
-from lmpg.runtime.stopwatch import Stopwatch
 from lmpg.settings.section import RunStopped
 from lmpg.training.loop import Loop, Progress
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from lmpg.language.data.examples import Split
 from lmpg.language.data.prompts import Prompt, common_columns, load_prompts, prompts_from_rows
 from lmpg.language.data.reasoning import PREFIX
-from lmpg.language.data.splits import Split
 from lmpg.language.data.tokenizing import completion_text
 from lmpg.language.models.loading import load_policy, load_tokenizer
 from lmpg.language.models.policy import CausalLMPolicy, Reference

@@ -13,8 +13,12 @@ from lmpg.language.rewards.settings import RewardSettings
 from lmpg.language.sampling.settings import SamplingSettings
 from lmpg.runs.settings import LanguageEvaluationSettings, RunSettings
 from lmpg.settings.section import Section
-from lmpg.training.checks import refuse_clip_fraction, refuse_critic_rate, refuse_what_cannot_change
-from lmpg.training.settings import UpdateSettings
+from lmpg.training.settings import (
+    UpdateSettings,
+    refuse_clip_fraction,
+    refuse_critic_rate,
+    refuse_what_cannot_change,
+)
 
 A = TypeVar("A", bound=Section)
 
@@ -130,7 +134,7 @@ class LanguageSettings(Section, Generic[A]):
     @model_validator(mode="after")
     def _refuse_changes_without_effect(self) -> LanguageSettings:
         refuse_what_cannot_change(self.update, self.algorithm)
-        refuse_clip_fraction(self.update, self.algorithm)
+        refuse_clip_fraction(self.update, self.algorithm, algorithm_name(type(self.algorithm)))
         return self
 
     def _needs(self) -> frozenset[str]:

@@ -143,14 +143,10 @@ class _Console:
         self.last_line = now
         width = len(str(self.total_steps))
         parts = [f"step {step:>{width}}/{self.total_steps}", *_columns(metrics)]
-        print(" | ".join([*parts, self._times(step, now)]), flush=True)
-
-    def _times(self, step: int, now: float) -> str:
         elapsed = now - self.started
-        assert self.first_step is not None
-        steps_timed = step - self.first_step + 1
-        left = elapsed / steps_timed * (self.total_steps - step)
-        return f"{clock(elapsed)} elapsed, {clock(max(left, 0))} left"
+        left = elapsed / (step - self.first_step + 1) * (self.total_steps - step)
+        parts.append(f"{clock(elapsed)} elapsed, {clock(max(left, 0))} left")
+        print(" | ".join(parts), flush=True)
 
 
 def _columns(metrics: Mapping[str, Any]) -> list[str]:
@@ -158,15 +154,12 @@ def _columns(metrics: Mapping[str, Any]) -> list[str]:
     for label, names, form in COLUMNS:
         name = next((name for name in names if name in metrics), None)
         if name is not None:
-            columns.append(f"{label} {_cell(metrics[name], form)}")
+            value = math.nan if metrics[name] is None else metrics[name]
+            columns.append(f"{label} {value:{form}}")
     for name in EVALUATED:
         if metrics.get(f"eval/{name}") is not None:
             columns.append(f"eval {name} {metrics[f'eval/{name}']:.3f}")
     return columns
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "nan".rjust(int(form.split(".")[0].rstrip(","))) if value is None else f"{value:{form}}"
 
 
 def clock(seconds: float) -> str:

@@ -1,1 +1,1 @@
-"""The machine: processes, seeds, threads, memory, signals, clocks."""
+"""What a run runs on: processes, the machine's threads, memory and clock, and seeds."""

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 from lmpg.functional.kl import doubled_or_halved, proportionally_adapted
+from lmpg.training.settings import TARGETS
 from lmpg.types import Algorithm
-
-# the algorithm's target → (the coefficient that is adapted, the metric that is held to the target)
-TARGETS = {
-    "kl_target": ("kl_coef", "objective/kl"),
-    "penalty_target": ("penalty_coef", "policy/last_kl"),
-}
 
 
 def adapted(

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+import signal
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from lmpg.runs import checkpoint
 from lmpg.runs.settings import AnyRunSettings
 from lmpg.runs.tracking import Tracker
+from lmpg.runtime.machine import Stopwatch, peak_memory_gb
 from lmpg.runtime.processes import Processes
-from lmpg.runtime.signals import StopRequest
-from lmpg.runtime.stopwatch import Stopwatch, peak_memory_gb
 from lmpg.settings.section import RunStopped
 from lmpg.training.source import Evaluable
+
+ECHO_SECONDS = 1.0  # a launcher passes on the Ctrl-C that the terminal has sent to all already
 
 
 @dataclass
@@ -152,3 +156,36 @@ class Loop(ABC):
             if self.processes.is_main:
                 self.save_policy(self.folder / "best")
         return found
+
+
+class StopRequest:
+    """Context in which the first Ctrl-C or SIGTERM is remembered instead of raised: the run ends
+    after the iteration at hand, saved; a second one ends it at once."""
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+        self._asked_at: float | None = None
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._old[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def requested(self) -> bool:
+        """Whether any rank was asked to stop; every rank must call this together."""
+        return any(self._processes.gather_list([self._asked_at is not None]))
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._asked_at is not None:
+            if now - self._asked_at > ECHO_SECONDS:
+                raise KeyboardInterrupt
+            return
+        self._asked_at = now
+        if self._processes.is_main:
+            print("stopping after this iteration; once more to stop at once", flush=True)

@@ -14,8 +14,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lmpg.runtime.machine import Stopwatch
 from lmpg.runtime.processes import Processes
-from lmpg.runtime.stopwatch import Stopwatch
 from lmpg.settings.section import RunStopped
 from lmpg.training.loop import Loop, Progress
 from lmpg.training.optimizer import adamw, learning_rate, take_step

@@ -10,9 +10,8 @@ from typing import Any
 from lmpg.runs import checkpoint
 from lmpg.runs.folder import FINISHED, RunFolder, open_run, versions, write_summary
 from lmpg.runs.report.write import write_report
-from lmpg.runtime.memory import keep_freed_memory, new_objects_only
+from lmpg.runtime.machine import keep_freed_memory, limit_threads, new_objects_only
 from lmpg.runtime.processes import Processes
-from lmpg.runtime.threads import limit_threads
 from lmpg.settings.section import RunStopped, UserError
 from lmpg.training.loop import Loop
 

@@ -14,13 +14,13 @@ from lmpg.algorithms.off_policy import OffPolicy
 from lmpg.algorithms.ppo import PPO
 from lmpg.algorithms.rloo import RLOO
 from lmpg.algorithms.sapo import SAPO
-from lmpg.functional.masking import loss_weights
-from lmpg.functional.policy_losses import (
+from lmpg.functional.losses import (
     dual_clipped,
     importance_weights,
     sequence_log_ratio,
     soft_gated_surrogate,
 )
+from lmpg.functional.masking import loss_weights
 from lmpg.types import Evaluation, Minibatch
 from tests.support.planted import catches
 

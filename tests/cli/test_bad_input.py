@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lmpg.cli.main import main
-from lmpg.cli.train import train_agent
+from lmpg.cli.main import main, train_agent
 from tests.support.planted import catches
 from tests.support.programs import launched, let_go, own_parts, run_here, words
 from tests.support.tiny import tiny_tokenizer

@@ -10,8 +10,7 @@ from lmpg.algorithms.grpo import GRPO
 from lmpg.algorithms.ppo import PPO
 from lmpg.algorithms.reinforce import REINFORCE
 from lmpg.cli import flags
-from lmpg.cli.main import main
-from lmpg.cli.train import agent_settings, train_by_name
+from lmpg.cli.main import agent_settings, main, train_by_name
 from lmpg.gym.settings import GymSettings
 from lmpg.language.settings import LanguageSettings
 from lmpg.language.stages.settings import SftSettings

@@ -14,8 +14,12 @@ from lmpg.functional.kl import (
     proportionally_adapted,
     reverse_kl_loss,
 )
-from lmpg.functional.policy_losses import clipped_surrogate, log_ratio
-from lmpg.functional.value_losses import clipped_squared_error, squared_error
+from lmpg.functional.losses import (
+    clipped_squared_error,
+    clipped_surrogate,
+    log_ratio,
+    squared_error,
+)
 from tests.support.planted import catches
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lmpg.cli.train import train_agent
+from lmpg.cli.main import train_agent
 from lmpg.gym import evaluate, load, record, train
 from lmpg.gym.environments.agent import load_agent
 from lmpg.gym.environments.normalisation import ColumnMoments, Normaliser

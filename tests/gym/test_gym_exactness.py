@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lmpg.cli.train import agent_settings, train_agent
+from lmpg.cli.main import agent_settings, train_agent
 from lmpg.gym.classic import METHODS
 from lmpg.runs import checkpoint
 from lmpg.settings.section import UserError

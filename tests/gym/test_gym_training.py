@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from lmpg.algorithms.ppo import PPO
-from lmpg.cli.train import agent_settings, train_agent
+from lmpg.cli.main import agent_settings, train_agent
 from lmpg.gym.environments.settings import EnvSettings
 from lmpg.gym.networks.mlp_policy import load_mlp_policy
 from lmpg.gym.networks.settings import PolicySettings

@@ -14,8 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lmpg.cli.main import main
-from lmpg.cli.train import train_agent
+from lmpg.cli.main import main, train_agent
 from lmpg.runs.tracking import Tracker
 from tests.support.programs import ROOT, run_here, words
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lmpg.cli.train import train_by_name
+from lmpg.cli.main import train_by_name
 from lmpg.runs import checkpoint
 from lmpg.runs import folder as run_folder
 from tests.support.tiny import save_tiny

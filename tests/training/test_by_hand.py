@@ -15,14 +15,14 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
 
 from lmpg.algorithms.ppo import PPO
-from lmpg.functional.policy_losses import clipped_surrogate
+from lmpg.functional.losses import clipped_surrogate
 from lmpg.gym.environments.copies import Copies
 from lmpg.gym.networks.flat_mlp import FlatMLP
 from lmpg.gym.networks.mlp_policy import ActionSpec, MLPPolicy
 from lmpg.gym.networks.settings import PolicySettings
+from lmpg.runtime.machine import limit_threads
 from lmpg.runtime.processes import SingleProcess
 from lmpg.runtime.seeding import generator
-from lmpg.runtime.threads import limit_threads
 from lmpg.training import diagnostics
 from lmpg.training.diagnostics import Diagnostics
 from lmpg.training.optimizer import policy_adamw, take_step

@@ -9,7 +9,7 @@ import torch
 from lmpg.algorithms.grpo import GRPO
 from lmpg.algorithms.ppo import PPO
 from lmpg.algorithms.reinforce import REINFORCE
-from lmpg.cli.train import settings_of
+from lmpg.cli.main import settings_of
 from lmpg.language.program import old_logprobs_of
 from lmpg.training.diagnostics import Diagnostics
 from lmpg.training.old_logprobs import OldLogprobs

@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from lmpg.functional.advantages import explained_variance
+from lmpg.functional.losses import squared_error
 from lmpg.functional.masking import WHITEN_EPS, whitened
-from lmpg.functional.value_losses import squared_error
 from lmpg.gym.networks.mlp_policy import MLPPolicy
 from lmpg.gym.networks.parameters import critic_parameters
 from lmpg.settings.section import Section

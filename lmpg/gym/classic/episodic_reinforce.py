@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lmpg.functional.advantages import gae
-from lmpg.functional.policy_losses import RatioLevel, importance_weights
+from lmpg.functional.losses import RatioLevel, importance_weights
 from lmpg.gym.classic.incremental import IncrementalMethod, transitions
 from lmpg.gym.environments.runner import Runner
 from lmpg.gym.networks.mlp_policy import MLPPolicy

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lmpg.functional.conjugate_gradients import conjugate_gradients
-from lmpg.functional.policy_losses import log_ratio
+from lmpg.functional.losses import log_ratio
 from lmpg.gym.classic.batches import BatchMethod, Steps
 from lmpg.gym.networks.mlp_policy import MLPPolicy
 from lmpg.gym.networks.parameters import (

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmpg.language.data.chat import Messages, is_messages
-from lmpg.language.data.row_filter import RowFilter
-from lmpg.language.data.rows import Row, columns_of, require_column
+from lmpg.language.data.examples import RowFilter, columns_of, require_column
+from lmpg.language.data.rows import Row
 from lmpg.language.data.settings import DataSettings
 from lmpg.settings.section import UserError
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from lmpg.language.data.chat import Messages, is_messages
+from lmpg.language.data.examples import RowFilter, Split, columns_of, load_split, require_column
 from lmpg.language.data.preference_rows import with_prompt_column
-from lmpg.language.data.row_filter import RowFilter
-from lmpg.language.data.rows import Row, columns_of, require_column
+from lmpg.language.data.rows import Row
 from lmpg.language.data.settings import DataSettings
-from lmpg.language.data.splits import Split, load_split
 from lmpg.language.data.tokenizing import bos_ids, many_prompt_ids, prompt_ids
 from lmpg.settings.section import UserError
 

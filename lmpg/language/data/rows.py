@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,26 +37,6 @@ def read_rows(source: str, split: str, key: str = "data.path") -> list[Row]:
     if not rows:
         raise UserError(f"{key}: {source} is empty: it has no rows. Expected at least one.")
     return rows
-
-
-def columns_of(rows: Iterable[Row]) -> list[str]:
-    """Names of all columns, in the order in which they first appear."""
-    return list(dict.fromkeys(name for row in rows for name in row))
-
-
-def require_column(rows: list[Row], column: str, source: str, flag: str) -> None:
-    """Raises if no row has `column`; the message lists those there are and the flag to use."""
-    columns = columns_of(rows)
-    if column in columns:
-        return
-    likely = ("prompt", "question", "instruction", "query", "text", "messages", "input")
-    near = difflib.get_close_matches(column, columns, n=1, cutoff=0.5)
-    near = near or [name for name in likely if name in columns] or columns[:1]
-    suggestion = f" Use {flag} {near[0]} if that is the one." if near else ""
-    raise UserError(
-        f"data.{flag.removeprefix('--data.').replace('-', '_')}: {source} has no column "
-        f"{column!r}; its columns are: {', '.join(columns) or 'none'}.{suggestion}"
-    )
 
 
 def _read_file(path: Path, key: str) -> list[Row]:

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lmpg.language.data.chat import Messages, conversation, is_messages, render_chat
+from lmpg.language.data.examples import RowFilter, Split, columns_of, load_split, require_column
 from lmpg.language.data.preference_rows import is_empty, is_preference, preference
-from lmpg.language.data.row_filter import RowFilter
-from lmpg.language.data.rows import Row, columns_of, require_column
+from lmpg.language.data.rows import Row
 from lmpg.language.data.settings import DataSettings
-from lmpg.language.data.splits import Split, load_split
 from lmpg.language.data.tokenizing import bos_ids, continuation_ids, prompt_ids
 from lmpg.settings.section import UserError
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +48,6 @@ def with_adapter(model: PreTrainedModel, settings: LoraSettings) -> nn.Module:
         ) from None
     _refuse_embeddings(model, targets)
     return wrapped
-
-
-def unwrapped(model: Any) -> PreTrainedModel:
-    """The transformers model inside a peft model, or the model itself."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
-
-
-@contextmanager
-def adapter_off(model: Any) -> Iterator[None]:
-    """The peft model computes without its adapter inside the block."""
-    with model.disable_adapter():
-        yield
 
 
 def save_adapter_and_merged(model: Any, folder: Path, tokenizer) -> None:

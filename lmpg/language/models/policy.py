@@ -16,7 +16,7 @@ from lmpg.language.models.critic import FOLDER, SeparateCritic, save_value_head
 from lmpg.language.models.forward.response_states import ResponseStates, response_states
 from lmpg.language.models.forward.reuse import ForwardReuse
 from lmpg.language.models.head import Head
-from lmpg.language.models.lora import adapter_off, save_adapter_and_merged, unwrapped
+from lmpg.language.models.lora import save_adapter_and_merged
 from lmpg.language.models.precision import save_folder
 from lmpg.settings.section import UserError
 from lmpg.types import Evaluation
@@ -58,7 +58,8 @@ class CausalLMPolicy(nn.Module):
     @property
     def causal_lm(self) -> PreTrainedModel:
         """The transformers model, with any adapter inside its layers."""
-        return unwrapped(self.model)
+        model: Any = self.model
+        return model.get_base_model() if hasattr(model, "peft_config") else model
 
     @property
     def trunk(self) -> nn.Module:
@@ -149,7 +150,8 @@ class CausalLMPolicy(nn.Module):
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
         """The model that the adapter started from, for the time of the block."""
-        with adapter_off(self.model):
+        model: Any = self.model
+        with model.disable_adapter():
             yield
 
     def trainable_state(self) -> dict[str, Tensor]:

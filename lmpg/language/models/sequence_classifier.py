@@ -69,7 +69,7 @@ class SequenceScorer:
     @torch.no_grad()
     def score(self, sequences: Sequence[str] | Sequence[Sequence[int]]) -> list[float]:
         """One score per text or list of token ids, in their order."""
-        rows = [self._fitting(self._ids(sequence)) for sequence in sequences]
+        rows = [self._ids(sequence) for sequence in sequences]
         scores = [0.0] * len(rows)
         for batch in self._batches(rows):
             found = sequence_scores(self.model, [rows[i] for i in batch]).tolist()
@@ -78,9 +78,8 @@ class SequenceScorer:
         return scores
 
     def _ids(self, sequence: str | Sequence[int]) -> Sequence[int]:
-        return self.tokenizer(sequence)["input_ids"] if isinstance(sequence, str) else sequence
-
-    def _fitting(self, ids: Sequence[int]) -> Sequence[int]:
+        """Token ids of a sequence, the last ones that fit into the context."""
+        ids = self.tokenizer(sequence)["input_ids"] if isinstance(sequence, str) else sequence
         if len(ids) > self._context and not self._warned:
             self._warned = True
             logger.warning(
@@ -94,8 +93,9 @@ class SequenceScorer:
     def _batches(self, rows: list[Sequence[int]]) -> list[list[int]]:
         """Row numbers, shortest rows first, at most `tokens_per_batch` padded tokens together."""
         batches: list[list[int]] = []
-        for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
-            if not batches or (len(batches[-1]) + 1) * len(rows[i]) > self.tokens_per_batch:
+        lengths = list(map(len, rows))
+        for i in sorted(range(len(rows)), key=lengths.__getitem__):
+            if not batches or (len(batches[-1]) + 1) * lengths[i] > self.tokens_per_batch:
                 batches.append([])
             batches[-1].append(i)
         return batches

@@ -58,12 +58,12 @@ class FunctionReward:
         available = request.arguments()
         self.check_columns(available)
         arguments = self._wanted(available)
-        size = -(-len(request) // len(self._workers)) or 1
+        count = len(request.completions)
+        size = -(-count // len(self._workers)) or 1
         futures = []
-        for number, start in enumerate(range(0, len(request), size)):
+        for number, start in enumerate(range(0, count, size)):
             part = {name: column[start : start + size] for name, column in arguments.items()}
-            count = min(size, len(request) - start)
-            futures.append(self._workers[number].submit(part, count))
+            futures.append(self._workers[number].submit(part, min(size, count - start)))
         return lambda: sum((future.result() for future in futures), RewardReply())
 
     def close(self) -> None:

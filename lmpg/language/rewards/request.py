@@ -26,9 +26,6 @@ class RewardRequest:
     completion_steps: list[list[str]] | None = None
     token_indices: list[list[int]] | None = None
 
-    def __len__(self) -> int:
-        return len(self.completions)
-
     def arguments(self) -> dict[str, list]:
         """Everything that a function may ask for; where a prompt is chat messages, functions get
         its completion as messages too: [{"role": "assistant", "content": ...}].

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ class ModelReward:
         self.scorer = scorer
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
+        self._bos = bos_ids(tokenizer)
 
     @classmethod
     def load(cls, path: str, *, trust_remote_code: bool, device: str) -> ModelReward:
@@ -50,7 +52,7 @@ class ModelReward:
 
     def submit(self, request: RewardRequest) -> Callable[[], RewardReply]:
         """Models work in this process: it scores when the reply is asked for."""
-        return lambda: self.reply(request)
+        return partial(self.reply, request)
 
     def reply(self, request: RewardRequest) -> RewardReply:
         """One finite score per response; sample by sample if they fail together."""
@@ -70,15 +72,21 @@ class ModelReward:
         return reply
 
     def _scores(self, rows: list[tuple[Any, str]]) -> RewardReply:
-        bos = bos_ids(self.tokenizer)
-        ids = [scored_ids(self.tokenizer, p, c) for p, c in rows]
-        scores = self.scorer.score([cut_left(one, self.max_tokens, bos) for one in ids])
+        ids = [
+            cut_left(scored_ids(self.tokenizer, prompt, completion), self.max_tokens, self._bos)
+            for prompt, completion in rows
+        ]
+        scores = self.scorer.score(ids)
         if len(scores) != len(rows):
             raise ValueError(f"the model gave {len(scores)} scores for {len(rows)} responses")
-        return RewardReply(
-            [float(score) if math.isfinite(score) else None for score in scores],
-            [f"the model gave {score}" for score in scores if not math.isfinite(score)],
-        )
+        reply = RewardReply()
+        for score in scores:
+            if math.isfinite(score):
+                reply.scores.append(float(score))
+            else:
+                reply.scores.append(None)
+                reply.messages.append(f"the model gave {score}")
+        return reply
 
     def close(self) -> None:
         """Nothing to end."""

@@ -187,27 +187,25 @@ class Scorer:
         self._rewards[name] = reward
 
 
+@dataclass(frozen=True)
 class PendingScores:
     """Scores of a request that is being scored; `replies` are its rewards' pending replies."""
 
-    def __init__(
-        self,
-        scorer: Scorer,
-        request: RewardRequest,
-        replies: dict[str, Callable[[], RewardReply]],
-    ):
-        self._scorer, self._request, self._replies = scorer, request, replies
+    scorer: Scorer
+    request: RewardRequest
+    replies: dict[str, Callable[[], RewardReply]]
 
     def result(self) -> Scores:
         """Waits for the replies of all rewards, and returns their weighted sum."""
-        count, weights = len(self._request), self._scorer.weights
+        count, weights = len(self.request.completions), self.scorer.weights
         by_reward: dict[str, list[float | None]] = {}
         messages = []
         steps: list[TokenRewards] = [defaultdict(float) for _ in range(count)]
-        for weight, (name, pending) in zip(weights, self._replies.items()):
+        for weight, (name, pending) in zip(weights, self.replies.items()):
             reply = pending()
-            by_reward[name] = _summed(reply, self._request, weight, steps)
-            self._scorer.warn_once(name, [*reply.notes, *reply.messages])
+            by_reward[name] = _summed(reply, self.request, weight, steps)
+            if reply.notes or reply.messages:
+                self.scorer.warn_once(name, [*reply.notes, *reply.messages])
             for text, times in Counter(reply.messages).items():
                 messages.append(f"{name}: {times} of {count} without a score: {text}")
         totals: list[float | None] = []

@@ -13,7 +13,7 @@ from lmpg.language.rollouts.evaluation import Evaluator
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.score_processing import ScoreProcessing, reward_metrics
 from lmpg.language.rollouts.scoring import GroupSampler, Sampled, ScoredGroups
-from lmpg.runtime.stopwatch import Stopwatch
+from lmpg.runtime.machine import Stopwatch
 from lmpg.training.source import Collected
 from lmpg.types import Algorithm, Rollout
 

@@ -11,7 +11,7 @@ from lmpg.language.data.order import other_prompts
 from lmpg.language.rewards.scorer import Scores
 from lmpg.language.rollouts.score_processing import ScoreProcessing
 from lmpg.language.rollouts.scoring import GroupSampler, Sampled, ScoredGroups
-from lmpg.runtime.stopwatch import Stopwatch
+from lmpg.runtime.machine import Stopwatch
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from lmpg.language.data.prompts import Prompt
 from lmpg.language.rewards.scorer import Scorer, Scores
 from lmpg.language.rollouts.generation import Completions, Generator, Key
 from lmpg.language.rollouts.score_processing import ScoreProcessing, score_tensors
-from lmpg.runtime.stopwatch import Stopwatch
+from lmpg.runtime.machine import Stopwatch
 from lmpg.settings.section import RunStopped
 from lmpg.types import Algorithm
 

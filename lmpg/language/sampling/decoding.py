@@ -31,7 +31,7 @@ class Decoding:
         self._hidden_RD = engine.decoder.prefill(*parts)
 
     def choose(self, uniforms_B: Tensor | None, top_k: int, top_p: float) -> None:
-        """The next token of every row still going, and what is recorded of it."""
+        """Samples and records the next token of every row still going."""
         engine, rows_R = self._engine, self._rows_R
         uniforms_R = None if uniforms_B is None else uniforms_B.index_select(0, rows_R)
         choice = choose(engine.logits(self._hidden_RD), uniforms_R, top_k, top_p)
@@ -43,7 +43,7 @@ class Decoding:
             self._going_R &= self._limits_R > len(self._records)
 
     def drop_finished(self) -> bool:
-        """Finished rows leave the batch when they are many enough; False when none goes on."""
+        """Removes finished rows if they are many enough; False if all rows have finished."""
         going_R, num_rows = self._going_R, len(self._going_R)
         num_going = int(going_R.sum())
         finished = num_rows - num_going

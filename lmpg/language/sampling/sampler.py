@@ -23,7 +23,7 @@ from lmpg.language.sampling.engines.selection import (
 )
 from lmpg.language.sampling.engines.transformers import transformers_engine
 from lmpg.language.sampling.samples import DistinctPrompts, Samples
-from lmpg.runtime.threads import worthwhile_threads
+from lmpg.runtime.machine import worthwhile_threads
 
 
 class Sampler:

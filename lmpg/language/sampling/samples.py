@@ -33,7 +33,7 @@ class DistinctPrompts:
         )
 
     def to(self, device: torch.device) -> DistinctPrompts:
-        """The same there."""
+        """The same on `device`."""
         parts = self.ids_PL, self.lengths_P, self.prompt_B
         return DistinctPrompts(*(x.to(device) for x in parts))
 
@@ -72,7 +72,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What was recorded of all rows, and anything after the end of a row's response; [B, T]."""
+    """The record of all rows, [B, T]; what lies after the end of a response is undefined."""
 
     ids_BT: Tensor
     logprobs_BT: Tensor
@@ -83,7 +83,7 @@ class Recorded:
 def recorded_samples(
     recorded: Recorded, limits_B: Tensor, prompts: DistinctPrompts, policy: CausalLMPolicy
 ) -> Samples:
-    """What was recorded, cut after each row's first EOS token or at its limit."""
+    """The record as samples, cut after each row's first EOS token or at its limit."""
     ids_BT, values_BT = recorded.ids_BT, recorded.values_BT
     ends_BT = torch.isin(ids_BT, ids_BT.new_tensor(policy.eos_token_ids))
     first_B = torch.where(ends_BT.any(1), ends_BT.int().argmax(1), ids_BT.shape[1])

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from lmpg.language.data.examples import RowFilter, Split
 from lmpg.language.data.policy_pairs import (
     labelled_completions_from_rows,
     load_labelled_completions,
     load_preference_pairs,
     preference_pairs_from_rows,
 )
-from lmpg.language.data.row_filter import RowFilter
-from lmpg.language.data.splits import Split
 from lmpg.language.data.tokenizing import bos_ids
 from lmpg.language.objectives.dpo_objective import DPOObjective
 from lmpg.language.objectives.kto_objective import KTOObjective

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from lmpg.language.data.examples import Split
 from lmpg.language.data.reward_pairs import load_reward_pairs, reward_pairs_from_rows
-from lmpg.language.data.splits import Split
 from lmpg.language.models.loading import context_length, load_sequence_classifier, load_tokenizer
 from lmpg.language.models.precision import computes_in_bf16, save_folder
 from lmpg.language.objectives.reward_model_objective import RewardModelObjective

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lmpg.language.data.splits import Split
+from lmpg.language.data.examples import Split
 from lmpg.language.data.texts import load_texts, texts_from_rows
 from lmpg.language.models.packing_check import refuse_unpackable
 from lmpg.language.objectives.sft_objective import SFTObjective

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lmpg.algorithms import ALGORITHMS, algorithm_name
-from lmpg.cli.train import agent_settings, train_agent
+from lmpg.cli.main import agent_settings, train_agent
 from lmpg.gym.classic import METHODS
 from lmpg.gym.networks.mlp_policy import load_mlp_policy
 from lmpg.gym.settings import GYM_METHODS, fitting

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-import transformers as tf
+import transformers
 
 from lmpg.language.models import architectures
 from lmpg.language.models.forward import response_states
@@ -20,8 +20,6 @@ from tests.support.families import policy_of, tiny_of
 from tests.support.programs import ROOT
 from tests.support.recorded_graphs import RecordedGraphs
 
-IMPORTS = "from typing import Any\nfrom lmpg.language.models.architectures import *\n"
-
 
 @pytest.fixture
 def model(tmp_path, monkeypatch):
@@ -30,13 +28,14 @@ def model(tmp_path, monkeypatch):
     section = text.split("## Adding a model family\n")[1].split("\n## ")[0]
     (example,) = re.findall(r"^```python\n(.*?)^```", section, re.S | re.M)
     assert len(example.splitlines()) <= 20
-    path = tmp_path / "starcoder2.py"
-    path.write_text(f"{IMPORTS}\n{example}", encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("starcoder2", path)
+    path = tmp_path / "example.py"
+    path.write_text(f"from {architectures.__name__} import *\n\n{example}", encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("example", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    (line,) = re.findall(r"the line `tf\.(\w+): (\w+),` in `READERS`", section)
-    monkeypatch.setitem(architectures.READERS, getattr(tf, line[0]), getattr(module, line[1]))
+    ((family, reader),) = re.findall(r"the line `tf\.(\w+): (\w+),` in `READERS`", section)
+    readers, trunk = architectures.READERS, getattr(transformers, family)
+    monkeypatch.setitem(readers, trunk, getattr(module, reader))
     return tiny_of("Starcoder2", sliding_window=5)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lmpg.algorithms.ppo import PPO
-from lmpg.cli.train import settings_of
+from lmpg.cli.main import settings_of
 from lmpg.language.models.critic import critic_like
 from lmpg.language.models.inputs import language_inputs
 from lmpg.language.program import old_logprobs_of

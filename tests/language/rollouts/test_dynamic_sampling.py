@@ -14,7 +14,7 @@ from lmpg.language.rewards.scorer import Scores
 from lmpg.language.rollouts.dynamic_sampling import DynamicSampling
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.scoring import GroupSampler, Sampled, ScoredGroups
-from lmpg.runtime.stopwatch import Stopwatch
+from lmpg.runtime.machine import Stopwatch
 from tests.language.rollouts.test_collect import FakeScorer, source_of
 from tests.support.planted import catches
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from lmpg.cli.train import train_by_name
+from lmpg.cli.main import train_by_name
 from lmpg.language.models.critic import VALUE_HEAD_FILE as VALUE_HEAD
 from lmpg.settings.section import UserError
 from lmpg.training.offline import Offline

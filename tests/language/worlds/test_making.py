@@ -8,7 +8,7 @@ import random
 import pytest
 
 from lmpg.cli.command import run
-from lmpg.cli.train import settings_of
+from lmpg.cli.main import settings_of
 from lmpg.language.stages.settings import STAGES
 from lmpg.language.worlds import addition, reviews
 from lmpg.language.worlds.registry import WORLDS, world_asked_for

@@ -6,10 +6,18 @@ import re
 import pytest
 
 from lmpg.language.worlds.tasks import review_texts
-from lmpg.language.worlds.tasks.grammar import count, pattern, write
-from lmpg.language.worlds.tasks.review_grammar import RULES
+from lmpg.language.worlds.tasks.review_grammar import RULES, Rules
+from lmpg.language.worlds.tasks.review_texts import pattern, write
 
 RULES_OF_TWO = {"a": ("x", "y{b}"), "b": ("1", "2", "(3)")}
+
+
+def count(rules: Rules, text: str) -> int:
+    """How many derivations `text` has."""
+    total = 1
+    for name in re.findall(r"{([^{}]+)}", text):
+        total *= sum(count(rules, alternative) for alternative in rules[name])
+    return total
 
 
 def written(number: int, seed: int = 0) -> list[review_texts.Review]:

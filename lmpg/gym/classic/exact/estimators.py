@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lmpg.functional.advantages import gae, n_step_advantages
-from lmpg.functional.policy_losses import RatioLevel, importance_weights
+from lmpg.functional.losses import RatioLevel, importance_weights
 from lmpg.gym.classic.exact.sampled_episodes import SampledEpisodes
 
 

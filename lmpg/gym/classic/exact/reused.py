@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmpg.functional import policy_losses
-from lmpg.functional.policy_losses import (
+from lmpg.functional import losses
+from lmpg.functional.losses import (
     RatioLevel,
     clipped_surrogate,
     importance_weights,
@@ -68,12 +68,12 @@ def surrogate_credits_of(s: Setting) -> dict[str, CreditOf]:
         return credit
 
     def weighted(level: RatioLevel, cap: float | None) -> Loss:
-        return lambda x, A, mask: policy_losses.policy_gradient(
+        return lambda x, A, mask: losses.policy_gradient(
             x, importance_weights(x, mask, level, cap) * A
         )
 
     return {
-        "REINFORCE, A2C: no ratio": slope(lambda x, A, mask: policy_losses.policy_gradient(x, A)),
+        "REINFORCE, A2C: no ratio": slope(lambda x, A, mask: losses.policy_gradient(x, A)),
         "ratio of the whole episode": slope(weighted("sequence", None)),
         "ratio of the step (CPI surrogate)": slope(weighted("token", None)),
         "PPO, GRPO: clip 0.2": slope(lambda x, A, mask: clipped_surrogate(x, A, 0.2, None)),

@@ -56,16 +56,17 @@ class Block:
 class Ragged:
     """All N tokens of a batch that a trunk reads, block by block, the shared prompts first.
 
-    num_shared: how many of them are shared prompts. Of each of the M response tokens: `target_M`,
-    the place of the token that it follows; its own id; its slot in [B·T].
+    num_shared: how many of them belong to shared prompts. Of each of the M response tokens:
+    `state_M`, where the token before it lies, whose hidden state predicts it; its own id; its slot
+    in [B·T].
     """
 
     ids_N: Tensor
     positions_N: Tensor
     blocks: tuple[Block, ...]
     num_shared: int
-    target_M: Tensor
-    chosen_M: Tensor
+    state_M: Tensor
+    id_M: Tensor
     slot_M: Tensor
 
     @classmethod
@@ -133,8 +134,8 @@ class _Plan:
             positions_N=torch.cat(self._positions or empty),
             blocks=tuple(self._blocks),
             num_shared=shared,
-            target_M=torch.where(step_M == 0, last_B[row_M], after_B[row_M] + step_M - 1),
-            chosen_M=self._response_ids_BT[row_M, step_M],
+            state_M=torch.where(step_M == 0, last_B[row_M], after_B[row_M] + step_M - 1),
+            id_M=self._response_ids_BT[row_M, step_M],
             slot_M=row_M * len(step_T) + step_M,
         )
 

@@ -87,7 +87,7 @@ def _agrees(trunk: nn.Module, decoder: Architecture) -> bool:
 def _ragged_states(decoder: Architecture, inputs: dict[str, Tensor]) -> ResponseStates:
     ragged = Ragged.of(inputs).to(decoder.embedding.weight.device)
     shape = inputs["response_ids"].shape
-    return ResponseStates(hidden_states(decoder, ragged), ragged.chosen_M, ragged.slot_M, shape)
+    return ResponseStates(hidden_states(decoder, ragged), ragged.id_M, ragged.slot_M, shape)
 
 
 def _padded_states(trunk: nn.Module, inputs: dict[str, Tensor]) -> ResponseStates:

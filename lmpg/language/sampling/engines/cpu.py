@@ -79,7 +79,7 @@ class CpuDecoder:
         return normed(stream, w.last_norm)
 
     def keep(self, holes: Tensor, tail: Tensor, num_rows: int) -> None:
-        """The rows `tail` move to the places `holes`; then the first num_rows alone go on."""
+        """Moves the rows `tail` to the places `holes`; the first num_rows go on."""
         for cache in self._caches:
             cache.keep(holes, tail, num_rows)
         self._position_R = moved(self._position_R, holes, tail, num_rows)
@@ -128,12 +128,11 @@ def _attended(
 
 
 class _LayerCache:
-    """Keys and values of one layer, float32.
+    """Keys and values of one layer, float32, in storage for the longest context.
 
-    Attention reads all room there is, of which the last columns are zeros: gaps between the heads
-    would make it wait for the memory (on a CPU 2 to 3 times as long), room that is read in vain
-    costs less. So room grows by an eighth at a time, within storage for the longest context, of
-    which the system maps only what is used.
+    Attention reads the whole room, filled or not, because gaps between the heads' keys would make
+    it 2 to 3 times as slow on a CPU. Unfilled columns are zeros and masked. Room grows by an eighth
+    at a time, so that few columns are read in vain; of the storage the system maps what is used.
     """
 
     def __init__(self, key_value: Tensor, longest: int):
@@ -167,14 +166,14 @@ class _LayerCache:
         return keys, values
 
     def keep(self, holes: Tensor, tail: Tensor, num_rows: int) -> None:
-        """The rows `tail` move to the places `holes`; then the first num_rows alone count."""
+        """Moves the rows `tail` to the places `holes`; the first num_rows go on."""
         # row by row: a row's whole room is copied in one piece
         for hole, row in zip(holes.tolist(), tail.tolist()):
             self._x[:, hole] = self._x[:, row]
         self.rows = num_rows
 
     def _with_more_room(self, x: Tensor) -> Tensor:
-        """The columns of x, which lies elsewhere, in storage laid out for the next room."""
+        """The columns of x, copied into the storage, which is laid out for the next room."""
         _, rows, heads, columns, size = x.shape
         shape = (2, rows, heads, self.next_room, size)
         laid_out = self._storage[: math.prod(shape)].view(shape)

@@ -20,7 +20,7 @@ from lmpg.language.sampling.samples import DistinctPrompts, Recorded
 
 @dataclass(frozen=True)
 class Choosing:
-    """How a token is chosen, and which end a response."""
+    """How tokens are sampled, and which of them end a response."""
 
     top_k: int
     top_p: float
@@ -28,7 +28,7 @@ class Choosing:
 
 
 class CudaBatch:
-    """`start` a rollout, then `step` after `step`."""
+    """A rollout: `start`, then one `step` per token."""
 
     def __init__(
         self,
@@ -56,8 +56,10 @@ class CudaBatch:
         self._logprobs, self._entropy, self._values_before = numbers
 
     def start(self, prompts: DistinctPrompts, limits_B: Tensor, uniforms_BT: Tensor | None) -> None:
-        """Read prompts and choose each row's first token, in place b that of row b, which gets at
-        most limits_B[b] tokens; without uniforms the likeliest."""
+        """Reads prompts and samples each row's first token (without uniforms the likeliest).
+
+        Row b starts in place b and gets at most limits_B[b] tokens.
+        """
         num_rows, device = len(limits_B), self._step.device
         self.greedy = uniforms_BT is None
         self._step.zero_()
@@ -72,12 +74,15 @@ class CudaBatch:
         self._choose(self._decoder.prefill(*parts))
 
     def step(self, num_places: int, columns: int) -> None:
-        """Feed the chosen tokens of the first places to the model, and choose the next."""
+        """Feeds the newest tokens of the first places to the model and samples the next ones."""
         self._choose(self._decoder.advance(self._tokens_N[:num_places], columns))
 
     def drop_finished(self, num_places: int, columns: int) -> int:
-        """Finished rows leave when those that go on fit into a smaller bucket: how many places are
-        left, 0 when nobody goes on. The only time that the host waits for the device."""
+        """Removes finished rows if the others fit into a smaller bucket.
+
+        Returns how many places are left, 0 if all rows have finished. The host waits for the device
+        here and nowhere else.
+        """
         num_going = int(self._going_N[:num_places].sum())
         fewer = bucketed(num_going)
         if num_going == 0 or fewer >= num_places:
@@ -92,7 +97,7 @@ class CudaBatch:
         return fewer
 
     def recorded(self, num_rows: int, num_steps: int) -> Recorded:
-        """What was recorded of the rows in the first steps, some of it after their ends."""
+        """The record of the first rows and steps, with entries after the ends of responses."""
         ids, logprobs, entropy, values = (
             x.view(-1, self._steps)[:num_rows, :num_steps]
             for x in (self._ids, self._logprobs, self._entropy, self._values_before)
@@ -100,7 +105,7 @@ class CudaBatch:
         return Recorded(ids, logprobs, entropy, None if self._values is None else values)
 
     def _choose(self, hidden_ND: Tensor) -> None:
-        """The next token of each of the first N places, and what is recorded of it."""
+        """Samples the next token of each of the first N places and records it."""
         num_places = len(hidden_ND)
         slots_N = self._rows_N[:num_places] * self._steps + self._step
         uniforms_N = None if self.greedy else self._uniforms.index_select(0, slots_N)

@@ -21,8 +21,8 @@ _COLUMNS = 64
 class CudaRollouts:
     """Samples from a policy whose architecture lmpg knows.
 
-    Memory is laid out for the largest rollout so far and stays: keys and values of all its rows,
-    and the weights in the precision of products. Each rollout reads the weights anew into it.
+    Memory is allocated for the largest rollout so far and stays: the cache of all its rows, and the
+    weights in the precision of products. Each rollout copies the weights of now into it.
     """
 
     def __init__(self, policy: CausalLMPolicy, top_k: int, top_p: float, capture: Capture):
@@ -34,7 +34,7 @@ class CudaRollouts:
 
     @property
     def backend(self) -> str:
-        """How steps are done, in words."""
+        """How steps are run, in words."""
         return self._replays.backend
 
     def sample(
@@ -61,7 +61,7 @@ class CudaRollouts:
     def _decoded(
         self, batch: CudaBatch, prompts: DistinctPrompts, num_steps: int, check_every: int
     ) -> int:
-        """Steps after the first, until no row goes on; how many there were, with the first."""
+        """Runs steps until all rows have finished; returns how many there were, with the first."""
         places, width = bucketed(len(prompts.prompt_B)), prompts.ids_PL.shape[1]
         for done in range(1, num_steps):
             columns = bucketed(max(width + done, _COLUMNS))
@@ -74,7 +74,7 @@ class CudaRollouts:
         return num_steps
 
     def _prepared(self, *needed: int) -> CudaBatch:
-        """With memory for so many rows, columns and steps, and the weights as they are now."""
+        """The batch, with memory for so many rows, columns and steps, and the weights of now."""
         rows, columns, steps = room = tuple(map(max, self._room, map(bucketed, needed)))
         weights = policy_weights(self._policy, columns)
         if room == self._room and self._held is not None:

@@ -13,17 +13,17 @@ Step = Callable[[], None]
 
 
 class Capture(Protocol):
-    """Records what a step does to the memory it works on, without doing it."""
+    """Records a step without running it."""
 
     name: str
 
     def __call__(self, step: Step) -> Step:
-        """What does the same, at each call, to the same memory."""
+        """Returns a function that repeats the step on the same memory."""
         ...
 
 
 class CudaGraphs:
-    """torch's CUDA graphs; what their steps allocate meanwhile lies in one pool."""
+    """torch's CUDA graphs; all take their temporary memory from one pool."""
 
     name = "CUDA graph"
 
@@ -45,8 +45,8 @@ class CudaGraphs:
 
 
 class Replays:
-    """Does steps: of each key the first plainly, which lets libraries set themselves up, the others
-    by what is captured at the second. failure: why nothing is captured any more."""
+    """Runs steps. The first of each key runs as it is, so that libraries can set themselves up; the
+    second is captured, and replayed from then on. failure: why nothing is captured any more."""
 
     def __init__(self, capture: Capture):
         self._capture = capture
@@ -55,16 +55,16 @@ class Replays:
 
     @property
     def backend(self) -> str:
-        """How steps are done, in words."""
+        """How steps are run, in words."""
         name = self._capture.name
         return name if self.failure is None else f"no {name}, because {self.failure}"
 
     def forget(self) -> None:
-        """The memory that steps work on has moved."""
+        """Drops all captured steps, because the memory that they work on has moved."""
         self._repeats.clear()
 
     def __call__(self, key: Hashable, step: Step) -> None:
-        """Do a step; those of the same `key` work on the same memory in the same way."""
+        """Runs a step; steps of the same `key` do the same to the same memory."""
         repeat = self._repeats.get(key)
         if repeat is None and key in self._repeats and self.failure is None:
             repeat = self._repeats[key] = self._captured(step)
@@ -82,7 +82,7 @@ class Replays:
 
 def bucketed(number: int) -> int:
     """The smallest of 1, 2, 3, 4, 6, 8, 12, 16, 24, … that is not below `number`: few shapes, of
-    which less than a third is in vain."""
+    which less than a third is padding."""
     power = 1 << max(number - 1, 0).bit_length()
     three_quarters = power // 4 * 3
     return three_quarters if three_quarters >= number else power

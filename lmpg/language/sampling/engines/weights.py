@@ -97,13 +97,15 @@ def decode_weights(model: Any, length: int, dtype: torch.dtype) -> DecodeWeights
         decoder = architecture(model)
         positions = decoder.position_embedding
         kinds = {layer.rotary for layer in decoder.layers if layer.rotary is not None}
+        rotations = {kind: _rotations(decoder, kind, length) for kind in sorted(kinds)}
+        orders = {kind: _pair_order(decoder, x) for kind, x in rotations.items()}
         q_norm = decoder.layers[0].q_norm
         return DecodeWeights(
             embedding=decoder.embedding.weight.detach(),
             embedding_scale=decoder.embedding_scale,
             position_embedding=None if positions is None else positions.weight.detach(),
-            rotations={kind: _rotations(decoder, kind, length) for kind in sorted(kinds)},
-            layers=[_layer_weights(decoder, x, length, dtype) for x in decoder.layers],
+            rotations=rotations,
+            layers=[_layer_weights(decoder, x, orders, length, dtype) for x in decoder.layers],
             last_norm=_norm(decoder.last_norm),
             activation=decoder.activation_name,
             heads=decoder.heads,
@@ -139,9 +141,13 @@ def _rotations(decoder: Architecture, kind: str, length: int) -> Tensor:
 
 
 def _layer_weights(
-    decoder: Architecture, layer: DecoderLayer, length: int, dtype: torch.dtype
+    decoder: Architecture,
+    layer: DecoderLayer,
+    orders: dict[str, Tensor],
+    length: int,
+    dtype: torch.dtype,
 ) -> LayerWeights:
-    order = _pair_order(decoder, layer)
+    order = None if layer.rotary is None else orders[layer.rotary]
     qkv = _split([_read(x) for x in layer.qkv], decoder.qkv_sizes)
     mlp_in = [_read(x) for x in layer.mlp_in]
     if decoder.gated:
@@ -221,15 +227,12 @@ def _together(parts: list[Matrix], dtype: torch.dtype) -> Linear:
     return linear(weight, torch.cat(biases).to(dtype))
 
 
-def _pair_order(decoder: Architecture, layer: DecoderLayer) -> Tensor | None:
-    """Order of a head's numbers in which those that are rotated together are neighbours; half of
-    what is rotated is between them in the model's own."""
-    if layer.rotary is None:
-        return None
-    like = decoder.embedding.weight
-    order = torch.arange(decoder.head_dim, device=like.device)
-    rotated = decoder.cos_sin(layer.rotary, like, order[:1])[0].shape[1]
-    return torch.cat([order[:rotated].view(2, -1).T.reshape(-1), order[rotated:]])
+def _pair_order(decoder: Architecture, rotations: Tensor) -> Tensor:
+    """Order of a head's numbers in which those that are rotated together are neighbours; in the
+    model's own, half of what is rotated lies between them."""
+    order, rotated = torch.arange(decoder.head_dim, device=rotations.device), 2 * rotations.shape[1]
+    pairs = order[:rotated].view(2, -1).T.reshape(-1)
+    return pairs if rotated == len(order) else torch.cat([pairs, order[rotated:]])
 
 
 def _ordered(part: Matrix, heads: int, order: Tensor) -> Matrix:

@@ -8,7 +8,8 @@ of a sentence are written in the same mood; a mixture is grammatical too.
 
 from __future__ import annotations
 
-from lmpg.language.worlds.tasks.grammar import Rules
+Rules = dict[str, tuple[str, ...]]
+"""Symbol → alternatives; an alternative is text with other symbols in braces."""
 
 KINDS = ("restaurant", "hotel", "film")
 

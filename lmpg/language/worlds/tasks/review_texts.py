@@ -11,11 +11,19 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-from lmpg.language.worlds.tasks.grammar import pattern, write
-from lmpg.language.worlds.tasks.review_grammar import CLOSINGS, JUDGEMENTS, KINDS, RULES, VERBS
+from lmpg.language.worlds.tasks.review_grammar import (
+    CLOSINGS,
+    JUDGEMENTS,
+    KINDS,
+    RULES,
+    VERBS,
+    Rules,
+)
 
 OPINIONS = 3
 """Opinions in a review: two sentences and the closing."""
+
+_SYMBOL = re.compile(r"\{([^{}]+)\}")
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,25 @@ def gold(prompts: list[str], completions: list[str]) -> dict[str, float]:
         "gold_positive": sum(positive) / number,
         "gold_grammatical": sum(grammatical) / number,
     }
+
+
+def write(rules: Rules, text: str, rng: random.Random) -> str:
+    """`text` with each `{symbol}` replaced by one of its alternatives, drawn evenly."""
+    return _SYMBOL.sub(lambda m: write(rules, rng.choice(rules[m[1]]), rng), text)
+
+
+def pattern(rules: Rules, text: str) -> str:
+    """The regular expression of all that `write` can make of `text`; rules must not recurse."""
+
+    @cache
+    def symbol(name: str) -> str:
+        return "(?:" + "|".join(map(expand, rules[name])) + ")"
+
+    def expand(part: str) -> str:
+        pieces = _SYMBOL.split(part)  # plain text and symbol names take turns
+        return "".join(symbol(x) if i % 2 else re.escape(x) for i, x in enumerate(pieces))
+
+    return expand(text)
 
 
 @cache

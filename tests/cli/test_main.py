@@ -6,7 +6,7 @@ import pytest
 
 from lmpg.algorithms.ppo import PPO
 from lmpg.cli.command import run
-from lmpg.cli.train import agent_settings, settings_of
+from lmpg.cli.main import agent_settings, settings_of
 from lmpg.language.settings import LanguageSettings
 from lmpg.language.stages.settings import RewardModelSettings, SftSettings
 from lmpg.settings.section import UserError

@@ -1,4 +1,4 @@
-"""Per-step policy losses: minimise them to follow the policy gradient."""
+"""Per-step losses: of the policy, to be minimised to follow its gradient, and of the critic."""
 
 from __future__ import annotations
 
@@ -82,3 +82,21 @@ def soft_gated_surrogate(
     smoothly as ρ leaves 1, where a clip cuts it off."""
     tau = torch.where(advantages > 0, tau_positive, tau_negative)
     return -advantages * torch.sigmoid(tau * (log_ratios.exp() - 1)) * 4 / tau
+
+
+def squared_error(values: Tensor, returns: Tensor) -> Tensor:
+    """½ (V − R)²."""
+    errors = values - returns
+    return 0.5 * errors * errors
+
+
+def clipped_squared_error(
+    values: Tensor, old_values: Tensor, returns: Tensor, clip: float
+) -> Tensor:
+    """½ max((V − R)², (V_old + clip(V − V_old, ±clip) − R)²), as in OpenAI baselines' ppo2.
+
+    The maximum only removes gradient from steps that moved towards R past the clip; a step that
+    moved away from R keeps its full gradient.
+    """
+    clipped = old_values + (values - old_values).clamp(-clip, clip)
+    return 0.5 * torch.maximum((values - returns).square(), (clipped - returns).square())

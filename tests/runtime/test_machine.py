@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from lmpg.runtime import memory
-from lmpg.runtime.memory import keep_freed_memory
+from lmpg.runtime import machine
+from lmpg.runtime.machine import keep_freed_memory
 from tests.support.planted import catches
 
 PROGRAM = """
 import ctypes, os
 from pathlib import Path
-from lmpg.runtime.memory import keep_freed_memory
+from lmpg.runtime.machine import keep_freed_memory
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
@@ -44,14 +44,14 @@ def test_a_large_block_stays_with_the_process_when_it_is_freed():
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch):
-    monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(machine.platform, "libc_ver", lambda: ("", ""))
     assert not keep_freed_memory()
 
 
 SIZE = """
 import os, resource, sys
 from pathlib import Path
-from lmpg.runtime.memory import keep_freed_memory
+from lmpg.runtime.machine import keep_freed_memory
 
 if sys.argv[1] == "limited":
     resource.setrlimit(resource.RLIMIT_AS, (2**40, 2**40))

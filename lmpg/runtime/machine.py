@@ -1,4 +1,4 @@
-"""What happens to memory that large tensors on the CPU leave behind."""
+"""What a run takes of the machine: seconds by phase, CPU threads, and memory."""
 
 from __future__ import annotations
 
@@ -9,10 +9,20 @@ import mmap
 import os
 import platform
 import resource
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
+
+SETTERS = ("scipy_openblas_set_num_threads64_", "openblas_set_num_threads")
+
+_SHARED_FROM = 2**25
+"""Multiplications per step that take about as long as waking a second thread for each of them."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt(3)
 
@@ -23,6 +33,62 @@ _NEVER = -1
 """Free memory at the heap's end that is handed back: none, however much."""
 
 _PIECE = _LARGEST // 2
+
+
+class Stopwatch:
+    """`with watch("time/update"): …` adds the block's seconds to `watch.seconds`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+
+    def total(self) -> float:
+        """Seconds since this stopwatch was made."""
+        return time.perf_counter() - self._start
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Most memory this process has held so far: on the GPU if it uses one, else resident (GB)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def limit_threads(count: int) -> None:
+    """Let both use `count` threads at most; numpy's only where it came with OpenBLAS, as its own
+    wheels do. Products as small as an agent's are slower on several."""
+    torch.set_num_threads(count)
+    package = Path(np.__file__).parent
+    for folder in (package.with_name("numpy.libs"), package / ".dylibs"):
+        for path in folder.glob("*openblas*"):
+            library = ctypes.CDLL(str(path))
+            for name in SETTERS:
+                if hasattr(library, name):
+                    getattr(library, name)(count)
+
+
+@contextmanager
+def worthwhile_threads(multiplications: int) -> Iterator[None]:
+    """One thread for the time of the block if a step has too few multiplications to share."""
+    before = torch.get_num_threads()
+    alone = multiplications < _SHARED_FROM and before > 1
+    if alone:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if alone:
+            torch.set_num_threads(before)
 
 
 def keep_freed_memory() -> bool:
