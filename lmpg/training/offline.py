@@ -45,16 +45,16 @@ class Objective(Protocol[E]):
         ...
 
     def weight(self, example: E) -> float:
-        """Terms that the example adds to the loss."""
+        """Number of terms that the example adds to the loss."""
         ...
 
     def num_tokens(self, example: E) -> int:
-        """Tokens that the model reads for it."""
+        """Number of tokens that the model reads for the example."""
         ...
 
     def prepare(self, batch: list[E], parts: list[list[E]]) -> None:
-        """Measure what the losses need to know of a minibatch as a whole. batch: all its examples;
-        parts: this rank's micro-batches of them."""
+        """Compute the numbers of a whole minibatch that its losses depend on. batch: all its
+        examples; parts: this rank's micro-batches of them."""
         ...
 
     def loss_sums(self, examples: list[E]) -> dict[str, Tensor]:
