@@ -7,12 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lmpg.functional.logprobs import LogitShape, head_logits, token_logprobs
-from lmpg.language.models.architectures import (
-    TOLERANCE,
-    deviation,
-    logit_scale_and_softcap,
-    probe_ids,
-)
+from lmpg.language.models.architectures import NATS, logit_scale_and_softcap, probe_ids
 from lmpg.settings.section import UserError
 
 _LOGITS_AT_ONCE = {"cpu": 2**20, "cuda": 2**25}
@@ -76,11 +71,11 @@ def refuse_unknown_head(policy) -> None:
     }
     inputs = {name: value.to(policy.device) for name, value in inputs.items()}
     found = policy.evaluate(inputs).logprobs_BT
-    difference = deviation(found, policy.plain_logprobs(inputs))
-    if not difference <= TOLERANCE[torch.bfloat16 if policy.bf16 else torch.float32]:
+    difference = float((found - policy.plain_logprobs(inputs)).abs().max())
+    if not difference <= NATS[torch.bfloat16 if policy.bf16 else torch.float32]:
         raise UserError(
             f"model.path: {type(policy.causal_lm).__name__} changes its logits after the output "
-            f"layer in a way that lmpg does not know (log-probs differ by {difference:.3g} of "
-            "their size); expected a linear output layer, with logit_scale, lm_head_multiplier, "
-            "logits_scaling or final_logit_softcapping at most; choose another model"
+            f"layer in a way that lmpg does not know (log-probs differ by {difference:.3g}); "
+            "expected a linear output layer, with logit_scale, lm_head_multiplier, logits_scaling "
+            "or final_logit_softcapping at most; choose another model"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lmpg.language.models.architectures import TOLERANCE, deviation, probe_ids, sliding_window
+from lmpg.language.models.architectures import NATS, probe_ids, sliding_window
 from lmpg.language.models.inputs import accepted, language_inputs, pad_right
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.settings.section import UserError
@@ -62,10 +62,9 @@ def refuse_unpackable(policy: CausalLMPolicy) -> None:
             policy, "it takes no position ids: the texts of a row would follow each other"
         )
     difference = _difference_together(policy)
-    if not difference <= TOLERANCE[torch.float32]:
+    if not difference <= NATS[torch.float32]:
         raise _refusal(
-            policy,
-            f"its log-probs in a row with another text differ by {difference:.1g} of their size",
+            policy, f"its log-probs in a row with another text differ by {difference:.1g}"
         )
 
 
@@ -78,7 +77,7 @@ def _refusal(policy: CausalLMPolicy, reason: str) -> UserError:
 
 @torch.no_grad()
 def _difference_together(policy: CausalLMPolicy) -> float:
-    """How far log-probs of two texts in one row are from those of each alone, in float32."""
+    """Largest difference of log-probs of two texts in one row from those alone, in float32."""
     length = max(2, min(16, policy.context_length // 2))
     texts = probe_ids(policy.causal_lm, 2, length).tolist()
     inputs = language_inputs([t[:1] for t in texts], [t[1:] for t in texts], policy.pad_token_id)
@@ -91,4 +90,4 @@ def _difference_together(policy: CausalLMPolicy) -> float:
         raise _refusal(policy, f"it fails on such rows ({error})") from error
     finally:
         policy.bf16 = bf16
-    return deviation(together, alone.logprobs_BT.flatten())
+    return float((together - alone.logprobs_BT.flatten()).abs().max())

@@ -154,15 +154,22 @@ def test_other_architectures_sample_and_evaluate_as_their_own_logits_say(name, t
         )
 
 
-def test_a_model_that_changes_its_logits_in_an_unknown_way_is_refused(tmp_path, monkeypatch):
-    path = save_tiny(tmp_path)
+@catches("a difference of log-probs too small for their size, but not for a ratio, is let through")
+@pytest.mark.parametrize(
+    ("precision", "factor"), [("fp32", 3.0), ("fp32", 1.001), ("bf16", 3.0), ("bf16", 1.05)]
+)
+def test_a_model_that_changes_its_logits_in_an_unknown_way_is_refused(
+    precision, factor, tmp_path, monkeypatch
+):
+    path = save_tiny(tmp_path, initializer_range=0.5)
     forward = transformers.LlamaForCausalLM.forward
 
-    def tripled(self, *args, **kwargs):
+    def changed(self, *args, **kwargs):
         output = forward(self, *args, **kwargs)
-        output.logits = output.logits * 3
+        output.logits = output.logits * factor
         return output
 
-    monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", tripled)
+    load(path, precision=precision)
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", changed)
     with pytest.raises(UserError, match="LlamaForCausalLM changes its logits"):
-        load(path)
+        load(path, precision=precision)
