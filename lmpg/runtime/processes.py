@@ -111,7 +111,7 @@ class Processes:
         return x
 
     def wait(self) -> None:
-        """Until every rank has come here."""
+        """Wait until every rank has called this."""
         self._state.wait_for_everyone()
 
     def close(self) -> None:

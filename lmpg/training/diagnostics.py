@@ -38,7 +38,7 @@ class Diagnostics:
         self._minibatch: list[Columns] = []  # the micro-batches of the newest one
 
     def begin_minibatch(self) -> None:
-        """What is added from now on is the newest minibatch, of which this rank may have no row."""
+        """Start a minibatch: what is added next belongs to it. This rank may have no row of it."""
         self._minibatch = []
 
     @torch.no_grad()
@@ -50,7 +50,7 @@ class Diagnostics:
         weights_BT: Tensor,
         gradients: Gradients,
     ) -> None:
-        """Count one micro-batch; `gradients` are those of each term by log-prob, entropy, value."""
+        """Count a micro-batch. gradients: of each term, by log-probs, entropy and values."""
         found = {
             "mask": batch.mask_BT,
             "new": new.logprobs_BT,

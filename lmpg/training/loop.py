@@ -57,8 +57,8 @@ class Progress:
 class Loop(ABC):
     """A run: its parts, and the loop over its iterations.
 
-    source: is evaluated before, after, and after every `every` iterations. stop_reason: after so
-    many iterations, why the run ends before its last one; None: it goes on.
+    source: evaluated before, after, and every `every` iterations in between. stop_reason: says why
+    the run ends after so many iterations, before its last one; None where it goes on.
     """
 
     source: Evaluable

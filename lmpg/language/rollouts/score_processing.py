@@ -47,7 +47,7 @@ class ScoreProcessing:
         return [x if x is None or finished else instead for x, finished in rows]
 
     def after(self, counted: list[float | None]) -> ScoreProcessing:
-        """The same processing once it has seen these scores of all ranks."""
+        """The same processing, with these scores of all ranks added to its statistics."""
         if self.settings.normalise == "none":
             return self
         return replace(self, seen=self.seen.after([x for x in counted if x is not None]))

@@ -60,9 +60,9 @@ class ScoredGroups:
 class Sampled:
     """All that an iteration sampled.
 
-    groups: this rank's groups of the rollout. scores, greedy_errors: of everything that was
-    sampled, by all ranks. processing: has seen these scores. has_spread: whether the scores within
-    a group differ, for each group that the policy was first asked for. metrics: further ones.
+    groups: this rank's groups of the rollout. scores, greedy_errors: of everything that all ranks
+    sampled. processing: with these scores in its statistics. has_spread: for each group of the
+    first round, whether its scores differ. metrics: further ones.
     """
 
     groups: list[ScoredGroups]

@@ -53,7 +53,7 @@ class PolicyWeights:
 
 
 def policy_weights(policy: CausalLMPolicy, length: int) -> PolicyWeights:
-    """Read from a policy, for contexts of `length` tokens."""
+    """The weights of `policy` as they are now, for contexts of `length` tokens."""
     model: Any = policy.causal_lm
     dtype = torch.bfloat16 if policy.bf16 else model.get_input_embeddings().weight.dtype
     shape = policy.head.shape

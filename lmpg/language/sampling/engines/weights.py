@@ -81,7 +81,7 @@ class DecodeWeights:
 
     @property
     def shared_by(self) -> int:
-        """Heads of queries that share a head of keys and values."""
+        """How many heads of queries share a head of keys and values."""
         return self.heads // self.kv_heads
 
     @property
@@ -236,7 +236,7 @@ def _pair_order(decoder: Architecture, rotations: Tensor) -> Tensor:
 
 
 def _ordered(part: Matrix, heads: int, order: Tensor) -> Matrix:
-    """With each head's outputs in that order."""
+    """The weight and bias of `part` with each head's outputs in the given order."""
 
     def ordered(x: Tensor) -> Tensor:
         return x.unflatten(0, (heads, -1)).index_select(1, order).flatten(0, 1)
