@@ -3,27 +3,28 @@ forward."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lmpg.language.models.architectures import TOLERANCE
+from lmpg.language.models.architectures import TOLERANCE, deviation, probe_ids, unsupported
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.sampling.decoding import Decoding
 from lmpg.language.sampling.engines.cpu import CpuDecoder
 from lmpg.language.sampling.engines.cuda import CudaDecoder
 from lmpg.language.sampling.engines.cuda_rollouts import CudaRollouts
 from lmpg.language.sampling.engines.graphs import Capture, CudaGraphs
-from lmpg.language.sampling.engines.protocol import Engine
-from lmpg.language.sampling.engines.selection import (
-    engine_deviation,
-    own_engine,
-    why_transformers,
-)
+from lmpg.language.sampling.engines.protocol import Decoder, Engine
 from lmpg.language.sampling.engines.transformers import transformers_engine
+from lmpg.language.sampling.engines.weights import DecodeWeights, is_lora, policy_weights
 from lmpg.language.sampling.samples import DistinctPrompts, Samples
 from lmpg.runtime.machine import worthwhile_threads
+
+NewDecoder = Callable[[DecodeWeights, int], Decoder]
+"""A decoder over weights, for contexts of so many tokens."""
 
 
 class Sampler:
@@ -129,3 +130,51 @@ class Sampler:
                 f"uniforms_BT has shape {tuple(uniforms_BT.shape)}, expected "
                 f"({rows}, {self.max_new_tokens}): one number per row and step"
             )
+
+
+def own_engine(policy: CausalLMPolicy, length: int, decoder: NewDecoder = CpuDecoder) -> Engine:
+    """lmpg's decoder over the model's weights of this moment, for contexts of `length` tokens."""
+    weights = policy_weights(policy, length)
+    new = decoder(weights.decoder, length)
+    return Engine(new, weights.logits, weights.values, nullcontext, 0.0)
+
+
+def why_transformers(policy: CausalLMPolicy, length: int) -> str | None:
+    """Why transformers must compute a policy in contexts of `length` tokens; None if lmpg can."""
+    return unsupported(policy.causal_lm, length) or _unreadable_layers(policy.causal_lm)
+
+
+@torch.no_grad()
+def engine_deviation(policy: CausalLMPolicy, decoder: NewDecoder = CpuDecoder) -> float:
+    """How far a decoder's hidden states are from transformers', after a few tokens of two prompts
+    of different lengths."""
+    length = min(policy.context_length, 8)
+    steps = length // 2
+    ids_RL = probe_ids(policy.causal_lm, 2, length).to(policy.device)
+    lengths = torch.tensor([length - steps, 1], device=policy.device)
+    rows = torch.arange(2, device=policy.device)
+    found = []
+    for engine in (own_engine(policy, length, decoder), transformers_engine(policy)):
+        with engine.precision():
+            hidden = [engine.decoder.prefill(ids_RL[:, :-steps], lengths, rows)]
+            hidden += [engine.decoder.advance(ids) for ids in ids_RL[:, -steps:].T]
+        found.append(torch.stack(hidden))
+    return deviation(*found)
+
+
+def _unreadable_layers(model: nn.Module) -> str | None:
+    """Which layers' weights cannot be read (quantised, unknown adapters), in words; None if all
+    can."""
+    unknown = {type(x).__name__ for x in model.modules() if _is_unknown_linear(x)}
+    return f"it has layers of type {', '.join(sorted(unknown))}" if unknown else None
+
+
+def _is_unknown_linear(module: nn.Module) -> bool:
+    """A layer that is not what its place in these families is made of (quantised, other adapters);
+    only those that hold a weight matrix of their own matter."""
+    if is_lora(module):
+        variants = {**getattr(module, "use_dora", {}), **getattr(module, "lora_variant", {})}
+        return any(variants.values()) or type(module).__name__ != "Linear"
+    weight, name = getattr(module, "weight", None), type(module).__name__
+    is_matrix = isinstance(weight, Tensor) and weight.dim() >= 2
+    return is_matrix and name not in ("Linear", "Conv1D") and not name.endswith("Embedding")

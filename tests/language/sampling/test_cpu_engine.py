@@ -7,8 +7,7 @@ import torch
 
 from lmpg.language.models.architectures import ACTIVATIONS
 from lmpg.language.sampling.engines import linear
-from lmpg.language.sampling.engines.selection import engine_deviation, why_transformers
-from lmpg.language.sampling.sampler import Sampler
+from lmpg.language.sampling.sampler import Sampler, engine_deviation, why_transformers
 from tests.support.families import policy_of, tiny_family
 from tests.support.planted import catches
 from tests.support.tiny import CONTEXT

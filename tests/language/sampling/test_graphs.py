@@ -13,7 +13,7 @@ from lmpg.language.sampling.engines import cuda
 from lmpg.language.sampling.engines.compiled import Compiled, compiled_kernels, gate
 from lmpg.language.sampling.engines.cuda import CudaDecoder
 from lmpg.language.sampling.engines.graphs import CudaGraphs, Replays, bucketed
-from lmpg.language.sampling.engines.selection import engine_deviation
+from lmpg.language.sampling.sampler import engine_deviation
 from tests.language.sampling.test_cpu_engine import policy
 
 

@@ -5,6 +5,7 @@ Read again at the start of each rollout: they are copies, and an update changes 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from lmpg.functional.logprobs import LogitShape
 from lmpg.language.models.architectures import architecture
 from lmpg.language.models.decoder_parts import Architecture, DecoderLayer, Norm
+from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.sampling.engines.linear import DenseLinear, PackedLinear, linear
 
 Linear = DenseLinear | PackedLinear
@@ -90,6 +93,40 @@ class DecodeWeights:
         return {layer.window for layer in self.layers if layer.window is not None}
 
 
+@dataclass(frozen=True)
+class PolicyWeights:
+    """A policy's weights of one moment; its head's product is in their precision."""
+
+    decoder: DecodeWeights
+    head: Linear
+    shape: LogitShape
+    value_head: nn.Linear | None
+
+    def logits(self, hidden_RD: Tensor) -> Tensor:
+        """[R, V], float32, temperature applied."""
+        shape, dtype = self.shape, self.decoder.dtype
+        if shape.softcap is not None:
+            return shape.logits(self.head(hidden_RD.to(dtype)))
+        scaled_RD = hidden_RD if shape.factor == 1 else hidden_RD * shape.factor
+        return self.head(scaled_RD.to(dtype)).float()
+
+    @property
+    def values(self) -> Callable[[Tensor], Tensor] | None:
+        """V [R] of hidden states, where the critic shares the trunk."""
+        head = self.value_head
+        return None if head is None else lambda hidden_RD: head(hidden_RD)[:, 0]
+
+
+def policy_weights(policy: CausalLMPolicy, length: int) -> PolicyWeights:
+    """The weights of `policy` as they are now, for contexts of `length` tokens."""
+    model: Any = policy.causal_lm
+    dtype = torch.bfloat16 if policy.bf16 else model.get_input_embeddings().weight.dtype
+    shape = policy.head.shape
+    # without a softcap all factors of the logits are one, of the hidden states and of the bias
+    head = _head_weights(model, dtype, 1.0 if shape.softcap is not None else shape.factor)
+    return PolicyWeights(decode_weights(model, length, dtype), head, shape, policy.value_head)
+
+
 @torch.no_grad()
 def decode_weights(model: Any, length: int, dtype: torch.dtype) -> DecodeWeights:
     """Copies of the weights as they are now, for contexts of `length` tokens."""
@@ -118,14 +155,7 @@ def decode_weights(model: Any, length: int, dtype: torch.dtype) -> DecodeWeights
         )
 
 
-def unreadable_layers(model: nn.Module) -> str | None:
-    """Which layers' weights cannot be read (quantised, unknown adapters), in words; None if all
-    can."""
-    unknown = {type(x).__name__ for x in model.modules() if _is_unknown_linear(x)}
-    return f"it has layers of type {', '.join(sorted(unknown))}" if unknown else None
-
-
-def head_weights(model: Any, dtype: torch.dtype, factor: float) -> Linear:
+def _head_weights(model: Any, dtype: torch.dtype, factor: float) -> Linear:
     """The model's head; its bias, which is not multiplied with the input, times `factor`."""
     head = model.get_output_embeddings()
     bias = None if head.bias is None else head.bias.detach() * factor
@@ -174,24 +204,14 @@ def _layer_weights(
     )
 
 
-def _is_unknown_linear(module: nn.Module) -> bool:
-    """A layer that is not what its place in these families is made of (quantised, other adapters);
-    only those that hold a weight matrix of their own matter."""
-    if _is_lora(module):
-        variants = {**getattr(module, "use_dora", {}), **getattr(module, "lora_variant", {})}
-        return any(variants.values()) or type(module).__name__ != "Linear"
-    weight, name = getattr(module, "weight", None), type(module).__name__
-    is_matrix = isinstance(weight, Tensor) and weight.dim() >= 2
-    return is_matrix and name not in ("Linear", "Conv1D") and not name.endswith("Embedding")
-
-
-def _is_lora(module: nn.Module) -> bool:
+def is_lora(module: nn.Module) -> bool:
+    """Whether it is a linear layer with low-rank adapters."""
     return hasattr(module, "base_layer") and hasattr(module, "lora_A")
 
 
 def _read(module: Any) -> Matrix:
     """(weight [out, in], bias) of a linear layer, with an adapter that is switched on added."""
-    inner = module.base_layer if _is_lora(module) else module
+    inner = module.base_layer if is_lora(module) else module
     weight, bias = inner.weight.detach(), inner.bias if hasattr(inner, "bias") else None
     if inner is not module and not module.merged and not module.disable_adapters:
         for name in module.active_adapters:
