@@ -7,9 +7,8 @@ tokens that it sampled).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
-from operator import itemgetter
 from typing import Any, Protocol
 
 import torch
@@ -21,8 +20,6 @@ from lmpg.functional.masking import Reduction
 
 class _Rows:
     """Row-wise operations shared by the dataclasses whose tensors all start with dimension B."""
-
-    mask_BT: Tensor
 
     def rows(self, index: Tensor):
         """The same object with only the rows in `index` (int64 [N]), in that order."""
@@ -36,13 +33,8 @@ class _Rows:
         """Every step a row of its own: [B, T, …] → [B·T, 1, …]; for policies without memory."""
         return self._map(lambda x: x.reshape(x.shape[0] * x.shape[1], 1, *x.shape[2:]))
 
-    def split(self, count: int):
-        """`count` parts of consecutive rows, of equal size as far as possible; no copies."""
-        size, larger = divmod(len(self.mask_BT), count)
-        ends = [i * size + min(i, larger) for i in range(count + 1)]
-        return [self._map(itemgetter(slice(*rows))) for rows in pairwise(ends)]
-
     def _map(self, f):
+        """The same object with `f` of every tensor that has rows."""
         changed = {}
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
@@ -130,7 +122,7 @@ class Rollout(_Rows):
 
 @dataclass(frozen=True)
 class Credit:
-    """What an algorithm makes of a rollout: how much better than expected each step was.
+    """An algorithm's credit for a rollout: how much better than expected each step was.
 
     rewards_BT: the rewards it used, with any KL penalty inside.
     returns_BT: the critic's targets, from unwhitened advantages; None without a critic.
@@ -170,10 +162,22 @@ class Minibatch(_Rows):
             ref_logprobs_BT=rollout.ref_logprobs_BT,
         )
 
+    def split(self, count: int) -> Iterator[Minibatch]:
+        """`count` parts of consecutive rows, of equal size as far as possible; no copies."""
+        columns, inputs = {}, {}
+        for name, x in vars(self).items():
+            if isinstance(x, Tensor):
+                columns[name] = x.tensor_split(count)
+        for name, x in self.inputs.items():
+            inputs[name] = x.tensor_split(count)
+        for i in range(count):
+            part = {name: pieces[i] for name, pieces in inputs.items()}
+            yield Minibatch(inputs=part, **{name: pieces[i] for name, pieces in columns.items()})
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The policy's present view of given steps (float32, with gradient when it is training).
+    """The present policy's numbers for given steps (float32, with gradient while it trains).
 
     logprobs_BT: log π of the recorded steps. entropy_BT: of the distributions that they were drawn
         from, in nats.
@@ -196,7 +200,7 @@ class Policy(Protocol):
         ...
 
     def load_trainable_state(self, state: dict[str, Tensor]) -> None:
-        """Put back what `trainable_state` gave; names and shapes must match exactly."""
+        """Load a result of `trainable_state`; names and shapes must match exactly."""
         ...
 
 

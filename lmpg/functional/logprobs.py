@@ -90,7 +90,8 @@ class _TokenLogprobs(torch.autograd.Function):
         ctx.set_materialize_grads(False)  # an entropy that no loss reads costs nothing
         ctx.shape, ctx.chunk, ctx.dtype = shape, chunk, dtype
         wide = torch.promote_types(dtype, torch.float32)
-        logprobs, entropy, size = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(3))
+        logprobs = hidden.new_empty(len(hidden), dtype=wide)
+        entropy, size = torch.empty_like(logprobs), torch.empty_like(logprobs)
         ctx.kept = hidden.new_empty(len(hidden), len(weight), dtype=dtype) if keep else None
         for rows, raw in _products(hidden, weight, bias, chunk, dtype):
             logits = shape.logits(raw)

@@ -1,4 +1,4 @@
-"""The processes of one run: who am I, and the few exchanges that training needs.
+"""The processes of one run: rank and device, and the few exchanges that training needs.
 
 Every rank holds the whole rollout (a few MB of numbers) and computes the same credit; only
 sampling, scoring and the model's forward and backward are shared out. Gradients are summed once
@@ -27,7 +27,7 @@ T = TypeVar("T")
 class Processes:
     """Rank, number and device of this process, from accelerate's launcher or torchrun.
 
-    cpu: stay there, whatever else the machine has.
+    cpu: use the CPU even if the machine has a GPU.
     """
 
     def __init__(self, cpu: bool = False) -> None:
@@ -67,7 +67,7 @@ class Processes:
             )
 
     def on_main(self, function: Callable[[], T]) -> T:
-        """`function` run by the main process alone; every rank gets its result or UserError."""
+        """Run `function` in the main process alone; every rank gets its result or UserError."""
         result: Any = None
         problem = None
         if self.is_main:
@@ -111,7 +111,7 @@ class Processes:
         return x
 
     def wait(self) -> None:
-        """Wait until every rank has called this."""
+        """Wait until every rank has come here."""
         self._state.wait_for_everyone()
 
     def close(self) -> None:
@@ -121,7 +121,7 @@ class Processes:
 
 
 class SingleProcess(Processes):
-    """This process alone, on the CPU, however many were started: for work that one of them does."""
+    """This process alone, on the CPU, however many there are: for work that one of them does."""
 
     def __init__(self) -> None:
         self.rank, self.count, self.is_main = 0, 1, True

@@ -28,7 +28,7 @@ class Diagnostics:
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
-        self._pending: list[Columns] = []
+        self._pending: dict[str, list[Tensor]] = {}
         self._num_pending = 0
         self._sums: dict[str, Tensor] = {}
         self._largest_ratio: Tensor | None = None
@@ -38,7 +38,7 @@ class Diagnostics:
         self._minibatch: list[Columns] = []  # the micro-batches of the newest one
 
     def begin_minibatch(self) -> None:
-        """Start a minibatch: what is added next belongs to it. This rank may have no row of it."""
+        """Micro-batches added from now on form the newest minibatch; a rank may have none of it."""
         self._minibatch = []
 
     @torch.no_grad()
@@ -50,25 +50,28 @@ class Diagnostics:
         weights_BT: Tensor,
         gradients: Gradients,
     ) -> None:
-        """Count a micro-batch. gradients: of each term, by log-probs, entropy and values."""
-        found = {
+        """Count one micro-batch; gradients: of each term, by log-probs, entropy and values."""
+        columns = {
             "mask": batch.mask_BT,
             "new": new.logprobs_BT,
             "old": batch.old_logprobs_BT,
             "advantage": batch.advantages_BT,
             "entropy": new.entropy_BT,
             "weight": weights_BT,
-            "policy_gradient": gradients["policy"][0],
-            **{f"loss/{name}": term_BT.detach() for name, term_BT in terms.items()},
         }
-        if "value" in gradients and batch.old_values_BT is not None:
-            found["off_target"] = torch.ne(new.values_BT, batch.returns_BT)  # type: ignore
-            found["value_gradient"] = gradients["value"][-1]
-        columns = {name: x for name, x in found.items() if x is not None}
-        other = self._pending and self._pending[0].keys() != columns.keys()
-        if other or self._num_pending >= PENDING:
+        for name, term_BT in terms.items():
+            columns[f"loss/{name}"] = term_BT.detach()
+        by_logprobs = gradients["policy"][0]
+        if by_logprobs is not None:
+            columns["policy_gradient"] = by_logprobs
+        by_values = gradients["value"][-1] if "value" in gradients else None
+        if by_values is not None and batch.old_values_BT is not None:
+            columns["off_target"] = torch.ne(new.values_BT, batch.returns_BT)  # type: ignore
+            columns["value_gradient"] = by_values
+        if self._pending.keys() != columns.keys() or self._num_pending >= PENDING:
             self._sum_pending()
-        self._pending.append(columns)
+        for name, x in columns.items():
+            self._pending.setdefault(name, []).append(x.reshape(-1))
         self._num_pending += batch.mask_BT.numel()
         self._minibatch.append(columns)
 
@@ -79,17 +82,18 @@ class Diagnostics:
         sums = torch.zeros(4, dtype=torch.float64, device=self._processes.device)
         for part in self._minibatch:
             seen = _sums(part)
-            sums += torch.stack([seen[x] for x in ("kl", "steps", "clipped", "with_advantage")])
+            parts = seen["kl"], seen["steps"], seen["clipped"], seen["with_advantage"]
+            sums += torch.stack(parts)
         kl, steps, clipped, with_advantage = self._processes.sum(sums).tolist()
         return kl / max(steps, 1.0), clipped / max(with_advantage, 1.0)
 
     def add_left_out(self) -> None:
-        """Count a minibatch without an optimizer step, as the policy had gone far enough."""
+        """Count a minibatch without an optimizer step: the policy had moved far enough already."""
         self._left_out += 1
 
     def add_optimizer_step(self, gradient_norm: float) -> None:
-        """Count one optimizer step, by the global norm of its gradient before clipping; one whose
-        gradient is not finite is not taken."""
+        """Count one optimizer step. gradient_norm: before clipping, over all parameters; a step is
+        skipped if it is not finite."""
         if math.isfinite(gradient_norm):
             self._norms.append(gradient_norm)
         else:
@@ -103,7 +107,7 @@ class Diagnostics:
         minibatches = len(self._norms) + self._skipped + self._left_out
         losses = {k: v / minibatches for k, v in sums.items() if k.startswith("loss/")}
         last_kl, last_clip_fraction = self.newest()
-        # without a step the norm is NaN, but 0 where the policy had gone far enough before it
+        # without any step the norm is NaN, or 0 if the update ended before its first one
         no_norm = float("nan") if self._skipped else 0.0
         found = {
             "policy/approx_kl": sums["kl"] / steps,
@@ -125,34 +129,37 @@ class Diagnostics:
 
     @torch.no_grad()
     def _sum_pending(self) -> None:
-        """Sum what is buffered and let go of it."""
+        """Add the sums of the buffered steps to the totals, and empty the buffer."""
         if not self._pending:
             return
-        names = self._pending[0]
-        seen = {x: torch.cat([part[x].reshape(-1) for part in self._pending]) for x in names}
+        seen = {name: torch.cat(parts) for name, parts in self._pending.items()}
         for name, sums in _sums(seen).items():
             self._sums[name] = self._sums[name] + sums if name in self._sums else sums
         largest = _ratios(seen).max()
         known = self._largest_ratio
         self._largest_ratio = largest if known is None else torch.maximum(largest, known)
-        self._pending, self._num_pending = [], 0
+        self._pending, self._num_pending = {}, 0
 
     def _over_ranks(self) -> tuple[dict[str, float], float]:
-        """The sums and the largest ratio; a rank may have seen fewer columns than another."""
+        """The sums and the largest ratio of all ranks; one that had no rows has no sums."""
         largest = 0.0 if self._largest_ratio is None else float(self._largest_ratio)
-        ranks = self._processes.gather_list([(list(self._sums), largest)])
-        every = sorted({name for names, _ in ranks for name in names})
+        names: list[str] = []
+        for its_names, its_largest in self._processes.gather_list([(sorted(self._sums), largest)]):
+            names = names or its_names
+            largest = max(largest, its_largest)
         zero = torch.zeros((), dtype=torch.float64, device=self._processes.device)
-        mine = torch.stack([self._sums.get(name, zero) for name in every])
-        return dict(zip(every, self._processes.sum(mine).tolist())), max(x for _, x in ranks)
+        mine = torch.stack([self._sums.get(name, zero) for name in names])
+        return dict(zip(names, self._processes.sum(mine).tolist())), largest
 
 
 def _ratios(seen: Columns) -> Tensor:
+    """π/π_old of each step, 0 outside the mask."""
     return torch.where(seen["mask"], (seen["new"] - seen["old"]).exp(), 0)
 
 
 def _sums(seen: Columns) -> dict[str, Tensor]:
-    """What `Diagnostics.metrics` divides by one another, in float64 to add up further."""
+    """Sums and counts over the steps in the mask, in float64; `Diagnostics.metrics` divides them by
+    one another."""
     mask, weight = seen["mask"], seen["weight"]
     with_advantage = mask & (seen["advantage"] != 0)
     counted = {"steps": mask, "with_advantage": with_advantage}

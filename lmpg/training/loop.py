@@ -1,4 +1,4 @@
-"""The loop that every run shares: where it stands, when it saves, stops and evaluates."""
+"""The loop that every run shares: its progress, and when it saves, stops and evaluates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ECHO_SECONDS = 1.0  # a launcher passes on the Ctrl-C that the terminal has sent
 
 @dataclass
 class Progress:
-    """Where a run stands, beside its policy and optimizer; plain numbers, all checkpointed.
+    """Plain numbers that say where a run stands; checkpointed beside the policy and optimizer.
 
     iteration: how many are done. num_tokens_or_steps: tokens, or environment steps, that were
     learned from so far. baseline: running mean of the rollouts' returns. coefs: coefficients of the
@@ -48,7 +48,7 @@ class Progress:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Progress:
-        """Where the run stood that wrote this checkpoint."""
+        """The progress of the run that wrote this checkpoint."""
         rest = dict(state)
         return cls(rest.pop("step"), rest.pop("num_steps"), **rest)
 
@@ -57,8 +57,8 @@ class Progress:
 class Loop(ABC):
     """A run: its parts, and the loop over its iterations.
 
-    source: evaluated before, after, and every `every` iterations in between. stop_reason: says why
-    the run ends after so many iterations, before its last one; None where it goes on.
+    source: is evaluated before, after, and after every `every` iterations. stop_reason: given the
+    number of iterations done, says why the run ends before its last one; None if it goes on.
     """
 
     source: Evaluable
@@ -104,7 +104,7 @@ class Loop(ABC):
         return "finished"
 
     def save(self) -> None:
-        """Write a checkpoint of this very moment; the next iteration logs how long it took."""
+        """Write a checkpoint; the next iteration logs how long it took."""
         watch = Stopwatch()
         with watch("time/checkpoint"):
             state = self.state()

@@ -53,8 +53,8 @@ class Objective(Protocol[E]):
         ...
 
     def prepare(self, batch: list[E], parts: list[list[E]]) -> None:
-        """Measure what the losses need to know of a minibatch as a whole. batch: all its examples;
-        parts: this rank's micro-batches of them."""
+        """Compute the numbers of a whole minibatch that its losses depend on. batch: all its
+        examples; parts: this rank's micro-batches of them."""
         ...
 
     def loss_sums(self, examples: list[E]) -> dict[str, Tensor]:

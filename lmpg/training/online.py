@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,12 +23,19 @@ from lmpg.types import Algorithm, Credit, Policy, Rollout
 
 @dataclass(kw_only=True)
 class Online(Loop):
-    """Learns from the policy's own rollouts."""
+    """Learns from the policy's own rollouts.
+
+    adaptive: whether a coefficient of the algorithm is adapted to hold a KL to its target.
+    """
 
     policy: Policy
     algorithm: Algorithm
     source: Source
     updater: Updater
+    adaptive: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.adaptive = any(getattr(self.algorithm, target, None) for target in TARGETS)
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit."""
@@ -83,7 +90,7 @@ class Online(Loop):
             progress.baseline = (
                 mean_return if old is None else decay * old + (1 - decay) * mean_return
             )
-        if any(getattr(self.algorithm, target, None) for target in TARGETS):
+        if self.adaptive:
             coefs = adapted(self.algorithm, metrics, len(rollout.mask_BT))
             progress.coefs |= coefs
             self.algorithm = with_fields(self.algorithm, coefs)

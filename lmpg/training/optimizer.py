@@ -13,7 +13,7 @@ from lmpg.training.settings import OptimizerSettings, UpdateSettings
 
 CRITIC = ("critic.", "value_head.")  # how the parameters of a policy's critic are called
 FEW = 8
-"""Parameters of a small network at most: there calls take the time, not numbers."""
+"""Most parameter tensors of a small network, where Python calls cost more than arithmetic."""
 
 
 def adamw(parameters: list[nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
@@ -91,15 +91,16 @@ def _clipped(parameters: list[nn.Parameter], max_norm: float) -> float:
 
 @torch.no_grad()
 def _step(optimizer: torch.optim.Optimizer) -> None:
-    """`optimizer.step()`. AdamW on the CPU calls its kernel directly, once it has a state: for a
-    small network the hooks and profilers around it take longer than the kernel."""
-    lists = [[p for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
-    known = all(p in optimizer.state and p.device.type == "cpu" for ps in lists for p in ps)
+    """`optimizer.step()`, but AdamW on the CPU calls its kernel directly once it has a state: for a
+    small network the hooks and profilers around the kernel cost more than the kernel."""
+    learned = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    known = all(p in optimizer.state and p.device.type == "cpu" for p in learned)
     if not (known and isinstance(optimizer, torch.optim.AdamW)):
         optimizer.step()
         return
-    for group, learned in zip(optimizer.param_groups, lists):
-        if not learned:  # the kernel can't do with none
+    for group in optimizer.param_groups:
+        learned = [p for p in group["params"] if p.grad is not None]
+        if not learned:  # the kernel refuses an empty list
             continue
         states = [optimizer.state[p] for p in learned]
         for state in states:

@@ -29,7 +29,7 @@ def begin(settings: Any, name: str, processes: Processes) -> RunFolder:
 
 @contextmanager
 def refusals_leave_nothing(folder: RunFolder, processes: Processes) -> Iterator[None]:
-    """Bad input that is refused while a run is prepared leaves no folder behind."""
+    """Removes the run's folder if its preparation refuses bad input (UserError)."""
     try:
         yield
     except UserError:

@@ -12,7 +12,7 @@ from lmpg.types import Algorithm
 def annealed(
     algorithm: Algorithm, settings: UpdateSettings, iteration: int, total_steps: int
 ) -> Algorithm:
-    """The algorithm of `iteration` (from 1): the fields in `update.anneal`, less and less."""
+    """The algorithm of `iteration` (from 1): the fields in `update.anneal` go linearly to 0."""
     left = 1 - (iteration - 1) / total_steps
     return with_fields(algorithm, {n: getattr(algorithm, n) * left for n in settings.anneal})
 

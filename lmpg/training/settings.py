@@ -111,7 +111,7 @@ def refuse_clip_fraction(update: UpdateSettings, algorithm: Section, name: str) 
 
 
 def refuse_what_cannot_change(update: UpdateSettings, algorithm: Section) -> None:
-    """ValueError where a coefficient that is to be annealed or steered cannot be."""
+    """ValueError where a coefficient that is to be annealed or adapted cannot be."""
     for name in update.anneal:
         _refuse_to_anneal(name, algorithm)
     target = getattr(algorithm, "penalty_target", None)
@@ -125,18 +125,18 @@ def refuse_what_cannot_change(update: UpdateSettings, algorithm: Section) -> Non
 
 def _refuse_to_anneal(name: str, algorithm: Section) -> None:
     values = algorithm.model_dump()
-    steered = [coef for target, (coef, _) in TARGETS.items() if values.get(target) is not None]
+    adapted = [coef for target, (coef, _) in TARGETS.items() if values.get(target) is not None]
     possible = [
         key
         for key, value in values.items()
         if isinstance(value, float)
         and value > 0
-        and key not in steered
+        and key not in adapted
         and (key in ("clip", "clip_high", "value_clip") or key.endswith("_coef"))
     ]
     if name in possible:
         return
-    why = "is steered to its target" if name in steered else "cannot be annealed"
+    why = "is steered to its target" if name in adapted else "cannot be annealed"
     if name not in values:
         why = "does not exist"
     elif not values[name]:

@@ -1,4 +1,4 @@
-"""Where learning gets its rollouts and its held-out metrics from: what each wing must provide."""
+"""Protocols that each wing implements: a source of rollouts and of held-out metrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lmpg.types import Rollout
 
 
 class Evaluable(Protocol):
-    """What a run can evaluate.
+    """Anything that a run can evaluate.
 
     best_metric: the metric by which `best/` is chosen. step_name: what metric names call the steps
     that `Progress` counts, `tokens` or `steps`.
@@ -20,15 +20,15 @@ class Evaluable(Protocol):
     step_name: str
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out metrics as of now, the same on every rank."""
+        """Held-out metrics of the present policy, the same on every rank."""
         ...
 
 
 @dataclass(frozen=True)
 class Collected:
-    """One iteration's rollout of all ranks, the same on each, and what there is to say of it.
+    """One iteration's rollout of all ranks, the same on each, with its metrics.
 
-    samples: rows for samples.jsonl; none where this iteration shows none.
+    samples: rows for samples.jsonl; [] in an iteration that writes none.
     """
 
     rollout: Rollout
@@ -37,7 +37,7 @@ class Collected:
 
 
 class Source(Evaluable, Protocol):
-    """Where rollouts come from: prompts and a generator, or environments.
+    """A source of rollouts: prompts and a generator, or environments.
 
     advice: what to look at when no gradient of an update was finite.
     """
@@ -45,11 +45,11 @@ class Source(Evaluable, Protocol):
     advice: str
 
     def collect(self, iteration: int) -> Collected:
-        """The rollout of `iteration` (from 1), from the policy as it is now."""
+        """The rollout of `iteration` (from 1), sampled from the present policy."""
         ...
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold to go on; {} where all of it follows from the iteration."""
+        """State for a checkpoint; {} if everything follows from the iteration."""
         ...
 
     def load_state(self, state: dict[str, Any]) -> None:

@@ -50,6 +50,7 @@ class Updater:
         self.old_logprobs = old_logprobs
         self.single_steps = single_steps
         self.optimizer = policy_adamw(policy, settings)
+        self.limited = not (settings.target_kl is None and settings.target_clip_fraction is None)
 
     def update(
         self, algorithm: Algorithm, rollout: Rollout, credit: Credit, iteration: int
@@ -59,9 +60,10 @@ class Updater:
         if self.single_steps:
             whole = whole.as_steps()
             whole = whole.rows(whole.mask_BT.squeeze(1).nonzero().squeeze(1))
-        # inputs stay on the host, where lengths can be read without waiting for the device
-        inputs = whole.inputs
-        whole = replace(replace(whole, inputs={}).to(self.processes.device), inputs=inputs)
+        if self.processes.device.type != "cpu":
+            # inputs stay on the host, where lengths can be read without waiting for the device
+            moved = replace(whole, inputs={}).to(self.processes.device)
+            whole = replace(moved, inputs=whole.inputs)
         rate = learning_rate(self.settings, iteration, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
@@ -81,7 +83,8 @@ class Updater:
         self.optimizer.load_state_dict({**whole, "state": state["optimizer"]})
 
     def _minibatches(self, whole: Minibatch, iteration: int) -> Iterator[Minibatch]:
-        """Those of all epochs; rows are shuffled anew in each, unless they all stay together.
+        """The minibatches of all epochs; each epoch shuffles the rows anew, unless there is one
+        minibatch.
 
         They are of equal size as far as possible: environments may hand over a few rows more or
         less than asked for, and the last rollout is shorter.
@@ -98,7 +101,8 @@ class Updater:
     def _optimizer_step(
         self, algorithm: Algorithm, minibatch: Minibatch, diagnostics: Diagnostics
     ) -> bool:
-        """False where the policy has gone far enough already, so that the step is not taken."""
+        """Take one optimizer step; returns False, without a step, if the policy has moved far
+        enough already."""
         diagnostics.begin_minibatch()
         if self.single_steps:  # all of them chosen, so they weigh the same under every reduction
             weights_BT = _equal_weights(len(minibatch.mask_BT))
@@ -114,7 +118,7 @@ class Updater:
             for part in microbatches(minibatch.inputs, rows, tokens):
                 weights = _rows(weights_BT, part)
                 self._accumulate(algorithm, minibatch.rows(part), weights, diagnostics)
-        if self._gone_far_enough(diagnostics):
+        if self.limited and self._gone_far_enough(diagnostics):
             self.optimizer.zero_grad(set_to_none=True)
             diagnostics.add_left_out()
             return False
@@ -123,10 +127,8 @@ class Updater:
         return True
 
     def _gone_far_enough(self, diagnostics: Diagnostics) -> bool:
-        """By the newest minibatch, before its step; looked at only where there is a limit."""
+        """Whether the newest minibatch, before its step, is beyond a limit of the settings."""
         target_kl, most_clipped = self.settings.target_kl, self.settings.target_clip_fraction
-        if target_kl is None and most_clipped is None:
-            return False
         kl, clip_fraction = diagnostics.newest()
         too_far = target_kl is not None and kl > 1.5 * target_kl
         return too_far or (most_clipped is not None and clip_fraction > most_clipped)
@@ -145,15 +147,17 @@ class Updater:
         terms = algorithm.loss_terms(new, batch)
         gradients = _gradients(terms, weights_BT, leaves)
         diagnostics.add(new, batch, terms, weights_BT, gradients)
-        summed = []
-        for parts in zip(*gradients.values()):
-            known = [part for part in parts if part is not None]
-            summed.append(torch.stack(known).sum(0) if len(known) > 1 else next(iter(known), None))
-        backward(*summed)
+        total: list[Tensor | None] = [None] * len(leaves)
+        for of_term in gradients.values():
+            for i, gradient in enumerate(of_term):
+                if gradient is not None:
+                    known = total[i]
+                    total[i] = gradient if known is None else known + gradient
+        backward(*total)
 
 
 def microbatches(inputs: dict[str, Tensor], rows: int, tokens: int = 0) -> list[Tensor]:
-    """Indices of the rows [B] of each forward: memory and time, never the result.
+    """Indices of the rows [B] of each forward. They change memory and time, never the result.
 
     A forward has at most `rows` rows and, if `tokens` is not 0, at most so many tokens with
     padding, but one row at least. If inputs say how long their rows are (`…_lengths` [B]), the
@@ -189,16 +193,23 @@ def _detached(
     """
     by_hand = policy.differentiated(inputs) if hasattr(policy, "differentiated") else None
     new, backward = by_hand or (policy.evaluate(inputs), None)
-    outputs = [x for x in (new.logprobs_BT, new.entropy_BT, new.values_BT) if x is not None]
-    leaves = [x.detach().requires_grad_() for x in outputs]
+    outputs, leaves = [], []
+    for x in (new.logprobs_BT, new.entropy_BT, new.values_BT):
+        if x is not None:
+            outputs.append(x)
+            leaves.append(x.detach().requires_grad_())
     return Evaluation(*leaves), leaves, backward or partial(_backward, outputs)
 
 
 def _backward(outputs: list[Tensor], *gradients: Tensor | None) -> None:
-    """Send gradients by `outputs` through the model, where they are needed."""
-    pairs = [(x, g) for x, g in zip(outputs, gradients) if g is not None and x.requires_grad]
-    if pairs:
-        torch.autograd.backward([x for x, _ in pairs], [g for _, g in pairs])
+    """Back-propagate the gradients by `outputs` through the model."""
+    tensors, known = [], []
+    for x, gradient in zip(outputs, gradients):
+        if gradient is not None and x.requires_grad:
+            tensors.append(x)
+            known.append(gradient)
+    if tensors:
+        torch.autograd.backward(tensors, known)
 
 
 def _gradients(
@@ -207,29 +218,26 @@ def _gradients(
     """Per named term, the gradient of Σ term·weight with respect to log-probs, entropy and values.
 
     Those of `policy`, `entropy` and `value` come from one call, as each depends on one of the three
-    alone (see `lmpg.types.Algorithm.loss_terms`). What is masked out weighs
-    nothing, but must be finite.
+    alone (see `lmpg.types.Algorithm.loss_terms`). Masked steps weigh nothing, but their terms must
+    be finite.
     """
     place = {"policy": 0, "entropy": 1, "value": 2}
-    gradients: dict[str, list[Tensor | None]] = {name: [None] * len(leaves) for name in terms}
-    known = [name for name in terms if terms[name].requires_grad]  # a constant has no gradient
-    alone = [name for name in known if name in place]
-    others = [name for name in known if name not in place]
+    gradients: dict[str, list[Tensor | None]] = {}
+    alone: dict[str, Tensor] = {}
+    for name, term_BT in terms.items():
+        gradients[name] = [None] * len(leaves)
+        if name in place and term_BT.requires_grad:  # a constant has no gradient
+            alone[name] = term_BT
+        elif term_BT.requires_grad:
+            found = torch.autograd.grad(
+                term_BT, leaves, weights_BT, retain_graph=True, allow_unused=True
+            )
+            gradients[name] = list(found)
     if alone:
-        found = torch.autograd.grad(
-            [terms[name] for name in alone],
-            leaves,
-            [weights_BT] * len(alone),
-            retain_graph=bool(others),
-            allow_unused=True,
-        )
+        weights = [weights_BT] * len(alone)
+        found = torch.autograd.grad(list(alone.values()), leaves, weights, allow_unused=True)
         for name in alone:
-            gradients[name] = [x if i == place[name] else None for i, x in enumerate(found)]
-    for name in others:
-        grads = torch.autograd.grad(
-            terms[name], leaves, weights_BT, retain_graph=True, allow_unused=True
-        )
-        gradients[name] = list(grads)
+            gradients[name][place[name]] = found[place[name]]
     return gradients
 
 

@@ -50,7 +50,7 @@ def test_completions_evaluated_again_come_back_in_their_order():
     samples = Samples(inputs, mask_BT, *([whole.logprobs_BT] * 3), mask_BT[:, 0])
     for size, tokens in [(2, 0), (6, 11)]:
         generator = Generator(policy, None, None, 0, None, size, tokens)
-        found = generator.reference_logprobs(policy.reference(), samples)
+        found = generator.evaluated(samples.inputs, policy.reference().logprobs)
         torch.testing.assert_close(found, whole.logprobs_BT, rtol=1e-5, atol=1e-5)
         policy.bf16 = True
         again = generator.old_evaluation(samples)

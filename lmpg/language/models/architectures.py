@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lmpg.language.models.decoder_parts import Architecture, DecoderLayer, Norm
 
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 """Largest `deviation` of what lmpg computes from what transformers does, by precision."""
 _TANH_GELU = partial(F.gelu, approximate="tanh")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -1,5 +1,5 @@
-"""Assembly: scored completions become a rollout, with log-probs, values and rewards on tokens; and
-the metrics of a rollout."""
+"""Assembly: makes a rollout of scored completions, with log-probs, values and rewards on tokens;
+and the metrics of a rollout."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from lmpg.functional.masking import masked_mean
 from lmpg.language.models.policy import Reference
 from lmpg.language.rewards.scorer import Step
 from lmpg.language.rollouts.generation import Generator
+from lmpg.language.rollouts.score_processing import score_tensors
 from lmpg.language.rollouts.scoring import ScoredGroups
 from lmpg.language.sampling.samples import Samples
 from lmpg.types import Algorithm, Rollout
@@ -26,8 +27,8 @@ SHOWN = 4
 class RolloutPart:
     """Rows of a rollout, with the raw scores and EOS flags that are logged but not learned from.
 
-    slots: the place of each row's group in the rollout. shown: what samples.jsonl says of a row;
-    {} for all but the first groups.
+    slots: the place of each row's group in the rollout. shown: the row's entry in samples.jsonl, {}
+    for all but the first groups.
     """
 
     slots: list[int]
@@ -64,9 +65,10 @@ def assembled(
     *,
     bootstrap: bool,
 ) -> RolloutPart:
-    """The part of a rollout that these groups are: the same groups with raw and processed scores.
+    """The part of a rollout that these groups form; `raw` and `processed` are the same groups with
+    raw and with processed scores.
 
-    bootstrap: whether the critic's value stands for what a truncated completion left unsaid.
+    bootstrap: whether the critic's value stands in for the rest of a truncated completion.
     """
     completions, size = raw.completions, raw.group_size
     slots = [slot for slot in raw.slots for _ in range(size)]
@@ -79,7 +81,7 @@ def assembled(
         completions.samples, totals, processed.scores.steps, generator, reference, algorithm
     )
     if greedy is not None:
-        rollout = replace(rollout, greedy_scores_B=_numbers(greedy).float())
+        rollout = replace(rollout, greedy_scores_B=score_tensors(greedy)[0].float())
     if bootstrap:
         rollout = _bootstrapped(rollout, completions.samples, generator)
     rows = zip(slots, completions.prompts, completions.texts, raw.scores.totals)
@@ -103,20 +105,21 @@ def _rollout(
     if "reference" in algorithm.needs:
         if reference is None:
             raise ValueError(f"{type(algorithm).__name__} needs a reference, there is none")
-        ref_logprobs_BT = generator.reference_logprobs(reference, samples).cpu()
+        ref_logprobs_BT = generator.evaluated(samples.inputs, reference.logprobs).cpu()
     # after the reference, as this may keep a graph for the update
     old = generator.old_evaluation(samples)
     values_BT = None if old.values_BT is None else old.values_BT.cpu()
     mask_BT = samples.mask_BT.cpu()
     last_BT = mask_BT & (mask_BT.flip(1).cumsum(1).flip(1) == 1)
+    totals_B, scorable_B = score_tensors(totals)
     return Rollout(
         inputs={name: x.cpu() for name, x in samples.inputs.items()},
         mask_BT=mask_BT,
         logprobs_BT=old.logprobs_BT.cpu(),
-        rewards_BT=token_rewards(last_BT, totals, steps),
+        rewards_BT=token_rewards(last_BT, totals_B, steps),
         terminated_BT=last_BT,
         ended_BT=last_BT,
-        scorable_B=torch.tensor([x is not None for x in totals], dtype=torch.bool),
+        scorable_B=scorable_B,
         values_BT=values_BT,
         next_values_BT=None if values_BT is None else next_in_mask(values_BT, mask_BT),
         ref_logprobs_BT=ref_logprobs_BT,
@@ -124,7 +127,8 @@ def _rollout(
 
 
 def _bootstrapped(rollout: Rollout, samples: Samples, generator: Generator) -> Rollout:
-    """Truncated completions end without being over: the critic says what would have come."""
+    """Bootstraps truncated completions: they end without terminating, and the critic's value after
+    the last token stands in for the rest."""
     cut_B = ~samples.finished_B.cpu()
     if rollout.next_values_BT is None:
         raise ValueError("rewards.truncated = bootstrap needs the values of a critic")
@@ -140,19 +144,14 @@ def _bootstrapped(rollout: Rollout, samples: Samples, generator: Generator) -> R
     )
 
 
-def token_rewards(last_BT: Tensor, totals: list[float | None], steps: list[list[Step]]) -> Tensor:
+def token_rewards(last_BT: Tensor, totals_B: Tensor, steps: list[list[Step]]) -> Tensor:
     """Rewards [B, T]: process rewards on their tokens, the rest of each total on the last token."""
     rewards_BT = torch.zeros(last_BT.shape, dtype=torch.float64)
     for b, row in enumerate(steps):
         for t, reward in row:
             rewards_BT[b, t] = reward
-    rest_B = _numbers(totals) - rewards_BT.sum(1)
+    rest_B = totals_B - rewards_BT.sum(1)
     return (rewards_BT + last_BT * rest_B[:, None]).float()
-
-
-def _numbers(scores: list[float | None]) -> Tensor:
-    """Scores [B], float64, 0 where there is none."""
-    return torch.tensor([0.0 if x is None else x for x in scores], dtype=torch.float64)
 
 
 def rollout_metrics(part: RolloutPart, *, processed: bool) -> dict[str, float]:
@@ -162,7 +161,7 @@ def rollout_metrics(part: RolloutPart, *, processed: bool) -> dict[str, float]:
     """
     rollout, finished = part.rollout, part.finished
     lengths_B = rollout.mask_BT.sum(1)
-    raw_B = _numbers(part.raw).float()
+    raw_B = score_tensors(part.raw)[0].float()
     metrics = {
         "objective/scores": float(masked_mean(raw_B, rollout.scorable_B)),
         "objective/entropy": _mean_sum(-rollout.logprobs_BT, rollout.mask_BT),

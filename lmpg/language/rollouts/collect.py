@@ -49,10 +49,9 @@ class LanguageSource:
         """
         self.begun, watch = True, Stopwatch()
         sampled = self.sampler.sample(iteration, self.processing, watch)
-        processed = [groups.processed(sampled.processing) for groups in sampled.groups]
-        with watch("time/reference"):
-            part = self._assembled(sampled.groups, processed)
         self.processing = sampled.processing
+        with watch("time/reference"):
+            part = self._assembled(sampled.groups)
         self._warn_if_no_signal(part.rollout, sampled)
         metrics = self._metrics(part, sampled) | watch.seconds
         due = self.samples_every and (iteration == 1 or iteration % self.samples_every == 0)
@@ -75,18 +74,13 @@ class LanguageSource:
         """Go on exactly where `state` was taken."""
         self.processing = self.processing.with_state(state)
 
-    def _assembled(self, raw: list[ScoredGroups], processed: list[ScoredGroups]) -> RolloutPart:
-        """The rollout of all ranks, on every rank."""
-        parts = [
-            assembled(
-                *groups,
-                self.generator,
-                self.reference,
-                self.algorithm,
-                bootstrap=self.processing.settings.truncated == "bootstrap",
-            )
-            for groups in zip(raw, processed)
-        ]
+    def _assembled(self, sampled: list[ScoredGroups]) -> RolloutPart:
+        """The rollout of all ranks, on every rank, with processed scores."""
+        bootstrap, parts = self.processing.settings.truncated == "bootstrap", []
+        for raw in sampled:
+            processed = raw.processed(self.processing)
+            given = raw, processed, self.generator, self.reference, self.algorithm
+            parts.append(assembled(*given, bootstrap=bootstrap))
         return RolloutPart.joined(self.generator.processes.gather_list(parts))
 
     def _metrics(self, part: RolloutPart, sampled: Sampled) -> dict[str, float]:

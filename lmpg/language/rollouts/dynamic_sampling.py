@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from lmpg.language.data.order import other_prompts
+from lmpg.language.rewards.scorer import Scores
 from lmpg.language.rollouts.score_processing import ScoreProcessing
 from lmpg.language.rollouts.scoring import GroupSampler, Sampled, ScoredGroups
 from lmpg.runtime.machine import Stopwatch
@@ -26,7 +27,8 @@ class DynamicSampling:
     max_refills: int
 
     def sample(self, iteration: int, processing: ScoreProcessing, watch: Stopwatch) -> Sampled:
-        """The groups of `iteration`, of as many rounds as it took; see `GroupSampler.sample`."""
+        """The groups of `iteration`, from the first round and all refills; see
+        `GroupSampler.sample`."""
         sampler, seed = self.sampler, self.sampler.generator.seed
         rounds = [sampler.sample(iteration, processing, watch)]
         used = sampler.prompts_of(iteration)
@@ -58,7 +60,7 @@ def _joined(rounds: list[Sampled], filled_by: list[tuple[int, int]]) -> Sampled:
     return replace(
         rounds[0],
         groups=groups,
-        scores=[x for sampled in rounds for x in sampled.scores],
+        scores=Scores.joined([sampled.scores for sampled in rounds]),
         greedy_errors=sum(sampled.greedy_errors for sampled in rounds),
         processing=rounds[-1].processing,
         metrics={

@@ -1,4 +1,4 @@
-"""Held-out evaluation of a language model: what it writes, and how that is scored."""
+"""Held-out evaluation of a language model: samples completions, scores them, returns metrics."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Evaluator:
     eval_metric: EvalMetric | None = None
 
     def evaluate(self, max_error_share: float = 1.0) -> dict[str, float]:
-        """Metrics of the policy as it is now, the same on every rank.
+        """Metrics of the present policy, the same on every rank.
 
         reward, reward_std: mean and std of the score. reward_errors: completions without one, if
         there are any. distinct: share of distinct completions. length: mean tokens. kl: mean nats
@@ -62,7 +62,7 @@ class Evaluator:
         return metrics | (self.eval_metric(prompts, texts) if self.eval_metric else {})
 
     def _columns(self, prompts: list[Prompt]) -> dict[str, list[Any]]:
-        """What this rank finds out of its share of the prompts."""
+        """Texts, lengths, scores, error messages and KLs of this rank's share of the prompts."""
         uniforms_BT = self.generator.uniforms(("evaluate",), len(prompts), 1)
         mine = self.generator.processes.share(prompts)
         found: dict[str, list[Any]] = defaultdict(list)

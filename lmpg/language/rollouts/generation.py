@@ -1,4 +1,4 @@
-"""Completions of the policy: generated, and evaluated again by the forward that training uses."""
+"""Generates completions of the policy, and evaluates them again with the training forward."""
 
 from __future__ import annotations
 
@@ -43,8 +43,12 @@ class Completions:
 
     def submit_to(self, scorer: Scorer) -> PendingScores:
         """Start scoring the completions; the result is there when the scorer has finished."""
-        names = sorted({name for p in self.prompts for name in p.columns})
-        columns = {name: [p.columns.get(name) for p in self.prompts] for name in names}
+        names: set[str] = set()
+        for prompt in self.prompts:
+            names |= prompt.columns.keys()
+        columns = {}
+        for name in sorted(names):
+            columns[name] = [p.columns.get(name) for p in self.prompts]
         return scorer.submit([p.prompt for p in self.prompts], self.texts, self.ids, columns)
 
     def rows(self, index: list[int]) -> Completions:
@@ -60,8 +64,6 @@ class Completions:
     @classmethod
     def joined(cls, parts: list[Completions], pad_token_id: int) -> Completions:
         """The rows of all parts, in their order."""
-        if len(parts) == 1:
-            return parts[0]
 
         def together(name: str) -> list[Any]:
             return list(chain.from_iterable(getattr(part, name) for part in parts))
@@ -123,20 +125,16 @@ class Generator:
     @torch.no_grad()
     def values_after(self, samples: Samples) -> Tensor:
         """V of the state after each completion's last token, [B]."""
-        values_BT = self._evaluated(one_token_more(samples.inputs), self.policy.state_values)
+        values_BT = self.evaluated(one_token_more(samples.inputs), self.policy.state_values)
         return values_BT.gather(1, samples.inputs["response_lengths"][:, None])[:, 0]
-
-    def reference_logprobs(self, reference: Reference, samples: Samples) -> Tensor:
-        """log π_ref of the completions, [B, T]."""
-        return self._evaluated(samples.inputs, reference.logprobs)
 
     @torch.no_grad()
     def sequence_kl(self, reference: Reference, samples: Samples) -> Tensor:
         """log π − log π_ref summed over each completion, [B] in nats."""
         logprobs_BT = samples.logprobs_BT
         if self.policy.bf16:  # the sampler's own differ from the training forward's there
-            logprobs_BT = self._evaluated(samples.inputs, self.policy.logprobs)
-        difference_BT = logprobs_BT - self.reference_logprobs(reference, samples)
+            logprobs_BT = self.evaluated(samples.inputs, self.policy.logprobs)
+        difference_BT = logprobs_BT - self.evaluated(samples.inputs, reference.logprobs)
         return torch.where(samples.mask_BT, difference_BT, 0).sum(1)
 
     def _stacked(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -146,16 +144,19 @@ class Generator:
         return torch.stack([x for x in found if x is not None])
 
     def _before_update(self, inputs: dict[str, Tensor], evaluate: Evaluate) -> Tensor:
-        """`evaluate` of all rows; the forward is kept if the update's first one is the same."""
+        """`evaluate` of all rows. Keeps the forward with its graph if the update's first forward
+        is over the same rows, so that it is not computed twice."""
         if not self.old_logprobs.keep_forward:
-            return self._evaluated(inputs, evaluate)
+            return self.evaluated(inputs, evaluate)
         with self.policy.keep_forward():
             return evaluate({name: x.cpu() for name, x in inputs.items()}).detach()
 
-    def _evaluated(self, inputs: dict[str, Tensor], evaluate: Evaluate) -> Tensor:
+    def evaluated(self, inputs: dict[str, Tensor], evaluate: Evaluate) -> Tensor:
         """`evaluate` of all rows, [..., B, T], micro-batch by micro-batch, in the order of rows."""
         host = {name: x.cpu() for name, x in inputs.items()}
         parts = microbatches(host, self.microbatch_size, self.microbatch_tokens)
-        found = [evaluate({n: x.index_select(0, part) for n, x in host.items()}) for part in parts]
+        found = []
+        for part in parts:
+            found.append(evaluate({n: x.index_select(0, part) for n, x in host.items()}))
         place = torch.cat(parts).argsort().to(found[0].device)
         return torch.cat(found, -2).index_select(-2, place)

@@ -1,4 +1,4 @@
-"""The self-test at the start of a new run: what must hold exactly before the first update.
+"""Self-test at the start of a new run: checks what must hold exactly before the first update.
 
 Ratio 1 and KL 0 catch, in seconds, mistakes that otherwise cost a run: other positions with
 padding, dropout, a temperature on one side only, a head applied differently.

@@ -1,5 +1,5 @@
-"""Score processing: from the raw scores of completions to those that are learned from; and the
-metrics of raw scores."""
+"""Score processing: turns the raw scores of completions into the scores that the algorithm learns
+from; and the metrics of raw scores."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lmpg.functional.score_functions import RunningMoments, overlong_punishment
 from lmpg.language.rewards.scorer import Scores
@@ -38,8 +39,8 @@ class ScoreProcessing:
         return bool(penalised or s.normalise == "running" or s.score_clip is not None)
 
     def counted(self, completions: Completions, scores: Scores) -> list[float | None]:
-        """Raw scores as they enter the statistics: a truncated completion's is left out
-        (`rewards.truncated` = mask), or counts as 0 (zero)."""
+        """Raw scores for the running statistics. A truncated completion has none there
+        (`rewards.truncated` = mask), or a score of 0 (zero)."""
         if self.settings.truncated not in ("zero", "mask"):
             return scores.totals
         instead = 0.0 if self.settings.truncated == "zero" else None
@@ -94,22 +95,30 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def score_statistics(totals: list[float | None]) -> dict[str, float]:
+def score_tensors(scores: list[float | None]) -> tuple[Tensor, Tensor]:
+    """Scores [B], float64, 0 where there is none; and which completions have one [B]."""
+    given_B = torch.tensor([math.nan if x is None else x for x in scores], dtype=torch.float64)
+    known_B = ~given_B.isnan()
+    return torch.where(known_B, given_B, 0), known_B
+
+
+def score_statistics(scores: list[float | None]) -> dict[str, float]:
     """`reward` and `reward_std` (unbiased) over the completions that have a score."""
-    known = torch.tensor([x for x in totals if x is not None], dtype=torch.float64)
+    scores_B, known_B = score_tensors(scores)
+    known = scores_B[known_B]
     return {
         "reward": float(known.mean()) if len(known) else math.nan,
         "reward_std": float(known.std()) if len(known) > 1 else 0.0,
     }
 
 
-def reward_metrics(scores: list[Scores], greedy_errors: int) -> dict[str, float]:
+def reward_metrics(scores: Scores, greedy_errors: int) -> dict[str, float]:
     """Mean and std of the total and of each reward over all that was sampled, and how many
     completions have no score."""
-    metrics = score_statistics([total for x in scores for total in x.totals])
-    metrics["reward_errors"] = float(sum(x.errors for x in scores) + greedy_errors)
-    for name in scores[0].by_reward:
-        statistics = score_statistics([value for x in scores for value in x.by_reward[name]])
+    metrics = score_statistics(scores.totals)
+    metrics["reward_errors"] = float(scores.errors + greedy_errors)
+    for name, values in scores.by_reward.items():
+        statistics = score_statistics(values)
         metrics[f"rewards/{name}/mean"] = statistics["reward"]
         metrics[f"rewards/{name}/std"] = statistics["reward_std"]
     return metrics

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
-import torch
 from torch import Tensor
 
 from lmpg.functional.advantages import group_centred
@@ -12,7 +12,7 @@ from lmpg.language.data.order import prompts_for_step
 from lmpg.language.data.prompts import Prompt
 from lmpg.language.rewards.scorer import Scorer, Scores
 from lmpg.language.rollouts.generation import Completions, Generator, Key
-from lmpg.language.rollouts.score_processing import ScoreProcessing
+from lmpg.language.rollouts.score_processing import ScoreProcessing, score_tensors
 from lmpg.runtime.machine import Stopwatch
 from lmpg.settings.section import RunStopped
 from lmpg.types import Algorithm
@@ -22,19 +22,15 @@ from lmpg.types import Algorithm
 class ScoredGroups:
     """Whole groups of one rank's completions, prompt by prompt, with their scores.
 
-    slots: the place of each group among those of all ranks. greedy: the greedy completion of each
-    group's prompt, for an algorithm that compares with it.
+    slots: the place of each group among those of all ranks. group_size: completions per group.
+    greedy: the greedy completion of each group's prompt, for an algorithm that compares with it.
     """
 
     slots: list[int]
+    group_size: int
     completions: Completions
     scores: Scores
     greedy: ScoredGroups | None = None
-
-    @property
-    def group_size(self) -> int:
-        """Completions per group."""
-        return len(self.scores.totals) // len(self.slots)
 
     def processed(self, processing: ScoreProcessing) -> ScoredGroups:
         """The same groups with processed scores."""
@@ -45,11 +41,12 @@ class ScoredGroups:
         )
 
     def moved(self, slot_of: dict[int, int]) -> ScoredGroups:
-        """Only the groups whose slot is a key of `slot_of`, moved to the slot it says."""
+        """The groups whose slot is a key of `slot_of`, each moved to the slot that it maps to."""
         kept = [i for i, slot in enumerate(self.slots) if slot in slot_of]
         rows = [i * self.group_size + j for i in kept for j in range(self.group_size)]
         return ScoredGroups(
             [slot_of[self.slots[i]] for i in kept],
+            self.group_size,
             self.completions.rows(rows),
             self.scores.rows(rows),
             None if self.greedy is None else self.greedy.moved(slot_of),
@@ -60,13 +57,13 @@ class ScoredGroups:
 class Sampled:
     """All that an iteration sampled.
 
-    groups: this rank's groups of the rollout. scores, greedy_errors: of everything that all ranks
-    sampled. processing: with these scores in its statistics. has_spread: for each group of the
-    first round, whether its scores differ. metrics: further ones.
+    groups: this rank's groups of the rollout. scores, greedy_errors: of all completions that any
+    rank sampled, in the rollout or not. processing: has seen these scores. has_spread: whether the
+    scores within a group differ, for each group of the first round. metrics: further ones.
     """
 
     groups: list[ScoredGroups]
-    scores: list[Scores]
+    scores: Scores
     greedy_errors: int
     processing: ScoreProcessing
     has_spread: list[bool]
@@ -101,27 +98,31 @@ class GroupSampler:
         """One group for each of `prompts`, shared out among the ranks."""
         gather = self.generator.processes.gather_list
         mine = self._groups(key, prompts, processing.settings.chunks, watch)
-        greedy = [x.greedy.scores.errors for x in mine if x.greedy is not None]
-        counted = [x for g in mine for x in processing.counted(g.completions, g.scores)]
-        told = gather([([g.scores for g in mine], sum(greedy), counted)])
-        processing = processing.after([x for _, _, values in told for x in values])
+        found = []  # of each rank that has a prompt
+        for groups in mine:
+            greedy_errors = 0 if groups.greedy is None else groups.greedy.scores.errors
+            counted = processing.counted(groups.completions, groups.scores)
+            found.append((groups.scores, greedy_errors, counted))
+        parts, all_greedy_errors, all_counted = zip(*gather(found))
+        processing = processing.after(list(chain.from_iterable(all_counted)))
         has_spread = [False] * len(prompts)
         if self.algorithm.group_size > 1:
             has_spread = gather([x for g in mine for x in _has_spread(g.processed(processing))])
-        scores = [x for parts, _, _ in told for x in parts]
-        return Sampled(mine, scores, sum(n for _, n, _ in told), processing, has_spread)
+        return Sampled(mine, Scores.joined(parts), sum(all_greedy_errors), processing, has_spread)
 
     def stop_on_errors(self, iteration: int, rounds: list[Sampled]) -> None:
         """RunStopped if more completions have no score than `rewards.max_error_share` allows."""
-        scores = [x for sampled in rounds for x in sampled.scores]
-        errors = sum(x.errors for x in scores) + sum(sampled.greedy_errors for sampled in rounds)
-        num_completions = sum(len(x.totals) for x in scores)
+        errors, num_completions, messages = 0, 0, []
+        for sampled in rounds:
+            errors += sampled.scores.errors + sampled.greedy_errors
+            num_completions += len(sampled.scores.totals)
+            messages += sampled.scores.messages
         if "greedy" in self.algorithm.needs:
             num_completions += num_completions // self.algorithm.group_size
         allowed = rounds[0].processing.settings.max_error_share
         if errors <= allowed * num_completions:
             return
-        said = "\n  ".join([message for x in scores for message in x.messages][:5])
+        said = "\n  ".join(messages[:5])
         raise RunStopped(
             f"step {iteration}: {errors} of {num_completions} responses could not be "
             f"scored, more than rewards.max_error_share = {allowed} allows. "
@@ -136,7 +137,7 @@ class GroupSampler:
         share = self.generator.processes.share_of(len(prompts))
         if not share:
             return []
-        group_size, mine = self.algorithm.group_size, [prompts[i] for i in share]
+        group_size, mine = self.algorithm.group_size, prompts[share.start : share.stop]
         uniforms_BT = self.generator.uniforms(key, len(prompts), group_size)
         completions, scores = self._scored(mine, group_size, uniforms_BT, chunks, watch)
         greedy = None
@@ -144,8 +145,8 @@ class GroupSampler:
             distinct = list(dict.fromkeys(mine))
             best, its_scores = self._scored(distinct, 1, None, 1, watch)
             of_group = [distinct.index(i) for i in mine]
-            greedy = ScoredGroups(list(share), best.rows(of_group), its_scores.rows(of_group))
-        return [ScoredGroups(list(share), completions, scores, greedy)]
+            greedy = ScoredGroups(list(share), 1, best.rows(of_group), its_scores.rows(of_group))
+        return [ScoredGroups(list(share), group_size, completions, scores, greedy)]
 
     def _scored(
         self,
@@ -170,14 +171,15 @@ class GroupSampler:
                 uniforms = None if uniforms_BT is None else uniforms_BT[rows]
                 parts.append(self.generator.generate(part, group_size, uniforms))
                 pending.append(parts[-1].submit_to(self.scorer))
-            completions = Completions.joined(parts, self.generator.policy.pad_token_id)
+            completions = parts[0]
+            if len(parts) > 1:
+                completions = Completions.joined(parts, self.generator.policy.pad_token_id)
         with watch("time/score"):
             return completions, Scores.joined([x.result() for x in pending])
 
 
 def _has_spread(groups: ScoredGroups) -> list[bool]:
     """Whether the scores of each group differ; one without a score does not count."""
-    totals, shape = groups.scores.totals, (-1, groups.group_size)
-    valid_PG = torch.tensor([x is not None for x in totals], dtype=torch.bool).view(shape)
-    scores_PG = torch.tensor([0.0 if x is None else x for x in totals]).view(shape)
-    return (group_centred(scores_PG, valid_PG) != 0).any(1).tolist()
+    scores_B, known_B = score_tensors(groups.scores.totals)
+    shape = (-1, groups.group_size)
+    return (group_centred(scores_B.float().view(shape), known_B.view(shape)) != 0).any(1).tolist()

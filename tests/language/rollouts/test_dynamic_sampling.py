@@ -43,9 +43,9 @@ class Scripted:
         names = [(number, group) for group in range(len(prompts))]
         completions = SimpleNamespace(rows=lambda index: None)
         scores = Scores(names, {}, 0, [], [[]] * len(names))
-        groups = [ScoredGroups(list(range(len(prompts))), completions, scores)]
+        groups = [ScoredGroups(list(range(len(prompts))), 1, completions, scores)]
         assert len(self.rounds[number]) == len(prompts)
-        return Sampled(groups, [scores], 0, None, self.rounds[number])
+        return Sampled(groups, scores, 0, None, self.rounds[number])
 
     def stop_on_errors(self, iteration, rounds):
         assert len(rounds) == len(self.asked)
@@ -70,7 +70,7 @@ def test_groups_without_spread_are_replaced_in_order_until_all_have_one():
     assert in_slot == [(0, 0), (1, 1), (2, 0), (0, 3), (2, 1)]
     assert sampled.metrics == {"sampling/refills": 2, "sampling/dropped_groups": 5}
     assert sampled.has_spread == first  # what is said of the policy as it comes
-    assert [len(x.totals) for x in sampled.scores] == [5, 3, 2]
+    assert len(sampled.scores.totals) == 10
 
 
 def test_what_is_missing_at_the_bound_is_filled_with_the_groups_that_were_dropped():
@@ -202,7 +202,9 @@ def test_a_rank_without_a_prompt_in_a_round_samples_nothing():
     source = grouped(5)
     processes = source.generator.processes
     processes.rank, processes.count = 0, 2  # a single group is the last rank's
-    processes.gather_list = lambda items: items  # there is no other rank
+    scores = Scores([1.0] * 4, {}, 0, [], [[]] * 4)
+    theirs = iter([[(scores, 0, scores.totals)], [False]])  # what the other rank tells, in order
+    processes.gather_list = lambda items: items + next(theirs)
     key, sampler = ("sample", 1, "refill", 1), source.sampler.sampler
     sampled = sampler.sample_round(key, [3], source.processing, Stopwatch())
-    assert sampled.groups == sampled.scores == []
+    assert (sampled.groups, sampled.scores, sampled.has_spread) == ([], scores, [False])

@@ -148,9 +148,9 @@ def last(lengths, width):
 
 @catches("process rewards on their tokens and again in the last one")
 def test_process_rewards_lie_on_their_tokens_and_a_row_sums_to_its_total():
-    rewards_BT = token_rewards(
-        last([3, 4, 2], 5), [2.0, -1.0, None], [[(0, 0.5), (2, 1.0)], [(1, 0.25)], []]
-    )
+    totals_B = torch.tensor([2.0, -1.0, 0.0], dtype=torch.float64)
+    steps = [[(0, 0.5), (2, 1.0)], [(1, 0.25)], []]
+    rewards_BT = token_rewards(last([3, 4, 2], 5), totals_B, steps)
     assert rewards_BT.tolist() == [
         [0.5, 0, 1.5, 0, 0],  # 2 − 0.5 − 1 more on the last token
         [0, 0.25, 0, -1.25, 0],
