@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmpg.functional.score_functions import RunningMoments, overlong_punishment
+from lmpg.functional.score_statistics import RunningMoments, overlong_punishment
 from lmpg.language.rewards.scorer import Scores
 from lmpg.language.rewards.settings import RewardSettings
 from lmpg.language.rollouts.generation import Completions
