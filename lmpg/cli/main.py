@@ -83,8 +83,8 @@ def settings_class(method: str) -> type[Section]:
 
 
 def preset_below(name: str, given: RawSettings) -> RawSettings:
-    """What stands below the `given` settings of a run: those of the preset `name`, and below them
-    those that suit its world."""
+    """The settings that those `given` override: the preset `name` over what suits the run's
+    world."""
     from lmpg.language.program import suitable_settings
     from lmpg.language.stages.program import suitable_stage_settings
 

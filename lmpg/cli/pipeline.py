@@ -48,7 +48,7 @@ class PipelineStage:
 
     @property
     def result(self) -> Path:
-        """Where its model lies, or will lie."""
+        """The folder of the stage's model, which is there once the stage has finished."""
         final = self.folder / "final"
         return final / "merged" if (final / "merged").is_dir() else final
 
@@ -96,7 +96,7 @@ def _carry_out(stages: list[PipelineStage], folder: Path, processes: Processes) 
 
 
 def _own_flags(given: list[tuple[str, list[str]]], processes: Processes) -> tuple[Path, Flags]:
-    """The pipeline's folder, and --run.resume where it is there."""
+    """The pipeline's folder, and the flag --run.resume if it was given."""
     own: Flags = {}
     for flag, words in given:
         if flag in OWN and (flag in own or (flag == OWN[0] and len(words) != 1)):
@@ -108,7 +108,7 @@ def _own_flags(given: list[tuple[str, list[str]]], processes: Processes) -> tupl
 
 
 def _hand_out(given: list[tuple[str, list[str]]], stages: list[PipelineStage]) -> None:
-    """Give each flag to the stages that it is for; those for one stage win."""
+    """Give each flag to the stages that know it; one that names its stage wins there."""
     known = {stage.name: set(_flags_of(stage)) for stage in stages}
     single: list[tuple[PipelineStage, str, list[str]]] = []
     seen: set[str] = set()
@@ -178,7 +178,7 @@ def _made_before(stages: list[PipelineStage], number: int) -> RawSettings:
 
 
 def _world(stages: list[PipelineStage]) -> str:
-    """The one that a flag names, or else a preset."""
+    """The world of the pipeline: the one that a flag names, else that of a preset."""
     named = [stage.flags["--data.world"][0] for stage in stages if "--data.world" in stage.flags]
     presets = [named_preset(x.name, methods())[1].get("data", {}) for x in stages]
     named += [data["world"] for data in presets if "world" in data]

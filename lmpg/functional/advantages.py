@@ -35,8 +35,11 @@ def gae(
 
 
 def decayed_sums(x_BT: Tensor, decay_BT: Tensor) -> Tensor:
-    """S_t = x_t + decay_t S_{t+1}, [B, T], in log₂ T rounds, each of which doubles how far it sees
-    (Hillis & Steele 1986, "Data parallel algorithms"); a loop over T takes T."""
+    """S_t = x_t + decay_t S_{t+1}, [B, T], in log₂ T rounds where a loop over steps takes T.
+
+    Each round doubles how many later steps a sum holds (Hillis & Steele 1986, "Data parallel
+    algorithms").
+    """
     sums_BT, decay_BT, reach = x_BT.clone(), decay_BT.clone(), 1
     while reach < x_BT.shape[1]:
         sums_BT[:, :-reach] += decay_BT[:, :-reach] * sums_BT[:, reach:]

@@ -65,10 +65,11 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """log p(ids) and entropy, both [N] in nats, of softmax(head(hidden) / temperature).
 
-    hidden [N, D], weight [V, D], bias [V] or None, ids [N]. Only `chunk` rows of logits exist at a
-    time, unless there are `kept` logits at most and no softcap: then the probabilities stay for the
-    backward pass, which computes them again otherwise and for an entropy's gradient (they are in
-    the product's precision). Gradients reach hidden, weight and bias through both.
+    hidden [N, D], weight [V, D], bias [V] or None, ids [N]. Gradients of both reach hidden, weight
+    and bias. Only `chunk` rows of logits exist at a time; the backward pass computes them again.
+    chunk: a number of rows. kept: if there are no more logits than this (and no softcap), their
+    probabilities are kept for the backward pass, in the product's precision; an entropy's gradient
+    computes them again all the same.
     """
     shape = LogitShape(temperature, scale, softcap)
     dtype = _product_dtype(hidden, weight)

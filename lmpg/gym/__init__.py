@@ -31,11 +31,11 @@ def train(
     algorithm: str | Mapping[str, Any] = "ppo",
     **settings: Mapping[str, Any],
 ) -> Agent:
-    """The agent at the end of a run; the same run as scripts/train_gym.py with these settings.
+    """Train an agent, as scripts/train_gym.py does with these settings; returns the agent.
 
-    env, algorithm: an id and a name, or these sections of settings. settings: further sections, as
-    in train(update={"learning_rate": 1e-3}, run={"output_dir": "runs/mine"}). UserError for bad
-    ones.
+    env, algorithm: an id and a name, or the sections of these names. settings: further sections,
+    as in train(update={"learning_rate": 1e-3}, run={"output_dir": "runs/mine"}). Bad ones raise
+    UserError.
     """
     given = as_in_yaml(
         {

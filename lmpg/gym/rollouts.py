@@ -1,4 +1,4 @@
-"""The source of rollouts for gymnasium agents; see `lmpg.training.online.Source`."""
+"""The source of rollouts for gymnasium agents; see `lmpg.training.source.Source`."""
 
 from __future__ import annotations
 

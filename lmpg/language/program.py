@@ -195,7 +195,7 @@ def source_of(
 def generator_for(
     settings: LanguageSettings, policy: CausalLMPolicy, tokenizer: Any, processes: Processes
 ) -> Generator:
-    """What generates completions, for training and evaluation."""
+    """The generator of completions, for training and evaluation."""
     update, sampling = settings.update, settings.sampling
     sampler = Sampler(policy, sampling.max_new_tokens, sampling.top_k, sampling.top_p)
     sizes = (update.microbatch_size, update.microbatch_tokens)
@@ -226,7 +226,7 @@ def scorer_for(
 def references(
     settings: LanguageSettings, policy: CausalLMPolicy
 ) -> tuple[Reference | None, Reference | None]:
-    """The policy as it is now, for training and for evaluation; no copy where nobody asks."""
+    """The policy as it is now, for training and for evaluation: one copy, None where unused."""
     learning = "reference" in settings.algorithm.needs
     if not learning and not settings.evaluation.kl:
         return None, None

@@ -37,7 +37,7 @@ class Objective(Protocol[E]):
 
     @property
     def module(self) -> nn.Module:
-        """What is trained."""
+        """The module that is trained."""
         ...
 
     def epoch(self, number: int) -> list[E]:
@@ -45,7 +45,7 @@ class Objective(Protocol[E]):
         ...
 
     def weight(self, example: E) -> float:
-        """Number of terms that the example adds to the loss."""
+        """Number of terms that the example adds to the loss; the loss is the mean over terms."""
         ...
 
     def num_tokens(self, example: E) -> int:

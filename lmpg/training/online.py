@@ -12,9 +12,9 @@ from lmpg.functional.advantages import explained_variance
 from lmpg.functional.masking import masked_mean
 from lmpg.runtime.machine import Stopwatch
 from lmpg.settings.section import RunStopped
+from lmpg.training.annealing import annealed, with_fields
 from lmpg.training.kl_controller import adapted
 from lmpg.training.loop import Loop, Progress
-from lmpg.training.schedules import annealed, with_fields
 from lmpg.training.settings import TARGETS
 from lmpg.training.source import Source
 from lmpg.training.update import Updater

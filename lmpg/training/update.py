@@ -184,11 +184,12 @@ def microbatches(inputs: dict[str, Tensor], rows: int, tokens: int = 0) -> list[
 def _detached(
     policy: Any, inputs: dict[str, Tensor]
 ) -> tuple[Evaluation, list[Tensor], Callable[..., None]]:
-    """Runs the policy and detaches its outputs, so that d(term)/d(log-probs) is available for the
-    clip fraction.
+    """The policy's outputs cut off from its graph, and the way back into it.
 
-    Returns the detached Evaluation, its tensors as a list, and a function that back-propagates
-    gradients by (log-probs, entropy, values) through the model.
+    Back-propagation takes two steps: from each term to the outputs, where the clip fraction counts
+    the log-probs without gradient, then once from the outputs through the model. Returns the
+    detached Evaluation, its tensors as a list, and a function that takes the second step, given
+    gradients by (log-probs, entropy, values).
     """
     by_hand = policy.differentiated(inputs) if hasattr(policy, "differentiated") else None
     new, backward = by_hand or (policy.evaluate(inputs), None)

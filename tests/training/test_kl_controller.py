@@ -12,8 +12,8 @@ from lmpg.gym.settings import GymSettings
 from lmpg.language.settings import LanguageSettings
 from lmpg.settings.raw import defaults_of, merged, validated
 from lmpg.settings.section import UserError
+from lmpg.training.annealing import annealed, with_fields
 from lmpg.training.kl_controller import adapted
-from lmpg.training.schedules import annealed, with_fields
 from lmpg.training.settings import UpdateSettings
 from tests.support.planted import catches
 

@@ -26,7 +26,7 @@ class ColumnMoments:
 
     @classmethod
     def of_size(cls, size: int) -> ColumnMoments:
-        """Before the first row."""
+        """The moments of `size` columns before the first row."""
         return cls(np.zeros(size), np.ones(size))
 
     def add(self, rows: np.ndarray) -> None:

@@ -134,7 +134,7 @@ class DiagonalGaussian(nn.Module):
             self.log_std = nn.Parameter(log_std)
 
     def logprobs_and_entropy(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums over the action's dimensions."""
+        """log π of `actions`, and the entropy, both summed over the action's dimensions."""
         z = (actions - outputs) * (-self.log_std).exp()
         constant = 0.5 * math.log(2 * math.pi)
         logprobs = (-0.5 * z.square() - self.log_std - constant).sum(-1)
@@ -230,7 +230,7 @@ class MultiDiscrete(nn.Module):
         self._slices = [slice(end - n, end) for n, end in zip(choices, ends)]
 
     def logprobs_and_entropy(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums over the dimensions; `actions` is [..., dimensions]."""
+        """log π of `actions` [..., dimensions], and the entropy, both summed over dimensions."""
         found = [
             part.logprobs_and_entropy(logits, chosen)
             for part, logits, chosen in zip(

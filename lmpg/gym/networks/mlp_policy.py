@@ -85,7 +85,7 @@ class MLPPolicy(nn.Module):
         return known and self.actor.suits_numpy(observations)
 
     def evaluate(self, inputs: dict[str, Tensor]) -> Evaluation:
-        """Of `observations` [B, T, features] and the `actions` taken there."""
+        """Log-probs, entropy and values of the `actions` at `observations` [B, T, features]."""
         observations, actions = inputs["observations"], inputs["actions"]
         if self._suits_numpy(observations):
             return evaluate_in_numpy(self, observations, actions)

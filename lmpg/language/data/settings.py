@@ -42,7 +42,7 @@ class DataSettings(Section):
     overlong: Literal["error", "skip", "truncate-left"] = "error"
     """What to do with a prompt that leaves no room for the response in the model's context."""
     num_eval: int = Field(256, ge=1)
-    """Held-out rows at most that evaluation uses."""
+    """Most held-out rows that evaluation uses."""
 
 
 class TextSettings(DataSettings):

@@ -24,13 +24,13 @@ class ModelSettings(Section):
     """The causal language model that is the policy."""
 
     path: str | None = None
-    """Hub id or folder of a causal LM; none means the world built into the script."""
+    """Hub id or folder of a causal LM; none takes that of the built-in world `data.world`."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     """bf16 computes in autocast over fp32 weights; auto does so where the hardware is made for it
     and the model has a million parameters."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for models whose code you have read."""
     critic: Literal["shared", "separate", "reward_model"] = "shared"
-    """Of algorithms that have one: a value head on the policy's trunk; a second copy of the trunk
-    with a value head, trained as a whole; or one that starts as the first of rewards.models."""
+    """shared: a value head on the policy's trunk; separate: a second trunk with a value head,
+    trained as a whole; reward_model: the same, starting as the first of rewards.models."""
     lora: LoraSettings = LoraSettings()

@@ -32,7 +32,7 @@ class DPOObjective(PreferenceObjective[PreferencePair, DPO]):
         }
 
     def held_out_metrics(self) -> dict[str, float]:
-        """loss, and of the rewards the mean margin and the share of pairs in the right order
+        """`loss`, the mean margin of the rewards, and the share of pairs in the right order
         (pair_accuracy)."""
         found = self.gathered(self.held_out)
         names = {"loss": "loss", "margin": "rewards/margin", "pair_accuracy": "rewards/accuracy"}

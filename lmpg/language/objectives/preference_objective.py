@@ -70,7 +70,7 @@ class PreferenceObjective(ABC, Generic[E, A]):
         return 1
 
     def num_tokens(self, example: E) -> int:
-        """Tokens to be read."""
+        """Number of tokens that the model reads."""
         return sum(len(text.ids) for text in example.texts)
 
     def prepare(self, batch: list[E], parts: list[list[E]]) -> None:

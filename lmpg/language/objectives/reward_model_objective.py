@@ -53,7 +53,7 @@ class RewardModelObjective:
         return 1
 
     def num_tokens(self, example: RewardPair) -> int:
-        """Tokens to be read."""
+        """Number of tokens that the model reads."""
         return len(example.chosen_ids) + len(example.rejected_ids)
 
     def prepare(self, batch: list[RewardPair], parts: list[list[RewardPair]]) -> None:

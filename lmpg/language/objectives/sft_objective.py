@@ -59,11 +59,11 @@ class SFTObjective:
         return [self.train[i] for i in epoch_order(len(self.train), number, self.seed)]
 
     def weight(self, example: PackedRow) -> int:
-        """Tokens to be predicted."""
+        """Number of tokens that the loss predicts."""
         return sum(sum(text.loss_mask) for text in example)
 
     def num_tokens(self, example: PackedRow) -> int:
-        """Tokens to be read."""
+        """Number of tokens that the model reads."""
         return sum(len(text.ids) for text in example)
 
     def prepare(self, batch: list[PackedRow], parts: list[list[PackedRow]]) -> None:

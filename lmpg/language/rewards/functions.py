@@ -54,7 +54,7 @@ class FunctionReward:
             )
 
     def submit(self, request: RewardRequest) -> Callable[[], RewardReply]:
-        """Begins to score, each worker a part; the result waits for all, in the request's order."""
+        """Starts scoring, each worker a part; the function returned waits for all of them."""
         available = request.arguments()
         self.check_columns(available)
         arguments = self._wanted(available)

@@ -71,7 +71,7 @@ class Reward(Protocol):
     name: str
 
     def submit(self, request: RewardRequest) -> Callable[[], RewardReply]:
-        """Begins to score; the result waits for the reply and returns it."""
+        """Starts scoring; returns a function that waits for the reply and returns it."""
         ...
 
     def close(self) -> None:

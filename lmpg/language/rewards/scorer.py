@@ -110,7 +110,7 @@ class Scorer:
         completion_ids: list[list[int]],
         columns: dict[str, list],
     ) -> PendingScores:
-        """Begins to score B responses; functions work in the background, models when asked.
+        """Starts scoring B responses: functions in the background, models when the result is asked.
 
         Every argument has (or holds lists with) one entry per response. prompts: as the user
         wrote them.

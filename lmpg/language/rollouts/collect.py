@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 class LanguageSource:
     """Rollouts of completions to prompts; see `lmpg.training.source.Source`.
 
-    processing: has seen the scores of all iterations so far. begun: a rollout was asked for.
+    processing: what is done to scores, with the statistics of all iterations so far. begun: whether
+    a rollout was asked for. warned: whether a rollout without signal was reported.
     """
 
     generator: Generator

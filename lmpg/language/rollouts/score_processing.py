@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmpg.functional.score_functions import RunningMoments, overlong_punishment
+from lmpg.functional.score_statistics import RunningMoments, overlong_punishment
 from lmpg.language.rewards.scorer import Scores
 from lmpg.language.rewards.settings import RewardSettings
 from lmpg.language.rollouts.generation import Completions
@@ -48,7 +48,7 @@ class ScoreProcessing:
         return [x if x is None or finished else instead for x, finished in rows]
 
     def after(self, counted: list[float | None]) -> ScoreProcessing:
-        """The same processing once it has seen these scores of all ranks."""
+        """The same processing, with these scores of all ranks added to its statistics."""
         if self.settings.normalise == "none":
             return self
         return replace(self, seen=self.seen.after([x for x in counted if x is not None]))

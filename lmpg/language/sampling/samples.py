@@ -15,7 +15,7 @@ from lmpg.language.models.policy import CausalLMPolicy
 
 @dataclass(frozen=True)
 class DistinctPrompts:
-    """Distinct prompts, padded left, their lengths, and which is each row's."""
+    """The distinct prompts of B rows, padded left, with their lengths; row b has prompt_B[b]."""
 
     ids_PL: Tensor
     lengths_P: Tensor
@@ -23,7 +23,7 @@ class DistinctPrompts:
 
     @staticmethod
     def of(prompts: list[list[int]], group_size: int, pad: int) -> DistinctPrompts:
-        """Of a rollout with `group_size` rows for each prompt, prompt-major."""
+        """Those of a rollout with `group_size` rows for each of `prompts`, prompt-major."""
         distinct = {ids: i for i, ids in enumerate(dict.fromkeys(map(tuple, prompts)))}
         prompt_B = torch.tensor([distinct[tuple(ids)] for ids in prompts])
         return DistinctPrompts(

@@ -8,7 +8,7 @@ from lmpg.settings.section import Section
 
 
 class SamplingSettings(Section):
-    """How responses are sampled; a model's own generation_config never leaks in."""
+    """How responses are sampled; of a model's generation_config only EOS ids are read."""
 
     max_new_tokens: int = Field(48, ge=1)
     """Longest response, in tokens."""

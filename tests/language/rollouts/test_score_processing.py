@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lmpg.functional.score_functions import RunningMoments, overlong_punishment
+from lmpg.functional.score_statistics import RunningMoments, overlong_punishment
 from lmpg.language.rewards.scorer import Scores
 from lmpg.language.rewards.settings import RewardSettings
 from lmpg.language.rollouts.assembly import token_rewards

@@ -73,7 +73,7 @@ def setting(seed: int = 0) -> Setting:
 
 
 def credits_of(s: Setting) -> dict[str, CreditOf]:
-    """Of episodes that π itself acted in: name of the estimator → credit."""
+    """Name of each estimator → its credit, for episodes in which π itself acted."""
     gamma, eta = s.mdp.gamma, performance(s.mdp, s.pi_SA)
     Q_SA = torch.from_numpy(action_values(s.mdp, s.V_S))
 
@@ -103,7 +103,7 @@ def credits_of(s: Setting) -> dict[str, CreditOf]:
 
 
 def off_policy_credits_of(s: Setting) -> dict[str, CreditOf]:
-    """Of episodes that μ acted in."""
+    """Name of each estimator → its credit, for episodes in which μ acted."""
     gamma = s.mdp.gamma
 
     def of_return(level, cap=None) -> CreditOf:

@@ -44,7 +44,7 @@ def returns_to_go(episodes: SampledEpisodes, gamma: float) -> Tensor:
 def average(credit_NT: Tensor, episodes: SampledEpisodes) -> Tensor:
     """Mean credit at step t over the episodes that reach it, [T], as a baseline.
 
-    It holds the sample itself, which shrinks the gradient by 1 − 1/N.
+    Each episode's own credit is in its mean, which shrinks the gradient by the factor 1 − 1/N.
     """
     return (credit_NT * episodes.mask_NT).sum(0) / episodes.mask_NT.sum(0).clamp(min=1)
 

@@ -45,7 +45,7 @@ class Quality:
     bias: |mean − truth|. standard_error of the mean as a vector, and variance of one episode's
     estimate: the traces of the covariances. largest_error: distance from the truth of the worst
     component, in standard errors of that component. length: |mean|. angle: between mean and truth,
-    in degrees, which does not mind a factor that the step size could make good.
+    in degrees; a factor, which the step size can make good, does not change it.
     """
 
     bias: float
@@ -57,15 +57,15 @@ class Quality:
 
     @property
     def noise(self) -> float:
-        """Variance over the mean's squared length, which does not mind such a factor either."""
+        """Variance over the mean's squared length; a factor does not change it either."""
         return self.variance / self.length**2
 
 
 def quality(samples_ND: Tensor, truth_D: np.ndarray, episodes_each: int = 1) -> Quality:
-    """Of estimates against the gradient that is calculated.
+    """How good the estimates `samples_ND` are of the calculated gradient `truth_D`.
 
-    episodes_each: that one estimate is the mean of; the variance is multiplied by it, so that
-    estimators are compared at the same number of episodes.
+    episodes_each: how many episodes one estimate is the mean of. The variance is multiplied by it,
+    so that estimators are compared at the same number of episodes.
     """
     N, truth = len(samples_ND), torch.from_numpy(truth_D).reshape(-1)
     mean_D, variance_D = samples_ND.mean(0), samples_ND.var(0)

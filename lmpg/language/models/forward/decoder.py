@@ -55,7 +55,7 @@ def _embedded(decoder: Architecture, ragged: Ragged) -> Tensor:
 def _rotations(
     decoder: Architecture, ragged: Ragged, x_ND: Tensor
 ) -> dict[tuple[str, float], _Rotations]:
-    """By a layer's rotation, and the scaling of its queries for the softmax."""
+    """The rotations that the layers need, by (kind of rotation, scaling of the queries)."""
     kinds = {(x.rotary, x.scaling) for x in decoder.layers if x.rotary is not None}
     heads = decoder.heads, decoder.kv_heads
     return {
@@ -69,7 +69,7 @@ def _rotations(
 def _attentions(
     decoder: Architecture, ragged: Ragged, dtype: torch.dtype
 ) -> dict[int | None, Attention]:
-    """By the window of a layer; those that no row fills are none."""
+    """The attentions that the layers need, by window; one as long as any text is none."""
     heads, softcap = (decoder.heads, decoder.kv_heads), decoder.attention_softcap
     whole = Attention(ragged, heads, dtype, softcap)
     windows = {layer.window for layer in decoder.layers}
@@ -123,7 +123,7 @@ def _product_dtype(x: Tensor) -> torch.dtype:
 
 
 def _normed(x: Tensor, norm: Norm | None) -> Tensor:
-    """Its norm over the last dimension, RMS in float32; x itself where there is none."""
+    """x normalised over its last dimension, RMS in float32; x itself where norm is None."""
     if norm is None:
         return x
     module = norm.module

@@ -35,12 +35,12 @@ class Block:
 
     @property
     def num_tokens(self) -> int:
-        """With padding."""
+        """Tokens of all rows, padding included."""
         return self.rows * self.width
 
     @property
     def num_keys(self) -> int:
-        """Tokens that a row's last sees, with padding."""
+        """How many tokens a row's last token sees, padding included."""
         return self.width + (0 if self.context_RC is None else self.context_RC.shape[1])
 
     def to(self, device: torch.device) -> Block:
@@ -76,7 +76,7 @@ class Ragged:
 
     @property
     def longest(self) -> int:
-        """No text has more tokens."""
+        """Most tokens that a text can have, padding included."""
         return max(block.num_keys for block in self.blocks)
 
     def to(self, device: torch.device) -> Ragged:
@@ -113,7 +113,7 @@ class _Plan:
         self._placed = 0
 
     def ragged(self) -> Ragged:
-        """Where everything lies."""
+        """The layout, once all pieces are placed."""
         going_B = self._response_B > 0
         before_B, shared = self._placed_prompts(going_B), self._placed
         if shared:

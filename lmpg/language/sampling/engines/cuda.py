@@ -86,7 +86,7 @@ class CudaDecoder:
         return x
 
     def keep(self, holes: Tensor, tail: Tensor, columns: int) -> None:
-        """The rows `tail`, none of them longer than `columns`, move to the places `holes`."""
+        """Moves the rows `tail`, none of them longer than `columns`, to the places `holes`."""
         for x in (*(cache[:, :columns] for cache in self._caches), self._position_R):
             x.index_copy_(0, holes, x.index_select(0, tail))
 

@@ -37,7 +37,7 @@ class DenseLinear:
         return torch.addmm(self._bias, x, self._transposed)
 
     def activated(self, x: Tensor, activation: str) -> Tensor:
-        """The activation of the result."""
+        """activation(x W^T + b), [N, out]."""
         return ACTIVATIONS[activation](self(x))
 
     def times(self, x: Tensor, factor: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class PackedLinear:
         return self._apply(x, self._weight, self._bias, "none", [], "")
 
     def activated(self, x: Tensor, activation: str) -> Tensor:
-        """The activation of the result."""
+        """activation(x W^T + b), [N, out]."""
         name, algorithm = _ONEDNN[activation]
         return self._apply(x, self._weight, self._bias, name, [], algorithm)
 

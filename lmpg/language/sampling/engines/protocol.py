@@ -11,18 +11,21 @@ from torch import Tensor
 
 
 class Decoder(Protocol):
-    """Hidden states after the last token of rows, from a cache that it keeps."""
+    """Computes the hidden state after each row's last token; keeps a cache of what came before.
+
+    The rows still going lie in the first places. When rows leave, rows from behind fill the gaps.
+    """
 
     def prefill(self, ids_PL: Tensor, lengths_P: Tensor, prompt_R: Tensor) -> Tensor:
-        """Reads prompts and opens rows, [R, D]."""
+        """Reads P prompts, opens a row for each entry of prompt_R; hidden [R, D] after them."""
         ...
 
     def advance(self, tokens_R: Tensor) -> Tensor:
-        """Appends a token to each row, [R, D]."""
+        """Appends a token to each row; hidden [R, D] after it."""
         ...
 
     def keep(self, holes: Tensor, tail: Tensor, num_rows: int) -> None:
-        """The rows `tail` move to the places `holes`, the first num_rows go on."""
+        """Moves the rows `tail` to the places `holes`; the first num_rows go on."""
         ...
 
 

@@ -37,7 +37,7 @@ class TransformersDecoder:
         return hidden_PLD[:, -1].index_select(0, prompt_R)
 
     def advance(self, tokens_R: Tensor) -> Tensor:
-        """Appends a token to each row, [R, D]."""
+        """Appends a token to each row; hidden [R, D] after it."""
         # a finished row that has not left yet must not run out of the model's positions
         positions_R = self._position_R.clamp(max=self._last_position)
         self._position_R = self._position_R + 1
@@ -45,7 +45,7 @@ class TransformersDecoder:
         return self._forward(tokens_R[:, None], self._mask_RL, positions_R[:, None])[:, -1]
 
     def keep(self, holes: Tensor, tail: Tensor, num_rows: int) -> None:
-        """The rows `tail` move to the places `holes`, the first num_rows go on."""
+        """Moves the rows `tail` to the places `holes`; the first num_rows go on."""
         order_R = torch.arange(len(self._position_R), device=holes.device)
         order_R = moved(order_R, holes, tail, num_rows)
         self._cache.reorder_cache(order_R)
@@ -61,7 +61,7 @@ class TransformersDecoder:
 
 
 def transformers_engine(policy: CausalLMPolicy) -> Engine:
-    """In the policy's precision."""
+    """The engine that computes with the model's own forward, in the policy's precision."""
     values = None if policy.value_head is None else policy.values
     decoder = TransformersDecoder(policy)
     return Engine(decoder, policy.head.logits, values, policy.autocast, 1 / 16)

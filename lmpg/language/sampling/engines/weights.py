@@ -84,7 +84,7 @@ class DecodeWeights:
 
     @property
     def shared_by(self) -> int:
-        """Heads of queries that share a head of keys and values."""
+        """How many heads of queries share a head of keys and values."""
         return self.heads // self.kv_heads
 
     @property
@@ -118,7 +118,7 @@ class PolicyWeights:
 
 
 def policy_weights(policy: CausalLMPolicy, length: int) -> PolicyWeights:
-    """Read from a policy, for contexts of `length` tokens."""
+    """The weights of `policy` as they are now, for contexts of `length` tokens."""
     model: Any = policy.causal_lm
     dtype = torch.bfloat16 if policy.bf16 else model.get_input_embeddings().weight.dtype
     shape = policy.head.shape
@@ -256,7 +256,7 @@ def _pair_order(decoder: Architecture, rotations: Tensor) -> Tensor:
 
 
 def _ordered(part: Matrix, heads: int, order: Tensor) -> Matrix:
-    """With each head's outputs in that order."""
+    """The weight and bias of `part` with each head's outputs in the given order."""
 
     def ordered(x: Tensor) -> Tensor:
         return x.unflatten(0, (heads, -1)).index_select(1, order).flatten(0, 1)
