@@ -33,7 +33,7 @@ def model(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("example", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    ((family, reader),) = re.findall(r"the line `tf\.(\w+): (\w+),` in `READERS`", section)
+    ((family, reader),) = re.findall(r"`tf\.(\w+): (\w+),` in `READERS`", section)
     readers, trunk = architectures.READERS, getattr(transformers, family)
     monkeypatch.setitem(readers, trunk, getattr(module, reader))
     return tiny_of("Starcoder2", sliding_window=5)
