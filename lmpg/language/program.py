@@ -180,14 +180,21 @@ def source_of(
     )
     reference, compared = references(settings, generator.policy)
     metric = world.eval_metric if world else None
-    held_out = (prompts.held_out, settings.evaluation.size, rows)
     return LanguageSource(
         generator=generator,
         sampler=DynamicSampling(sampler, refills) if refills else sampler,
         processing=ScoreProcessing(settings.rewards, sampling.max_new_tokens),
         reference=reference,
         algorithm=algorithm,
-        evaluator=Evaluator(generator, *held_out, scorer, compared, metric),
+        evaluator=Evaluator(
+            generator=generator,
+            prompts=prompts.held_out,
+            size=settings.evaluation.size,
+            rows=rows,
+            scorer=scorer,
+            reference=compared,
+            eval_metric=metric,
+        ),
         samples_every=settings.run.samples_every,
     )
 
@@ -197,10 +204,16 @@ def generator_for(
 ) -> Generator:
     """The generator of completions, for training and evaluation."""
     update, sampling = settings.update, settings.sampling
-    sampler = Sampler(policy, sampling.max_new_tokens, sampling.top_k, sampling.top_p)
-    sizes = (update.microbatch_size, update.microbatch_tokens)
-    old_logprobs = old_logprobs_of(settings, not policy.bf16, processes.count)
-    return Generator(policy, sampler, tokenizer, settings.run.seed, processes, *sizes, old_logprobs)
+    return Generator(
+        policy=policy,
+        sampler=Sampler(policy, sampling.max_new_tokens, sampling.top_k, sampling.top_p),
+        tokenizer=tokenizer,
+        seed=settings.run.seed,
+        processes=processes,
+        microbatch_size=update.microbatch_size,
+        microbatch_tokens=update.microbatch_tokens,
+        old_logprobs=old_logprobs_of(settings, not policy.bf16, processes.count),
+    )
 
 
 def old_logprobs_of(settings: LanguageSettings, exact: bool, num_processes: int) -> OldLogprobs:
@@ -254,8 +267,12 @@ def assembled(settings: LanguageSettings, source: LanguageSource, folder: RunFol
         algorithm=settings.algorithm,
         source=source,
         updater=Updater(
-            *(policy, settings.update, run.total_steps, run.seed, processes),
-            settings.sampling.max_new_tokens,
+            policy=policy,
+            settings=settings.update,
+            total_steps=run.total_steps,
+            seed=run.seed,
+            processes=processes,
+            max_length=settings.sampling.max_new_tokens,
             old_logprobs=generator.old_logprobs,
         ),
         tracker=Tracker(folder.path, run.trackers, run.total_steps, main_process=processes.is_main),

@@ -24,6 +24,7 @@ from lmpg.language.sampling.engines.prefill import (
     rotations,
     softcapped,
 )
+from lmpg.language.sampling.engines.protocol import moved
 from lmpg.language.sampling.engines.weights import DecodeWeights
 
 _GROWTH = 16
@@ -101,13 +102,6 @@ class CpuDecoder:
             biases[window] = bias_RL[:, None].clone()
             biases[window][:, :, : max(columns - window, 0)] = -torch.inf
         return biases
-
-
-def moved(x_R: Tensor, holes: Tensor, tail: Tensor, num_rows: int) -> Tensor:
-    """The first num_rows of x, with the rows `tail` in the places `holes`."""
-    if not len(holes):
-        return x_R[:num_rows]
-    return x_R[:num_rows].index_copy(0, holes, x_R.index_select(0, tail))
 
 
 def _attended(

@@ -12,8 +12,7 @@ from transformers import DynamicCache
 
 from lmpg.language.models.inputs import mask_and_positions
 from lmpg.language.models.policy import CausalLMPolicy
-from lmpg.language.sampling.engines.cpu import moved
-from lmpg.language.sampling.engines.protocol import Engine
+from lmpg.language.sampling.engines.protocol import Engine, moved
 
 
 class TransformersDecoder:
