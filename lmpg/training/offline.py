@@ -1,4 +1,4 @@
-"""Learning from a fixed set of examples: texts, pairs. One lean loop for every such objective.
+"""Learning from a fixed set of examples: texts, pairs. One loop for every such objective.
 
 An objective says what an example's loss is and how much the example weighs. The loss of a
 minibatch is Σ loss / Σ weight over all of its examples, on whichever process and in whichever

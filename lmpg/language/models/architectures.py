@@ -72,6 +72,12 @@ def sliding_window(config: Any, layer: int) -> int | None:
     return getattr(config, "sliding_window", None) if used else None
 
 
+def unknown_layers(config: Any) -> list[str]:
+    """Kinds of layers in a config's `layer_types` that are not attention, whole or sliding."""
+    kinds = set(getattr(config, "layer_types", None) or ())
+    return sorted(kinds - {"full_attention", "sliding_attention"})
+
+
 def logit_scale_and_softcap(config: Any) -> tuple[float, float | None]:
     """What Cohere, Falcon-H1 (factors), Granite (divisor) and Gemma (softcap) do to logits."""
     config = config.get_text_config()

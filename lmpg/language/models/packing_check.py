@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lmpg.language.models.architectures import NATS, probe_ids, sliding_window
+from lmpg.language.models.architectures import NATS, probe_ids, sliding_window, unknown_layers
 from lmpg.language.models.inputs import accepted, language_inputs, pad_right
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.settings.section import UserError
@@ -49,10 +49,8 @@ def block_mask(owner_RL: Tensor) -> Tensor:
 def refuse_unpackable(policy: CausalLMPolicy) -> None:
     """UserError unless packed texts have the log-probs that they have alone."""
     config = policy.causal_lm.config.get_text_config()
-    unknown = set(getattr(config, "layer_types", None) or ())
-    unknown -= {"full_attention", "sliding_attention"}
-    if unknown:
-        raise _refusal(policy, f"it has layers of {', '.join(sorted(unknown))}")
+    if unknown := unknown_layers(config):
+        raise _refusal(policy, f"it has layers of {', '.join(unknown)}")
     windows = (sliding_window(config, i) for i in range(config.num_hidden_layers))
     shortest = min((x for x in windows if x), default=policy.context_length)
     if shortest < policy.context_length:
