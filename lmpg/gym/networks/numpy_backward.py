@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,19 +11,16 @@ from torch.autograd.function import once_differentiable
 
 from lmpg.types import Evaluation
 
-if TYPE_CHECKING:
-    from lmpg.gym.networks.mlp_policy import MLPPolicy
-
 Arrays = tuple[np.ndarray | None, ...]
 
 
 class NumpyBackward:
     """One forward pass of a policy over steps [B, T], kept so that it can be differentiated.
 
-    tensors: log-probs, entropy and (with a critic) values [B, T], without a graph.
+    policy: an `MLPPolicy`. tensors: log-probs, entropy and (with a critic) values [B, T], without a graph.
     """
 
-    def __init__(self, policy: MLPPolicy, observations: Tensor, actions: Tensor) -> None:
+    def __init__(self, policy: Any, observations: Tensor, actions: Tensor) -> None:
         self._policy, shape = policy, observations.shape[:-1]
         rows = observations.reshape(-1, observations.shape[-1]).numpy()
         taken = actions.reshape(len(rows), *actions.shape[len(shape) :]).numpy()
@@ -68,7 +65,7 @@ class NumpyBackward:
                 p.grad = found if p.grad is None else p.grad + found
 
 
-def evaluate_in_numpy(policy: MLPPolicy, observations: Tensor, actions: Tensor) -> Evaluation:
+def evaluate_in_numpy(policy: Any, observations: Tensor, actions: Tensor) -> Evaluation:
     """Log-probs, entropy and values of steps [B, T] as one node of autograd's graph."""
     kept = NumpyBackward(policy, observations, actions)
     return Evaluation(*_Node.apply(kept, *kept.parameters()))
