@@ -17,7 +17,8 @@ Arrays = tuple[np.ndarray | None, ...]
 class NumpyBackward:
     """One forward pass of a policy over steps [B, T], kept so that it can be differentiated.
 
-    policy: an `MLPPolicy`. tensors: log-probs, entropy and (with a critic) values [B, T], without a graph.
+    policy: an `MLPPolicy`. tensors: log-probs, entropy and (with a critic) values [B, T], without
+    a graph.
     """
 
     def __init__(self, policy: Any, observations: Tensor, actions: Tensor) -> None:
