@@ -233,7 +233,7 @@ def test_no_file_holds_a_pickle(tmp_path):
 WRITER = """
 import sys, torch
 from pathlib import Path
-from lmpg.training import checkpoint
+from lmpg.runs import checkpoint
 for step in range(1, 10**6):
     state = {"step": step, "x": [torch.full((20000,), float(step)) for _ in range(4)]}
     checkpoint.save(Path(sys.argv[1]), step, state, keep=2)
