@@ -34,9 +34,10 @@ def incremental(name: str) -> bool:
 def run(folder: Path, name: str, **flags) -> Path:
     shared = {"update.minibatch-size": 64, "update.microbatch-size": 64} if name in SHARED else {}
     given = shared | {
-        "algorithm.name": name, "env.id": "Acrobot-v1", "env.num-envs": 1 if incremental(name) else 4,
-        "policy.hidden-sizes": 8, "update.rollout-size": 64, "evaluation.size": 1,
-        "run.output-dir": folder, "env.kwargs": "{max_episode_steps: 45}",
+        "algorithm.name": name, "env.id": "Acrobot-v1",
+        "env.num-envs": 1 if incremental(name) else 4, "policy.hidden-sizes": 8,
+        "update.rollout-size": 64, "evaluation.size": 1, "run.output-dir": folder,
+        "env.kwargs": "{max_episode_steps: 45}",
     }  # fmt: skip
     try:
         train_agent(words(given | KINDS[name] | flags))
