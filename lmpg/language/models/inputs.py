@@ -79,3 +79,10 @@ def accepted(module: nn.Module, arguments: dict[str, Tensor]) -> dict[str, Tenso
     if "position_ids" in inspect.signature(module.forward).parameters:
         return arguments
     return {name: value for name, value in arguments.items() if name != "position_ids"}
+
+
+def moved(x_R: Tensor, holes: Tensor, tail: Tensor, num_rows: int) -> Tensor:
+    """The first num_rows of x, with the rows `tail` in the places `holes`."""
+    if not len(holes):
+        return x_R[:num_rows]
+    return x_R[:num_rows].index_copy(0, holes, x_R.index_select(0, tail))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lmpg.language.models.inputs import moved
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.sampling.choice import Choice, choose
-from lmpg.language.sampling.engines.protocol import Engine, moved
+from lmpg.language.sampling.engines.protocol import Engine
 from lmpg.language.sampling.samples import DistinctPrompts, Recorded, Samples, recorded_samples
 
 

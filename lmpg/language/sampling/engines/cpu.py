@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lmpg.language.models.inputs import mask_and_positions
+from lmpg.language.models.inputs import mask_and_positions, moved
 from lmpg.language.sampling.engines.prefill import (
     after_attention,
     embedded,
@@ -24,7 +24,6 @@ from lmpg.language.sampling.engines.prefill import (
     rotations,
     softcapped,
 )
-from lmpg.language.sampling.engines.protocol import moved
 from lmpg.language.sampling.engines.weights import DecodeWeights
 
 _GROWTH = 16

@@ -41,10 +41,3 @@ class Engine:
     values: Callable[[Tensor], Tensor] | None
     precision: Callable[[], AbstractContextManager]
     drop_share: float
-
-
-def moved(x_R: Tensor, holes: Tensor, tail: Tensor, num_rows: int) -> Tensor:
-    """The first num_rows of x, with the rows `tail` in the places `holes`."""
-    if not len(holes):
-        return x_R[:num_rows]
-    return x_R[:num_rows].index_copy(0, holes, x_R.index_select(0, tail))

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from lmpg.language.models.inputs import mask_and_positions
+from lmpg.language.models.inputs import mask_and_positions, moved
 from lmpg.language.models.policy import CausalLMPolicy
-from lmpg.language.sampling.engines.protocol import Engine, moved
+from lmpg.language.sampling.engines.protocol import Engine
 
 
 class TransformersDecoder:
