@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import re
 from pathlib import Path
@@ -14,20 +13,15 @@ import pytest
 from lmpg.algorithms import ALGORITHMS
 from lmpg.gym.classic import METHODS
 from tests.support.planted import catches
+from tests.support.programs import ROOT, module_at
 
-ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "policy_gradients.md"
 LINKS = re.findall(r"\]\(([^)#]+)", PAGE.read_text(encoding="utf-8"))
 
 
 def script(name: str) -> ModuleType:
     """docs/NAME.py, as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(ROOT / "docs" / f"{name}.py")
 
 
 def test_every_link_of_the_page_leads_to_a_file():

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from tests.support.planted import catches
+from tests.support.programs import ROOT, module_at
 
-PAGE = Path(__file__).parent.parent / "examples" / "ppo_in_one_page.py"
+PAGE = ROOT / "examples" / "ppo_in_one_page.py"
 ALLOWED = {"__future__", "copy", "torch", "transformers"}
 OF_LMPG = ("lmpg.algorithms", "lmpg.functional", "lmpg.types")
 
@@ -19,12 +18,7 @@ OF_LMPG = ("lmpg.algorithms", "lmpg.functional", "lmpg.types")
 @pytest.fixture
 def page() -> ModuleType:
     """The example as a module."""
-    spec = importlib.util.spec_from_file_location("ppo_in_one_page", PAGE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(PAGE)
 
 
 def test_the_page_is_one_page_and_needs_formulas_and_algorithms_alone():

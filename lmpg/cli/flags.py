@@ -22,6 +22,7 @@ from lmpg.settings.raw import (
     RawSettings,
     completed,
     defaults_of,
+    is_list,
     is_section,
     merged,
     misplaced,
@@ -159,7 +160,7 @@ def _field(settings: type[BaseModel], path: str) -> FieldInfo:
 
 def _raw(field: FieldInfo, words: list[str]) -> Any:
     """A flag's words as the value that pydantic is given; a switch may stand without `True`."""
-    if _is_tuple(field):
+    if is_list(field.annotation):
         return words
     word = words[0] if words else True
     if word in ("None", "none", "null") and NoneType in get_args(field.annotation):
@@ -172,13 +173,9 @@ def _raw(field: FieldInfo, words: list[str]) -> Any:
     return word
 
 
-def _is_tuple(field: FieldInfo) -> bool:
-    return get_origin(field.annotation) is tuple
-
-
 def _nargs(field: FieldInfo) -> Literal[1, "*"]:
     """One word, except for lists and for switches."""
-    return "*" if _is_tuple(field) or field.annotation is bool else 1
+    return "*" if is_list(field.annotation) or field.annotation is bool else 1
 
 
 def settings_or_help(
@@ -246,7 +243,7 @@ def _leaf(field: FieldInfo, shown: Any) -> Any:
 def _metavar(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return "{" + ",".join(map(str, get_args(annotation))) + "}"
-    if get_origin(annotation) is tuple:
+    if is_list(annotation):
         return f"[{_metavar(get_args(annotation)[0])} ...]"
     if get_origin(annotation) is dict:
         return "'{key: value}'"

@@ -84,6 +84,11 @@ def is_section(annotation: object) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
+def is_list(annotation: object) -> bool:
+    """Whether a field holds several values of one kind."""
+    return get_origin(annotation) is tuple
+
+
 def defaults_of(settings: type[BaseModel]) -> RawSettings:
     """All defaults of a settings class as nested dicts; fields that have none are left out."""
     values: RawSettings = {}
@@ -156,7 +161,7 @@ def with_lists(settings: type[BaseModel], values: Mapping[str, Any]) -> RawSetti
         field = settings.model_fields.get(name)
         if field and is_section(field.annotation) and isinstance(value, Mapping):
             found[name] = with_lists(field.annotation, value)  # type: ignore[arg-type]
-        elif field and get_origin(field.annotation) is tuple and not isinstance(value, list):
+        elif field and is_list(field.annotation) and not isinstance(value, list):
             found[name] = [value]
     return found
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -71,6 +73,16 @@ SHAPED = {
     "model.critic": "separate",
     "update.critic-learning-rate": 1e-3,
 }
+
+
+def module_at(path: Path) -> ModuleType:
+    """A Python file that is no module of a package, imported."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def words(flags: dict[str, Any]) -> list[str]:

@@ -7,7 +7,6 @@ engines, packing and the head ask here, and know no family by name.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -147,7 +146,7 @@ def rotary_decoder(
     for i, layer in enumerate(trunk.layers):
         window = sliding_window(config, i) if windows else None
         kind = "" if rotary is None else rotary[i]
-        layers.append(replace(_layer(layer, names, norm_offset), window=window, rotary=kind))
+        layers.append(_layer(layer, names, norm_offset, window=window, rotary=kind))
     return Architecture(
         embedding=trunk.embed_tokens,
         layers=layers,
@@ -162,7 +161,7 @@ def rotary_decoder(
     )
 
 
-def _layer(layer: Any, names: Names, norm_offset: float = 0.0) -> DecoderLayer:
+def _layer(layer: Any, names: Names, norm_offset: float = 0.0, **numbers: Any) -> DecoderLayer:
     def found(part: str, path: str) -> Any:
         if not path:
             return None
@@ -173,7 +172,7 @@ def _layer(layer: Any, names: Names, norm_offset: float = 0.0) -> DecoderLayer:
         part: found(part, x) if isinstance(x, str) else tuple(found(part, one) for one in x)
         for part, x in names.items()
     }
-    return DecoderLayer(**parts)
+    return DecoderLayer(**parts, **numbers)
 
 
 def _llama(trunk: Any) -> Architecture:
@@ -239,7 +238,7 @@ def _gpt2(trunk: Any) -> Architecture:
     return Architecture(
         embedding=trunk.wte,
         position_embedding=trunk.wpe,
-        layers=[replace(_layer(layer, names), rotary=None) for layer in trunk.h],
+        layers=[_layer(layer, names, rotary=None) for layer in trunk.h],
         last_norm=Norm(trunk.ln_f),
         heads=heads,
         kv_heads=heads,

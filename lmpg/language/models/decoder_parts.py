@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -76,11 +77,12 @@ class Architecture:
     residual_multiplier: float = 1.0
     attention_softcap: float | None = None
 
-    def cos_sin(self, kind: str, like: Tensor, positions_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [N, rotated numbers] of the rotation `kind`, each angle twice."""
+    def rotation(self, kind: str, like: Tensor, positions_N: Tensor) -> Tensor:
+        """The rotation `kind` at each position: [N, rotated pairs of a head], complex."""
         assert self.rotary is not None
         cos, sin = self.rotary(like, positions_N[None], *([kind] if kind else []))
-        return cos[0], sin[0]
+        half = cos.shape[2] // 2  # models of transformers give each angle twice
+        return torch.complex(cos[0, :, :half].float(), sin[0, :, :half].float())
 
     @property
     def qkv_sizes(self) -> list[int]:

@@ -1,4 +1,5 @@
-"""Padding, attention masks and position ids: the one place that makes them, from lengths.
+"""Padding, attention masks and position ids: the one place that makes them, from lengths; and
+rows that move within a batch.
 
 Policy, reference and reward model all read left-padded rows whose masks come from lengths and
 never from `ids != pad`, so that a pad token that is also the EOS hides nothing.

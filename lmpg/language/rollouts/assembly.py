@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lmpg.functional.advantages import next_in_mask
 from lmpg.functional.masking import masked_mean
@@ -17,7 +16,7 @@ from lmpg.language.rewards.scorer import Step
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.score_processing import score_tensors
 from lmpg.language.rollouts.scoring import ScoredGroups
-from lmpg.language.sampling.samples import Samples
+from lmpg.language.sampling.samples import Samples, stacked
 from lmpg.types import Algorithm, Rollout
 
 SHOWN = 4
@@ -190,24 +189,14 @@ def _mean_sum(x_BT: Tensor, mask_BT: Tensor) -> float:
 def _joined(rollouts: list[Rollout]) -> Rollout:
     """All rows of several rollouts, one after the other, padded to the longest; `prompt_ids` on the
     left, everything else on the right."""
-    if len(rollouts) == 1:
-        return rollouts[0]
 
     def together(name: str, values: list[Any]) -> Any:
         if isinstance(values[0], dict):
             return {k: together(k, [value[k] for value in values]) for k in values[0]}
         if not isinstance(values[0], Tensor) or values[0].ndim == 0:
             return values[0]
-        return _padded(values, left=name == "prompt_ids")
+        return stacked(values, 0, left=name == "prompt_ids")
 
     names = [f.name for f in fields(Rollout)]
     found = {name: together(name, [getattr(r, name) for r in rollouts]) for name in names}
     return Rollout(**found)
-
-
-def _padded(parts: list[Tensor], left: bool) -> Tensor:
-    if parts[0].ndim > 1:
-        width = max(part.shape[1] for part in parts)
-        missing = [width - part.shape[1] for part in parts]
-        parts = [F.pad(x, (n, 0) if left else (0, n)) for x, n in zip(parts, missing)]
-    return torch.cat(parts)

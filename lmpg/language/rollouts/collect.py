@@ -78,9 +78,15 @@ class LanguageSource:
         """The rollout of all ranks, on every rank, with processed scores."""
         bootstrap, parts = self.processing.settings.truncated == "bootstrap", []
         for raw in sampled:
-            processed = raw.processed(self.processing)
-            given = raw, processed, self.generator, self.reference, self.algorithm
-            parts.append(assembled(*given, bootstrap=bootstrap))
+            part = assembled(
+                raw,
+                raw.processed(self.processing),
+                self.generator,
+                self.reference,
+                self.algorithm,
+                bootstrap=bootstrap,
+            )
+            parts.append(part)
         return RolloutPart.joined(self.generator.processes.gather_list(parts))
 
     def _metrics(self, part: RolloutPart, sampled: Sampled) -> dict[str, float]:

@@ -64,6 +64,8 @@ class Completions:
     @classmethod
     def joined(cls, parts: list[Completions], pad_token_id: int) -> Completions:
         """The rows of all parts, in their order."""
+        if len(parts) == 1:
+            return parts[0]
 
         def together(name: str) -> list[Any]:
             return list(chain.from_iterable(getattr(part, name) for part in parts))

@@ -30,8 +30,8 @@ IN_WORDS = {
 class SelfTest:
     """Largest deviations found, in nats per token, and how the model is set up.
 
-    old_logprobs: where the old log-probs of this run come from, in words. backend:
-    how completions are sampled.
+    old_logprobs, backend: where the old log-probs of this run come from, and how completions are
+    sampled, in words.
     """
 
     ratio: float

@@ -171,9 +171,7 @@ class GroupSampler:
                 uniforms = None if uniforms_BT is None else uniforms_BT[rows]
                 parts.append(self.generator.generate(part, group_size, uniforms))
                 pending.append(parts[-1].submit_to(self.scorer))
-            completions = parts[0]
-            if len(parts) > 1:
-                completions = Completions.joined(parts, self.generator.policy.pad_token_id)
+            completions = Completions.joined(parts, self.generator.policy.pad_token_id)
         with watch("time/score"):
             return completions, Scores.joined([x.result() for x in pending])
 

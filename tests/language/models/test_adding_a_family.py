@@ -1,6 +1,5 @@
 """The model family that CONTRIBUTING.md adds as an example is trained and sampled exactly."""
 
-import importlib.util
 import re
 
 import pytest
@@ -17,7 +16,7 @@ from tests.language.models.test_architectures import (
     assert_trained_as_by_transformers,
 )
 from tests.support.families import policy_of, tiny_of
-from tests.support.programs import ROOT
+from tests.support.programs import ROOT, module_at
 from tests.support.recorded_graphs import RecordedGraphs
 
 
@@ -30,9 +29,7 @@ def model(tmp_path, monkeypatch):
     assert len(example.splitlines()) <= 20
     path = tmp_path / "example.py"
     path.write_text(f"from {architectures.__name__} import *\n\n{example}", encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("example", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = module_at(path)
     ((family, reader),) = re.findall(r"`tf\.(\w+): (\w+),` in `READERS`", section)
     readers, trunk = architectures.READERS, getattr(transformers, family)
     monkeypatch.setitem(readers, trunk, getattr(module, reader))

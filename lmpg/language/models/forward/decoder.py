@@ -60,7 +60,7 @@ def _rotations(
     heads = decoder.heads, decoder.kv_heads
     return {
         (kind, scaling): _Rotations(
-            *decoder.cos_sin(kind, x_ND, ragged.positions_N), heads, scaling
+            decoder.rotation(kind, x_ND, ragged.positions_N), heads, scaling
         )
         for kind, scaling in kinds
     }
@@ -180,18 +180,14 @@ class _GatedSiLU(torch.autograd.Function):
 class _Rotations:
     """Rotary positions of a batch's N tokens: a complex number for each pair of a head's numbers.
 
-    cos, sin [N, numbers of a head that are rotated], each angle twice, as models of transformers
-    give them; heads: of queries, and of keys; scaling: of queries, for the softmax.
+    turn [N, E]: see `Architecture.rotation`; heads: of queries, and of keys; scaling: of queries,
+    for the softmax.
     """
 
-    def __init__(
-        self, cos_NE: Tensor, sin_NE: Tensor, heads: tuple[int, int], scaling: float
-    ) -> None:
-        half = cos_NE.shape[1] // 2
-        turn_NE = torch.complex(cos_NE[:, :half].float(), sin_NE[:, :half].float())
+    def __init__(self, turn_NE: Tensor, heads: tuple[int, int], scaling: float) -> None:
         self._queries = _for_heads(turn_NE * scaling, heads[0])
         self._keys = _for_heads(turn_NE, heads[1])
-        self._rotated, self._scaling = 2 * half, scaling
+        self._rotated, self._scaling = 2 * turn_NE.shape[1], scaling
 
     def __call__(self, q_NHE: Tensor, k_NKE: Tensor) -> tuple[Tensor, Tensor]:
         """Queries, rotated and scaled, and keys, rotated.

@@ -134,7 +134,9 @@ def decode_weights(model: Any, length: int, dtype: torch.dtype) -> DecodeWeights
         decoder = architecture(model)
         positions = decoder.position_embedding
         kinds = {layer.rotary for layer in decoder.layers if layer.rotary is not None}
-        rotations = {kind: _rotations(decoder, kind, length) for kind in sorted(kinds)}
+        device = decoder.embedding.weight.device
+        like, position = torch.zeros(1, device=device), torch.arange(length, device=device)
+        rotations = {kind: decoder.rotation(kind, like, position) for kind in sorted(kinds)}
         orders = {kind: _pair_order(decoder, x) for kind, x in rotations.items()}
         q_norm = decoder.layers[0].q_norm
         return DecodeWeights(
@@ -160,14 +162,6 @@ def _head_weights(model: Any, dtype: torch.dtype, factor: float) -> Linear:
     head = model.get_output_embeddings()
     bias = None if head.bias is None else head.bias.detach() * factor
     return linear(head.weight.detach().to(dtype), None if bias is None else bias.to(dtype))
-
-
-def _rotations(decoder: Architecture, kind: str, length: int) -> Tensor:
-    device = decoder.embedding.weight.device
-    like, position = torch.zeros(1, device=device), torch.arange(length, device=device)
-    cos, sin = decoder.cos_sin(kind, like, position)
-    half = cos.shape[1] // 2
-    return torch.complex(cos[:, :half], sin[:, :half])
 
 
 def _layer_weights(
