@@ -1,0 +1,1 @@
+"""The algorithms that learn which answers are better: from a fixed data set, without sampling."""
