@@ -16,6 +16,7 @@ from lmpg.algorithms.ppo import PPO
 from lmpg.algorithms.preferences.bradley_terry import BradleyTerry
 from lmpg.algorithms.preferences.dpo import DPO
 from lmpg.algorithms.preferences.kto import KTO
+from lmpg.algorithms.raft import RAFT
 from lmpg.algorithms.reinforce import REINFORCE
 from lmpg.algorithms.reinforce_plus_plus import ReinforcePlusPlus
 from lmpg.algorithms.remax import ReMax
@@ -33,6 +34,7 @@ ALGORITHMS: dict[str, type[Section]] = {
     "gspo": GSPO,
     "cispo": CISPO,
     "sapo": SAPO,
+    "raft": RAFT,
     "off_policy": OffPolicy,
     "a2c": A2C,
 }

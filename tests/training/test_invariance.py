@@ -57,6 +57,9 @@ KINDS = {
     "gspo": ("gspo", GROUPS | TIGHT),
     "cispo": ("cispo", GROUPS),
     "sapo": ("sapo", GROUPS),
+    "gdpo": ("gdpo", GROUPS),
+    "opo": ("opo", GROUPS | {"algorithm.kl-coef": 0}),
+    "raft": ("raft", GROUPS),
     "shaped": ("ppo", SHAPED),
     # adapters start at 0: with a small epsilon Adam makes rounding large beside them
     "lora": ("ppo", {"model.lora.rank": 8, "update.adam-eps": 1e-3}),
