@@ -9,13 +9,13 @@ import re
 
 from lmpg.algorithms.a2c import A2C
 from lmpg.algorithms.cispo import CISPO
+from lmpg.algorithms.fixed_data.bradley_terry import BradleyTerry
+from lmpg.algorithms.fixed_data.dpo import DPO
+from lmpg.algorithms.fixed_data.kto import KTO
 from lmpg.algorithms.grpo import GRPO
 from lmpg.algorithms.gspo import GSPO
 from lmpg.algorithms.off_policy import OffPolicy
 from lmpg.algorithms.ppo import PPO
-from lmpg.algorithms.preferences.bradley_terry import BradleyTerry
-from lmpg.algorithms.preferences.dpo import DPO
-from lmpg.algorithms.preferences.kto import KTO
 from lmpg.algorithms.raft import RAFT
 from lmpg.algorithms.reinforce import REINFORCE
 from lmpg.algorithms.reinforce_plus_plus import ReinforcePlusPlus

@@ -252,7 +252,7 @@ def test_grpos_length_weighted_baseline_counts_the_steps_in_the_mask():
 
 def test_relative_scores_below_zero_stop_the_run_with_the_reason():
     algorithm = GRPO(group_size=2, advantage="relative")
-    with pytest.raises(RunStopped, match="a score is -3, but .* expected scores of 0 or more"):
+    with pytest.raises(RunStopped, match=r"a score is -3, but .* expected scores of 0 or more"):
         algorithm.assign_credit(rollout_of([[1.0], [-3.0]]))
     unscored = rollout_of([[1.0], [-3.0], [1.0], [0.0]], scorable=[True, False, True, True])
     found = algorithm.assign_credit(unscored).advantages_BT

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import model_validator
 
-from lmpg.algorithms.preferences.bradley_terry import BradleyTerry
-from lmpg.algorithms.preferences.dpo import DPO
-from lmpg.algorithms.preferences.kto import KTO
+from lmpg.algorithms.fixed_data.bradley_terry import BradleyTerry
+from lmpg.algorithms.fixed_data.dpo import DPO
+from lmpg.algorithms.fixed_data.kto import KTO
 from lmpg.language.data.settings import DataSettings, TextSettings
 from lmpg.language.models.settings import ModelSettings
 from lmpg.runs.settings import (

@@ -182,7 +182,10 @@ def test_process_rewards_of_scores_without_spread_are_not_blown_up():
     "a truncated response's rewards standardised before they count 0",
 )
 def test_each_reward_is_standardised_in_its_group_before_they_are_weighted_and_summed():
-    rewards = {"exact": [1.0, 0.0, None, 1.0, 2.0, 3.0], "short": [100.0, 300.0, 7.0, 5.0, 5.0, 5.0]}
+    rewards = {
+        "exact": [1.0, 0.0, None, 1.0, 2.0, 3.0],
+        "short": [100.0, 300.0, 7.0, 5.0, 5.0, 5.0],
+    }
     settings = {"combine": "standardised", "functions": ("a", "b"), "weights": (2.0, 1.0)}
     totals = [102.0, 300.0, None, 7.0, 9.0, 11.0]
     completions, scores = batch(totals, finished=[True] * 5 + [False])

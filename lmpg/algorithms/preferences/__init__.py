@@ -1,1 +1,0 @@
-"""The algorithms that learn which answers are better: from a fixed data set, without sampling."""
