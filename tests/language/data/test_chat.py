@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -26,41 +25,8 @@ from lmpg.language.data.tokenizing import (
     scored_ids,
 )
 from lmpg.settings.section import UserError
+from tests.support.chats import CHAT, LLAMA2, WORDS, assistant, chat_tokenizer, part, spans, user
 from tests.support.planted import catches
-from tests.support.tiny_tokenizers import character_tokenizer
-
-WORDS = (  # marks of turns in plain text, as Zephyr and its kin have them
-    "{% for m in messages %}[{{ m['role'] }}]\n{{ m['content'] }}</s>\n{% endfor %}"
-    "{% if add_generation_prompt %}[assistant]\n{% endif %}"
-)
-LLAMA2 = (
-    "{% for m in messages %}{% if m['role'] == 'user' %}"
-    "{{ '<s>[INST] ' + m['content'] + ' [/INST]' }}"
-    "{% else %}{{ ' ' + m['content'] + ' </s>' }}{% endif %}{% endfor %}"
-)
-TOOLS = "{% if tools %}TOOLS {{ tools | tojson }}{% endif %}{{ mood }}" + WORDS
-TOOL = {"type": "function", "function": {"name": "weather", "parameters": {}}}
-
-
-def user(content) -> dict:
-    return {"role": "user", "content": content}
-
-
-def assistant(content) -> dict:
-    return {"role": "assistant", "content": content}
-
-
-def part(text: str) -> dict:
-    return {"type": "text", "text": text}
-
-
-CHAT = [user("Hi"), assistant("Yo, friend"), user("And?"), assistant("So long")]
-
-
-def chat_tokenizer(template: str, *, space_first: bool = True):
-    tokenizer = character_tokenizer(space_first=space_first)
-    tokenizer.chat_template = template
-    return tokenizer
 
 
 def merging_tokenizer() -> PreTrainedTokenizerFast:
@@ -74,17 +40,6 @@ def merging_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, bos_token="<s>", eos_token="</s>", chat_template=WORDS
     )
-
-
-def spans(tokenizer, text) -> list[str]:
-    """What is learned, as one text per unbroken run."""
-    found: list[list[int]] = []
-    for before, i, wanted in zip([False, *text.loss_mask], text.ids, text.loss_mask):
-        if wanted and not before:
-            found.append([])
-        if wanted:
-            found[-1].append(i)
-    return [tokenizer.decode(ids).strip() for ids in found]
 
 
 @catches("each turn of a chat tokenised on its own")
@@ -253,64 +208,3 @@ def test_what_is_no_chat_is_refused_with_what_it_is(value, said):
 def test_a_chat_that_is_written_as_json_text_is_a_chat():
     assert text_or_messages(json.dumps(CHAT), "here") == CHAT
     assert text_or_messages("[{not a chat", "here") == "[{not a chat"
-
-
-def test_a_call_of_a_tool_needs_no_text_but_a_template_that_writes_it():
-    call = {"role": "assistant", "content": None, "tool_calls": [{"function": TOOL["function"]}]}
-    row = {"prompt": [user("Rain?")], "completion": [call]}
-    with pytest.raises(UserError, match=r"chat template doesn't write tool_calls"):
-        texts_from_rows([row], chat_tokenizer(WORDS), 512)
-    template = WORDS.replace(
-        "{{ m['content'] }}", "{{ m.content or m.tool_calls[0].function.name }}"
-    )
-    tokenizer = chat_tokenizer(template)
-    assert spans(tokenizer, texts_from_rows([row], tokenizer, 512)[0]) == ["weather</s>"]
-
-
-@catches("the column tools never reaches the chat template")
-@pytest.mark.parametrize("as_text", [False, True])
-def test_tools_and_variables_of_a_row_reach_the_template_in_every_method(as_text):
-    tokenizer, chat, no_limit = chat_tokenizer(TOOLS), CHAT[:2], RowFilter(512, "error", [])
-    wanted = tokenizer.apply_chat_template(chat, tools=[TOOL], mood="glad", tokenize=False)
-    ids = encode(tokenizer, wanted)
-    extra = {"tools": [TOOL], "chat_template_kwargs": {"mood": "glad"}}
-    extra = {name: json.dumps(x) if as_text else x for name, x in extra.items()}
-    row = {"prompt": chat[:1], "chosen": chat[1:], "label": True, **extra}
-    row["rejected"] = [assistant("no")]
-    assert wanted.startswith("TOOLS [")
-    assert "]glad[user]" in wanted
-    assert texts_from_rows([{"messages": chat, **extra}], tokenizer, 512)[0].ids == ids
-    assert texts_from_rows([row], tokenizer, 512)[0].ids == ids
-    assert preference_pairs_from_rows([row], tokenizer, no_limit)[0].chosen.ids == ids
-    judged = [{**row, "completion": "Yo, friend"}]
-    assert labelled_completions_from_rows(judged, tokenizer, no_limit)[0].text.ids == ids
-    assert reward_pairs_from_rows([row], tokenizer, 512)[0].chosen_ids == ids
-    texts = [{"text": chat, "label": 1, **extra}, {"text": chat[:1], "label": 0}]
-    assert reward_pairs_from_rows(texts, tokenizer, 512)[0].chosen_ids == ids
-    (prompt,) = prompts_from_rows([row], tokenizer, 512)
-    assert ids[: len(prompt.ids)] == prompt.ids
-
-
-@pytest.mark.parametrize(
-    ("column", "value", "said"),
-    [
-        ("tools", "weather", r"row 1, column 'tools' holds the text 'weather'"),
-        ("tools", ["weather"], r"row 1, column 'tools' holds the text 'weather'"),
-        ("tools", {"name": "weather"}, r"column 'tools' holds dict .* expected a list of tools"),
-        ("tools", 5, r"column 'tools' holds int '5', expected a list of tools"),
-        ("chat_template_kwargs", [1], r"holds list '\[1\]', expected variables of the chat"),
-        ("chat_template_kwargs", {"tokenize": True}, r"expected variables of the chat template"),
-    ],
-)
-def test_tools_and_variables_of_another_kind_are_refused_by_name(column, value, said):
-    with pytest.raises(UserError, match=said):
-        prompts_from_rows([{"prompt": CHAT[:1], column: value}], chat_tokenizer(TOOLS), 512)
-
-
-def test_that_a_template_writes_no_tools_is_said(caplog):
-    template = WORDS + "{# test #}"
-    with caplog.at_level(logging.WARNING):
-        row = {"prompt": CHAT[:1], "tools": [TOOL]}
-        (prompt,) = prompts_from_rows([row], chat_tokenizer(template), 512)
-    assert prompt.ids == prompt_ids(chat_tokenizer(WORDS), CHAT[:1])
-    assert "the chat template writes no tools" in caplog.text
