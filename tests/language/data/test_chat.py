@@ -57,7 +57,7 @@ def test_a_chat_is_learned_in_the_ids_of_the_text_that_the_template_writes(templ
     assert last.ids[: last.prompt_length] == sampled_from
 
 
-@catches("each turn of a chat tokenised on its own")
+@catches("a pair of chats whose answers are tokenised behind their prompt")
 @pytest.mark.parametrize("tokenizer", [chat_tokenizer(WORDS), merging_tokenizer()])
 @pytest.mark.parametrize("answers", [("Yes", "No"), ("\nYes", "No"), ("No", "\n\nYes")])
 def test_every_method_reads_a_chat_in_the_same_ids(tokenizer, answers):

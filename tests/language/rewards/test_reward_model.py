@@ -47,7 +47,7 @@ def test_a_model_reads_prompt_and_completion_as_its_training_did():
     assert lengths.rows == [pair[0].chosen_ids]
 
 
-@catches("the column tools never reaches the chat template")
+@catches("a reward model scores a chat without its tools")
 def test_a_model_reads_the_tools_of_a_chat_as_its_training_did():
     tokenizer, lengths = character_tokenizer(space_first=True), Lengths()
     tokenizer.chat_template = (
