@@ -21,6 +21,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
+from lmpg.language.models.paths import refuse_missing_folder
 from lmpg.language.models.precision import no_progress_bars
 from lmpg.settings.section import UserError
 
@@ -174,16 +175,7 @@ def _trunk_names(model: PreTrainedModel) -> set[str]:
 def _loaded(key: str, what: str, load: Callable, path: str, **arguments: Any) -> Any:
     """`load(path)`, where whatever is wrong with the path becomes a UserError naming `key`."""
     folder = Path(path).expanduser()
-    if folder.is_file():
-        raise UserError(
-            f"{key} = {path} is a file, expected a folder with a {what}, as save_pretrained writes "
-            "it, or a Hub id; name the folder"
-        )
-    if not folder.is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise UserError(
-            f"{key} = {path} does not exist, expected a folder with a {what} or a Hub id; "
-            "mend the path"
-        )
+    refuse_missing_folder(key, path, what)
     try:
         with no_progress_bars(), _without_report():
             return load(str(folder) if folder.is_dir() else path, **arguments)
