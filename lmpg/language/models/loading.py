@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -31,6 +32,7 @@ from lmpg.language.models.pretrained import pretrained_model, pretrained_tokeniz
 from lmpg.language.models.settings import ModelSettings
 from lmpg.settings.section import UserError
 
+logger = logging.getLogger(__name__)
 _UNBOUNDED = 2**30
 
 
@@ -79,6 +81,7 @@ def load_policy(
         context_length=context,
         bf16=computes_in_bf16(settings.precision, model, device),
         critic=separate,
+        absent_ids=_absent_ids(settings.path, model, tokenizer, eos_token_ids),
     ).to(device)
     refuse_unknown_head(policy)
     return policy
@@ -159,6 +162,23 @@ def _value_head(path: str | None, model: PreTrainedModel) -> nn.Linear:
     if not (folder / VALUE_HEAD_FILE).is_file():
         return new_value_head(hidden_size)
     return load_value_head(folder, hidden_size)
+
+
+def _absent_ids(
+    path: str | None, model: PreTrainedModel, tokenizer, eos_token_ids: tuple[int, ...]
+) -> Tensor | None:
+    """Ids that the model has logits for, but the tokenizer no token; None where there are none."""
+    rows = len(getattr(model.get_output_embeddings(), "weight", ()))
+    known = {*tokenizer.get_vocab().values(), *eos_token_ids}
+    absent = [i for i in range(rows) if i not in known]
+    if not absent:
+        return None
+    logger.warning(
+        "model.path = %s: %d of the model's %d ids have no token in its tokenizer (%d and others); "
+        "their probability is 0, in sampling as in learning",
+        *(path, len(absent), rows, absent[0]),
+    )
+    return torch.tensor(absent)
 
 
 def _refuse_other_vocabulary(path: str, tokenizer, trust_remote_code: bool) -> None:
