@@ -9,15 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from lmpg.language.data.chat import ChatOptions, chat_options
 from lmpg.language.data.tokenizing import bos_ids, cut_left, scored_ids
 from lmpg.language.models.loading import context_length, load_sequence_classifier
+from lmpg.language.models.pretrained import pretrained_tokenizer
 from lmpg.language.models.sequence_classifier import SequenceScorer
 from lmpg.language.rewards.request import RewardReply, RewardRequest
 from lmpg.language.rewards.worker import LONGEST_MESSAGE
-from lmpg.settings.section import UserError
 
 
 class ModelReward:
@@ -38,16 +36,7 @@ class ModelReward:
     def load(cls, path: str, *, trust_remote_code: bool, device: str) -> ModelReward:
         """The model and tokenizer of a folder or Hub id."""
         model = load_sequence_classifier(path, trust_remote_code=trust_remote_code).to(device)
-        folder = Path(path).expanduser()
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                str(folder) if folder.is_dir() else path, trust_remote_code=trust_remote_code
-            )
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"rewards.models: {path} has no tokenizer that loads, expected one beside the "
-                f"model: {str(error).splitlines()[0]}"
-            ) from None
+        tokenizer = pretrained_tokenizer("rewards.models", path, trust_remote_code)
         context = min(context_length(model.config, tokenizer), tokenizer.model_max_length)
         return cls(model_name(path), SequenceScorer(model, tokenizer), tokenizer, context)
 
