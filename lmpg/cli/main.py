@@ -12,24 +12,34 @@ from lmpg.cli import flags
 from lmpg.language.settings import LanguageSettings
 from lmpg.language.stages.settings import STAGES
 from lmpg.runs import folder as run_folder
+from lmpg.runs.console import lasting_console, printable
 from lmpg.settings.raw import RawSettings, named_preset
 from lmpg.settings.section import Section, UserError
 
 
 def main(function: Callable[[], object]) -> None:
-    """Run a script's function: bad input ends with a message and exit code 2, Ctrl-C with 130."""
-    code = 0
+    """Run a script's function: bad input ends with a message and exit code 2, Ctrl-C with
+    130, SIGTERM with 143, SIGHUP with 129. A console that goes away ends nothing."""
+    with lasting_console():
+        code = _code_of(function)
+        _close_process_group()
+    if code:
+        sys.exit(code)
+
+
+def _code_of(function: Callable[[], object]) -> int:
     try:
         function()
     except UserError as error:
-        print(f"error: {error}".replace("\n", "\n       "), file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
+        print(printable(f"error: {error}").replace("\n", "\n       "), file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, SystemExit) as end:
+        code = 130 if isinstance(end, KeyboardInterrupt) else end.code
+        if not isinstance(code, int) or code < 128:  # such as --help
+            raise
         print(f"\ninterrupted{_how_to_go_on()}", file=sys.stderr)
-        code = 130
-    _close_process_group()
-    if code:
-        sys.exit(code)
+        return code
+    return 0
 
 
 def _how_to_go_on() -> str:

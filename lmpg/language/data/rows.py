@@ -39,6 +39,11 @@ def read_rows(source: str, split: str, key: str = "data.path") -> list[Row]:
     return rows
 
 
+def is_data_file(path: Path) -> bool:
+    """Whether its ending is that of a format which can be read."""
+    return path.suffix.lower() in (*_JSON, *_READERS)
+
+
 def _read_file(path: Path, key: str) -> list[Row]:
     suffix = path.suffix.lower()
     if suffix in _JSON:
@@ -104,7 +109,7 @@ def _read_folder(path: Path, split: str, key: str) -> list[Row]:
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
         return _load_from_disk(path, split, key)
     files = [file for file in sorted(path.rglob("*")) if file.is_file()]
-    known = [file for file in files if file.suffix.lower() in (*_JSON, *_READERS)]
+    known = [file for file in files if is_data_file(file)]
     if not known:
         raise UserError(f"{key}: the folder {path} holds no data files; expected {_FORMATS}.")
     for file in known:  # named line and file, where datasets would show a traceback
@@ -116,8 +121,7 @@ def _read_folder(path: Path, split: str, key: str) -> list[Row]:
 
 def _refuse_missing_file(source: str, path: Path, key: str) -> None:
     """Raises if `source` cannot be a name on the Hub: names the missing file, and one like it."""
-    data_file = path.suffix.lower() in (*_JSON, *_READERS)
-    if not (data_file or source.startswith((".", "/", "~")) or source.count("/") > 1):
+    if not (is_data_file(path) or source.startswith((".", "/", "~")) or source.count("/") > 1):
         return
     folder = path.parent
     if not folder.is_dir():
