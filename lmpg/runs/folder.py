@@ -18,10 +18,10 @@ from pydantic import BaseModel
 from lmpg import __version__
 from lmpg.algorithms import algorithm_name
 from lmpg.runs import fingerprints
-from lmpg.runs.resumable import changes
 from lmpg.runs.files import TEMPORARY, sweep, write_text
 from lmpg.runs.fingerprints import INPUTS, Inputs
 from lmpg.runs.lock import LOCK, OWNER, Held, hold, let_go, opened
+from lmpg.runs.resumable import changes
 from lmpg.runs.tracking import FILES, as_json
 from lmpg.settings.section import UserError
 

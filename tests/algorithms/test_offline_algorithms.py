@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from lmpg.algorithms import ALGORITHMS, OFFLINE_ALGORITHMS, algorithm_name
-from lmpg.algorithms.bradley_terry import BradleyTerry
-from lmpg.algorithms.dpo import DPO
-from lmpg.algorithms.kto import KTO
+from lmpg.algorithms.fixed_data.bradley_terry import BradleyTerry
+from lmpg.algorithms.fixed_data.dpo import DPO
+from lmpg.algorithms.fixed_data.kto import KTO
 
 
 def softplus(x: float) -> float:

@@ -6,9 +6,9 @@ import copy
 
 import torch
 
-from lmpg.algorithms.bradley_terry import BradleyTerry
-from lmpg.algorithms.dpo import DPO
-from lmpg.algorithms.kto import KTO
+from lmpg.algorithms.fixed_data.bradley_terry import BradleyTerry
+from lmpg.algorithms.fixed_data.dpo import DPO
+from lmpg.algorithms.fixed_data.kto import KTO
 from lmpg.language.data.policy_pairs import PreferencePair, with_mismatched
 from lmpg.language.data.reward_pairs import RewardPair
 from lmpg.language.data.texts import Text

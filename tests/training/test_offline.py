@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lmpg.algorithms.bradley_terry import BradleyTerry
+from lmpg.algorithms.fixed_data.bradley_terry import BradleyTerry
 from lmpg.language.data.reward_pairs import LabelledText, RewardPair
 from lmpg.language.data.texts import Text
 from lmpg.runtime.processes import SingleProcess

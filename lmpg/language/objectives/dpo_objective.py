@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lmpg.algorithms.dpo import DPO
+from lmpg.algorithms.fixed_data.dpo import DPO
 from lmpg.functional.preference_losses import pair_accuracy
 from lmpg.language.data.policy_pairs import PreferencePair
 from lmpg.language.objectives.preference_objective import PreferenceObjective

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from lmpg.algorithms.kto import KTO
+from lmpg.algorithms.fixed_data.kto import KTO
 from lmpg.functional.preference_losses import pair_accuracy, pairs_by_label
 from lmpg.language.data.policy_pairs import LabelledCompletion
 from lmpg.language.objectives.preference_objective import PreferenceObjective, in_parts

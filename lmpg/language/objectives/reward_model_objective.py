@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmpg.algorithms.bradley_terry import BradleyTerry
+from lmpg.algorithms.fixed_data.bradley_terry import BradleyTerry
 from lmpg.functional.preference_losses import pairs_by_label
 from lmpg.language.data.reward_pairs import LabelledText, RewardPair, pairs_of_epoch
 from lmpg.language.models.sequence_classifier import SequenceScorer, sequence_scores

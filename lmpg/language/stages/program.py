@@ -7,11 +7,11 @@ from pathlib import Path
 
 from lmpg.language.data.data_files import data_inputs, rows_text
 from lmpg.language.models.model_files import model_files
+from lmpg.language.stages import STAGES
 from lmpg.language.stages.preference import dpo, kto
 from lmpg.language.stages.prepared import Prepared
 from lmpg.language.stages.reward_modelling import reward_model
 from lmpg.language.stages.settings import (
-    STAGES,
     DpoSettings,
     KtoSettings,
     OfflineLearningSettings,
@@ -25,7 +25,6 @@ from lmpg.runs.fingerprints import Inputs
 from lmpg.runs.folder import RunFolder
 from lmpg.runs.tracking import Tracker
 from lmpg.runtime.processes import Processes
-from lmpg.settings.raw import RawSettings, merged
 from lmpg.training.offline import Offline, OfflineUpdater
 from lmpg.training.run import begin, nothing_left_before_the_first_step, run
 
@@ -66,15 +65,6 @@ def inputs_of(settings: OfflineLearningSettings, world: OfflineWorld | None) -> 
         return {**data_inputs(settings.data), "model.path": model_files(model)}
     rows = rows_text([*world.train_rows, *world.held_out_rows])
     return {"data.world": {"its rows": rows}, "model.path": model_files(model)}
-
-
-def suitable_stage_settings(method: str, preset: RawSettings, given: RawSettings) -> RawSettings:
-    """`preset` over what suits the world that the stage `method` learns in with these settings.
-
-    given: the user's own settings, which win over all that.
-    """
-    world = world_asked_for(merged(preset, given))
-    return preset if world is None else merged(world_stage(world, method).preset, preset)
 
 
 def _built(settings: OfflineLearningSettings, processes: Processes) -> OfflineWorld | None:

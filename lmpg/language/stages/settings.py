@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import model_validator
 
-from lmpg.algorithms.bradley_terry import BradleyTerry
-from lmpg.algorithms.dpo import DPO
-from lmpg.algorithms.kto import KTO
+from lmpg.algorithms.fixed_data.bradley_terry import BradleyTerry
+from lmpg.algorithms.fixed_data.dpo import DPO
+from lmpg.algorithms.fixed_data.kto import KTO
 from lmpg.language.data.settings import DataSettings, TextSettings
 from lmpg.language.models.settings import ModelSettings
 from lmpg.runs.settings import (
@@ -88,12 +88,3 @@ class RewardModelSettings(OfflineLearningSettings):
                 "whole. Set model.lora.rank to 0"
             )
         return self
-
-
-STAGES: dict[str, type[OfflineLearningSettings]] = {
-    "sft": SftSettings,
-    "reward_model": RewardModelSettings,
-    "dpo": DpoSettings,
-    "kto": KtoSettings,
-}
-"""The settings of each stage, by its name."""

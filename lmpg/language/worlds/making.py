@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lmpg.algorithms.bradley_terry import BradleyTerry
+from lmpg.algorithms.fixed_data.bradley_terry import BradleyTerry
 from lmpg.language.data.reward_pairs import reward_pairs_from_rows
 from lmpg.language.data.rows import Row
 from lmpg.language.data.texts import texts_from_rows

@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from lmpg.algorithms.dpo import DPO
-from lmpg.algorithms.kto import KTO
+from lmpg.algorithms.fixed_data.dpo import DPO
+from lmpg.algorithms.fixed_data.kto import KTO
 from lmpg.language.data.policy_pairs import PreferencePair
 from lmpg.language.data.settings import DataSettings
 from lmpg.language.data.texts import Text
