@@ -148,8 +148,8 @@ def _json_line(line: str, number: int, where: str) -> Any:
         raise UserError(
             f"{where}, line {number}, column {error.colno} doesn't parse as JSON "
             f"({error.msg}): {shown} "
-            '— expected one object per line, such as {"prompt": "..."}, or a file that is one array '
-            "of objects. Fix or delete that line."
+            '— expected one object per line, such as {"prompt": "..."}, or a file that is one '
+            "array of objects. Fix or delete that line."
         ) from None
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lmpg.runs.checkpoint import fsync
+from lmpg.runs.files import fsync
 from lmpg.settings.section import UserError
 
 MANIFEST = "manifest.json"
