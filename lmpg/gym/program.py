@@ -33,6 +33,7 @@ def train_gym(settings: GymSettings | TextbookSettings, note: str = "") -> Path:
     if folder.status == "finished":
         folder.close()
         return folder.path
+    processes.suit_threads(0)  # such networks are small
     with refusals_leave_nothing(folder, processes):
         source = make_source(
             settings.env,

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -35,10 +35,24 @@ _locks: dict[Path, TextIO] = {}
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder that a run writes to, and whether the run starts, resumes or has finished."""
+    """The folder that a run writes to, and whether the run starts, resumes or has finished.
+
+    settings: all that config.yaml is to hold.
+    """
 
     path: Path
     status: Literal["fresh", "resuming", "finished"]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_threads(self) -> int:
+        """CPU threads that the user has asked for, or that a resumed run had; 0: neither."""
+        return self.settings["run"]["torch_threads"]
+
+    def fix_threads(self, count: int) -> None:
+        """Keep their number with the settings, as results depend on it."""
+        self.settings["run"]["torch_threads"] = count
+        _write_text(self.path / "config.yaml", _as_yaml(self.settings))
 
     @property
     def checkpoints(self) -> Path:
@@ -82,8 +96,9 @@ def open_run(settings: Any, name: str) -> RunFolder:
     except UserError:
         _unlock(path)
         raise
-    _write_text(path / "config.yaml", _as_yaml(resolved(settings)))
-    return RunFolder(path, "fresh")
+    new = resolved(settings)
+    _write_text(path / "config.yaml", _as_yaml(new))
+    return RunFolder(path, "fresh", new)
 
 
 def _go_on(path: Path, new: dict[str, Any], resume: bool) -> RunFolder:
@@ -95,12 +110,21 @@ def _go_on(path: Path, new: dict[str, Any], resume: bool) -> RunFolder:
         )
     config, summary = path / "config.yaml", path / "summary.json"
     old = _read_config(config)
+    share_threads(old, new)
     _refuse_other_settings(old, new, path)
     if _is_finished(summary, old, new):
-        return RunFolder(path, "finished")
+        return RunFolder(path, "finished", new)
     summary.unlink(missing_ok=True)  # first: it would call the longer run finished
     _write_text(config, _as_yaml(new))
-    return RunFolder(path, "resuming")
+    return RunFolder(path, "resuming", new)
+
+
+def share_threads(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Give the number of CPU threads to settings that leave it open, from those that name it."""
+    known = new["run"].get("torch_threads") or old["run"].get("torch_threads") or 0
+    for values in (old, new):
+        if not values["run"].get("torch_threads"):
+            values["run"]["torch_threads"] = known
 
 
 def resolved(settings: BaseModel) -> dict[str, Any]:
