@@ -51,7 +51,8 @@ def train_language(settings: LanguageSettings, name: str, world: World | None = 
         return
     with refusals_leave_nothing(folder, processes):
         prepared = prepare(settings, folder, processes, world)
-    with prepared.scorer:
+    kept = folder.path / "rewards" if processes.is_main else None
+    with prepared.scorer.keeping_sources(kept):
         run(prepared.online, folder, name, prepared.facts)
 
 

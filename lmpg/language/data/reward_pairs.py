@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from lmpg.language.data.chat import chat_options, text_or_messages
 from lmpg.language.data.examples import RowFilter, Split, columns_of, load_split, require_column
 from lmpg.language.data.order import epoch_order, random_numbers
 from lmpg.language.data.preference_rows import require_preference_columns, usable_preferences
@@ -129,8 +130,8 @@ def _pairs(
         margin = rows[i].get(settings.margin_column)
         margin = 0.0 if margin is None else margin
         _check_number(margin, f"{where}, column {settings.margin_column!r}", "the margin")
-        chosen = scored_ids(tokenizer, found.prompt, found.chosen)
-        rejected = scored_ids(tokenizer, found.prompt, found.rejected)
+        chosen = scored_ids(tokenizer, found.prompt, found.chosen, found.options)
+        rejected = scored_ids(tokenizer, found.prompt, found.rejected, found.options)
         chosen_ids = row_filter.fitted(chosen, where)
         rejected_ids = chosen_ids and row_filter.fitted(rejected, where)
         if chosen_ids and rejected_ids:
@@ -146,15 +147,16 @@ def _labelled_texts(
     texts = []
     for number, row in enumerate(rows, start=1):
         where = f"{source}, row {number}"
-        text, label = row.get(column), row.get(settings.label_column)
+        text = text_or_messages(row.get(column), f"{where}, column {column!r}")
+        label = row.get(settings.label_column)
         if not text or label is None:
             row_filter.skipped["empty"] += 1
             continue
         where_label = f"{where}, column {settings.label_column!r}"
         _check_number(label, where_label, "any higher label beats any lower")
-        ids = row_filter.fitted(
-            scored_ids(tokenizer, "" if isinstance(text, str) else [], text), where
-        )
+        options = chat_options(row, where) if isinstance(text, list) else {}
+        whole = scored_ids(tokenizer, [] if isinstance(text, list) else "", text, options)
+        ids = row_filter.fitted(whole, where)
         if ids is not None:
             texts.append(LabelledText(ids, float(label)))
     return row_filter.not_empty(texts, len(rows), source)
