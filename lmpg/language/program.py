@@ -104,6 +104,7 @@ def prepare(
     if processes.is_main:
         print(prompts.line(), flush=True)
     scorer = scorer_for(settings, prompts, tokenizer, processes)
+    processes.suit_threads(sum(p.numel() for p in policy.parameters()) + scorer.num_weights)
     generator = generator_for(settings, policy, tokenizer, processes)
     source = source_of(settings, generator, scorer, prompts, world)
     if checkpoint.newest_step(folder.checkpoints) is None:

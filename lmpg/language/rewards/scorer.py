@@ -104,6 +104,11 @@ class Scorer:
         """Names of the rewards, in the order of the weights."""
         return list(self._rewards)
 
+    @property
+    def num_weights(self) -> int:
+        """Weights of all reward models."""
+        return sum(getattr(reward, "num_weights", 0) for reward in self._rewards.values())
+
     def submit(
         self,
         prompts: list,
