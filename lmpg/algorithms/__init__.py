@@ -2,7 +2,7 @@
 
 An algorithm's fields are its hyperparameters. Those that learn from rollouts have two methods:
 `assign_credit` turns a rollout into advantages, `loss_terms` a minibatch into per-step losses.
-Those that learn from a fixed data set have `loss_terms` alone, with one loss per pair or answer.
+Those that learn from a fixed data set have `loss_terms` alone: a loss per pair, answer or token.
 """
 
 import re
@@ -12,6 +12,7 @@ from lmpg.algorithms.cispo import CISPO
 from lmpg.algorithms.fixed_data.bradley_terry import BradleyTerry
 from lmpg.algorithms.fixed_data.dpo import DPO
 from lmpg.algorithms.fixed_data.kto import KTO
+from lmpg.algorithms.fixed_data.maximum_likelihood import MaximumLikelihood
 from lmpg.algorithms.grpo import GRPO
 from lmpg.algorithms.gspo import GSPO
 from lmpg.algorithms.off_policy import OffPolicy
@@ -41,6 +42,7 @@ OFFLINE_ALGORITHMS: dict[str, type[Section]] = {
     "dpo": DPO,
     "kto": KTO,
     "reward_model": BradleyTerry,
+    "sft": MaximumLikelihood,
 }
 
 

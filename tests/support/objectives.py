@@ -9,6 +9,7 @@ import torch
 from lmpg.algorithms.fixed_data.bradley_terry import BradleyTerry
 from lmpg.algorithms.fixed_data.dpo import DPO
 from lmpg.algorithms.fixed_data.kto import KTO
+from lmpg.algorithms.fixed_data.maximum_likelihood import MaximumLikelihood
 from lmpg.language.data.policy_pairs import PreferencePair, with_mismatched
 from lmpg.language.data.reward_pairs import RewardPair
 from lmpg.language.data.texts import Text
@@ -82,12 +83,13 @@ def random_labelled_completions(count: int, seed: int = 0):
     return with_mismatched([(pair.chosen, i % 3 == 0) for i, pair in enumerate(pairs)], CONTEXT, [])
 
 
-def sft_objective(train: list[Text], held_out=None, processes=None, policy=None, packing=False):
+def sft_objective(
+    train: list[Text], held_out=None, processes=None, policy=None, packing=False, method=None
+):
     """Next-token prediction, on rows of one text or of several."""
-    policy = policy or tiny_policy()
-    return SFTObjective(
-        policy, train, held_out or train, 0, processes or SingleProcess(), packing=packing
-    )
+    policy, method = policy or tiny_policy(), method or MaximumLikelihood()
+    parts = (train, held_out or train)
+    return SFTObjective(policy, method, parts, 0, processes or SingleProcess(), packing=packing)
 
 
 def reward_model_objective(train, held_out=None, processes=None, method=None, model=None):
@@ -138,6 +140,23 @@ MADE = {
     "dpo": lambda processes=None: dpo_objective(random_preference_pairs(11), processes=processes),
     "kto": lambda processes=None: kto_objective(
         random_labelled_completions(11), processes=processes
+    ),
+    "dft": lambda processes=None: sft_objective(
+        random_texts(11), processes=processes, method=MaximumLikelihood(loss="dft")
+    ),
+    "packed dft": lambda processes=None: sft_objective(
+        random_texts(60),
+        processes=processes,
+        packing=True,
+        method=MaximumLikelihood(loss="dft"),
+    ),
+    "mpo": lambda processes=None: dpo_objective(
+        random_preference_pairs(11),
+        processes=processes,
+        method=DPO(loss=("sigmoid", "bco_pair", "sft"), loss_weights=(0.8, 0.2, 1.0)),
+    ),
+    "bco": lambda processes=None: kto_objective(
+        random_labelled_completions(11), processes=processes, method=KTO(loss="bco")
     ),
 }
 

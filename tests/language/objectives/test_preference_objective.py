@@ -52,17 +52,36 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-def slow_loss(method: DPO, chosen: float, rejected: float) -> float:
-    """The published formulas; arguments are Δ of both answers, per token where that is asked."""
-    z = method.beta * (chosen - rejected) - method.gamma
-    right, wrong, eps = -math.log(sigmoid(z)), -math.log(sigmoid(-z)), method.label_smoothing
-    return {
+def slow_loss(
+    method: DPO, chosen: float, rejected: float, means: list[float], shift: float
+) -> float:
+    """The published formulas; arguments are Δ of both answers, per token where that is asked, their
+    mean log-probs, and BCO's δ."""
+    beta, eps = method.beta, method.label_smoothing
+    z, r_chosen, r_rejected = (
+        beta * (chosen - rejected) - method.gamma,
+        beta * chosen,
+        beta * rejected,
+    )
+    right, wrong = -math.log(sigmoid(z)), -math.log(sigmoid(-z))
+    odds = [math.exp(x) / (1 - math.exp(x)) for x in means]
+    each = {
         "sigmoid": right,
         "hinge": max(0.0, 1 - z),
-        "ipo": (chosen - rejected - 1 / (2 * method.beta)) ** 2,
+        "ipo": (chosen - rejected - 1 / (2 * beta)) ** 2,
         "conservative": (1 - eps) * right + eps * wrong,
         "robust": ((1 - eps) * right - eps * wrong) / (1 - 2 * eps),
-    }[method.loss]
+        "apo_zero": 1 - sigmoid(r_chosen) + sigmoid(r_rejected),
+        "apo_down": sigmoid(r_chosen) + 1 - sigmoid(r_chosen - r_rejected),
+        "bco_pair": -math.log(sigmoid(r_chosen - shift)) - math.log(sigmoid(shift - r_rejected)),
+        "sppo_hard": (chosen - 1 / (2 * beta)) ** 2 + (rejected + 1 / (2 * beta)) ** 2,
+        "nca_pair": -math.log(sigmoid(r_chosen))
+        - (math.log(sigmoid(-r_chosen)) + math.log(sigmoid(-r_rejected))) / 2,
+        "odds_ratio": -math.log(sigmoid(math.log(odds[0] / odds[1]))),
+        "sft": -means[0],
+    }
+    weights = method.loss_weights or [1.0] * len(method.loss)
+    return sum(weight * each[name] for name, weight in zip(method.loss, weights))
 
 
 VARIANTS = [
@@ -73,6 +92,15 @@ VARIANTS = [
     DPO(loss="robust", label_smoothing=0.2, beta=0.5),
     DPO(per_token=True, beta=2.0),
     DPO(per_token=True, reference=False, beta=2.0, gamma=0.7),
+    DPO(loss="apo_zero", beta=0.5),
+    DPO(loss="apo_down", beta=0.5),
+    DPO(loss="bco_pair", beta=0.5),
+    DPO(loss="sppo_hard", beta=0.4),
+    DPO(loss="nca_pair", beta=0.5),
+    DPO(loss=("odds_ratio", "sft"), loss_weights=(0.3, 1.0), per_token=True, reference=False),
+    DPO(loss=("sigmoid", "sft"), reference=False),
+    DPO(loss=("sigmoid", "sft"), loss_weights=(1.0, 0.5)),
+    DPO(loss=("sigmoid", "bco_pair", "sft"), loss_weights=(0.8, 0.2, 1.0), beta=0.5),
 ]
 
 
@@ -81,29 +109,103 @@ VARIANTS = [
     "conservative and robust DPO mixed up",
     "DPO's reference taken after training began",
     "SimPO's margin with the wrong sign",
+    "APO-zero and APO-down mixed up",
+    "SPPO's targets of ±1/β instead of ±1/(2β)",
+    "NCA's noise term without the chosen answer",
+    "ORPO's odds of whole answers instead of means per token",
+    "the weights of a sum of losses in another order",
+    "the NLL of both answers, or its sum over tokens",
 )
 @pytest.mark.parametrize("method", VARIANTS, ids=str)
 def test_every_loss_is_its_formula_over_the_answers_tokens(method):
     pairs = random_preference_pairs(7)
     objective = dpo_objective(pairs, method=method)
-    reference, losses, rewards = tiny_model(), [], []
+    reference, deltas, means, rewards = tiny_model(), [], [], []
     for pair in pairs:
-        ratios = []
+        ratios, per_token = [], []
         for text in (pair.chosen, pair.rejected):
             logprob, count = plain_logprob(objective.module.model, text)
             known = plain_logprob(reference, text)[0] if method.reference else 0.0
-            per_token = method.per_token or method.loss == "ipo"
-            ratios.append((logprob - known) / (count if per_token else 1))
-        losses.append(slow_loss(method, *ratios))
+            divided = method.per_token or method.loss == ("ipo",)
+            ratios.append((logprob - known) / (count if divided else 1))
+            per_token.append(logprob / count)
+        deltas.append(ratios)
+        means.append(per_token)
         rewards.append([method.beta * x for x in ratios])
+
+    def mean_loss(shift: float) -> float:
+        return sum(slow_loss(method, *x, m, shift) for x, m in zip(deltas, means)) / 7
+
     found = objective.evaluate()
-    assert found["loss"] == pytest.approx(sum(losses) / 7, rel=1e-4)
+    assert found["loss"] == pytest.approx(mean_loss(0.0), rel=1e-4)
     assert found["margin"] == pytest.approx(sum(a - b for a, b in rewards) / 7, rel=1e-4, abs=1e-5)
     assert found["pair_accuracy"] == pytest.approx(sum(a > b for a, b in rewards) / 7)
     updater = OfflineUpdater(objective, OfflineSettings(minibatch_size=7), SingleProcess())
     metrics = updater.update(1)
-    assert metrics["loss"] == pytest.approx(found["loss"], rel=1e-5)
+    assert metrics["loss"] == pytest.approx(mean_loss(sum(map(sum, rewards)) / 14), rel=1e-4)
     assert metrics["rewards/chosen"] == pytest.approx(sum(a for a, _ in rewards) / 7, rel=1e-3)
+    if "sft" in method.loss:
+        assert metrics["loss/sft"] == pytest.approx(-sum(a for a, _ in means) / 7, rel=1e-4)
+
+
+@catches("BCO's δ of the last minibatch alone", "BCO's δ measured after the step")
+@pytest.mark.parametrize("kind", ["pairs", "labelled"])
+def test_bco_measures_from_the_mean_reward_of_all_answers_so_far(kind):
+    if kind == "pairs":
+        objective = dpo_objective(random_preference_pairs(9), method=DPO(loss="bco_pair", beta=0.5))
+    else:
+        answers = random_labelled_completions(9)
+        objective = kto_objective(answers, method=KTO(loss="bco", beta=0.5))
+    settings = OfflineSettings(minibatch_size=5, microbatch_size=2, learning_rate=1e-2)
+    updater = OfflineUpdater(objective, settings, SingleProcess())
+    reference, rewards = tiny_model(), []
+    for step in (1, 2):
+        for example in updater.minibatch(step):
+            texts = example.texts if kind == "pairs" else [example.text]
+            for text in texts:
+                ratio = plain_logprob(objective.module.model, text)[0]
+                rewards.append(0.5 * (ratio - plain_logprob(reference, text)[0]))
+        found = updater.update(step)["rewards/mean"]
+        assert found == pytest.approx(sum(rewards) / len(rewards), abs=1e-5)
+    assert abs(found) > 1e-3
+    before = objective.mean_reward
+    objective.evaluate()
+    assert objective.mean_reward == before != 0
+
+
+@catches("BCO's mean reward of this process alone")
+@pytest.mark.parametrize("kind", ["pairs", "labelled"])
+def test_the_mean_reward_of_bco_is_that_of_all_processes(kind):
+    means, handed_over = [], []
+    for parts in ([0, 1], [2], [0, 1, 2]):  # of rank 0, of rank 1, of one process alone
+        if kind == "pairs":
+            objective = dpo_objective(random_preference_pairs(7), method=DPO(loss="bco_pair"))
+        else:
+            objective = kto_objective(random_labelled_completions(7), method=KTO(loss="bco"))
+        cut = [objective.train[:2], objective.train[2:5], objective.train[5:]]
+        objective.processes.sum = lambda x: handed_over.append(x) or sum(handed_over)
+        if len(parts) == 3:
+            handed_over.clear()
+        objective.prepare(objective.train, [cut[i] for i in parts])
+        means.append(objective.mean_reward)
+    assert means[1] == pytest.approx(means[2], abs=1e-7)
+    assert abs(means[0] - means[2]) > 1e-5
+
+
+def test_an_unpaired_bco_loss_is_that_of_a_classifier():
+    method = KTO(loss="bco", beta=0.5, desirable_weight=2.0)
+    objective = kto_objective(random_labelled_completions(9), method=method)
+    losses, reference, rewards = [], tiny_model(), []
+    for answer in objective.train:
+        models = (objective.module.model, reference)
+        ratio, known = (plain_logprob(model, answer.text)[0] for model in models)
+        rewards.append(0.5 * (ratio - known))
+    shift = sum(rewards) / 9
+    for answer, reward in zip(objective.train, rewards):
+        right = sigmoid(reward - shift if answer.desirable else shift - reward)
+        losses.append(-math.log(right) * (2 if answer.desirable else 1))
+    updater = OfflineUpdater(objective, OfflineSettings(minibatch_size=9), SingleProcess())
+    assert updater.update(1)["loss"] == pytest.approx(sum(losses) / 9, rel=1e-4)
 
 
 def slow_kto(method: KTO, answers, model, reference) -> tuple[float, float]:
@@ -238,7 +340,8 @@ def test_without_a_reference_none_is_computed(monkeypatch, tmp_path):
         return examples
 
     monkeypatch.setattr("lmpg.language.stages.preference.with_reference", with_reference)
-    for method in (DPO(), DPO(reference=False, per_token=True, beta=2.0)):
+    orpo = DPO(loss=("odds_ratio", "sft"), reference=False)
+    for method in (DPO(), DPO(reference=False, per_token=True, beta=2.0), orpo):
         settings = DpoSettings(
             model=ModelSettings(path=save_tiny(tmp_path / "model")),
             data=DataSettings(path=str(tmp_path / "rows.jsonl")),
@@ -257,6 +360,13 @@ def test_without_a_reference_none_is_computed(monkeypatch, tmp_path):
         ),
         ({"label_smoothing": 0.1}, "has no effect with algorithm.loss = sigmoid"),
         ({"loss": "ipo", "gamma": 1.0}, "ipo has its margin in algorithm.beta"),
+        ({"loss": "nca_pair", "gamma": 1.0}, "gamma = 1.0 has no effect with .* = nca_pair"),
+        ({"loss": ("odds_ratio", "sft")}, "reference = True has no effect with .* odds_ratio, sft"),
+        ({"loss": ("sigmoid", "sigmoid")}, "one stands there twice"),
+        ({"loss_weights": (1.0, 2.0)}, "1.0, 2.0: 2 for the 1 of algorithm.loss = sigmoid"),
+        ({"loss_weights": (0.0,)}, "expected numbers above 0"),
+        ({"loss_weights": (math.nan,)}, "expected numbers above 0"),
+        ({"loss": ()}, "at least 1 item"),
     ],
 )
 def test_settings_that_would_do_nothing_are_refused(values, message):
