@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 
@@ -159,6 +160,18 @@ MADE = {
         random_labelled_completions(11), processes=processes, method=KTO(loss="bco")
     ),
 }
+
+
+def plain_logprob(model, text: Text) -> tuple[float, int]:
+    """Sum over the learned tokens, and their number, from the model's own logits."""
+    with torch.no_grad():
+        logps = model(torch.tensor([text.ids])).logits[0].log_softmax(-1)
+    learned = [i for i, wanted in enumerate(text.loss_mask) if wanted]
+    return sum(float(logps[i - 1, text.ids[i]]) for i in learned), len(learned)
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
 
 
 def learned(objective, steps: int, **changes) -> dict[str, torch.Tensor]:
