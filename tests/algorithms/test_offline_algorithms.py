@@ -109,3 +109,11 @@ def test_a_weighted_sum_of_losses_gives_the_number_of_a_peer():
     terms = method.loss_terms(logprobs, torch.tensor([[-2.8], [-3.0]]), torch.full((2, 1), 2.0))
     assert terms["loss"].item() == pytest.approx(0.7185984, abs=1e-6)
     assert terms["loss/sft"].item() == pytest.approx(0.4)
+
+
+def test_one_loss_and_one_weight_need_no_list():
+    method = DPO(loss="hinge", loss_weights=2)
+    assert method == DPO(loss=("hinge",), loss_weights=(2.0,))
+    terms = method.loss_terms(*torch.tensor([[[-1.0], [-1.0]], [[-1.0], [-1.0]], [[1.0], [1.0]]]))
+    assert terms.keys() == {"loss", "rewards/chosen", "rewards/rejected"}
+    assert terms["loss"].item() == 2.0

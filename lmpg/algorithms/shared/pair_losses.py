@@ -18,7 +18,7 @@ WITHOUT_REFERENCE = {"odds_ratio", "sft"}
 class PairLosses(Section):
     """Which losses of a pair are added up, with which weights, against which reference."""
 
-    loss: tuple[PairLoss, ...] = Field(("sigmoid",), min_length=1)
+    loss: tuple[PairLoss, ...] = ("sigmoid",)
     """Of a pair of answers; several are added up. conservative and robust take `label_smoothing`
     for the share of wrong labels; sft is −log π per token of the chosen answer."""
     loss_weights: tuple[float, ...] = ()
@@ -30,14 +30,18 @@ class PairLosses(Section):
     gamma: float = Field(0.0, ge=0)
     """γ: by how much the chosen answer's reward is to exceed the other's, as in SimPO."""
 
-    @field_validator("loss", mode="before")
+    @field_validator("loss", "loss_weights", mode="before")
     @classmethod
     def _take_one_for_a_list(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+        return (value,) if isinstance(value, str | int | float) else value
 
     @model_validator(mode="after")
     def _refuse_weights_without_a_loss(self) -> PairLosses:
         named, weights = ", ".join(self.loss), self.loss_weights
+        if not self.loss:
+            raise ValueError(
+                "algorithm.loss is empty: expected at least one loss, such as sigmoid, which is DPO"
+            )
         if len(set(self.loss)) < len(self.loss):
             raise ValueError(
                 f"algorithm.loss = {named}: one stands there twice. Give it once, with its weight "

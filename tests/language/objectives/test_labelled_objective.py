@@ -76,7 +76,7 @@ def test_figures_of_kto_are_means_over_each_kind_of_answer():
     assert metrics["rewards/rejected"] == pytest.approx(sum(poor) / len(poor), rel=1e-3, abs=1e-5)
 
 
-@catches("BCO's δ of the last minibatch alone", "BCO's δ measured after the step")
+@catches("BCO's δ of the last minibatch alone", "BCO without its δ")
 @pytest.mark.parametrize("kind", ["pairs", "labelled"])
 def test_bco_measures_from_the_mean_reward_of_all_answers_so_far(kind):
     if kind == "pairs":
