@@ -7,43 +7,33 @@ Those that learn from a fixed data set have `loss_terms` alone: a loss per pair,
 
 import re
 
-from lmpg.algorithms.a2c import A2C
-from lmpg.algorithms.cispo import CISPO
-from lmpg.algorithms.fixed_data.bradley_terry import BradleyTerry
-from lmpg.algorithms.fixed_data.dpo import DPO
-from lmpg.algorithms.fixed_data.kto import KTO
-from lmpg.algorithms.fixed_data.maximum_likelihood import MaximumLikelihood
-from lmpg.algorithms.grpo import GRPO
-from lmpg.algorithms.gspo import GSPO
-from lmpg.algorithms.off_policy import OffPolicy
-from lmpg.algorithms.ppo import PPO
-from lmpg.algorithms.reinforce import REINFORCE
-from lmpg.algorithms.reinforce_plus_plus import ReinforcePlusPlus
-from lmpg.algorithms.remax import ReMax
-from lmpg.algorithms.rloo import RLOO
-from lmpg.algorithms.sapo import SAPO
+from lmpg.settings.by_name import ByName
 from lmpg.settings.section import Section
 
-ALGORITHMS: dict[str, type[Section]] = {
-    "ppo": PPO,
-    "reinforce": REINFORCE,
-    "rloo": RLOO,
-    "remax": ReMax,
-    "reinforce_plus_plus": ReinforcePlusPlus,
-    "grpo": GRPO,
-    "gspo": GSPO,
-    "cispo": CISPO,
-    "sapo": SAPO,
-    "off_policy": OffPolicy,
-    "a2c": A2C,
-}
+ALGORITHMS: ByName[type[Section]] = ByName(
+    {
+        "ppo": "lmpg.algorithms.ppo:PPO",
+        "reinforce": "lmpg.algorithms.reinforce:REINFORCE",
+        "rloo": "lmpg.algorithms.rloo:RLOO",
+        "remax": "lmpg.algorithms.remax:ReMax",
+        "reinforce_plus_plus": "lmpg.algorithms.reinforce_plus_plus:ReinforcePlusPlus",
+        "grpo": "lmpg.algorithms.grpo:GRPO",
+        "gspo": "lmpg.algorithms.gspo:GSPO",
+        "cispo": "lmpg.algorithms.cispo:CISPO",
+        "sapo": "lmpg.algorithms.sapo:SAPO",
+        "off_policy": "lmpg.algorithms.off_policy:OffPolicy",
+        "a2c": "lmpg.algorithms.a2c:A2C",
+    }
+)
 
-OFFLINE_ALGORITHMS: dict[str, type[Section]] = {
-    "dpo": DPO,
-    "kto": KTO,
-    "reward_model": BradleyTerry,
-    "sft": MaximumLikelihood,
-}
+OFFLINE_ALGORITHMS: ByName[type[Section]] = ByName(
+    {
+        "dpo": "lmpg.algorithms.fixed_data.dpo:DPO",
+        "kto": "lmpg.algorithms.fixed_data.kto:KTO",
+        "reward_model": "lmpg.algorithms.fixed_data.bradley_terry:BradleyTerry",
+        "sft": "lmpg.algorithms.fixed_data.maximum_likelihood:MaximumLikelihood",
+    }
+)
 
 
 def algorithm_name(algorithm: type) -> str:

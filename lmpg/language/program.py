@@ -11,7 +11,6 @@ import torch
 
 from lmpg.language.data.examples import Split
 from lmpg.language.data.prompts import Prompt, common_columns, load_prompts, prompts_from_rows
-from lmpg.language.data.reasoning import PREFIX
 from lmpg.language.data.tokenizing import completion_text
 from lmpg.language.models.loading import load_policy, load_tokenizer
 from lmpg.language.models.policy import CausalLMPolicy, Reference
@@ -33,8 +32,7 @@ from lmpg.runs import checkpoint
 from lmpg.runs.folder import RunFolder
 from lmpg.runs.tracking import Tracker
 from lmpg.runtime.processes import Processes
-from lmpg.settings.raw import RawSettings, merged
-from lmpg.settings.section import Section, UserError
+from lmpg.settings.section import UserError
 from lmpg.training.old_logprobs import OldLogprobs
 from lmpg.training.online import Online
 from lmpg.training.run import begin, refusals_leave_nothing, run
@@ -55,34 +53,6 @@ def train_language(settings: LanguageSettings, name: str, world: World | None = 
         prepared = prepare(settings, folder, processes, world)
     with prepared.scorer:
         run(prepared.online, folder, name, prepared.facts)
-
-
-def suitable_settings(
-    algorithm: type[Section], preset: RawSettings, given: RawSettings
-) -> RawSettings:
-    """`preset` over what suits the world that a run with these settings learns in; without a world,
-    over the reward that belongs to the data and the passes that the algorithm can make.
-
-    given: the user's own settings, which win over all that.
-    """
-    world = world_asked_for(merged(preset, given))
-    if world is not None:
-        return merged(WORLDS[world].preset(algorithm), preset)
-    return merged(own_reward(given), passes(algorithm), preset)
-
-
-def passes(algorithm: type[Section]) -> RawSettings:
-    """One epoch for algorithms without ratios: their gradient is that of the policy that sampled,
-    which is gone after the first pass."""
-    return {} if "ratios" in algorithm().needs else {"update": {"epochs": 1}}  # type: ignore
-
-
-def own_reward(given: RawSettings) -> RawSettings:
-    """The reward that belongs to the data (reasoning-gym tasks), where the user names none."""
-    source, rewards = given.get("data", {}).get("path"), given.get("rewards", {})
-    if not str(source).startswith(PREFIX) or rewards.get("functions") or rewards.get("models"):
-        return {}
-    return {"rewards": {"functions": ["reasoning_gym"]}}
 
 
 @dataclass(frozen=True)

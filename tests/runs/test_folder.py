@@ -177,7 +177,7 @@ def test_a_full_disk_is_told_as_an_unwritable_folder(tmp_path, monkeypatch):
 
 HOLDER = """
 import sys, time
-from lmpg.algorithms import PPO
+from lmpg.algorithms.ppo import PPO
 from lmpg.language.settings import LanguageSettings
 from lmpg.runs.folder import open_run
 from lmpg.runs.settings import RunSettings

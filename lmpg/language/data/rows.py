@@ -32,7 +32,7 @@ def read_rows(source: str, split: str, key: str = "data.path") -> list[Row]:
     elif path.is_dir():
         rows = _read_folder(path, split, key)
     else:
-        _refuse_missing_file(source, path, key)
+        refuse_missing_file(source, key)
         rows = _read_hub(source, split, key)
     if not rows:
         raise UserError(f"{key}: {source} is empty: it has no rows. Expected at least one.")
@@ -114,8 +114,12 @@ def _read_folder(path: Path, split: str, key: str) -> list[Row]:
     return _load(str(path), key, str(path), split=split)
 
 
-def _refuse_missing_file(source: str, path: Path, key: str) -> None:
-    """Raises if `source` cannot be a name on the Hub: names the missing file, and one like it."""
+def refuse_missing_file(source: str, key: str) -> None:
+    """UserError where nothing lies at `source`, the setting `key`, and it can be no name on the
+    Hub: names the missing file, and one like it."""
+    path = Path(source).expanduser()
+    if source.startswith(PREFIX) or path.exists():
+        return
     data_file = path.suffix.lower() in (*_JSON, *_READERS)
     if not (data_file or source.startswith((".", "/", "~")) or source.count("/") > 1):
         return

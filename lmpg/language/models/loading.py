@@ -23,6 +23,7 @@ from lmpg.language.models.critic import (
 )
 from lmpg.language.models.head import refuse_unknown_head
 from lmpg.language.models.lora import with_adapter
+from lmpg.language.models.paths import refuse_missing_folder
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.precision import computes_in_bf16, quiet
 from lmpg.language.models.settings import ModelSettings
@@ -218,11 +219,7 @@ def _refuse_smaller_vocabulary(path: str | None, model: PreTrainedModel, tokeniz
 def _loaded(key: str, what: str, load: Callable, path: str, **arguments) -> Any:
     """`load(path)`, where whatever is wrong with the path becomes a UserError naming `key`."""
     folder = Path(path).expanduser()
-    if not folder.is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise UserError(
-            f"{key} = {path} does not exist, expected a folder with a {what} or a Hub id; "
-            "mend the path"
-        )
+    refuse_missing_folder(key, path, what)
     try:
         with quiet():
             return load(str(folder) if folder.is_dir() else path, **arguments)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from lmpg.language.stages import STAGES
 from lmpg.language.stages.preference import dpo, kto
 from lmpg.language.stages.prepared import Prepared
 from lmpg.language.stages.reward_modelling import reward_model
 from lmpg.language.stages.settings import (
-    STAGES,
     DpoSettings,
     KtoSettings,
     OfflineLearningSettings,
@@ -22,7 +22,6 @@ from lmpg.language.worlds.world import OfflineWorld
 from lmpg.runs.folder import RunFolder
 from lmpg.runs.tracking import Tracker
 from lmpg.runtime.processes import Processes
-from lmpg.settings.raw import RawSettings, merged
 from lmpg.training.offline import Offline, OfflineUpdater
 from lmpg.training.run import begin, refusals_leave_nothing, run
 
@@ -54,15 +53,6 @@ def train_stage(
             print(prepared.line, flush=True)
         loop = _assembled(settings, prepared, folder, processes)
     run(loop, folder, name, {})
-
-
-def suitable_stage_settings(method: str, preset: RawSettings, given: RawSettings) -> RawSettings:
-    """`preset` over what suits the world that the stage `method` learns in with these settings.
-
-    given: the user's own settings, which win over all that.
-    """
-    world = world_asked_for(merged(preset, given))
-    return preset if world is None else merged(world_stage(world, method).preset, preset)
 
 
 def _built(settings: OfflineLearningSettings, processes: Processes) -> OfflineWorld | None:

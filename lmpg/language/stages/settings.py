@@ -90,12 +90,3 @@ class RewardModelSettings(OfflineLearningSettings):
                 "whole. Set model.lora.rank to 0"
             )
         return self
-
-
-STAGES: dict[str, type[OfflineLearningSettings]] = {
-    "sft": SftSettings,
-    "reward_model": RewardModelSettings,
-    "dpo": DpoSettings,
-    "kto": KtoSettings,
-}
-"""The settings of each stage, by its name."""
