@@ -147,9 +147,8 @@ def _json_line(line: str, number: int, where: str) -> Any:
         shown = line.strip() if len(line.strip()) <= 60 else line.strip()[:57] + "..."
         raise UserError(
             f"{where}, line {number}, column {error.colno} doesn't parse as JSON "
-            f"({error.msg}): {shown} "
-            '— expected one object per line, such as {"prompt": "..."}, or a file that is one '
-            "array of objects. Fix or delete that line."
+            f"({error.msg}): {shown} — expected one object per line, such as "
+            '{"prompt": "..."}, or a file that is one array of objects. Fix or delete that line.'
         ) from None
 
 
