@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lmpg.algorithms.shared.groups import Grouped
 from lmpg.algorithms.shared.terms import Regularised
-from lmpg.functional.losses import clipped_surrogate, log_ratio, sequence_log_ratio
+from lmpg.functional.losses import clipped_surrogate, sequence_log_ratio
 from lmpg.types import Evaluation, Minibatch
 
 
@@ -21,7 +21,6 @@ class GSPO(Grouped, Regularised):
 
     def loss_terms(self, new: Evaluation, batch: Minibatch) -> dict[str, Tensor]:
         """`policy`, the same on every step of a response, and the regularisers."""
-        ratio = log_ratio(new.logprobs_BT, batch.old_logprobs_BT)
-        ratio = sequence_log_ratio(ratio, batch.mask_BT)
+        ratio = sequence_log_ratio(new.logprobs_BT - batch.old_logprobs_BT, batch.mask_BT)
         policy_BT = clipped_surrogate(ratio, batch.advantages_BT, self.clip, self.clip_high)
         return {"policy": policy_BT} | self.regularisers(new, batch)

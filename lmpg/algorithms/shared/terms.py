@@ -19,8 +19,9 @@ class Regularised(Section):
 
     per_step: ClassVar[bool] = True
     reduction: Reduction = "token_mean"
-    """token_mean: every step weighs the same; sequence_mean: every response does; fixed_length:
-    the sum over a response's steps divided by sampling.max_new_tokens."""
+    """token_mean: every step weighs the same; sequence_mean: every response does, so steps of long
+    ones weigh less, which is another gradient where lengths differ; fixed_length: the sum over a
+    response's steps divided by sampling.max_new_tokens."""
     entropy_coef: float = Field(0.0, ge=0)
     """Weight of the entropy bonus."""
     kl_coef: float = Field(0.05, ge=0)
