@@ -27,6 +27,28 @@ def sequence_log_ratio(log_ratios_BT: Tensor, mask_BT: Tensor) -> Tensor:
     return mean_B1.expand_as(log_ratios_BT)
 
 
+def geometric_mean_log_ratio(
+    log_ratios_BT: Tensor,
+    advantages_BT: Tensor,
+    mask_BT: Tensor,
+    clip_low: float | None,
+    clip_high: float | None,
+) -> Tensor:
+    """Mean over a row's steps of clipped log-ratios (arXiv 2507.20673, eq. 4), the same on each.
+
+    [B, T]; min(x, clip_high) where A > 0, max(x, −clip_low) elsewhere: e to the result is the
+    geometric mean of the clipped ratios. None for clip_high is the same as clip_low, None for
+    clip_low clips nothing.
+    """
+    if clip_low is not None:
+        gains_BT = advantages_BT > 0
+        upper = clip_low if clip_high is None else clip_high
+        log_ratios_BT = torch.where(
+            gains_BT, log_ratios_BT.clamp(max=upper), log_ratios_BT.clamp(min=-clip_low)
+        )
+    return sequence_log_ratio(log_ratios_BT, mask_BT)
+
+
 def importance_weights(
     log_ratios_BT: Tensor, mask_BT: Tensor, level: RatioLevel, cap: float | None
 ) -> Tensor:
