@@ -8,7 +8,6 @@ from pydantic import Field
 from torch import Tensor
 
 from lmpg.functional.advantages import group_centred, group_standardised, leave_one_out
-from lmpg.functional.masking import Reduction
 from lmpg.settings.section import Section
 from lmpg.types import Credit, Rollout
 
@@ -25,9 +24,6 @@ class Grouped(Section):
     """G: responses per prompt; a group of one has nothing to compare with."""
     advantage: GroupAdvantage = "standardised"
     """(r − mean)/std as in GRPO, r − mean as in Dr. GRPO, or r − mean of the others."""
-    reduction: Reduction = "sequence_mean"
-    """token_mean: every step weighs the same; sequence_mean: every response does; fixed_length:
-    the sum over a response's steps divided by sampling.max_new_tokens."""
     kl_coef: float = Field(0.0, ge=0)
     """β: weight of the KL to the reference; 0 leaves it out."""
     kl_in: Literal["reward", "loss"] = "loss"
