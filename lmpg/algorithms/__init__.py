@@ -22,6 +22,7 @@ ALGORITHMS: ByName[type[Section]] = ByName(
         "gmpo": "lmpg.algorithms.gmpo:GMPO",
         "cispo": "lmpg.algorithms.cispo:CISPO",
         "sapo": "lmpg.algorithms.sapo:SAPO",
+        "raft": "lmpg.algorithms.raft:RAFT",
         "off_policy": "lmpg.algorithms.off_policy:OffPolicy",
         "a2c": "lmpg.algorithms.a2c:A2C",
     }
