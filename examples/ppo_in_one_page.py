@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lmpg.algorithms import PPO
+from lmpg.algorithms.ppo import PPO
 from lmpg.functional.kl import k1
 from lmpg.functional.logprobs import token_logprobs
 from lmpg.functional.masking import loss_weights, masked_mean

@@ -2,48 +2,40 @@
 
 An algorithm's fields are its hyperparameters. Those that learn from rollouts have two methods:
 `assign_credit` turns a rollout into advantages, `loss_terms` a minibatch into per-step losses.
-Those that learn from a fixed data set have `loss_terms` alone, with one loss per pair or answer.
+Those that learn from a fixed data set have `loss_terms` alone: a loss per pair, answer or token.
 """
 
 import re
 
-from lmpg.algorithms.a2c import A2C
-from lmpg.algorithms.cispo import CISPO
-from lmpg.algorithms.fixed_data.bradley_terry import BradleyTerry
-from lmpg.algorithms.fixed_data.dpo import DPO
-from lmpg.algorithms.fixed_data.kto import KTO
-from lmpg.algorithms.grpo import GRPO
-from lmpg.algorithms.gspo import GSPO
-from lmpg.algorithms.off_policy import OffPolicy
-from lmpg.algorithms.ppo import PPO
-from lmpg.algorithms.raft import RAFT
-from lmpg.algorithms.reinforce import REINFORCE
-from lmpg.algorithms.reinforce_plus_plus import ReinforcePlusPlus
-from lmpg.algorithms.remax import ReMax
-from lmpg.algorithms.rloo import RLOO
-from lmpg.algorithms.sapo import SAPO
+from lmpg.settings.by_name import ByName
 from lmpg.settings.section import Section
 
-ALGORITHMS: dict[str, type[Section]] = {
-    "ppo": PPO,
-    "reinforce": REINFORCE,
-    "rloo": RLOO,
-    "remax": ReMax,
-    "reinforce_plus_plus": ReinforcePlusPlus,
-    "grpo": GRPO,
-    "gspo": GSPO,
-    "cispo": CISPO,
-    "sapo": SAPO,
-    "raft": RAFT,
-    "off_policy": OffPolicy,
-    "a2c": A2C,
-}
+ALGORITHMS: ByName[type[Section]] = ByName(
+    {
+        "ppo": "lmpg.algorithms.ppo:PPO",
+        "reinforce": "lmpg.algorithms.reinforce:REINFORCE",
+        "rloo": "lmpg.algorithms.rloo:RLOO",
+        "remax": "lmpg.algorithms.remax:ReMax",
+        "reinforce_plus_plus": "lmpg.algorithms.reinforce_plus_plus:ReinforcePlusPlus",
+        "grpo": "lmpg.algorithms.grpo:GRPO",
+        "gspo": "lmpg.algorithms.gspo:GSPO",
+        "gmpo": "lmpg.algorithms.gmpo:GMPO",
+        "cispo": "lmpg.algorithms.cispo:CISPO",
+        "sapo": "lmpg.algorithms.sapo:SAPO",
+        "raft": "lmpg.algorithms.raft:RAFT",
+        "off_policy": "lmpg.algorithms.off_policy:OffPolicy",
+        "a2c": "lmpg.algorithms.a2c:A2C",
+    }
+)
 
-OFFLINE_ALGORITHMS: dict[str, type[Section]] = {
-    "dpo": DPO,
-    "kto": KTO,
-    "reward_model": BradleyTerry,
-}
+OFFLINE_ALGORITHMS: ByName[type[Section]] = ByName(
+    {
+        "dpo": "lmpg.algorithms.fixed_data.dpo:DPO",
+        "kto": "lmpg.algorithms.fixed_data.kto:KTO",
+        "reward_model": "lmpg.algorithms.fixed_data.bradley_terry:BradleyTerry",
+        "sft": "lmpg.algorithms.fixed_data.maximum_likelihood:MaximumLikelihood",
+    }
+)
 
 
 def algorithm_name(algorithm: type) -> str:

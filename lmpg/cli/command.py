@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from lmpg.algorithms import ALGORITHMS
 from lmpg.cli.flags import taken
 from lmpg.cli.main import main, methods, train_by_name
-from lmpg.language.stages.settings import STAGES
+from lmpg.language.stages import STAGES
 from lmpg.settings.raw import preset_names, read_yaml
 from lmpg.settings.section import UserError
 

@@ -9,31 +9,43 @@ from typing import Any
 
 from lmpg.algorithms import ALGORITHMS
 from lmpg.cli import flags
+from lmpg.language.missing import refuse_missing_paths
 from lmpg.language.settings import LanguageSettings
-from lmpg.language.stages.settings import STAGES
-from lmpg.runs import folder as run_folder
+from lmpg.language.stages import STAGES
+from lmpg.language.suitable import suitable_settings, suitable_stage_settings
+from lmpg.runs.console import lasting_console, printable
+from lmpg.runs.lock import opened
 from lmpg.settings.raw import RawSettings, named_preset
 from lmpg.settings.section import Section, UserError
 
 
 def main(function: Callable[[], object]) -> None:
-    """Run a script's function: bad input ends with a message and exit code 2, Ctrl-C with 130."""
-    code = 0
-    try:
-        function()
-    except UserError as error:
-        print(f"error: {error}".replace("\n", "\n       "), file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print(f"\ninterrupted{_how_to_go_on()}", file=sys.stderr)
-        code = 130
-    _close_process_group()
+    """Run a script's function: bad input ends with a message and exit code 2, Ctrl-C with
+    130, SIGTERM with 143, SIGHUP with 129. A console that goes away ends nothing."""
+    with lasting_console():
+        code = _code_of(function)
+        _close_process_group()
     if code:
         sys.exit(code)
 
 
+def _code_of(function: Callable[[], object]) -> int:
+    try:
+        function()
+    except UserError as error:
+        print(printable(f"error: {error}").replace("\n", "\n       "), file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, SystemExit) as end:
+        code = 130 if isinstance(end, KeyboardInterrupt) else end.code
+        if not isinstance(code, int) or code < 128:  # such as --help
+            raise
+        print(f"\ninterrupted{_how_to_go_on()}", file=sys.stderr)
+        return code
+    return 0
+
+
 def _how_to_go_on() -> str:
-    folders = run_folder.opened()
+    folders = opened()
     if not folders:
         return ""
     return f"; go on with the same command and --run.output-dir {folders[-1]} --run.resume"
@@ -41,6 +53,8 @@ def _how_to_go_on() -> str:
 
 def _close_process_group() -> None:
     """Leave torch.distributed in order, where a launcher started several processes."""
+    if "torch" not in sys.modules:
+        return  # nothing began: --help, or a refusal
     import torch.distributed as distributed
 
     if distributed.is_available() and distributed.is_initialized():
@@ -59,7 +73,8 @@ def train_by_name(name: str, argv: Sequence[str] | None = None) -> None:
 
 def run_with(settings: Section, name: str) -> None:
     """The run that language settings describe, called `name`."""
-    # imported here as they bring transformers along, for which `lmpg --help` need not wait
+    refuse_missing_paths(settings)
+    # imported here as they bring transformers along, for which a refusal need not wait
     from lmpg.language.program import train_language
     from lmpg.language.stages.program import train_stage
 
@@ -85,9 +100,6 @@ def settings_class(method: str) -> type[Section]:
 def preset_below(name: str, given: RawSettings) -> RawSettings:
     """The settings that those `given` override: the preset `name` over what suits the run's
     world."""
-    from lmpg.language.program import suitable_settings
-    from lmpg.language.stages.program import suitable_stage_settings
-
     method, preset = named_preset(name, methods())
     if method in ALGORITHMS:
         return suitable_settings(ALGORITHMS[method], preset, given)

@@ -16,14 +16,15 @@ def gae(
     ended_BT: Tensor,
     mask_BT: Tensor,
     gamma: float,
-    lam: float,
+    lam: float | Tensor,
 ) -> Tensor:
     """Generalised advantage estimation (arXiv 1506.02438, eq. 16), [B, T].
 
     δ_t = r_t + γ V(s_{t+1})(1 − terminated_t) − V(s_t) and A_t = δ_t + γλ(1 − ended_t) A_{t+1},
     where t + 1 is the next step in `mask_BT`: the sum passes over the steps that are not in it
     (their advantage is 0). `next_values_BT` is V after the step, of the true last observation
-    where an episode was truncated. With V = 0 and λ = 1 this is the reward-to-go.
+    where an episode was truncated. With V = 0 and λ = 1 this is the reward-to-go. λ may differ
+    between rows, [B, 1].
     """
     bootstrap_BT = torch.where(terminated_BT, 0.0, next_values_BT)
     deltas_BT = rewards_BT + gamma * bootstrap_BT - values_BT
@@ -32,6 +33,14 @@ def gae(
         deltas_BT.masked_fill(~mask_BT, 0.0), decay_BT.masked_fill(~mask_BT, 1.0)
     )
     return sums_BT.masked_fill(~mask_BT, 0.0)
+
+
+def length_adaptive_lambda(lengths: Tensor, alpha: float) -> Tensor:
+    """λ = 1 − 1/(αl) for rows of l steps, at least 0 (arXiv 2504.05118, section 3.2).
+
+    The weights λ^k of a long row reach αl steps on average, a share of it instead of a number.
+    """
+    return (1 - 1 / (alpha * lengths.clamp(min=1))).clamp(min=0)
 
 
 def decayed_sums(x_BT: Tensor, decay_BT: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from lmpg.algorithms.rloo import RLOO
 from tests.support.bandit import OPTIMUM, REFERENCE, REWARDS, trained_probabilities
 from tests.support.planted import catches
 
-GROUPED = ("grpo", "gspo", "cispo", "sapo")
+GROUPED = ("grpo", "gspo", "gmpo", "cispo", "sapo")
 IN_LOSS = {"kl_coef": 1.0, "kl_in": "loss"}
 AT_THE_OPTIMUM = [
     *(REINFORCE(kl_coef=1.0, baseline=b) for b in ("none", "batch_mean", "ema", "value")),
@@ -124,6 +124,19 @@ def test_grpo_arrives_where_the_batchs_spread_and_the_mean_of_scores_lead():
 def test_reinforce_plus_plus_with_groups_arrives_where_the_batchs_spread_leads():
     algorithm = ReinforcePlusPlus(**IN_LOSS, kl_estimator="k2", group_size=4, baseline="group_mean")
     assert_own_fixed_point(algorithm, enumerated_fixed_point(centred, 4, whole_batch=True))
+
+
+def test_plain_k3_arrives_where_the_forward_kl_balances_the_reward():
+    """max Σ π r − β KL(π_ref ‖ π): r_i + β π_ref,i/π_i is one number μ for all arms."""
+    low, high = 2.0, 10.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        too_much = (REFERENCE / (middle - REWARDS)).sum() > 1
+        low, high = (middle, high) if too_much else (low, middle)
+    expected = REFERENCE / (high - REWARDS)
+    assert (expected - OPTIMUM).abs().max() > 0.03
+    found = trained_probabilities(REINFORCE(**IN_LOSS, kl_estimator="plain_k3"))
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
 
 
 def test_every_algorithm_with_a_kl_term_is_here():

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 from lmpg.algorithms.grpo import GRPO
-from lmpg.language.program import suitable_settings, train_language
+from lmpg.language.program import train_language
 from lmpg.language.sampling.settings import SamplingSettings
 from lmpg.language.settings import LanguageSettings
-from lmpg.language.stages.program import suitable_stage_settings
+from lmpg.language.suitable import suitable_settings, suitable_stage_settings
 from lmpg.language.worlds.world import World
 from lmpg.runs.settings import LanguageEvaluationSettings, RunSettings
 from lmpg.training.settings import UpdateSettings

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lmpg.algorithms import ALGORITHMS
 from lmpg.language.rollouts.collect import LanguageSource
-from lmpg.language.stages.settings import STAGES
+from lmpg.language.stages import STAGES
 from lmpg.settings.raw import named_preset
 from lmpg.training.source import Collected
 from lmpg.training.update import Updater
@@ -36,6 +36,9 @@ OPTIONS = {
     "algorithm.dual-clip": 1.5,
     "algorithm.kl-in": "loss",
     "algorithm.reduction": "fixed_length",
+    "algorithm.lam-critic": 1.0,
+    "algorithm.lam-alpha": 0.5,
+    "algorithm.whiten-minibatches": True,
     "algorithm.entropy-coef": 0.01,
     "update.target-kl": 0.005,
     "update.anneal": "clip",
@@ -55,6 +58,7 @@ KINDS = {
     "dr_grpo": ("dr_grpo", GROUPS),
     "dapo": ("dapo", GROUPS | {"sampling.max-refills": 2, "rewards.overlong-tokens": 4}),
     "gspo": ("gspo", GROUPS | TIGHT),
+    "gmpo": ("gmpo", GROUPS | {"algorithm.dual-clip": 3.0, "rewards.truncated": "mask_loss"}),
     "cispo": ("cispo", GROUPS),
     "sapo": ("sapo", GROUPS),
     "gdpo": ("gdpo", GROUPS),

@@ -15,7 +15,6 @@ from lmpg.functional.advantages import (
     length_weighted,
     relative_to_mean,
 )
-from lmpg.functional.masking import Reduction
 from lmpg.settings.section import RunStopped, Section
 from lmpg.types import Credit, Rollout
 
@@ -41,9 +40,6 @@ class Grouped(Section):
     """(r − mean)/std as in GRPO, r − mean as in Dr. GRPO, or r − mean of the others; centred, then
     over the whole batch's std as in GDPO; r − mean weighted by length as in OPO; or relative,
     (r − mean)/mean as in MaxRL, of scores that are 0 or more."""
-    reduction: Reduction = "sequence_mean"
-    """token_mean: every step weighs the same; sequence_mean: every response does; fixed_length:
-    the sum over a response's steps divided by sampling.max_new_tokens."""
     kl_coef: float = Field(0.0, ge=0)
     """β: weight of the KL to the reference; 0 leaves it out."""
     kl_in: Literal["reward", "loss"] = "loss"

@@ -6,23 +6,23 @@ import json
 import random
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lmpg.language.data.prompts import EvalMetric, Prompt
 from lmpg.language.data.rows import Row
-from lmpg.language.models.loading import load_policy, load_tokenizer
-from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.settings import ModelSettings
-from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.worlds.cache import cached, read_facts
-from lmpg.language.worlds.making import blank_model, warm_start
 from lmpg.language.worlds.tasks import sums as task
-from lmpg.language.worlds.tokenizers import character_tokenizer
 from lmpg.language.worlds.world import OfflineWorld, World, WorldStage
 from lmpg.runtime.seeding import generator
 from lmpg.training.settings import OfflineSettings
+
+if TYPE_CHECKING:
+    from lmpg.language.models.policy import CausalLMPolicy
+
+# What brings transformers along is imported where it is used: the settings need not wait for it.
 
 VERSION = 2
 """Of the code that makes the world: a new number makes everything in the cache again."""
@@ -88,6 +88,9 @@ def accuracy(prompts: list[Prompt], completions: list[str]) -> dict[str, float]:
 
 
 def _blank() -> Path:
+    from lmpg.language.worlds.making import blank_model
+    from lmpg.language.worlds.tokenizers import character_tokenizer
+
     def make(folder: Path) -> None:
         blank_model(folder, character_tokenizer(task.CHARACTERS), SHAPE, SEED)
 
@@ -95,6 +98,8 @@ def _blank() -> Path:
 
 
 def _started() -> Path:
+    from lmpg.language.worlds.making import warm_start
+
     blank = _blank()
 
     def make(folder: Path) -> None:
@@ -138,6 +143,8 @@ def _answers(
     policy: CausalLMPolicy, tokenizer: Any, rows: list[Row], uniforms_BT: torch.Tensor
 ) -> list[str]:
     """Sampled answers to every problem; `uniforms_BT` says how many for each."""
+    from lmpg.language.sampling.sampler import Sampler
+
     each = len(uniforms_BT) // len(rows)
     texts: list[str] = []
     for start in range(0, len(rows), TOGETHER):
@@ -211,6 +218,8 @@ def _sampled_labelled() -> Path:
 
 def sampled_answers(model: Path, rows: list[Row], each: int, key: str) -> list[str]:
     """`each` sampled answers to every problem, in their order."""
+    from lmpg.language.models.loading import load_policy, load_tokenizer
+
     tokenizer = load_tokenizer(str(model))
     policy = load_policy(ModelSettings(path=str(model)), tokenizer, critic=False, temperature=1.0)
     uniforms = torch.rand((len(rows) * each, NEW_TOKENS), generator=generator(SEED, key))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lmpg.language.worlds import addition, reviews
-from lmpg.language.worlds.world import WorldModule, WorldStage
+from lmpg.settings.by_name import ByName
 from lmpg.settings.section import UserError
+
+if TYPE_CHECKING:
+    from lmpg.language.worlds.world import WorldModule, WorldStage
 
 DEFAULT = "reviews"
 PREFIX = "world:"
-WORLDS: dict[str, WorldModule] = {"reviews": reviews, "addition": addition}
+WORLDS: ByName[WorldModule] = ByName(
+    {"reviews": "lmpg.language.worlds.reviews", "addition": "lmpg.language.worlds.addition"}
+)
 
 
 def chosen_world(given: Mapping[str, Any]) -> str:

@@ -15,11 +15,11 @@ from typing import Any
 from lmpg.language.data.prompts import EvalMetric, Prompt
 from lmpg.language.data.rows import Row
 from lmpg.language.worlds.cache import cached, read_facts
-from lmpg.language.worlds.making import blank_model, trained_reward_model, warm_start
 from lmpg.language.worlds.tasks import review_texts as task
-from lmpg.language.worlds.tokenizers import byte_pair_tokenizer
 from lmpg.language.worlds.world import OfflineWorld, World, WorldStage
 from lmpg.training.settings import OfflineSettings
+
+# What brings transformers along is imported where it is used: the settings need not wait for it.
 
 VERSION = 1
 """Of the code that makes the world: a new number makes everything in the cache again."""
@@ -103,6 +103,9 @@ def _evaluation() -> tuple[list[Row], EvalMetric]:
 
 
 def _blank() -> Path:
+    from lmpg.language.worlds.making import blank_model
+    from lmpg.language.worlds.tokenizers import byte_pair_tokenizer
+
     def make(folder: Path) -> None:
         train, _ = _texts()
         texts = [row["prompt"] + row["completion"] for row in train]
@@ -113,6 +116,8 @@ def _blank() -> Path:
 
 
 def _started() -> Path:
+    from lmpg.language.worlds.making import warm_start
+
     blank = _blank()
 
     def make(folder: Path) -> None:
@@ -123,6 +128,8 @@ def _started() -> Path:
 
 
 def _reward_model() -> Path:
+    from lmpg.language.worlds.making import trained_reward_model
+
     start = _started()
 
     def make(folder: Path) -> None:

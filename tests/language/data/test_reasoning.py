@@ -9,9 +9,9 @@ import pytest
 from lmpg.language.data.prompts import load_prompts
 from lmpg.language.data.rows import read_rows
 from lmpg.language.data.settings import DataSettings
-from lmpg.language.program import own_reward
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rewards.settings import RewardSettings
+from lmpg.language.suitable import own_reward
 from lmpg.settings.section import UserError
 from tests.support.planted import catches
 from tests.support.tiny_tokenizers import character_tokenizer

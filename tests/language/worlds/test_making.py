@@ -9,7 +9,7 @@ import pytest
 
 from lmpg.cli.command import run
 from lmpg.cli.main import settings_of
-from lmpg.language.stages.settings import STAGES
+from lmpg.language.stages import STAGES
 from lmpg.language.worlds import addition, reviews
 from lmpg.language.worlds.registry import WORLDS, world_asked_for
 from lmpg.language.worlds.tasks import sums as task

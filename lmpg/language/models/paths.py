@@ -1,0 +1,26 @@
+"""Where models lie: a folder, or an id on the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lmpg.settings.section import UserError
+
+
+def refuse_missing_folder(key: str, path: str, what: str) -> None:
+    """UserError where `path`, the setting `key`, is no folder and can be no Hub id either.
+
+    what: is to lie there, for the message.
+    """
+    if Path(path).expanduser().is_dir():
+        return
+    if Path(path).expanduser().is_file():
+        raise UserError(
+            f"{key} = {path} is a file, expected a folder with a {what}, as save_pretrained writes "
+            "it, or a Hub id; name the folder"
+        )
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise UserError(
+            f"{key} = {path} does not exist, expected a folder with a {what} or a Hub id; "
+            "mend the path"
+        )
