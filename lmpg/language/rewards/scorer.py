@@ -66,7 +66,7 @@ class Scorer:
 
     columns: names of the data's columns where they are known, so that a function that needs
     another one is refused now. decode: (ids before, ids) → text of the ids; needed to find the
-    tokens of steps.
+    tokens of steps. optional: without any reward every response scores 0.
     """
 
     def __init__(
@@ -77,8 +77,9 @@ class Scorer:
         device: str = "cpu",
         trust_remote_code: bool = False,
         decode: Decode | None = None,
+        optional: bool = False,
     ):
-        if not settings.functions and not settings.models:
+        if not settings.functions and not settings.models and not optional:
             raise UserError(
                 "no reward is given: use --rewards.functions FILE.py:NAME, "
                 "--rewards.models PATH, or both."
@@ -239,8 +240,9 @@ class PendingScores:
                 messages.append(f"{name}: {times} of {count} without a score: {text}")
         totals: list[float | None] = []
         too_large = 0
-        for scores, token_rewards in zip(zip(*by_reward.values()), steps):
-            total = None if None in scores else sum(map(mul, weights, scores))
+        rows = zip(*by_reward.values()) if by_reward else [()] * count
+        for scores, token_rewards in zip(rows, steps):
+            total = None if None in scores else sum(map(mul, weights, scores), 0.0)
             if total is not None and not _fits(total, token_rewards):
                 total, too_large = None, too_large + 1
             totals.append(total)
