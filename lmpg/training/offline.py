@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lmpg.runtime.machine import Stopwatch
 from lmpg.runtime.processes import Processes
-from lmpg.settings.section import RunStopped
+from lmpg.settings.section import Diverged
 from lmpg.training.loop import Loop, Progress
 from lmpg.training.optimizer import adamw, learning_rate, take_step
 from lmpg.training.settings import OfflineSettings
@@ -173,9 +173,10 @@ class Offline(Loop):
         with watch("time/update"):
             metrics = self.updater.update(iteration)
         if not math.isfinite(metrics["grad_norm"]):
-            raise RunStopped(
+            raise Diverged(
                 f"step {iteration}: the gradient was inf or NaN, so nothing could be learned from "
-                "this minibatch. Lower update.learning_rate, or use model.precision fp32"
+                "this minibatch. Lower update.learning_rate or update.max_grad_norm, or use "
+                "model.precision fp32"
             )
         num_tokens = sum(map(self.source.num_tokens, self.updater.minibatch(iteration)))
         self.progress.num_tokens_or_steps += num_tokens
