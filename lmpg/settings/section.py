@@ -23,3 +23,8 @@ class UserError(ValueError):
 
 class RunStopped(UserError):
     """The run can't go on, but nothing before this iteration is lost: it was saved."""
+
+
+class Diverged(RunStopped):
+    """Nothing can be learned any more: the weights are ruined, as far as anyone can tell, and not
+    worth saving."""

@@ -59,14 +59,15 @@ def rows_of_file(path: Path, key: str) -> list[Row]:
     return _load(str(path), key, _TABLES[ending], data_files=glob.escape(str(path)), split="train")
 
 
-def _is_data(path: Path) -> bool:
+def is_data_file(path: Path) -> bool:
+    """Whether its ending is that of a format which can be read."""
     return ending_of(path) in TEXTS or path.suffix.lower() in _TABLES
 
 
 def _read_folder(path: Path, split: str, key: str) -> list[Row]:
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
         return _load_from_disk(path, split, key)
-    known = [file for file in sorted(path.rglob("*")) if _is_data(file) and not file.is_dir()]
+    known = [file for file in sorted(path.rglob("*")) if is_data_file(file) and not file.is_dir()]
     if not known:
         raise UserError(f"{key}: the folder {path} holds no data files; expected {FORMATS}.")
     for file in known:
@@ -116,7 +117,7 @@ def refuse_missing_file(source: str, key: str) -> None:
     path = Path(source).expanduser()
     if source.startswith(PREFIX) or _require_readable(path, key):
         return
-    if not (_is_data(path) or source.startswith((".", "/", "~")) or source.count("/") > 1):
+    if not (is_data_file(path) or source.startswith((".", "/", "~")) or source.count("/") > 1):
         return
     folder = path.parent
     if not folder.is_dir():
