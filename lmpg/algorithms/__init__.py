@@ -19,8 +19,10 @@ ALGORITHMS: ByName[type[Section]] = ByName(
         "reinforce_plus_plus": "lmpg.algorithms.reinforce_plus_plus:ReinforcePlusPlus",
         "grpo": "lmpg.algorithms.grpo:GRPO",
         "gspo": "lmpg.algorithms.gspo:GSPO",
+        "gmpo": "lmpg.algorithms.gmpo:GMPO",
         "cispo": "lmpg.algorithms.cispo:CISPO",
         "sapo": "lmpg.algorithms.sapo:SAPO",
+        "raft": "lmpg.algorithms.raft:RAFT",
         "off_policy": "lmpg.algorithms.off_policy:OffPolicy",
         "a2c": "lmpg.algorithms.a2c:A2C",
     }

@@ -53,9 +53,11 @@ def train_language(settings: LanguageSettings, name: str, world: World | None = 
         return
     with nothing_left_before_the_first_step(folder, processes):
         prepared = prepare(settings, folder, processes, world)
-        kept = folder.path / "rewards" if processes.is_main else None
-        with prepared.scorer.keeping_sources(kept):
-            run(prepared.online, folder, name, prepared.facts, prepared.inputs)
+        scorer, kept = prepared.scorer, folder.path / "reward_sources"
+        mine = kept if processes.is_main else None
+        with scorer.keeping_sources(mine):
+            keep = partial(scorer.save_sources, mine)
+            run(prepared.online, folder, name, prepared.facts, prepared.inputs, keep)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 FINISHED = "finished"
 CONFIG, SUMMARY, REPORT = "config.yaml", "summary.json", "report.html"
 NESTED = ("before", "after", "best", "seconds", "versions")
-FOLDERS = ("checkpoints", "rewards")
+FOLDERS = ("checkpoints", "reward_sources")
 BEFORE_THE_FIRST_STEP = {CONFIG, INPUTS, LOCK, OWNER, *FOLDERS, *FILES}
 WRITTEN_WHOLE = (CONFIG, INPUTS, SUMMARY, REPORT, "final", "best")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -58,12 +58,18 @@ def nothing_left_before_the_first_step(folder: RunFolder, processes: Processes) 
 
 
 def run(
-    loop: Loop, folder: RunFolder, name: str, facts: dict[str, Any], inputs: Inputs | None = None
+    loop: Loop,
+    folder: RunFolder,
+    name: str,
+    facts: dict[str, Any],
+    inputs: Inputs | None = None,
+    on_start: Callable[[], None] = lambda: None,
 ) -> None:
     """Trains until the end or an interruption, and leaves everything in the run's folder.
 
-    facts: go into the summary as they are. inputs: what a resumed run must find unchanged. After an
-    interruption, which is raised, the same command with --run.resume goes on.
+    facts: go into the summary as they are. inputs: what a resumed run must find unchanged.
+    on_start: called once nothing is left to be refused.
+    After an interruption, which is raised, the same command with --run.resume goes on.
     """
     started = time.perf_counter()
     if loop.processes.is_main:
@@ -71,6 +77,7 @@ def run(
     with lasting_console(), closing(loop.tracker):
         for line in loop.processes.on_main(lambda: folder.start(inputs or {})):
             loop.tracker.say(line)
+        on_start()
         for line in thread_lines(loop.processes):
             loop.tracker.say(line)
         resume(loop, folder)
