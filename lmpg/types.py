@@ -135,11 +135,13 @@ class Credit:
 
     rewards_BT: the rewards it used, with any KL penalty inside.
     returns_BT: the critic's targets, from unwhitened advantages; None without a critic.
+    learned_B: rows that the update learns from (bool); None: all. The others are left out of it.
     """
 
     advantages_BT: Tensor
     rewards_BT: Tensor
     returns_BT: Tensor | None = None
+    learned_B: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -156,12 +158,15 @@ class Minibatch(_Rows):
 
     @classmethod
     def of(cls, rollout: Rollout, credit: Credit) -> Minibatch:
-        """All rows of `rollout` as one minibatch; those not to learn from are masked out.
+        """The rows of `rollout` to learn from as one minibatch; those not to learn from are masked
+        out.
 
         Their credit becomes 0 too: NaN times a zero weight would still be a NaN gradient.
         """
-        mask_BT, returns_BT = rollout.learned_BT, credit.returns_BT
-        return cls(
+        mask_BT, returns_BT, learned_B = rollout.learned_BT, credit.returns_BT, credit.learned_B
+        if learned_B is not None:
+            mask_BT = mask_BT & learned_B[:, None]
+        whole = cls(
             inputs=rollout.inputs,
             mask_BT=mask_BT,
             old_logprobs_BT=rollout.logprobs_BT,
@@ -170,6 +175,9 @@ class Minibatch(_Rows):
             old_values_BT=rollout.values_BT,
             ref_logprobs_BT=rollout.ref_logprobs_BT,
         )
+        if learned_B is None or not learned_B.any():  # without any row nothing could be divided
+            return whole
+        return whole.rows(learned_B.nonzero()[:, 0])
 
     def whitened(self) -> Minibatch:
         """The same rows with advantages standardised over their steps."""

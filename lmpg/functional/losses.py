@@ -74,6 +74,12 @@ def policy_gradient(logprobs: Tensor, advantages: Tensor) -> Tensor:
     return -advantages * logprobs
 
 
+def probability_weighted_nll(logprobs: Tensor) -> Tensor:
+    """−sg(π) log π: a likely token weighs more, and the gradient is that of −π (DFT, arXiv
+    2508.05629)."""
+    return -logprobs.exp().detach() * logprobs
+
+
 def clipped_surrogate(
     log_ratios: Tensor, advantages: Tensor, clip_low: float | None, clip_high: float | None
 ) -> Tensor:

@@ -105,10 +105,17 @@ class LanguageSettings(Section, Generic[A]):
         return self
 
     @model_validator(mode="after")
-    def _refuse_refills_without_groups(self) -> LanguageSettings:
-        refills = self.sampling.max_refills
-        if refills and getattr(self.algorithm, "group_size", 1) == 1:
-            name = algorithm_name(type(self.algorithm))
+    def _refuse_what_groups_of_one_cannot_do(self) -> LanguageSettings:
+        refills, name = self.sampling.max_refills, algorithm_name(type(self.algorithm))
+        if getattr(self.algorithm, "group_size", 1) > 1:
+            return self
+        if self.rewards.combine == "standardised":
+            raise ValueError(
+                f"rewards.combine = standardised with algorithm.name = {name}, whose groups have "
+                "one response each: none has a spread. Set rewards.combine to sum, or take an "
+                "algorithm with groups, as grpo"
+            )
+        if refills:
             raise ValueError(
                 f"sampling.max_refills = {refills} with algorithm.name = {name}, whose groups have "
                 "one response each: none has a spread. Set sampling.max_refills to 0, or take an "

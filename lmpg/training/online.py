@@ -12,7 +12,7 @@ import torch
 from lmpg.functional.advantages import explained_variance
 from lmpg.functional.masking import masked_mean
 from lmpg.runtime.machine import Stopwatch
-from lmpg.settings.section import RunStopped
+from lmpg.settings.section import Diverged
 from lmpg.training.annealing import annealed, with_fields
 from lmpg.training.kl_controller import adapted
 from lmpg.training.loop import Loop, Progress
@@ -75,10 +75,10 @@ class Online(Loop):
             updated = self.updater.update(algorithm, rollout, credit, iteration)
         metrics = {**collected.metrics, **credit_metrics(rollout, credit), **updated}
         if not math.isfinite(metrics["grad_norm"]):
-            raise RunStopped(
+            raise Diverged(
                 f"step {iteration}: every gradient was inf or NaN, so nothing could be learned "
-                f"from this rollout. Lower update.learning_rate, {self.source.advice}; then "
-                "resume from the last checkpoint"
+                "from this rollout. Lower update.learning_rate or update.max_grad_norm, "
+                f"{self.source.advice}"
             )
         self._warn_if_all_are_alike(rollout, metrics)
         self._advance(rollout, metrics)

@@ -21,6 +21,9 @@ class RewardSettings(Section):
     """Hub ids or folders of sequence-classification models with one label."""
     weights: tuple[float, ...] = ()
     """One per function, then one per model; empty means 1 for each."""
+    combine: Literal["sum", "standardised"] = "sum"
+    """standardised: each reward less its group's mean, divided by its group's std, then weighted
+    and summed (GDPO), so that each has its say, however small its numbers are beside another's."""
     timeout: float = Field(60.0, gt=0)
     """Seconds one call of a function may take before its worker process is killed."""
     workers: int = Field(1, ge=1)
@@ -54,6 +57,15 @@ class RewardSettings(Section):
             raise ValueError(
                 f"rewards.weights has {len(self.weights)} numbers, expected {expected}: "
                 "one per entry of rewards.functions, then one per entry of rewards.models"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_to_normalise_twice(self) -> RewardSettings:
+        if self.combine == "standardised" and self.normalise != "none":
+            raise ValueError(
+                f"rewards.normalise = {self.normalise} with rewards.combine = standardised, which "
+                "has each reward's mean and spread out already. Set one of them back"
             )
         return self
 
