@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from operator import mul
 from pathlib import Path
@@ -89,6 +88,7 @@ class Scorer:
         self._decode = decode
         self._rewards: dict[str, Reward] = {}
         self._said: defaultdict[str, set[str]] = defaultdict(set)
+        self._kept: Path | None = None
         try:
             self._add_functions(settings, columns)
             if settings.models:
@@ -140,23 +140,13 @@ class Scorer:
         """`submit`, and the scores as soon as they are there."""
         return self.submit(prompts, completions, completion_ids, columns).result()
 
-    @contextmanager
-    def keeping_sources(self, folder: Path | None) -> Iterator[None]:
-        """Saves at the end what the functions were made of and ends the workers."""
-        with self:
-            try:
-                yield
-            finally:
-                if folder and folder.is_dir():  # no run has begun without it
-                    self.save_sources(folder)
-
-    def save_sources(self, folder: Path | None) -> None:
-        """Writes the local modules that functions have imported, each as MODULE.py, once.
+    def keep_sources(self, folder: Path) -> None:
+        """Writes to `folder` the local modules that functions have imported, each as MODULE.py;
+        those that they import later when the scorer is closed.
 
         What `folder` holds stays: another text of the same module gets a number.
         """
-        if folder is None:
-            return
+        self._kept = folder
         for reward in self._rewards.values():
             for path, (module, text) in getattr(reward, "sources", {}).items():
                 package = ["__init__"] if Path(path).name == "__init__.py" else []
@@ -165,6 +155,8 @@ class Scorer:
 
     def close(self) -> None:
         """Ends the workers; also done when the program ends."""
+        if self._kept is not None:
+            self.keep_sources(self._kept)
         for reward in self._rewards.values():
             reward.close()
 
