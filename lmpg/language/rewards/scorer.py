@@ -65,8 +65,8 @@ class Scorer:
     """The rewards of `settings`; imports every function and loads every model at once.
 
     columns: names of the data's columns where they are known, so that a function that needs
-    another one is refused now. decode: (ids before, ids) → text of the ids; needed to find the
-    tokens of steps. special_tokens: as in the settings section `data`.
+    another one is refused now. decode: (ids before, ids) → text of the ids, to find the tokens of
+    steps. special_tokens: as in the settings section `data`.
     """
 
     def __init__(
@@ -80,10 +80,8 @@ class Scorer:
         special_tokens: str = "tokens",
     ):
         if not settings.functions and not settings.models:
-            raise UserError(
-                "no reward is given: use --rewards.functions FILE.py:NAME, "
-                "--rewards.models PATH, or both."
-            )
+            said = "use --rewards.functions FILE.py:NAME, --rewards.models PATH, or both."
+            raise UserError(f"no reward is given: {said}")
         self._settings = settings
         self._decode = decode
         self._rewards: dict[str, Reward] = {}
@@ -121,8 +119,7 @@ class Scorer:
     ) -> PendingScores:
         """Starts scoring B responses: functions in the background, models when the result is asked.
 
-        Every argument has (or holds lists with) one entry per response. prompts: as the user
-        wrote them.
+        Every argument has (or holds lists with) one entry per response. prompts: as written.
         """
         request = RewardRequest(prompts, completions, completion_ids, columns)
         if self._settings.process != "none":
