@@ -32,9 +32,8 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         found = attacked(Path(place), asked.kills, asked.seed, asked.kinds)
-    print(
-        "\n| run | kill −9 | amid the run | runs resumed | bit-equal | faults |\n|---|---|---|---|---|---|"
-    )
+    print("\n| run | kill −9 | amid the run | runs resumed | bit-equal | faults |")
+    print("|---|---|---|---|---|---|")
     for kind, counts in found.items():
         faults = "; ".join(f"{n} × {what}" for what, n in counts.items() if what not in COLUMNS)
         print(f"| {kind} | {' | '.join(str(counts[c]) for c in COLUMNS)} | {faults or 'none'} |")
@@ -46,7 +45,7 @@ COLUMNS = ("kills", "mid-run", "runs", "equal")
 def attacked(
     place: Path, kills: int, seed: int = 0, only: list[str] | None = None
 ) -> dict[str, Counter[str]]:
-    """Kind → how many kills, how many hit a living run, runs resumed, how many ended equal, faults."""
+    """Kind → how many kills, how many hit a living run, runs resumed, those equal, faults."""
     found: dict[str, Counter[str]] = {}
     chosen = {
         kind: work for kind, work in kinds(place / "parts").items() if kind in (only or [kind])
