@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lmpg.language.data.tokenizing import read_special_tokens
 from lmpg.language.rewards.functions import FunctionReward
+from lmpg.language.rewards.local_sources import save
 from lmpg.language.rewards.process_rewards import Decode, pieces, step_ends
 from lmpg.language.rewards.request import Reward, RewardReply, RewardRequest
 from lmpg.language.rewards.settings import RewardSettings
@@ -145,10 +146,7 @@ class Scorer:
         """
         self._kept = folder
         for reward in self._rewards.values():
-            for path, (module, text) in getattr(reward, "sources", {}).items():
-                package = ["__init__"] if Path(path).name == "__init__.py" else []
-                parts = [*module.split("."), *package]
-                _save(folder.joinpath(*parts[:-1]), parts[-1], text.encode("latin-1"))
+            save(getattr(reward, "sources", {}), folder)
 
     def close(self) -> None:
         """Ends the workers; also done when the program ends."""
@@ -241,18 +239,6 @@ class PendingScores:
             messages.append(f"{too_large} of {count} without a score: {said}")
         placed = [sorted(x.items()) if t is not None else [] for x, t in zip(steps, totals)]
         return Scores(totals, by_reward, totals.count(None), messages, placed)
-
-
-def _save(folder: Path, name: str, source: bytes) -> None:
-    path, number = folder / f"{name}.py", 2
-    while path.exists():
-        if path.read_bytes() == source:
-            return
-        path, number = folder / f"{name}_{number}.py", number + 1
-    folder.mkdir(parents=True, exist_ok=True)
-    whole = folder / f"{name}.py.partial"  # a run that is killed now writes it again
-    whole.write_bytes(source)
-    whole.replace(path)
 
 
 def _fits(total: float, token_rewards: TokenRewards) -> bool:
