@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,8 @@ from torch.autograd.function import once_differentiable
 
 _AT_ONCE = 2**23
 """Elements of a temporary product."""
+_NEVER = -1e20
+"""A logit whose probability is exactly 0, and 0 times which is 0 still."""
 
 
 @dataclass(frozen=True)
@@ -18,12 +20,13 @@ class LogitShape:
     """What happens to `hidden @ weight.T + bias` before the softmax.
 
     logits = softcap · tanh(scale · x / softcap) / temperature; without a softcap scale · x /
-    temperature.
+    temperature. absent: ids that are no choice (int64), whose probability is 0.
     """
 
     temperature: float = 1.0
     scale: float = 1.0
     softcap: float | None = None
+    absent: Tensor | None = field(default=None, compare=False)
 
     @property
     def factor(self) -> float:
@@ -34,14 +37,20 @@ class LogitShape:
         """Logits in at least float32 from the head's raw output."""
         raw = raw.float() if raw.dtype in (torch.float16, torch.bfloat16) else raw
         if self.softcap is None:
-            return raw if self.factor == 1 else raw * self.factor
-        return torch.tanh(raw * (self.scale / self.softcap)) * (self.softcap / self.temperature)
+            return self.possible(raw if self.factor == 1 else raw * self.factor)
+        bent = torch.tanh(raw * (self.scale / self.softcap))
+        return self.possible(bent * (self.softcap / self.temperature))
+
+    def possible(self, logits: Tensor) -> Tensor:
+        """`logits` [N, V] in which absent ids have probability 0; overwrites them."""
+        return logits if self.absent is None else logits.index_fill_(1, self.absent, _NEVER)
 
     def slope(self, logits: Tensor) -> Tensor | float:
         """d logits / d raw, as a function of the logits."""
         if self.softcap is None:
             return self.factor
         bent = 1 - (logits * (self.temperature / self.softcap)).square()
+        bent = bent if self.absent is None else bent.index_fill_(1, self.absent, 0)
         return bent * self.factor
 
 
@@ -62,6 +71,7 @@ def token_logprobs(
     scale: float = 1.0,
     softcap: float | None = None,
     kept: int = 0,
+    absent: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """log p(ids) and entropy, both [N] in nats, of softmax(head(hidden) / temperature).
 
@@ -69,9 +79,9 @@ def token_logprobs(
     and bias. Only `chunk` rows of logits exist at a time; the backward pass computes them again.
     chunk: a number of rows. kept: if there are no more logits than this (and no softcap), their
     probabilities are kept for the backward pass, in the product's precision; an entropy's gradient
-    computes them again all the same.
+    computes them again all the same. absent: ids that are no choice, whose probability is 0.
     """
-    shape = LogitShape(temperature, scale, softcap)
+    shape = LogitShape(temperature, scale, softcap, absent)
     dtype = _product_dtype(hidden, weight)
     few = len(hidden) * len(weight) <= kept and softcap is None
     keep = few and torch.is_grad_enabled()

@@ -36,6 +36,7 @@ def train_gym(settings: GymSettings | TextbookSettings, note: str = "") -> Path:
     if folder.status == "finished":
         folder.close()
         return folder.path
+    processes.suit_threads(0)  # such networks are small
     with nothing_left_before_the_first_step(folder, processes):
         source = make_source(
             settings.env,

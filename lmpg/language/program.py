@@ -11,7 +11,7 @@ import torch
 
 from lmpg.language.data.examples import Split
 from lmpg.language.data.prompts import Prompt, common_columns, load_prompts, prompts_from_rows
-from lmpg.language.data.tokenizing import completion_text
+from lmpg.language.data.tokenizing import completion_text, read_special_tokens
 from lmpg.language.models.loading import load_policy, load_tokenizer
 from lmpg.language.models.policy import CausalLMPolicy, Reference
 from lmpg.language.models.settings import ModelSettings
@@ -53,8 +53,11 @@ def train_language(settings: LanguageSettings, name: str, world: World | None = 
         return
     with nothing_left_before_the_first_step(folder, processes):
         prepared = prepare(settings, folder, processes, world)
-        with prepared.scorer:
-            run(prepared.online, folder, name, prepared.facts, prepared.inputs)
+        scorer, kept = prepared.scorer, folder.path / "reward_sources"
+        mine = kept if processes.is_main else None
+        with scorer.keeping_sources(mine):
+            keep = partial(scorer.save_sources, mine)
+            run(prepared.online, folder, name, prepared.facts, prepared.inputs, keep)
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ def prepare(
     world = world or _built(settings, processes)
     settings = with_world(settings, world) if world else settings
     tokenizer = load_tokenizer(str(settings.model.path), settings.model.trust_remote_code)
+    read_special_tokens(tokenizer, settings.data.special_tokens)
     torch.manual_seed(settings.run.seed)  # LoRA's factors are drawn from the global generator
     policy = load_policy(
         settings.model,
@@ -103,6 +107,7 @@ def prepare(
     if processes.is_main:
         print(prompts.line(), flush=True)
     scorer = scorer_for(settings, prompts, tokenizer, processes)
+    processes.suit_threads(sum(p.numel() for p in policy.parameters()) + scorer.num_weights)
     generator = generator_for(settings, policy, tokenizer, processes)
     source = source_of(settings, generator, scorer, prompts, world)
     if checkpoint.newest_step(folder.checkpoints) is None:
@@ -208,6 +213,7 @@ def scorer_for(
         device=str(processes.device),
         trust_remote_code=settings.model.trust_remote_code,
         decode=partial(completion_text, tokenizer),
+        special_tokens=settings.data.special_tokens,
     )
 
 

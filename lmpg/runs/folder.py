@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 FINISHED = "finished"
 CONFIG, SUMMARY, REPORT = "config.yaml", "summary.json", "report.html"
 NESTED = ("before", "after", "best", "seconds", "versions")
-FOLDERS = ("checkpoints", "sources")
+FOLDERS = ("checkpoints", "reward_sources")
 BEFORE_THE_FIRST_STEP = {CONFIG, INPUTS, LOCK, OWNER, *FOLDERS, *FILES}
 WRITTEN_WHOLE = (CONFIG, INPUTS, SUMMARY, REPORT, "final", "best")
 
@@ -50,6 +50,15 @@ class RunFolder:
     anyway: bool = False
     changed: list[str] = field(default_factory=list)
     made: list[Path] = field(default_factory=list)
+
+    @property
+    def num_threads(self) -> int:
+        """CPU threads that the user has asked for, or that a resumed run had; 0: neither."""
+        return self.settings["run"]["torch_threads"]
+
+    def fix_threads(self, count: int) -> None:
+        """Keep their number with the settings, as results depend on it; before `start`."""
+        self.settings["run"]["torch_threads"] = count
 
     @property
     def checkpoints(self) -> Path:
@@ -119,11 +128,20 @@ def _go_on(path: Path, new: dict[str, Any], resume: bool, anyway: bool) -> RunFo
             "or choose another --run.output-dir"
         )
     old = _read_config(path / CONFIG)
+    share_threads(old, new)
     changed = changes(old, new, path, fingerprints.read(path))
     if _is_finished(path, old, new):
         return RunFolder(path, "finished", new)
     sweep(path, WRITTEN_WHOLE)
     return RunFolder(path, "resuming", new, anyway, changed)
+
+
+def share_threads(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Give the number of CPU threads to settings that leave it open, from those that name it."""
+    known = new["run"].get("torch_threads") or old["run"].get("torch_threads") or 0
+    for values in (old, new):
+        if not values["run"].get("torch_threads"):
+            values["run"]["torch_threads"] = known
 
 
 def _has_begun(path: Path) -> bool:

@@ -66,7 +66,9 @@ class AnyRunSettings(Section):
     trackers: tuple[Literal["tensorboard"], ...] = ()
     """Further places for the metrics, beside metrics.jsonl."""
     torch_threads: int = Field(0, ge=0)
-    """CPU threads of torch and numpy; 0 leaves them their choice."""
+    """CPU threads of torch and numpy, fixed for the whole run: results depend on their number.
+    0: OMP_NUM_THREADS where it is set, else 1 for small models and environments, else torch's
+    choice; a resumed run has as many as before."""
 
     @model_validator(mode="after")
     def _require_the_folder_of_a_resumed_run(self) -> AnyRunSettings:
@@ -107,6 +109,3 @@ class GymRunSettings(AnyRunSettings):
     """Ends the run with the rollout in which so many episodes have ended; 0 does not."""
     target_return: float | None = None
     """Ends the run once the mean return of the last 100 training episodes is at least this."""
-    torch_threads: int = Field(1, ge=0)
-    """CPU threads of torch and numpy; small networks are fastest on one. 0 leaves them their
-    choice."""

@@ -6,9 +6,12 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """Base of all settings: immutable, validated, no extra keys; descriptions become --help."""
+    """Base of all settings: immutable, validated, finite, no extra keys; descriptions become
+    --help."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class UserError(ValueError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,12 @@ from lmpg.runs.files import replace_folder
 from lmpg.runs.fingerprints import Inputs
 from lmpg.runs.folder import FINISHED, REPORT, RunFolder, open_run, versions, write_summary
 from lmpg.runs.report.write import write_report
-from lmpg.runtime.machine import keep_freed_memory, limit_threads, new_objects_only
+from lmpg.runtime.machine import (
+    keep_freed_memory,
+    new_objects_only,
+    num_cores,
+    threads_by_environment,
+)
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import RunStopped, UserError
 from lmpg.training.loop import Loop, interruption
@@ -25,14 +30,18 @@ log = logging.getLogger(__name__)
 
 def begin(settings: Any, name: str, processes: Processes) -> RunFolder:
     """Take hold of the run's folder, the same on every rank; says so where it has finished."""
-    if settings.run.torch_threads:
-        limit_threads(settings.run.torch_threads)
     keep_freed_memory()
     folder = processes.on_main(lambda: open_run(settings, name))
     if folder.status == "finished" and processes.is_main:
         if not (folder.path / REPORT).exists():  # killed between its last two files
             write_report(folder.path)
         print(f"{folder.path} has finished already; nothing to do", flush=True)
+    if folder.num_threads:
+        asked = settings.run.torch_threads == folder.num_threads
+        why = "run.torch_threads" if asked else "as the run began"
+        processes.fix_threads(folder.num_threads, why)
+    elif count := processes.on_main(threads_by_environment):
+        processes.fix_threads(count, "OMP_NUM_THREADS")
     return folder
 
 
@@ -49,16 +58,27 @@ def nothing_left_before_the_first_step(folder: RunFolder, processes: Processes) 
 
 
 def run(
-    loop: Loop, folder: RunFolder, name: str, facts: dict[str, Any], inputs: Inputs | None = None
+    loop: Loop,
+    folder: RunFolder,
+    name: str,
+    facts: dict[str, Any],
+    inputs: Inputs | None = None,
+    on_start: Callable[[], None] = lambda: None,
 ) -> None:
     """Trains until the end or an interruption, and leaves everything in the run's folder.
 
-    facts: go into the summary as they are. inputs: what a resumed run must find unchanged. After an
-    interruption, which is raised, the same command with --run.resume goes on.
+    facts: go into the summary as they are. inputs: what a resumed run must find unchanged.
+    on_start: called once nothing is left to be refused.
+    After an interruption, which is raised, the same command with --run.resume goes on.
     """
     started = time.perf_counter()
+    if loop.processes.is_main:
+        folder.fix_threads(loop.processes.num_threads)
     with lasting_console(), closing(loop.tracker):
         for line in loop.processes.on_main(lambda: folder.start(inputs or {})):
+            loop.tracker.say(line)
+        on_start()
+        for line in thread_lines(loop.processes):
             loop.tracker.say(line)
         resume(loop, folder)
         try:
@@ -75,6 +95,22 @@ def run(
         _conclude(loop, found, started, name, facts)
     if loop.stopped_by:
         raise interruption(loop.stopped_by)
+
+
+def thread_lines(processes: Processes) -> list[str]:
+    """How many CPU threads each process has, why, and what speaks against it."""
+    count, why = processes.num_threads, processes.why_so_many
+    noun = "threads" if count > 1 else "thread"
+    lines = [f"{count} CPU {noun} per process: {why} (--run.torch-threads)"]
+    given = threads_by_environment()
+    if why == "as the run began" and given not in (0, count):
+        lines[0] += f"; OMP_NUM_THREADS = {given} would change its results and is passed over"
+    if count > num_cores():
+        lines.append(
+            f"warning: {count} CPU threads on the {num_cores()} cores that this process may use: "
+            "slow, but with other threads the results would be others"
+        )
+    return lines
 
 
 def resume(loop: Loop, folder: RunFolder) -> None:
@@ -113,6 +149,7 @@ def _conclude(
         "best": progress.best,
         "steps": progress.iteration,
         "num_processes": loop.processes.count,
+        "num_threads": loop.processes.num_threads,
         "device": str(loop.processes.device),
         "seconds": {**progress.seconds, "this_process": time.perf_counter() - started},
         f"num_{steps}": progress.num_tokens_or_steps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -76,4 +77,11 @@ def save_tiny(folder: Path | str, kind: str = "llama", seed: int = 0, **changes)
     """Model and tokenizer in `folder`, as a user's model folder; returns its path."""
     tiny_model(kind, seed, **changes).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def configured(folder: Path | str, **changes) -> str:
+    """The folder with other values in its model's config.json."""
+    path = Path(folder) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     return str(folder)

@@ -2,19 +2,105 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import re
+from functools import lru_cache
 from typing import Any
 
 from lmpg.settings.section import UserError
 
+logger = logging.getLogger(__name__)
+
 Messages = list[dict[str, Any]]
+ChatOptions = dict[str, Any]
+"""What a chat template gets beside the messages: `tools`, and variables of its own."""
+
+EXAMPLE = '[{"role": "user", "content": "..."}]'
+CALLS = ("tool_calls", "function_call")  # a message that calls a tool may have no text
+_CHAT_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
+RESERVED = {
+    *("messages", "conversation", "tools", "chat_template", "add_generation_prompt", "tokenize"),
+    *("continue_final_message", "sanitize_control_tokens", "padding", "truncation", "max_length"),
+    *("return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
+}  # arguments of `apply_chat_template` that are no variables of the template
+_PROBE = "probe of the chat template"
 
 
-def is_messages(value: Any) -> bool:
-    """Whether `value` is chat messages: a list of dicts with `role` and `content`."""
-    return isinstance(value, list) and all(
-        isinstance(message, dict) and "role" in message and "content" in message
-        for message in value
+def text_or_messages(value: Any, where: str) -> Any:
+    """`value` if it is text or None; chat messages with the content of each as one text.
+
+    Anything else raises, and so does content that is not text, such as an image. where: file, row
+    and column, for messages.
+    """
+    if isinstance(value, str) and _CHAT_AS_TEXT.match(value):
+        value = _from_json(value, where, "chat messages")
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not all(isinstance(x, dict) for x in value):
+        raise UserError(
+            f"{where} holds {_shown(value)}, expected text, or chat messages such as {EXAMPLE}."
+        )
+    return [_message(message, f"{where}, message {n}") for n, message in enumerate(value, 1)]
+
+
+def _message(message: dict[str, Any], where: str) -> dict[str, Any]:
+    """The message, with its content as one text if it is given in parts."""
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str):
+        keys = ", ".join(map(repr, message)) or "no keys"
+        raise UserError(
+            f"{where} has {keys} and no role that is text, expected chat messages such as "
+            f"{EXAMPLE}: rename the keys."
+        )
+    if isinstance(content, str) or (content is None and any(message.get(k) for k in CALLS)):
+        return message
+    if isinstance(content, list):
+        return {**message, "content": "".join(_part(x, f"{where} ({role})") for x in content)}
+    found = "no content" if content is None else f"content {_shown(content)}"
+    raise UserError(
+        f"{where} ({role}) has {found}, expected text: give the message a text, or leave it out."
     )
+
+
+def _part(part: Any, where: str) -> str:
+    """The text of one part of a message's content."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    text = part.get("text") if isinstance(part, dict) else None
+    if kind == "text" and isinstance(text, str):
+        return text
+    what = f"a part of type {kind!r}" if isinstance(kind, str) else _shown(part)
+    raise UserError(
+        f"{where}: its content is a list that holds {what}, expected text, or parts such as "
+        '{"type": "text", "text": "..."}; images and the like can\'t be learned from.'
+    )
+
+
+def chat_options(row: dict[str, Any], where: str) -> ChatOptions:
+    """What the columns `tools` (a list of schemas) and `chat_template_kwargs` (a dict) of a row
+    give its chat template; either may also be JSON text."""
+    found: ChatOptions = {}
+    tools, place = row.get("tools"), f"{where}, column 'tools'"
+    if tools:
+        tools = _from_json(tools, place, "a list of tools")
+        each = tools if isinstance(tools, list) else [None]
+        found["tools"] = [_from_json(tool, place, "a tool") for tool in each]
+        if not all(isinstance(tool, dict) for tool in found["tools"]):
+            raise UserError(
+                f"{place} holds {_shown(tools)}, expected a list of tools, each a JSON schema such "
+                'as {"type": "function", "function": {"name": "..."}}; other columns need another '
+                "name."
+            )
+    options, place = row.get("chat_template_kwargs"), f"{where}, column 'chat_template_kwargs'"
+    if options:
+        options = _from_json(options, place, "an object")
+        if not isinstance(options, dict) or options.keys() & RESERVED:
+            raise UserError(
+                f"{place} holds {_shown(options)}, expected variables of the chat template, such "
+                'as {"enable_thinking": false}.'
+            )
+        found |= options
+    return found
 
 
 def conversation(prompt: str | Messages, completion: str | Messages) -> Messages:
@@ -24,28 +110,112 @@ def conversation(prompt: str | Messages, completion: str | Messages) -> Messages
         return before + list(completion)
     if before and before[-1]["role"] == "assistant":  # the completion goes on with that turn
         begun = before.pop()
-        completion = begun["content"] + completion
+        return [*before, {**begun, "content": (begun.get("content") or "") + completion}]
     return [*before, {"role": "assistant", "content": completion}]
 
 
-def render_chat(tokenizer: Any, messages: Messages, *, open_turn: bool) -> str:
-    """Messages through the chat template; `open_turn` ends where the assistant is to write."""
+def is_begun(messages: Messages) -> bool:
+    """Whether the last message is the assistant's, so that what follows goes on with it."""
+    return bool(messages) and messages[-1]["role"] == "assistant"
+
+
+def render_chat(
+    tokenizer: Any,
+    messages: Messages,
+    options: ChatOptions | None = None,
+    *,
+    open_turn: bool,
+    **how: Any,
+) -> Any:
+    """Messages through the chat template; `open_turn` ends where the assistant is to write.
+
+    how: arguments of `apply_chat_template`, which else gives text.
+    """
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
             "the data holds chat messages, but the tokenizer has no chat template. Use a chat "
             "model, set tokenizer.chat_template and save it beside the model, or give the "
             "prompts as plain text."
         )
-    begun = bool(messages) and messages[-1]["role"] == "assistant"
+    begun = open_turn and is_begun(messages)
     try:
+        options = _read_options(tokenizer, messages, options or {})
         return tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=open_turn and not begun,
-            continue_final_message=open_turn and begun,
+            _read_messages(tokenizer, messages),
+            **{
+                "add_generation_prompt": open_turn and not begun,
+                "continue_final_message": begun,
+                "tokenize": False,
+                **how,
+            },
+            **options,
         )
+    except UserError:
+        raise
     except Exception as error:  # templates raise jinja2's errors, and any other
         roles = ", ".join(str(message.get("role")) for message in messages)
         raise UserError(
             f"the chat template refuses messages with the roles {roles}: {error}"
         ) from None
+
+
+def _read_options(tokenizer: Any, messages: Messages, options: ChatOptions) -> ChatOptions:
+    """The options that the template reads; says once that it reads no tools."""
+    template = tokenizer.get_chat_template(None, options.get("tools"))
+    for message in messages:
+        if message.get("content") is None and not any(k in template for k in CALLS if k in message):
+            raise UserError(
+                f"a message of the {message['role']} has {CALLS[0]} and no content, but the chat "
+                f"template doesn't write {CALLS[0]}. Use a chat model that calls tools, or give "
+                "the message a text."
+            )
+    if options.get("tools") and not re.search(r"\btools\b", template):
+        _warn_once("the chat template writes no tools, so the column 'tools' is not used")
+        return {name: value for name, value in options.items() if name != "tools"}
+    return options
+
+
+@lru_cache(maxsize=64)
+def _warn_once(text: str) -> None:
+    logger.warning("data: %s (said once)", text)
+
+
+def _read_messages(tokenizer: Any, messages: Messages) -> Messages:
+    """The messages; each content as a list of one part, where the template reads only parts."""
+    if not _reads_parts_alone(tokenizer, str(tokenizer.chat_template)):
+        return messages
+    return [
+        {**x, "content": [{"type": "text", "text": x["content"]}]} if x.get("content") else x
+        for x in messages
+    ]
+
+
+@lru_cache(maxsize=8)
+def _reads_parts_alone(tokenizer: Any, template: str) -> bool:
+    """Whether the template leaves out content that is text, but writes it as a list of parts."""
+
+    def writes(content: Any) -> bool:
+        try:
+            messages = [{"role": "user", "content": content}]
+            return _PROBE in tokenizer.apply_chat_template(messages, tokenize=False)
+        except Exception:  # it wants other roles, or fails on the kind of content
+            return False
+
+    return not writes(_PROBE) and writes([{"type": "text", "text": _PROBE}])
+
+
+def _from_json(value: Any, where: str, what: str) -> Any:
+    """`value`, read from JSON if it is text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise UserError(
+            f"{where} holds the text {value[:60]!r}, expected {what}: it doesn't parse as JSON. "
+            "Save such data as JSON lines or parquet."
+        ) from None
+
+
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__} {str(value)[:60]!r}"

@@ -6,7 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from lmpg.language.data.examples import RowFilter, Split, columns_of, load_split, require_column
+from lmpg.language.data.chat import chat_options, text_or_messages
+from lmpg.language.data.examples import (
+    RowFilter,
+    Split,
+    columns_of,
+    load_split,
+    number,
+    require_column,
+)
 from lmpg.language.data.order import random_numbers
 from lmpg.language.data.preference_rows import (
     is_empty,
@@ -17,7 +25,7 @@ from lmpg.language.data.preference_rows import (
 from lmpg.language.data.rows import Row
 from lmpg.language.data.settings import DataSettings
 from lmpg.language.data.texts import Text, fitted_text, whole_text
-from lmpg.language.data.tokenizing import bos_ids, cut_left
+from lmpg.language.data.tokenizing import bos_ids, cut_left, shared_length
 from lmpg.settings.section import UserError
 
 
@@ -102,17 +110,21 @@ def preference_pairs_from_rows(
     require_preference_columns(rows, settings, source)
     found = []
     for _, where, each in usable_preferences(rows, row_filter, settings, source):
-        chosen = whole_text(tokenizer, each.prompt, each.chosen, where)
-        rejected = whole_text(tokenizer, each.prompt, each.rejected, where)
-        prompt = chosen.ids[: chosen.prompt_length]
-        if prompt != rejected.ids[: rejected.prompt_length]:
-            # no prompt and no BOS before the answers
+        chosen, rejected = (
+            whole_text(tokenizer, each.prompt, answer, where, each.options)
+            for answer in (each.chosen, each.rejected)
+        )
+        # shorter than the prompt where a token holds its end and the beginning of an answer
+        heads = [text.ids[: text.prompt_length] for text in (chosen, rejected)]
+        prompt = chosen.ids[: shared_length(*heads)]
+        if not prompt:  # no prompt and no BOS before the answers
             row_filter.skipped["without a common prompt"] += 1
             continue
         longest = max(len(text.ids) for text in (chosen, rejected)) - len(prompt)
         before = row_filter.fitted_prompt(prompt, longest, where)
         if before is not None:
-            found.append(PreferencePair(_after(before, chosen), _after(before, rejected)))
+            better, worse = (_after(before, text, len(prompt)) for text in (chosen, rejected))
+            found.append(PreferencePair(better, worse))
     return row_filter.not_empty(found, len(rows), source)
 
 
@@ -138,14 +150,15 @@ def with_mismatched(
         (text, desirable), other = labelled[i], labelled[j][0]
         room = max_tokens - (len(other.ids) - other.prompt_length)
         before = cut_left(prompts[i], max(room, 1), bos_ids)
-        found[i] = LabelledCompletion(text, _after(before, other), desirable)
+        found[i] = LabelledCompletion(text, _after(before, other, other.prompt_length), desirable)
     return [found[i] for i in range(len(labelled))]
 
 
-def _after(prompt: list[int], text: Text) -> Text:
-    """The answer of `text` after that prompt."""
-    start = text.prompt_length
-    mask = [False] * len(prompt) + text.loss_mask[start:]
+def _after(prompt: list[int], text: Text, start: int) -> Text:
+    """What `text` has from token `start` on, after that prompt; all up to the answer is part of
+    it."""
+    answer = [True] * (text.prompt_length - start) + text.loss_mask[text.prompt_length :]
+    mask = [False] * len(prompt) + answer
     return Text(prompt + text.ids[start:], [False, *mask[1:]])
 
 
@@ -160,28 +173,37 @@ def _labelled(
     require_column(rows, column, source, "--data.prompt-column")
     require_column(rows, settings.completion_column, source, "--data.completion-column")
     require_column(rows, settings.label_column, source, "--data.label-column")
-    good = _desirable([row.get(settings.label_column) for row in rows], source)
+    labels = [number(row.get(settings.label_column)) for row in rows]
+    good = _desirable(labels, source)
     found = []
-    for number, row in enumerate(rows, start=1):
-        where, answer = f"{source}, row {number}", row.get(settings.completion_column)
-        if not row.get(column) or is_empty(answer) or row.get(settings.label_column) is None:
+    for i, row in enumerate(rows):
+        where = f"{source}, row {i + 1}"
+        prompt, answer = (
+            text_or_messages(row.get(name), f"{where}, column {name!r}")
+            for name in (column, settings.completion_column)
+        )
+        if not prompt or is_empty(answer) or labels[i] is None:
             row_filter.skipped["empty"] += 1
             continue
-        whole = whole_text(tokenizer, row[column], answer, where)
+        options = chat_options(row, where) if list in map(type, (prompt, answer)) else {}
+        whole = whole_text(tokenizer, prompt, answer, where, options)
         text = fitted_text(whole, row_filter, where, answer)
         if text is not None:
-            found.append((text, row[settings.label_column] in good))
+            found.append((text, labels[i] in good))
     return row_filter.not_empty(found, len(rows), source)
 
 
 def _desirable(labels: list[Any], source: str) -> set[float]:
     """Which labels mean desirable: True, 1, or the higher one of two numbers."""
-    numbers = [isinstance(x, (int, float)) and math.isfinite(x) for x in labels if x is not None]
-    known = {x for x in labels if x is not None} if all(numbers) else set()
-    if not all(numbers) or len(known) > 2 or (len(known) == 1 and known - {0, 1}):
+    expected = "expected true and false, or two numbers of which the higher one marks desirable"
+    for row, label in enumerate(labels, start=1):
+        if label is not None and not (isinstance(label, (int, float)) and math.isfinite(label)):
+            raise UserError(
+                f"data.label_column: {source}, row {row} has the label {label!r}; {expected} "
+                "answers."
+            )
+    known = {x for x in labels if x is not None}
+    if len(known) > 2 or (len(known) == 1 and known - {0, 1}):
         shown = ", ".join(dict.fromkeys(map(repr, labels[:5])))
-        raise UserError(
-            f"data.label_column: {source} has the labels {shown}; expected true and false, or two "
-            "numbers of which the higher one marks desirable answers."
-        )
+        raise UserError(f"data.label_column: {source} has the labels {shown}; {expected} answers.")
     return {max(known)} - {0} if len(known) == 1 else {max(known, default=1)}

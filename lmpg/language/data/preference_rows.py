@@ -10,10 +10,16 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from lmpg.language.data.chat import Messages, is_messages
+from lmpg.language.data.chat import (
+    CALLS,
+    ChatOptions,
+    Messages,
+    chat_options,
+    text_or_messages,
+)
 from lmpg.language.data.examples import RowFilter, columns_of, require_column
 from lmpg.language.data.rows import Row
 from lmpg.language.data.settings import DataSettings
@@ -32,11 +38,15 @@ _TURN = re.compile(
 
 @dataclass(frozen=True)
 class Preference:
-    """A prompt, the preferred answer and another, as text or chat messages; either may be empty."""
+    """A prompt, the preferred answer and another, as text or chat messages; either may be empty.
+
+    options: what the chat template gets beside the messages.
+    """
 
     prompt: str | Messages
     chosen: str | Messages
     rejected: str | Messages
+    options: ChatOptions = field(default_factory=dict)
 
     def unusable(self) -> str | None:
         """The reason why these are not two different answers to one prompt; None if they are."""
@@ -57,32 +67,30 @@ def is_preference(rows: list[Row], settings: DataSettings) -> bool:
 def is_empty(answer: Any) -> bool:
     """Whether an answer, text or chat messages, says nothing."""
     if isinstance(answer, list):
-        return all(is_empty(message.get("content")) for message in answer)
+        return all(is_empty(x.get("content")) and not any(map(x.get, CALLS)) for x in answer)
     return not answer or (isinstance(answer, str) and not answer.strip())
 
 
 def preference(row: Row, settings: DataSettings, where: str) -> Preference | None:
     """The prompt of a row, explicit or implicit, and its answers; None without both answers."""
-    chosen: Any = row.get(settings.chosen_column)
-    rejected: Any = row.get(settings.rejected_column)
+
+    def read(column: str) -> Any:
+        return text_or_messages(row.get(column), f"{where}, column {column!r}")
+
+    chosen, rejected = read(settings.chosen_column), read(settings.rejected_column)
     if not chosen or not rejected:
         return None
-    for value in (chosen, rejected):
-        if not isinstance(value, str) and not is_messages(value):
-            raise UserError(
-                f"{where}: chosen and rejected hold {type(value).__name__} {str(value)[:60]!r}, "
-                "expected text or chat messages."
-            )
     if type(chosen) is not type(rejected):
         raise UserError(f"{where}: one of chosen and rejected is text, the other chat messages.")
-    prompt: Any = row.get(settings.prompt_column or "prompt")
     whole = isinstance(chosen, list) and chosen[0]["role"] != "assistant"
-    if prompt and not whole:  # chat that begins with the question repeats it
-        return Preference(prompt, chosen, rejected)
+    prompt = None if whole else read(settings.prompt_column or "prompt")  # the whole repeats it
+    options = chat_options(row, where) if list in map(type, (prompt, chosen)) else {}
+    if prompt:
+        return Preference(prompt, chosen, rejected, options)
     cut = _shared_messages(chosen, rejected) if whole else _boundary(chosen, rejected)
     if isinstance(chosen, list) and not whole:
         cut = 0
-    return Preference(chosen[:cut], chosen[cut:], rejected[cut:])
+    return Preference(chosen[:cut], chosen[cut:], rejected[cut:], options)
 
 
 def usable_preferences(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from lmpg.language.data.chat import Messages, is_messages
+from lmpg.language.data.chat import ChatOptions, Messages, chat_options, text_or_messages
 from lmpg.language.data.examples import RowFilter, Split, columns_of, load_split, require_column
 from lmpg.language.data.preference_rows import with_prompt_column
 from lmpg.language.data.rows import Row
@@ -77,15 +77,19 @@ def _read(
     require_column(rows, column, source, "--data.prompt-column")
     kept = []
     for number, row in enumerate(rows, start=1):
-        if _has_content(row.get(column), f"{source}, row {number}, column {column!r}"):
-            kept.append((number, row))
+        where = f"{source}, row {number}"
+        prompt = text_or_messages(row.get(column), f"{where}, column {column!r}")
+        if prompt and (isinstance(prompt, list) or prompt.strip()):
+            options = chat_options(row, where) if isinstance(prompt, list) else {}
+            kept.append((where, row, prompt, options))
         else:
             row_filter.skipped["empty"] += 1
     prompts, names = [], columns_of(rows)
-    for (number, row), ids in zip(kept, _ids([row[column] for _, row in kept], tokenizer)):
-        fitting = row_filter.fitted(ids, f"{source}, row {number}")
+    all_ids = _ids([(prompt, options) for _, _, prompt, options in kept], tokenizer)
+    for (where, row, prompt, _), ids in zip(kept, all_ids):
+        fitting = row_filter.fitted(ids, where)
         if fitting is not None:
-            prompts.append(Prompt(row[column], fitting, dict.fromkeys(names) | row))
+            prompts.append(Prompt(prompt, fitting, dict.fromkeys(names) | row))
     return row_filter.not_empty(prompts, len(rows), source)
 
 
@@ -97,20 +101,6 @@ def _with_answers(rows: list[Row], column: str | None, source: str) -> list[Row]
     return [{**row, "answer": row.get(column)} for row in rows]
 
 
-def _has_content(value: Any, where: str) -> bool:
-    """False for nothing at all; raises for what is neither text nor chat messages."""
-    if value is None or value == []:
-        return False
-    if isinstance(value, str):
-        return bool(value.strip())
-    if is_messages(value):
-        return True
-    raise UserError(
-        f"{where} holds {type(value).__name__} {str(value)[:60]!r}, expected text, or chat "
-        'messages such as [{"role": "user", "content": "..."}].'
-    )
-
-
-def _ids(prompts: list[str | Messages], tokenizer: Any) -> list[list[int]]:
-    texts = iter(many_prompt_ids(tokenizer, [p for p in prompts if isinstance(p, str)]))
-    return [next(texts) if isinstance(p, str) else prompt_ids(tokenizer, p) for p in prompts]
+def _ids(prompts: list[tuple[str | Messages, ChatOptions]], tokenizer: Any) -> list[list[int]]:
+    texts = iter(many_prompt_ids(tokenizer, [p for p, _ in prompts if isinstance(p, str)]))
+    return [next(texts) if isinstance(p, str) else prompt_ids(tokenizer, p, x) for p, x in prompts]

@@ -11,13 +11,34 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from lmpg.language.data.chat import Messages, conversation, is_messages, render_chat
+from lmpg.language.data.chat import (
+    ChatOptions,
+    Messages,
+    chat_options,
+    conversation,
+    is_begun,
+    render_chat,
+    text_or_messages,
+)
 from lmpg.language.data.examples import RowFilter, Split, columns_of, load_split, require_column
 from lmpg.language.data.preference_rows import is_empty, is_preference, preference
 from lmpg.language.data.rows import Row
 from lmpg.language.data.settings import DataSettings
-from lmpg.language.data.tokenizing import bos_ids, continuation_ids, prompt_ids
+from lmpg.language.data.tokenizing import (
+    bos_ids,
+    chat_ids,
+    continuation_ids,
+    ids_and_cuts,
+    prompt_ids,
+    reads_special_tokens_as_text,
+    shared_length,
+)
 from lmpg.settings.section import UserError
+
+# how a chat ends: behind its last message, where the assistant's turn is opened, within that turn
+CLOSED = {"open_turn": False}
+OPENED = {"open_turn": True, "add_generation_prompt": True, "continue_final_message": False}
+BEGUN = {"open_turn": True}
 
 
 @dataclass(frozen=True)
@@ -54,31 +75,42 @@ def _read(
     rows: list[Row], tokenizer: Any, row_filter: RowFilter, settings: DataSettings, source: str
 ) -> list[Text]:
     texts = []
-    for where, first, answer in _parts(rows, settings, source):
+    for where, first, answer, options in _parts(rows, settings, source):
         if first is None:
             row_filter.skipped["empty"] += 1
             continue
-        text = fitted_text(whole_text(tokenizer, first, answer, where), row_filter, where, answer)
+        whole = whole_text(tokenizer, first, answer, where, options)
+        text = fitted_text(whole, row_filter, where, answer)
         if text is not None:
             texts.append(text)
     return row_filter.not_empty(texts, len(rows), source)
 
 
-def _parts(rows: list[Row], settings: DataSettings, source: str) -> Iterator[tuple[str, Any, Any]]:
-    """Yields for each row where it is, its text or prompt (None if the row is of no use), and its
-    completion (None if the row is a text without a prompt)."""
+def _parts(
+    rows: list[Row], settings: DataSettings, source: str
+) -> Iterator[tuple[str, Any, Any, ChatOptions]]:
+    """Yields for each row where it is, its text or prompt (None if the row is of no use), its
+    completion (None if the row is a text without a prompt), and the chat template's options."""
     of_preferences = _only_preferences(rows, settings)
     column, completion = ("", None) if of_preferences else _columns(rows, settings, source)
     for number, row in enumerate(rows, start=1):
         where = f"{source}, row {number}"
         if of_preferences:
             found = preference(row, settings, where)
-            answered = found is not None and not is_empty(found.chosen)
-            yield (where, found.prompt, found.chosen) if found and answered else (where, None, None)
+            if found and not is_empty(found.chosen):
+                yield where, found.prompt, found.chosen, found.options
+            else:
+                yield where, None, None, {}
             continue
-        first, answer = row.get(column), row.get(completion) if completion else None
-        usable = bool(first) and not (completion and is_empty(answer))
-        yield (where, first, answer) if usable else (where, None, None)
+        first = text_or_messages(row.get(column), f"{where}, column {column!r}")
+        answer = completion and text_or_messages(
+            row.get(completion), f"{where}, column {completion!r}"
+        )
+        if not first or (completion and is_empty(answer)):
+            yield where, None, None, {}
+            continue
+        chat = isinstance(first, list) or isinstance(answer, list)
+        yield where, first, answer, chat_options(row, where) if chat else {}
 
 
 def _only_preferences(rows: list[Row], settings: DataSettings) -> bool:
@@ -106,19 +138,15 @@ def _columns(rows: list[Row], settings: DataSettings, source: str) -> tuple[str,
     )
 
 
-def whole_text(tokenizer: Any, first: Any, answer: Any, where: str) -> Text:
-    """A prompt and its completion, which the loss mask covers; a text alone if answer is None."""
-    for value in (first, answer):
-        if not (value is None or isinstance(value, str) or is_messages(value)):
-            raise UserError(
-                f"{where} holds {type(value).__name__} {str(value)[:60]!r}, expected text or "
-                "chat messages."
-            )
-    if is_messages(first) or is_messages(answer):
-        messages = first if answer is None else conversation(first, answer)
-        added = len(answer) if isinstance(answer, list) else 1
-        known = 0 if answer is None else len(messages) - added
-        return _chat(tokenizer, messages, known, where)
+def whole_text(
+    tokenizer: Any, first: Any, answer: Any, where: str, options: ChatOptions | None = None
+) -> Text:
+    """A prompt and its completion, which the loss mask covers; a text alone if answer is None.
+
+    options: what the chat template gets beside the messages.
+    """
+    if isinstance(first, list) or isinstance(answer, list):
+        return _chat(tokenizer, first, answer, where, options)
     if answer is None:
         ids = _ended(tokenizer, prompt_ids(tokenizer, first))
         return Text(ids, [False] + [True] * (len(ids) - 1))
@@ -128,31 +156,54 @@ def whole_text(tokenizer: Any, first: Any, answer: Any, where: str) -> Text:
     return Text(before + after, [False, *mask[1:]])  # nothing predicts the very first token
 
 
-def _chat(tokenizer: Any, messages: Messages, known: int, where: str) -> Text:
-    """The loss mask covers what the assistant writes in the messages from number `known` on."""
-    ids: list[int] = []
-    mask: list[bool] = []
-    done = ""
+def _chat(tokenizer: Any, first: Any, answer: Any, where: str, options: ChatOptions | None) -> Text:
+    """The whole chat as one text. The loss mask covers what the assistant writes: in the answer,
+    or anywhere if answer is None."""
+    messages = first if answer is None else conversation(first, answer)
+    begun = isinstance(answer, str) and isinstance(first, list) and is_begun(first)
+    known = 0 if answer is None else len(messages) - (1 if isinstance(answer, str) else len(answer))
     turns = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i >= known]
     if not turns:
         raise UserError(f"{where}: no message is the assistant's, so there is nothing to learn.")
+
+    parts: list[tuple[Messages, dict[str, bool]]] = [(messages[: turns[-1] + 1], CLOSED)]
     for turn in turns:
-        before = render_chat(tokenizer, messages[:turn], open_turn=True)
-        through = render_chat(tokenizer, messages[: turn + 1], open_turn=False)
-        if not (before.startswith(done) and through.startswith(before)):
-            raise UserError(
-                f"{where}: the chat template writes earlier messages differently once a later "
-                "one follows, so the assistant's turns can't be told apart. Give the last turn "
-                "alone, as columns 'prompt' and 'completion'."
-            )
-        for text, wanted in ((before[len(done) :], False), (through[len(before) :], True)):
-            piece = continuation_ids(tokenizer, "", text)
-            ids += piece
-            mask += [wanted] * len(piece)
-        done = through
-    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in piece:
-        ids, mask = [*ids, tokenizer.eos_token_id], [*mask, True]
+        parts.append((first, BEGUN) if begun else (messages[:turn], OPENED))
+        parts.append((messages[: turn + 1], CLOSED))
+    whole, *cuts = (render_chat(tokenizer, part, options, **how) for part, how in parts)
+    for before, through in zip(cuts[::2], cuts[1::2]):
+        _require_prefixes(before, through, whole, where)
+    if reads_special_tokens_as_text(tokenizer):
+        ids, *heads = (chat_ids(tokenizer, part, options, **how) for part, how in parts)
+        ends = [shared_length(ids, head) for head in heads]
+    else:
+        ids, ends = ids_and_cuts(tokenizer, whole, cuts)
+    mask = [False] * len(ids)
+    for start, end in zip(ends[::2], ends[1::2]):
+        mask[start:end] = [True] * (end - start)
+    eos = tokenizer.eos_token_id
+    if eos is not None and eos not in ids[ends[-2] :]:
+        ids, mask = [*ids, eos], [*mask, True]
+    if not any(mask[1:]):
+        raise UserError(f"{where}: the chat template writes nothing of what the assistant says.")
     return Text(ids, [False, *mask[1:]])
+
+
+def _require_prefixes(before: str, through: str, whole: str, where: str) -> None:
+    """Raises unless the template writes a turn as what goes on where the policy began to write."""
+    if not whole.startswith(through):
+        raise UserError(
+            f"{where}: the chat template writes earlier messages differently once a later "
+            "one follows, so the assistant's turns can't be told apart. Give the last turn "
+            "alone, as columns 'prompt' and 'completion'."
+        )
+    if not through.startswith(before):
+        shared = shared_length(before, through)
+        raise UserError(
+            f"{where}: the chat template opens the assistant's turn with {before[shared:]!r:.60}, "
+            f"but writes the message as {through[shared:]!r:.60}, so what the policy would have "
+            "written can't be told. Give the message as the template writes it, or plain text."
+        )
 
 
 def _ended(tokenizer: Any, ids: list[int]) -> list[int]:

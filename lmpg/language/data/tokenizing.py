@@ -3,15 +3,20 @@
 - A prompt starts with whatever the tokenizer puts before a text (BOS for Llama, nothing for
   GPT-2) and never ends with what it puts behind one (EOS), because the response follows.
 - A response's ids are those that follow the prompt's ids when both are read as one text.
+- A chat is rendered as a whole and read as one text, never turn by turn.
 - A text to be scored is prompt + completion + EOS, in training reward models and in using them.
 """
 
 from __future__ import annotations
 
+import inspect
+from bisect import bisect_right
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from lmpg.language.data.chat import Messages, conversation, render_chat
+from lmpg.language.data.chat import ChatOptions, Messages, conversation, render_chat
+from lmpg.settings.section import UserError
 
 
 def bos_ids(tokenizer: Any) -> list[int]:
@@ -29,11 +34,73 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def prompt_ids(tokenizer: Any, prompt: str | Messages) -> list[int]:
+def prompt_ids(
+    tokenizer: Any, prompt: str | Messages, options: ChatOptions | None = None
+) -> list[int]:
     """Ids of a prompt, ready for the response to follow."""
     if isinstance(prompt, str):
         return _started(bos_ids(tokenizer), encode(tokenizer, prompt))
-    return encode(tokenizer, render_chat(tokenizer, prompt, open_turn=True))
+    return chat_ids(tokenizer, prompt, options, open_turn=True)
+
+
+def chat_ids(
+    tokenizer: Any,
+    messages: Messages,
+    options: ChatOptions | None = None,
+    *,
+    open_turn: bool,
+    **how: Any,
+) -> list[int]:
+    """Ids of a whole chat, read as one text; `open_turn` ends where the assistant is to write.
+
+    how: arguments of `apply_chat_template`.
+    """
+    render = partial(render_chat, tokenizer, messages, options, open_turn=open_turn, **how)
+    if not reads_special_tokens_as_text(tokenizer):
+        return encode(tokenizer, render())
+    tokenizer.split_special_tokens = False  # those that the template writes are tokens
+    try:
+        return list(render(tokenize=True, return_dict=False, sanitize_control_tokens=True))
+    finally:
+        tokenizer.split_special_tokens = True
+
+
+def read_special_tokens(tokenizer: Any, how: str) -> None:
+    """From now on, text of data that spells a special token is read as `how` says: as "text", or as
+    the tokenizer's own settings say."""
+    if how != "text":
+        return
+    template = inspect.signature(tokenizer.apply_chat_template).parameters
+    if not tokenizer.is_fast or "sanitize_control_tokens" not in template:
+        raise UserError(
+            "data.special_tokens = 'text' needs a fast tokenizer and transformers 5.23 or newer: "
+            "save the tokenizer as tokenizer.json, update transformers, or leave it out."
+        )
+    tokenizer.split_special_tokens = True
+
+
+def reads_special_tokens_as_text(tokenizer: Any) -> bool:
+    """Whether text that spells a special token is read as text."""
+    return bool(getattr(tokenizer, "split_special_tokens", False))
+
+
+def ids_and_cuts(tokenizer: Any, text: str, cuts: list[str]) -> tuple[list[int], list[int]]:
+    """Ids of `text`, and how many of them lie within each of `cuts`, which `text` begins with.
+
+    A token that holds the end of a cut and what follows lies outside.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        ids = encode(tokenizer, text)
+        return ids, [shared_length(ids, encode(tokenizer, cut)) for cut in cuts]
+    read = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+    ends = [end for _, end in read["offset_mapping"]]
+    return list(read["input_ids"]), [bisect_right(ends, len(cut)) for cut in cuts]
+
+
+def shared_length(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """Number of ids, or characters, that both begin with."""
+    pairs = enumerate(zip(a, b))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 def many_prompt_ids(tokenizer: Any, prompts: list[str]) -> list[list[int]]:
@@ -82,7 +149,12 @@ def completion_texts(
     return found
 
 
-def scored_ids(tokenizer: Any, prompt: str | Messages, completion: str | Messages) -> list[int]:
+def scored_ids(
+    tokenizer: Any,
+    prompt: str | Messages,
+    completion: str | Messages,
+    options: ChatOptions | None = None,
+) -> list[int]:
     """Ids that a reward model reads for prompt + completion.
 
     Text ends with EOS if the tokenizer has one, whether or not the policy got that far; chat
@@ -94,8 +166,7 @@ def scored_ids(tokenizer: Any, prompt: str | Messages, completion: str | Message
         if eos is not None and ids[-1:] != [eos]:
             ids.append(eos)
         return ids
-    chat = render_chat(tokenizer, conversation(prompt, completion), open_turn=False)
-    return encode(tokenizer, chat)
+    return chat_ids(tokenizer, conversation(prompt, completion), options, open_turn=False)
 
 
 def cut_left(ids: list[int], max_tokens: int, start: list[int]) -> list[int]:

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -77,17 +78,29 @@ def save_value_head(head: nn.Linear, folder: Path | str) -> None:
     save_file(tensors, Path(folder) / VALUE_HEAD_FILE)
 
 
-def load_value_head(folder: Path | str) -> nn.Linear:
+def load_value_head(folder: Path | str, hidden_size: int | None = None) -> nn.Linear:
     """The value head saved in `folder`, bit for bit; anything else in the file is refused."""
     path = Path(folder) / VALUE_HEAD_FILE
     if not path.is_file():
         raise UserError(
             f"there is no {path}; expected the value head that a run with a critic saved"
         )
-    tensors = load_file(path)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise UserError(
+            f"{path} is no whole safetensors file ({error}), expected the value head that a run "
+            "with a critic saved; copy it again, or remove it to start a new one"
+        ) from None
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
     if set(shapes) != {"weight", "bias"} or shapes["bias"] != (1,) or shapes["weight"][:1] != (1,):
         raise UserError(f"{path} holds {shapes}, expected weight (1, hidden size) and bias (1,)")
-    head = new_value_head(shapes["weight"][1])
+    found = shapes["weight"][1]
+    if hidden_size not in (None, found):
+        raise UserError(
+            f"{path} reads {found} features, expected {hidden_size}, the model's hidden size; "
+            "remove the file to start a new value head"
+        )
+    head = new_value_head(found)
     head.load_state_dict(tensors)
     return head

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -24,9 +26,14 @@ class Head:
     Not a module: it owns nothing, the weights are the model's.
     """
 
-    def __init__(self, causal_lm: PreTrainedModel, temperature: float):
+    def __init__(
+        self, causal_lm: PreTrainedModel, temperature: float, absent_ids: Tensor | None = None
+    ):
+        """absent_ids: ids that no token has, as vocabularies are padded; their probability is 0."""
         self._linear = causal_lm.get_output_embeddings()
-        self.shape = LogitShape(temperature, *logit_scale_and_softcap(causal_lm.config))
+        self._shape = LogitShape(
+            temperature, *logit_scale_and_softcap(causal_lm.config), absent_ids
+        )
         if type(self._linear) is not nn.Linear:
             raise UserError(
                 f"{type(causal_lm).__name__} has no plain linear output layer (found "
@@ -34,6 +41,14 @@ class Head:
                 "are a linear layer of its hidden states; leave the head out of "
                 "model.lora.target_modules, or choose another model.path"
             )
+
+    @property
+    def shape(self) -> LogitShape:
+        """What happens to the output layer's products, on the device where that is."""
+        absent, device = self._shape.absent, self._linear.weight.device
+        if absent is not None and absent.device != device:
+            self._shape = replace(self._shape, absent=absent.to(device))
+        return self._shape
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits [N, V] after temperature, float32."""
@@ -55,7 +70,7 @@ def token_logprobs_of(
     """`token_logprobs` in chunks of a size that suits the device."""
     at_once = _LOGITS_AT_ONCE.get(hidden_ND.device.type, 2**24)
     rows = max(_ROWS_AT_ONCE, at_once // len(weight_VD))
-    rest = (shape.temperature, rows, shape.scale, shape.softcap, _KEPT)
+    rest = (shape.temperature, rows, shape.scale, shape.softcap, _KEPT, shape.absent)
     return token_logprobs(hidden_ND, weight_VD, bias_V, ids_N, *rest)
 
 

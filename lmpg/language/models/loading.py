@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from torch import nn
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 
 from lmpg.language.models.critic import (
     FOLDER,
@@ -23,19 +26,19 @@ from lmpg.language.models.critic import (
 )
 from lmpg.language.models.head import refuse_unknown_head
 from lmpg.language.models.lora import with_adapter
-from lmpg.language.models.paths import refuse_missing_folder
 from lmpg.language.models.policy import CausalLMPolicy
-from lmpg.language.models.precision import computes_in_bf16, quiet
+from lmpg.language.models.precision import computes_in_bf16
+from lmpg.language.models.pretrained import pretrained_model, pretrained_tokenizer
 from lmpg.language.models.settings import ModelSettings
 from lmpg.settings.section import UserError
 
+logger = logging.getLogger(__name__)
 _UNBOUNDED = 2**30
 
 
 def load_tokenizer(path: str, trust_remote_code: bool = False):
     """The tokenizer of a model; one without an EOS token is refused."""
-    load = transformers.AutoTokenizer.from_pretrained
-    tokenizer = _loaded("model.path", "tokenizer", load, path, trust_remote_code=trust_remote_code)
+    tokenizer = pretrained_tokenizer("model.path", path, trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"model.path = {path}: its tokenizer has no EOS token, expected one, because every "
@@ -78,6 +81,7 @@ def load_policy(
         context_length=context,
         bf16=computes_in_bf16(settings.precision, model, device),
         critic=separate,
+        absent_ids=_absent_ids(settings.path, model, tokenizer, eos_token_ids),
     ).to(device)
     refuse_unknown_head(policy)
     return policy
@@ -99,33 +103,18 @@ def load_critic(
         classifier = load_sequence_classifier(reward_model, trust_remote_code=remote)
         return critic_from_classifier(reward_model, classifier)
     folder = Path(str(settings.path)).expanduser() / FOLDER
-    if not (folder / VALUE_HEAD_FILE).is_file():
+    if not folder.is_dir():
         return critic_like(model)
-    load = transformers.AutoModel.from_pretrained
-    options = {"dtype": torch.float32, "trust_remote_code": remote}
-    trunk = _loaded("model.path", "critic", load, str(folder), **options)
-    return SeparateCritic(trunk, load_value_head(folder))
+    trunk = pretrained_model("model.path", AutoModel, str(folder), remote)
+    hidden_size = trunk.config.get_text_config().hidden_size
+    return SeparateCritic(trunk, load_value_head(folder, hidden_size))
 
 
 def load_causal_lm(path: str | None, trust_remote_code: bool = False) -> PreTrainedModel:
     """A transformers causal language model with float32 weights, in eval mode."""
     if path is None:
         raise UserError("model.path is not set, expected a Hub id or the folder of a causal LM")
-    folder = Path(path).expanduser()
-    if (folder / "adapter_config.json").is_file():
-        merged = folder / "merged"
-        fix = f"set model.path to {merged}" if merged.is_dir() else "merge it into its model first"
-        raise UserError(f"model.path = {path} is a LoRA adapter, expected a whole model; {fix}")
-    load = transformers.AutoModelForCausalLM.from_pretrained
-    model = _loaded(
-        "model.path",
-        "causal language model",
-        load,
-        path,
-        dtype=torch.float32,
-        trust_remote_code=trust_remote_code,
-    )
-    return model.eval()
+    return pretrained_model("model.path", AutoModelForCausalLM, path, trust_remote_code)
 
 
 def load_sequence_classifier(
@@ -136,35 +125,25 @@ def load_sequence_classifier(
     With `new_head`, a causal LM that gets a fresh head, drawn from torch's global generator, as
     the start of reward-model training; else a missing head is refused.
     """
-    labels = {"num_labels": 1} if new_head else {}
-    load = transformers.AutoModelForSequenceClassification.from_pretrained
-    model, info = _loaded(
-        "model.path" if new_head else "rewards.models",
-        "sequence classifier",
-        load,
-        path,
-        dtype=torch.float32,
-        trust_remote_code=trust_remote_code,
-        output_loading_info=True,
-        **labels,
-    )
-    if info["missing_keys"] and not new_head:
-        raise UserError(
-            f"rewards.models: {path} has no trained {', '.join(sorted(info['missing_keys']))}, "
-            "expected a trained sequence classifier; train one with scripts/train_reward_model.py"
-        )
+    key, kind = "model.path" if new_head else "rewards.models", AutoModelForSequenceClassification
+    model = pretrained_model(key, kind, path, trust_remote_code, new_head)
     if model.config.num_labels != 1:
         raise UserError(
             f"rewards.models: {path} has {model.config.num_labels} labels, expected a sequence "
             "classifier with one label, whose logit is the score"
         )
-    return model.eval()
+    return model
 
 
 def all_eos_token_ids(model: PreTrainedModel, tokenizer) -> tuple[int, ...]:
     """Every id that ends a response: the tokenizer's, then those of the generation_config."""
     extra = getattr(model.generation_config, "eos_token_id", None)
-    extra = [extra] if isinstance(extra, int) else list(extra or [])
+    extra = extra if isinstance(extra, list | tuple) else [] if extra is None else [extra]
+    if not all(type(x) is int for x in extra):
+        raise UserError(
+            f"{model.config.name_or_path}: the eos_token_id of its generation_config.json is "
+            f"{extra}, expected a token id or a list of them; mend the file"
+        )
     return tuple(dict.fromkeys([tokenizer.eos_token_id, *extra]))
 
 
@@ -182,18 +161,28 @@ def _value_head(path: str | None, model: PreTrainedModel) -> nn.Linear:
     folder = Path(str(path)).expanduser()
     if not (folder / VALUE_HEAD_FILE).is_file():
         return new_value_head(hidden_size)
-    head = load_value_head(folder)
-    if head.in_features != hidden_size:
-        raise UserError(
-            f"{folder / VALUE_HEAD_FILE} reads {head.in_features} features, expected "
-            f"{hidden_size}, the model's hidden size; remove the file to start a new value head"
-        )
-    return head
+    return load_value_head(folder, hidden_size)
+
+
+def _absent_ids(
+    path: str | None, model: PreTrainedModel, tokenizer, eos_token_ids: tuple[int, ...]
+) -> Tensor | None:
+    """Ids that the model has logits for, but the tokenizer no token; None where there are none."""
+    rows = len(getattr(model.get_output_embeddings(), "weight", ()))
+    known = {*tokenizer.get_vocab().values(), *eos_token_ids}
+    absent = [i for i in range(rows) if i not in known]
+    if not absent:
+        return None
+    logger.warning(
+        "model.path = %s: %d of the model's %d ids have no token in its tokenizer (%d and others); "
+        "their probability is 0, in sampling as in learning",
+        *(path, len(absent), rows, absent[0]),
+    )
+    return torch.tensor(absent)
 
 
 def _refuse_other_vocabulary(path: str, tokenizer, trust_remote_code: bool) -> None:
-    load = transformers.AutoTokenizer.from_pretrained
-    other = _loaded("rewards.models", "tokenizer", load, path, trust_remote_code=trust_remote_code)
+    other = pretrained_tokenizer("rewards.models", path, trust_remote_code)
     mine, its = tokenizer.get_vocab(), other.get_vocab()
     if mine != its:
         apart = sum(mine.get(token) != its.get(token) for token in mine.keys() | its.keys())
@@ -214,18 +203,3 @@ def _refuse_smaller_vocabulary(path: str | None, model: PreTrainedModel, tokeniz
             f"only ids below {rows}, expected a tokenizer and a model that belong together; "
             "save the right tokenizer there, or call model.resize_token_embeddings"
         )
-
-
-def _loaded(key: str, what: str, load: Callable, path: str, **arguments) -> Any:
-    """`load(path)`, where whatever is wrong with the path becomes a UserError naming `key`."""
-    folder = Path(path).expanduser()
-    refuse_missing_folder(key, path, what)
-    try:
-        with quiet():
-            return load(str(folder) if folder.is_dir() else path, **arguments)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split(os.linesep)[0]
-        raise UserError(
-            f"{key} = {path}: no {what} could be loaded from there, expected a Hub id that can be "
-            f"reached or a folder written by save_pretrained: {reason}"
-        ) from error

@@ -14,6 +14,11 @@ def refuse_missing_folder(key: str, path: str, what: str) -> None:
     """
     if Path(path).expanduser().is_dir():
         return
+    if Path(path).expanduser().is_file():
+        raise UserError(
+            f"{key} = {path} is a file, expected a folder with a {what}, as save_pretrained writes "
+            "it, or a Hub id; name the folder"
+        )
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(
             f"{key} = {path} does not exist, expected a folder with a {what} or a Hub id; "

@@ -27,6 +27,7 @@ class CausalLMPolicy(nn.Module):
 
     value_head: a critic on the policy's own trunk. critic: one with weights of its own.
     temperature divides the logits, everywhere. bf16 computes in autocast over fp32 weights.
+    absent_ids: token ids that no token has (int64), whose probability is 0 everywhere.
     forward_reuse: caches a forward for the update, once `keep_forward` was asked for.
     """
 
@@ -41,6 +42,7 @@ class CausalLMPolicy(nn.Module):
         context_length: int,
         bf16: bool = False,
         critic: SeparateCritic | None = None,
+        absent_ids: Tensor | None = None,
     ):
         super().__init__()
         self.model = model
@@ -51,7 +53,7 @@ class CausalLMPolicy(nn.Module):
         self.pad_token_id = pad_token_id
         self.context_length = context_length
         self.bf16 = bf16
-        self.head = Head(self.causal_lm, temperature)
+        self.head = Head(self.causal_lm, temperature, absent_ids)
         self.forward_reuse: ForwardReuse | None = None
         self.train(False)
 
@@ -135,7 +137,9 @@ class CausalLMPolicy(nn.Module):
         for b, (prompt, response) in enumerate(unpadded_rows(inputs)):
             with self.autocast():
                 logits = self.model(input_ids=torch.cat([prompt, response])[None]).logits[0]
-            steps = logits[len(prompt) - 1 : -1].float() / self.temperature
+            steps = self.head.shape.possible(
+                logits[len(prompt) - 1 : -1].float() / self.temperature
+            )
             logprobs = steps.log_softmax(-1).gather(1, response[:, None])[:, 0]
             result_BT[b, : len(response)] = logprobs
         return result_BT
@@ -216,6 +220,7 @@ def _frozen_copy(policy: CausalLMPolicy) -> CausalLMPolicy:
         pad_token_id=policy.pad_token_id,
         context_length=policy.context_length,
         bf16=policy.bf16,
+        absent_ids=policy.head.shape.absent,
     )
 
 

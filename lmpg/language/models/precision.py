@@ -44,17 +44,24 @@ def fast_bf16(device: torch.device) -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """For the time of a block in which models are read or written; errors still raise."""
-    verbosity, bars = (
-        transformers_logging.get_verbosity(),
-        transformers_logging.is_progress_bar_enabled(),
-    )
+    """For the time of a block in which models are written; errors still raise."""
+    verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
+    try:
+        with no_progress_bars():
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """For the time of a block in which transformers reads or writes many files."""
+    bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
 

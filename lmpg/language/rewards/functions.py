@@ -15,14 +15,16 @@ from lmpg.settings.section import UserError
 class FunctionReward:
     """Scores by `FILE.py:NAME`, `package.module:NAME` or a built-in function.
 
-    Each of `workers` processes gets a part of every batch, in the background.
+    Each of `workers` processes gets a part of every batch, in the background. sources: path →
+    module and text of the local files that they have imported.
     """
 
     def __init__(self, spec: str, timeout: float, workers: int = 1):
         self.spec = parsed_spec(spec)
         self.name = self.spec.name
         self.qualifier = self.spec.qualifier
-        self._workers = [IsolatedFunction(self.spec, timeout) for _ in range(workers)]
+        self.sources: dict[str, list[str]] = {}
+        self._workers = [IsolatedFunction(self.spec, timeout, self.sources) for _ in range(workers)]
         try:
             self._signature = self._first_start()
             if self.spec.is_builtin:

@@ -32,11 +32,13 @@ class IsolatedFunction:
     samples not tried by then have no score.
     """
 
-    def __init__(self, spec: Spec, timeout: float):
+    def __init__(self, spec: Spec, timeout: float, sources: dict[str, list[str]]):
         self.spec = spec
         self.timeout = timeout
         self.retry_seconds = max(RETRY_TIMEOUTS * timeout, RETRY_SECONDS)
-        self._process = WorkerProcess(spec.function, max(timeout, START_TIMEOUT), spec.arguments)
+        self._process = WorkerProcess(
+            spec.function, max(timeout, START_TIMEOUT), spec.arguments, sources
+        )
         self._retries_told = False
         self._jobs: queue.SimpleQueue = queue.SimpleQueue()
         # The thread lives as long as the process: a process dies with the thread that started it.

@@ -9,14 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
+from lmpg.language.data.chat import ChatOptions, chat_options
 from lmpg.language.data.tokenizing import bos_ids, cut_left, scored_ids
 from lmpg.language.models.loading import context_length, load_sequence_classifier
+from lmpg.language.models.pretrained import pretrained_tokenizer
 from lmpg.language.models.sequence_classifier import SequenceScorer
 from lmpg.language.rewards.request import RewardReply, RewardRequest
 from lmpg.language.rewards.worker import LONGEST_MESSAGE
-from lmpg.settings.section import UserError
 
 
 class ModelReward:
@@ -37,18 +36,14 @@ class ModelReward:
     def load(cls, path: str, *, trust_remote_code: bool, device: str) -> ModelReward:
         """The model and tokenizer of a folder or Hub id."""
         model = load_sequence_classifier(path, trust_remote_code=trust_remote_code).to(device)
-        folder = Path(path).expanduser()
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                str(folder) if folder.is_dir() else path, trust_remote_code=trust_remote_code
-            )
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"rewards.models: {path} has no tokenizer that loads, expected one beside the "
-                f"model: {str(error).splitlines()[0]}"
-            ) from None
+        tokenizer = pretrained_tokenizer("rewards.models", path, trust_remote_code)
         context = min(context_length(model.config, tokenizer), tokenizer.model_max_length)
         return cls(model_name(path), SequenceScorer(model, tokenizer), tokenizer, context)
+
+    @property
+    def num_weights(self) -> int:
+        """How many weights the model has."""
+        return sum(p.numel() for p in self.scorer.model.parameters())
 
     def submit(self, request: RewardRequest) -> Callable[[], RewardReply]:
         """Models work in this process: it scores when the reply is asked for."""
@@ -56,7 +51,7 @@ class ModelReward:
 
     def reply(self, request: RewardRequest) -> RewardReply:
         """One finite score per response; sample by sample if they fail together."""
-        rows = list(zip(request.prompts, request.completions))
+        rows = list(zip(request.prompts, request.completions, _options(request)))
         try:
             return self._scores(rows)
         except Exception as error:
@@ -65,16 +60,17 @@ class ModelReward:
                 return RewardReply([None], [failure])
             said = f"the batch of {len(rows)} failed ({failure})"
         reply = RewardReply()
-        for prompt, completion in rows:
-            reply += self.reply(replace(request, prompts=[prompt], completions=[completion]))
+        for i, (prompt, completion, _) in enumerate(rows):
+            columns = {name: values[i : i + 1] for name, values in request.columns.items()}
+            alone = replace(request, prompts=[prompt], completions=[completion], columns=columns)
+            reply += self.reply(alone)
         if None not in reply.scores:
             reply.notes.append(f"{said}, but each sample alone has a score, which is slow")
         return reply
 
-    def _scores(self, rows: list[tuple[Any, str]]) -> RewardReply:
+    def _scores(self, rows: list[tuple[Any, str, ChatOptions]]) -> RewardReply:
         ids = [
-            cut_left(scored_ids(self.tokenizer, prompt, completion), self.max_tokens, self._bos)
-            for prompt, completion in rows
+            cut_left(scored_ids(self.tokenizer, *row), self.max_tokens, self._bos) for row in rows
         ]
         scores = self.scorer.score(ids)
         if len(scores) != len(rows):
@@ -90,6 +86,15 @@ class ModelReward:
 
     def close(self) -> None:
         """Nothing to end."""
+
+
+def _options(request: RewardRequest) -> list[ChatOptions]:
+    """What the columns of each prompt give the chat template; nothing where a prompt is text."""
+    found = []
+    for i, prompt in enumerate(request.prompts):
+        row = {name: values[i] for name, values in request.columns.items()}
+        found.append(chat_options(row, "the prompt") if isinstance(prompt, list) else {})
+    return found
 
 
 def model_name(path: str) -> str:

@@ -1,54 +1,78 @@
 """The process in which one reward function of the user's runs: JSON lines in, JSON lines out.
 
-It is started as a file of its own and imports nothing but the standard library, so that it is
-ready in a few milliseconds. First line in: {"spec", "arguments", "sys_path", "parent"}; first
-line out: {"parameters", "required", "options", "keywords"} or {"error"}. Then, per call, in:
-{"arguments", "count"}; out: {"scores", "problems"} (a score, a list of them or null each, and
-what was wrong with which) or {"error"}.
+The supervisor forks it. It imports nothing but the standard library, so that it is ready in a few
+milliseconds. First line in: {"id", "spec", "arguments", "sys_path", "sources"}; first line out:
+{"id", "parameters", "required", "options", "keywords"} or {"id", "error"}. Then, per call, in:
+{"id", "arguments", "count"}; out: {"id", "scores", "problems"} (a score, a list of them or null
+each, and what was wrong with which) or {"id", "error"}. "sources" has what was read from local
+files. A reply has its request's id and a line of its own, so that whatever else comes through the
+pipe is told apart. A function may fork: only this process replies.
 
 What the function prints goes to stderr, and its stdin is empty: the protocol has descriptors
-of its own.
+of its own. It may close or replace them, and what this module calls (`json.dumps`), too.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import difflib
 import functools
 import importlib
 import importlib.util
 import inspect
+import io
 import json
-import math
 import os
-import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
+from itertools import islice
+from math import isfinite
 from typing import Any
 
-LONGEST_MESSAGE = 300
+LONGEST_MESSAGE, MOST_FRAMES = 300, 100
+NO_NUMBERS = (str, bytes, bytearray, memoryview)
+_encoded = json.JSONEncoder().encode  # bound now: a function may replace what it finds in modules
+_decoded = json.JSONDecoder().decode
+_write, _pid = os.write, os.getpid
 
 
-def main() -> None:
-    """Serves calls until stdin ends."""
-    requests, replies = _own_descriptors()
-    hello = json.loads(requests.readline() or "null")
-    if hello is None:
-        return
-    _die_with(hello["parent"])
-    sys.path[:] = hello["sys_path"]
-    try:
-        function = functools.partial(load(hello["spec"]), **hello["arguments"])
-        reply = signature(function.func, hello["arguments"])
-    except BaseException as error:
-        _send(replies, {"error": described(error)})
-        return
-    _send(replies, reply)
-    with asyncio.Runner() as runner:
-        for line in requests:
-            request = json.loads(line)
-            _send(replies, answer(function, request["arguments"], request["count"], runner))
+def serve(requests: int, replies: int, keep: Callable[[dict], dict]) -> None:
+    """Serves calls until `requests` ends; `keep` makes imports of local files take kept sources."""
+    own = _pid()
+    os.register_at_fork(after_in_child=lambda: _close(requests, replies))
+    mend = _mender()
+    with open(requests, "rb", closefd=False) as lines:
+        hello = _decoded((lines.readline() or b"null").decode())
+        if hello is None:
+            return
+        sys.path[:] = hello["sys_path"]
+        read = keep(hello["sources"])
+
+        def reply(request: dict, work: Callable[[], dict]) -> None:
+            mend()
+            try:
+                message = work()
+            except BaseException as error:  # also SystemExit: the worker outlives its function
+                message = {"error": described(error)}
+            if _pid() != own:  # a child that the function has forked, and that came back
+                os._exit(0)
+            _send(replies, {**message, "id": request["id"], "sources": read})
+            read.clear()
+
+        function: Callable = _nothing
+        run = _runner()
+
+        def start() -> dict[str, Any]:
+            nonlocal function
+            function = functools.partial(load(hello["spec"]), **hello["arguments"])
+            return signature(function.func, hello["arguments"])  # type: ignore[attr-defined]
+
+        reply(hello, start)
+        for line in lines:
+            request = _decoded(line.decode())
+            call = functools.partial(answer, function, request["arguments"], request["count"], run)
+            reply(request, call)
 
 
 def load(spec: str) -> Callable:
@@ -94,64 +118,57 @@ def _listed(parameters: list[inspect.Parameter]) -> str:
 
 
 def answer(
-    function: Callable, arguments: dict, count: int, runner: asyncio.Runner
+    function: Callable, arguments: dict, count: int, run: Callable[[Any], Any]
 ) -> dict[str, Any]:
-    """Calls the function, and returns a reply, whatever it raises or returns."""
-    try:
-        result = function(**arguments)
-        if inspect.isawaitable(result):
-            result = runner.run(_awaited(result))
-        results = _as_list(result)
-    except BaseException as error:  # also SystemExit: the worker outlives its function
-        return {"error": described(error)}
-    if len(results) != count:
-        return {"error": f"it returned {len(results)} scores for {count} completions"}
-    scores, problems = [], {}
-    for index, value in enumerate(results):
-        score, problem = _checked(value)
-        scores.append(score)
-        if problem:
-            problems[index] = problem
-    return {"scores": scores, "problems": problems}
+    """Calls the function, waits for it with `run` if it is async; scores, and what is wrong."""
+    result = function(**arguments)
+    if inspect.isawaitable(result):
+        result = run(result)
+    if isinstance(result, (*NO_NUMBERS, Mapping, Set)) or not hasattr(result, "__len__"):
+        raise TypeError(f"it returned a {type(result).__name__}, expected a list of numbers")
+    if len(result) != count:
+        return {"error": f"it returned {len(result)} scores for {count} completions"}
+    results = [_checked(value) for value in islice(result, count)]
+    problems = {i: problem for i, (_, problem) in enumerate(results) if problem}
+    return {"scores": [score for score, _ in results], "problems": problems}
 
 
 def described(error: BaseException) -> str:
     """Type, message, and the place in the user's file where it was raised."""
-    text = f"{type(error).__name__}: {error}".strip().removesuffix(":")
+    try:
+        text = f"{type(error).__name__}: {error}".strip().removesuffix(":")
+    except BaseException:  # of its own __str__
+        text = type(error).__name__
     text = text if len(text) <= LONGEST_MESSAGE else text[:LONGEST_MESSAGE] + "..."
     not_theirs = (__file__, os.path.dirname(os.__file__), sys.prefix, "<frozen")
-    stack = traceback.extract_tb(error.__traceback__)
+    stack = traceback.extract_tb(error.__traceback__, limit=-MOST_FRAMES)
     frames = [frame for frame in stack if not frame.filename.startswith(not_theirs)]
     if not frames or isinstance(error, SyntaxError):
         return text
     return f"{text} ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})"
 
 
-async def _awaited(result: Any) -> Any:
-    return await result
-
-
-def _as_list(result: Any) -> list:
-    if isinstance(result, (str, bytes, dict)) or not hasattr(result, "__len__"):
-        raise TypeError(f"it returned a {type(result).__name__}, expected a list of numbers")
-    return list(result)
-
-
 def _checked(value: Any) -> tuple[Any, str | None]:
     """A finite score or a list of them, or None and why."""
-    if isinstance(value, (list, tuple)) or (getattr(value, "ndim", 0) == 1 and len(value) != 1):
-        return _checked_list(list(value))
-    if value is None:
-        return None, "it returned None"
-    if isinstance(value, Exception):  # as asyncio.gather(..., return_exceptions=True) gives it
-        return None, described(value)
-    if isinstance(value, (str, bytes)):
-        return None, f"it returned a {type(value).__name__} among the scores"
     try:
+        while getattr(value, "ndim", 0) and len(value) == 1:
+            (value,) = value  # an array of one element is a number
+        if getattr(value, "ndim", 1) == 0:
+            value = value.item()
+        if isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) > 0:
+            return _checked_list(list(value))
+        if value is None:
+            return None, "it returned None"
+        if isinstance(
+            value, BaseException
+        ):  # as asyncio.gather(..., return_exceptions=True) has it
+            return None, described(value)
+        if isinstance(value, NO_NUMBERS):
+            return None, f"it returned a {type(value).__name__} among the scores"
         score = float(value)
-    except Exception as error:
-        return None, f"it returned a {type(value).__name__} among the scores ({error})"
-    return (score, None) if math.isfinite(score) else (None, f"it returned {score}")
+    except BaseException as error:
+        return None, f"it returned a {type(value).__name__} among the scores ({described(error)})"
+    return (score, None) if isfinite(score) else (None, f"it returned {score}")
 
 
 def _checked_list(numbers: list) -> tuple[list[float] | None, str | None]:
@@ -160,6 +177,8 @@ def _checked_list(numbers: list) -> tuple[list[float] | None, str | None]:
     for value in numbers:
         nested = isinstance(value, (list, tuple))
         score, problem = (None, "it returned a list") if nested else _checked(value)
+        if isinstance(score, list):
+            score, problem = None, "it returned an array"
         if score is None:
             return None, f"{problem}, in a list of numbers for one completion"
         scores.append(float(score))
@@ -182,36 +201,72 @@ def _from_file(path: str) -> Any:
     return module
 
 
-def _own_descriptors():
-    """Pipes of the protocol, moved away from where prints, input() and C libraries reach."""
-    requests = os.fdopen(os.dup(0), "r", encoding="utf-8")
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.dup2(2, 1)
-    return requests, replies
+def _runner() -> Callable[[Any], Any]:
+    """A function that waits for what is awaitable, always in the same loop while that is open."""
+    runner: Any = None
+
+    async def awaited(result: Any) -> Any:
+        return await result
+
+    def run(result: Any) -> Any:
+        nonlocal runner
+        import asyncio  # slow to import, and most functions are not async
+
+        if runner is None or runner.get_loop().is_closed():
+            runner = asyncio.Runner()
+        return runner.run(awaited(result))
+
+    return run
 
 
-def _send(replies: Any, message: dict) -> None:
-    sys.stdout.flush()
-    replies.write(json.dumps(message) + "\n")
-    replies.flush()
+def _close(*descriptors: int) -> None:
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
 
 
-def _die_with(parent: int) -> None:
-    """Ends this process and its children when the trainer is killed, even amid a call (Linux).
-
-    Elsewhere it notices at the end of the call, when stdin has ended.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes
-
-    signal.signal(signal.SIGUSR2, lambda *_: os.killpg(0, signal.SIGKILL))
-    ctypes.CDLL(None).prctl(1, signal.SIGUSR2)  # 1 = PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # it died before we asked
-        os._exit(1)
+def _send(replies: int, message: dict) -> None:
+    with contextlib.suppress(BaseException):  # whatever sys.stdout is now
+        sys.stdout.flush()
+    data = memoryview(f"\n{_encoded(message)}\n".encode())
+    while data:
+        data = data[_write(replies, data) :]
 
 
-if __name__ == "__main__":
-    main()
+class _Console(io.FileIO):
+    """Descriptor 1 or 2. A console that has gone away takes what is printed and loses it."""
+
+    def write(self, data: Any) -> int:
+        """Writes; all of it counts as written, whatever becomes of it."""
+        with contextlib.suppress(OSError):
+            if (written := super().write(data)) is not None:
+                return written
+        return len(data)
+
+
+def _mender() -> Callable[[], None]:
+    """A function that opens what a function has closed: descriptors 0 to 2, stdout and stderr."""
+    kept = {0: os.dup(0), 1: os.dup(1), 2: os.dup(2)}
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+
+    def mend() -> None:
+        for standard, copy in kept.items():
+            with contextlib.suppress(OSError):
+                os.fstat(standard)
+                continue
+            os.dup2(copy, standard)
+        for name, descriptor in (("stdout", 1), ("stderr", 2)):
+            stream: Any = getattr(sys, name, None)
+            if getattr(stream, "closed", True):
+                raw = io.BufferedWriter(_Console(descriptor, "w", closefd=False))
+                stream = io.TextIOWrapper(
+                    raw, encoding, "backslashreplace", line_buffering=descriptor == 2
+                )
+                setattr(sys, name, stream)
+
+    sys.stdout = sys.stderr = None  # type: ignore[assignment]
+    return mend
+
+
+def _nothing() -> None:
+    """Stands for the function until it is loaded."""

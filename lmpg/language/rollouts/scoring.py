@@ -36,7 +36,7 @@ class ScoredGroups:
         """The same groups with processed scores."""
         return replace(
             self,
-            scores=processing.processed(self.completions, self.scores),
+            scores=processing.processed(self.completions, self.scores, self.group_size),
             greedy=None if self.greedy is None else self.greedy.processed(processing),
         )
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 import time
 from datetime import date
@@ -7,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rewards.settings import RewardSettings
+from lmpg.language.rewards.worker import answer
 from lmpg.settings.section import UserError
 from tests.support.planted import catches
 
@@ -157,6 +160,34 @@ def scalars(completions): return [np.int64(2), True]
 """
     scores = scored(scorer(code, "array", "scalars"), ["a", "b"])
     assert scores.totals == [3.0, 2.0]
+
+
+@catches("only arrays of one dimension are numbers", "a text in an array is read as a number")
+@pytest.mark.parametrize("full", [np.full, torch.full], ids=["numpy", "torch"])
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (1, 1, 1)])
+def test_an_array_of_one_element_is_a_number(full, shape):
+    def answered(value):
+        return answer(lambda: value, {}, 2, run=None)
+
+    assert answered([full(shape, 3.5), full(shape, 2)])["scores"] == [3.5, 2.0]
+    assert answered(full((2, *shape), 0.5))["scores"] == [0.5, 0.5]
+    assert answered(full((2, *shape), math.nan))["scores"] == [None, None]
+    assert answered([np.full(shape, "1.0"), 1])["scores"] == [None, 1.0]
+
+
+def test_an_array_of_several_elements_is_as_many_numbers(scorer):
+    code = """
+import numpy as np
+def flat(completions): return [np.ones(3) for _ in completions]
+def column(completions): return [np.ones((3, 1)) for _ in completions]
+def square(completions): return [np.ones((3, 3)) for _ in completions]
+"""
+    three = scorer(code, "flat", "column", process="token")
+    scores = three.score(["p"], ["c"], [[7, 8, 9]], {})
+    assert scores.totals == [6.0]
+    scores = scored(scorer(code, "square", process="token"), ["a"])
+    assert scores.totals == [None]
+    assert "it returned an array, in a list of numbers" in scores.messages[0]
 
 
 def test_columns_that_json_does_not_know_arrive_as_lists_and_text(scorer):

@@ -10,6 +10,7 @@ from lmpg.language.rewards.reward_model import ModelReward, model_name
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rewards.settings import RewardSettings
 from lmpg.settings.section import UserError
+from tests.support.planted import catches
 from tests.support.tiny import tiny_model, tiny_tokenizer
 from tests.support.tiny_tokenizers import character_tokenizer
 
@@ -44,6 +45,20 @@ def test_a_model_reads_prompt_and_completion_as_its_training_did():
         [{"prompt": "It was", "chosen": " good", "rejected": "x"}], tokenizer, 50
     )
     assert lengths.rows == [pair[0].chosen_ids]
+
+
+@catches("a reward model scores a chat without its tools")
+def test_a_model_reads_the_tools_of_a_chat_as_its_training_did():
+    tokenizer, lengths = character_tokenizer(space_first=True), Lengths()
+    tokenizer.chat_template = (
+        "{{ tools | tojson }}{% for m in messages %}[{{ m.role }}] {{ m.content }}</s>{% endfor %}"
+    )
+    row = {"prompt": [{"role": "user", "content": "Rain?"}], "tools": '[{"name": "weather"}]'}
+    request = RewardRequest([row["prompt"]], [" No"], [[1]], {"tools": [row["tools"]]})
+    ModelReward("judge", lengths, tokenizer, 200).reply(request)
+    (pair,) = reward_pairs_from_rows([{**row, "chosen": " No", "rejected": "x"}], tokenizer, 200)
+    assert lengths.rows == [pair.chosen_ids]
+    assert '"weather"' in tokenizer.decode(pair.chosen_ids)
 
 
 def test_a_text_beyond_the_models_context_loses_its_beginning_but_not_bos():
@@ -84,7 +99,7 @@ def test_a_model_that_does_not_exist_or_has_no_tokenizer_is_refused(tmp_path):
     with pytest.raises(UserError, match="nowhere does not exist"):
         Scorer(RewardSettings(models=(str(tmp_path / "nowhere"),)))
     tiny_model("reward").save_pretrained(tmp_path / "bare")
-    with pytest.raises(UserError, match=r"rewards.models: .*bare has no tokenizer that loads"):
+    with pytest.raises(UserError, match=r"rewards.models = .*bare: .* holds no tokenizer.json"):
         Scorer(RewardSettings(models=(str(tmp_path / "bare"),)))
 
 

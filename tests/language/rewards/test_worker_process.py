@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from lmpg.language.rewards.worker_process import WorkerDied, WorkerProcess, Work
 from tests.support.planted import catches
 
 FUNCTION = """
-import os, re, subprocess, sys, time
+import ctypes, os, subprocess, sys, time
 
 def pids(texts):
     child = subprocess.Popen(["sleep", "600"])
@@ -22,9 +23,35 @@ def pids(texts):
 def hang(texts):
     with open(texts[0], "w") as file:
         file.write(" ".join(str(int(pid)) for pid in pids(texts)))
+    time.sleep(600)
+
+def scattered():
+    # in sessions of their own or not, one without its parent, deaf to SIGTERM
+    deaf = ["sh", "-c", "trap '' TERM; sleep 600; :"]
+    started = [subprocess.Popen(deaf, start_new_session=own) for own in (False, True)]
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        daemon = os.fork()
+        if daemon == 0:
+            os.closerange(0, 64)
+            time.sleep(600)
+        os.write(writing, str(daemon).encode())
+        os._exit(0)
+    os.wait()
+    return [os.getpid(), *(child.pid for child in started), int(os.read(reading, 20))]
+
+def scatter(texts):
+    with open(texts[0] + ".new", "w") as file:
+        file.write(" ".join(map(str, scattered())))
+    os.rename(texts[0] + ".new", texts[0])
+    if texts[1] == "C":
+        ctypes.PyDLL(None).sleep(600)  # with the interpreter's lock held
     if texts[1] == "sleep":
         time.sleep(600)
-    re.match("(a+)+$", "a" * 64 + "b")
+    if texts[1] == "end":
+        os._exit(5)
+    return [0, 0]
 
 def heard(texts):
     return [float(sys.stdin.read() == "")]
@@ -88,29 +115,49 @@ def test_stopping_ends_the_worker_and_what_it_started(worker):
         os.waitpid(pids[0], 0)
 
 
-@catches("a worker outlives a trainer that was killed, or leaves children")
+@catches("a worker asked twice to end leaves what it started")
 @linux
-@pytest.mark.parametrize("how", ["sleep", "regex"])
-def test_a_hung_worker_dies_with_a_trainer_that_is_killed(tmp_path, how):
+@pytest.mark.parametrize("how", ["return", "sleep", "C", "end"])
+def test_whatever_a_worker_started_ends_within_a_second(worker, tmp_path, how):
+    one, told = worker("scatter"), tmp_path / "pids"
+    with contextlib.suppress(WorkerTimeout, WorkerDied):
+        one.call({"texts": [str(told), how]}, 2, 1.0)
+    pids = [int(pid) for pid in told.read_text().split()]
+    assert len(pids) == 4
+    assert how != "return" or all(alive(pid) for pid in pids)
+    for _ in range(20):  # while it is busy with the first
+        one.kill()
+        time.sleep(0.0005)
+    one.stop()
+    assert all_gone(pids, seconds=1)
+
+
+@catches(
+    "a worker outlives a trainer that was killed, or leaves children",
+    "a supervisor that adopts no orphans",
+    "a supervisor that nobody tells of the trainer's end",
+)
+@linux
+@pytest.mark.parametrize("how", ["return", "sleep", "C", "end"])
+def test_whatever_a_worker_started_dies_with_a_trainer_that_is_killed(tmp_path, how):
     (tmp_path / "mine.py").write_text(FUNCTION)
     code = (
-        "import sys; from lmpg.language.rewards.worker_process import WorkerProcess\n"
-        "worker = WorkerProcess(sys.argv[1] + ':hang', 60)\n"
+        "import sys, time; from lmpg.language.rewards.worker_process import WorkerProcess\n"
+        "worker = WorkerProcess(sys.argv[1] + ':scatter', 60)\n"
         "worker.start()\n"
-        "worker.call({'texts': sys.argv[2:]}, 2, 600)\n"
+        "try: worker.call({'texts': sys.argv[2:]}, 2, 600)\n"
+        "finally: time.sleep(600)\n"
     )
     told = tmp_path / "pids"
     arguments = [str(tmp_path / "mine.py"), str(told), how]
     trainer = subprocess.Popen([sys.executable, "-c", code, *arguments])
     deadline = time.monotonic() + 60
-    while not told.exists() or len(told.read_text().split()) < 2:
+    while not told.exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    pids = [int(pid) for pid in told.read_text().split()]
-    assert all(alive(pid) for pid in pids)
     trainer.send_signal(signal.SIGKILL)
     trainer.wait()
-    assert all_gone(pids)
+    assert all_gone([int(pid) for pid in told.read_text().split()], seconds=1)
 
 
 @linux

@@ -108,7 +108,7 @@ class PolicyWeights:
         if shape.softcap is not None:
             return shape.logits(self.head(hidden_RD.to(dtype)))
         scaled_RD = hidden_RD if shape.factor == 1 else hidden_RD * shape.factor
-        return self.head(scaled_RD.to(dtype)).float()
+        return shape.possible(self.head(scaled_RD.to(dtype)).float())
 
     @property
     def values(self) -> Callable[[Tensor], Tensor] | None:

@@ -1,0 +1,260 @@
+"""Models and tokenizers out of folders and from the Hub: whole, or refused by name.
+
+transformers draws weights at random where a checkpoint lacks them, and leaves out those that the
+model has no place for. Here either is an error, but for a new head where one is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+
+from lmpg.language.models.paths import refuse_missing_folder
+from lmpg.language.models.precision import no_progress_bars
+from lmpg.settings.section import UserError
+
+WHAT = {
+    transformers.AutoModelForCausalLM: "causal language model",
+    transformers.AutoModelForSequenceClassification: "sequence classifier",
+    transformers.AutoModel: "critic",
+}
+"""What a model of each class is called in errors."""
+_WRAPPED = {
+    "_orig_mod.": "torch.compile adds it: save model._orig_mod",
+    "module.": "DistributedDataParallel adds it: save model.module",
+    "base_model.model.": "peft adds it: save model.merge_and_unload()",
+}
+_FORMER_BUFFERS = re.compile(r"(\binv_freq|\bmasked_bias|\battn\.bias|\battention\.bias)$")
+"""Constants that older versions of transformers saved among the weights."""
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_OBJECTS = ("config", "generation_config", "model", "tokenizer")
+"""What files that hold one JSON object are called."""
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_SHOWN, _LONGEST_REASON = 3, 400
+"""Weights named, and characters of a foreign error."""
+
+
+def pretrained_tokenizer(key: str, path: str, trust_remote_code: bool = False) -> Any:
+    """The tokenizer at `path`, which the setting `key` names."""
+    load = transformers.AutoTokenizer.from_pretrained
+    return _loaded(key, "tokenizer", load, path, trust_remote_code=trust_remote_code)
+
+
+def pretrained_model(
+    key: str, kind: Any, path: str, trust_remote_code: bool = False, new_head: bool = False
+) -> PreTrainedModel:
+    """The model of the auto class `kind` at `path`, float32, in eval mode, every weight from there.
+
+    With `new_head` the layers on top of its trunk may be new, drawn from torch's global generator,
+    and give one label.
+    """
+    _refuse_adapter(key, path)
+    _refuse_broken_settings(key, Path(path).expanduser())
+    model, info = _loaded(
+        key,
+        WHAT[kind],
+        kind.from_pretrained,
+        path,
+        dtype=torch.float32,
+        trust_remote_code=trust_remote_code,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # told below, with the names
+        **({"num_labels": 1} if new_head else {}),
+    )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UserError(f"{key} = {path} is a LoRA adapter, expected a whole model")
+    _refuse_a_part(key, path, kind, model, info, new_head)
+    quantized = getattr(model.config, "quantization_config", None)
+    if quantized and not getattr(model, "hf_quantizer", None):
+        raise UserError(
+            f"{key} = {path}: its quantization_config names a method that transformers does not "
+            f"know ({_method(quantized)}), expected a whole {WHAT[kind]}; save it unquantised"
+        )
+    return model.eval()
+
+
+def _method(quantized: Any) -> str:
+    found = quantized if isinstance(quantized, dict) else vars(quantized)
+    return str(found.get("quant_method"))
+
+
+def _refuse_adapter(key: str, path: str) -> None:
+    folder = Path(path).expanduser()
+    if (folder / "adapter_config.json").is_file():
+        merged = folder / "merged"
+        fix = f"set {key} to {merged}" if merged.is_dir() else "merge it into its model first"
+        raise UserError(f"{key} = {path} is a LoRA adapter, expected a whole model; {fix}")
+
+
+def _refuse_broken_settings(key: str, folder: Path) -> None:
+    """transformers passes over a generation_config.json that it cannot read, EOS tokens and all."""
+    for path in (folder / "config.json", folder / "generation_config.json"):
+        try:
+            if path.is_file():
+                _read(path)
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(
+                f"{key} = {folder}: its {path.name} {error}, expected a folder written by "
+                "save_pretrained; mend the file"
+            ) from None
+
+
+def _refuse_a_part(
+    key: str, path: str, kind: Any, model: PreTrainedModel, info: dict[str, Any], new_head: bool
+) -> None:
+    """UserError unless the checkpoint and the model have the same weights."""
+    missing = set(info["missing_keys"])
+    surplus = {name for name in info["unexpected_keys"] if not _FORMER_BUFFERS.search(name)}
+    if kind is transformers.AutoModelForSequenceClassification:
+        missing = {x for x in missing if not new_head or _top(x) not in _head_names(model)}
+        surplus = {x for x in surplus if _top(x) in _trunk_names(model)}
+        if missing and all(_top(x) in _head_names(model) for x in missing):
+            raise UserError(
+                f"{key}: {path} has no trained {', '.join(sorted(missing))}, expected a trained "
+                "sequence classifier; train one with scripts/train_reward_model.py"
+            )
+    other = [f"{x} {tuple(a)} instead of {tuple(b)}" for x, a, b in info["mismatched_keys"]]
+    said = [
+        f"lacks {len(missing)} of the model's weights ({_named(missing)})" if missing else "",
+        f"holds {len(surplus)} that the model has no place for ({_named(surplus)})"
+        if surplus
+        else "",
+        f"holds {len(other)} of another shape ({_named(other)})" if other else "",
+    ]
+    if any(said):
+        raise UserError(
+            f"{key} = {path}: its file {' and '.join(filter(None, said))}, expected a whole "
+            f"{WHAT[kind]}; {_mending(missing, info['unexpected_keys'], model.base_model_prefix)}"
+        )
+
+
+def _mending(missing: Iterable[str], unexpected: Iterable[str], trunk: str) -> str:
+    """What to do about a checkpoint that does not fit, by what its names have in common."""
+    mine = {name.removeprefix(f"{trunk}.") for name in missing} | set(missing)
+    prefixes = {x[: -len(m)] for x in unexpected for m in mine if x.endswith(f".{m}")}
+    for prefix in sorted(prefixes, key=len):
+        if all(name.startswith(prefix) for name in unexpected):
+            why = _WRAPPED.get(prefix, "rename them")
+            return f"all names in it begin with {prefix!r}, which must go ({why})"
+    return "save the whole model there by save_pretrained, with the config.json that belongs to it"
+
+
+def _named(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _head_names(model: PreTrainedModel) -> set[str]:
+    """The layers on top of a classifier's trunk."""
+    if model.base_model is model:
+        return {"score", "classifier"}
+    return {name for name, child in model.named_children() if child is not model.base_model}
+
+
+def _trunk_names(model: PreTrainedModel) -> set[str]:
+    """What a trunk's weights are called first, whether or not they were saved with a head."""
+    return {model.base_model_prefix, *(name for name, _ in model.base_model.named_children())}
+
+
+def _loaded(key: str, what: str, load: Callable, path: str, **arguments: Any) -> Any:
+    """`load(path)`, where whatever is wrong with the path becomes a UserError naming `key`."""
+    folder = Path(path).expanduser()
+    refuse_missing_folder(key, path, what)
+    try:
+        with no_progress_bars(), _without_report():
+            return load(str(folder) if folder.is_dir() else path, **arguments)
+    except Exception as error:  # whatever transformers and a model's own code meet in bad files
+        damage = None if isinstance(error, ImportError) else _damage(folder, what)
+        raise UserError(
+            f"{key} = {path}: no {what} could be loaded from there, expected a Hub id that can be "
+            f"reached or a folder written by save_pretrained: {damage or _reason(error)}"
+        ) from error
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """transformers' warnings pass, but for those of missing weights, which are judged here."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(_no_report)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_no_report)
+
+
+def _no_report(record: logging.LogRecord) -> bool:
+    said = record.getMessage()
+    return "LOAD REPORT" not in said and "checkpoint seem corrupted" not in said
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line, with its kind where it says little itself."""
+    if type(error).__name__ == "UnpicklingError":
+        return (
+            "its .bin file holds other objects than tensors, which lmpg never unpickles, or is "
+            "damaged; save it as safetensors"
+        )
+    said = " ".join(line.strip() for line in str(error).splitlines()[:2])
+    said = said if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {said}"
+    return textwrap.shorten(said, _LONGEST_REASON)
+
+
+def _damage(folder: Path, what: str) -> str | None:
+    """The first file of a model's folder that cannot be read, and why; None if all can."""
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    for path in paths:
+        try:
+            if path.is_file():
+                _read(path)
+        except (OSError, ValueError, RecursionError) as error:
+            return f"{path.name} {error}"
+    if (
+        folder.is_dir()
+        and what == "tokenizer"
+        and not any(path.name in _TOKENIZERS for path in paths)
+    ):
+        return "it holds no tokenizer.json; save the tokenizer beside the model"
+    return None
+
+
+def _read(path: Path) -> None:
+    """Raises an error that goes on after the file's name, unless its beginning is in order."""
+    with path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise ValueError(
+                "is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
+            )
+    if path.suffix == ".json":
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"is no JSON ({error})") from None
+        if not isinstance(found, dict) and path.name.startswith(_OBJECTS):
+            raise ValueError(f"holds a {type(found).__name__}, expected an object")
+        if path.name == "tokenizer.json" and "model" not in found:
+            raise ValueError("is none that the library `tokenizers` wrote")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(str(path), "pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(
+                f"is cut short or no safetensors file ({os.path.getsize(path)} bytes: {error}); "
+                "copy it again"
+            ) from None

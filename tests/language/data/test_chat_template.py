@@ -1,0 +1,85 @@
+"""What a chat template gets beside the messages: tools, and variables of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from lmpg.language.data.examples import RowFilter
+from lmpg.language.data.policy_pairs import (
+    labelled_completions_from_rows,
+    preference_pairs_from_rows,
+)
+from lmpg.language.data.prompts import prompts_from_rows
+from lmpg.language.data.reward_pairs import reward_pairs_from_rows
+from lmpg.language.data.texts import texts_from_rows
+from lmpg.language.data.tokenizing import encode, prompt_ids
+from lmpg.settings.section import UserError
+from tests.support.chats import CHAT, WORDS, assistant, chat_tokenizer, spans, user
+from tests.support.planted import catches
+
+TOOLS = "{% if tools %}TOOLS {{ tools | tojson }}{% endif %}{{ mood }}" + WORDS
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {}}}
+
+
+def test_a_call_of_a_tool_needs_no_text_but_a_template_that_writes_it():
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": TOOL["function"]}]}
+    row = {"prompt": [user("Rain?")], "completion": [call]}
+    with pytest.raises(UserError, match=r"chat template doesn't write tool_calls"):
+        texts_from_rows([row], chat_tokenizer(WORDS), 512)
+    template = WORDS.replace(
+        "{{ m['content'] }}", "{{ m.content or m.tool_calls[0].function.name }}"
+    )
+    tokenizer = chat_tokenizer(template)
+    assert spans(tokenizer, texts_from_rows([row], tokenizer, 512)[0]) == ["weather</s>"]
+
+
+@catches("the column tools never reaches the chat template")
+@pytest.mark.parametrize("as_text", [False, True])
+def test_tools_and_variables_of_a_row_reach_the_template_in_every_method(as_text):
+    tokenizer, chat, no_limit = chat_tokenizer(TOOLS), CHAT[:2], RowFilter(512, "error", [])
+    wanted = tokenizer.apply_chat_template(chat, tools=[TOOL], mood="glad", tokenize=False)
+    ids = encode(tokenizer, wanted)
+    extra = {"tools": [TOOL], "chat_template_kwargs": {"mood": "glad"}}
+    extra = {name: json.dumps(x) if as_text else x for name, x in extra.items()}
+    row = {"prompt": chat[:1], "chosen": chat[1:], "label": True, **extra}
+    row["rejected"] = [assistant("no")]
+    assert wanted.startswith("TOOLS [")
+    assert "]glad[user]" in wanted
+    assert texts_from_rows([{"messages": chat, **extra}], tokenizer, 512)[0].ids == ids
+    assert texts_from_rows([row], tokenizer, 512)[0].ids == ids
+    assert preference_pairs_from_rows([row], tokenizer, no_limit)[0].chosen.ids == ids
+    judged = [{**row, "completion": "Yo, friend"}]
+    assert labelled_completions_from_rows(judged, tokenizer, no_limit)[0].text.ids == ids
+    assert reward_pairs_from_rows([row], tokenizer, 512)[0].chosen_ids == ids
+    texts = [{"text": chat, "label": 1, **extra}, {"text": chat[:1], "label": 0}]
+    assert reward_pairs_from_rows(texts, tokenizer, 512)[0].chosen_ids == ids
+    (prompt,) = prompts_from_rows([row], tokenizer, 512)
+    assert ids[: len(prompt.ids)] == prompt.ids
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("tools", "weather", r"row 1, column 'tools' holds the text 'weather'"),
+        ("tools", ["weather"], r"row 1, column 'tools' holds the text 'weather'"),
+        ("tools", {"name": "weather"}, r"column 'tools' holds dict .* expected a list of tools"),
+        ("tools", 5, r"column 'tools' holds int '5', expected a list of tools"),
+        ("chat_template_kwargs", [1], r"holds list '\[1\]', expected variables of the chat"),
+        ("chat_template_kwargs", {"tokenize": True}, r"expected variables of the chat template"),
+    ],
+)
+def test_tools_and_variables_of_another_kind_are_refused_by_name(column, value, said):
+    with pytest.raises(UserError, match=said):
+        prompts_from_rows([{"prompt": CHAT[:1], column: value}], chat_tokenizer(TOOLS), 512)
+
+
+def test_that_a_template_writes_no_tools_is_said(caplog):
+    template = WORDS + "{# test #}"
+    with caplog.at_level(logging.WARNING):
+        row = {"prompt": CHAT[:1], "tools": [TOOL]}
+        (prompt,) = prompts_from_rows([row], chat_tokenizer(template), 512)
+    assert prompt.ids == prompt_ids(chat_tokenizer(WORDS), CHAT[:1])
+    assert "the chat template writes no tools" in caplog.text
