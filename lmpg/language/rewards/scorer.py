@@ -88,6 +88,7 @@ class Scorer:
         self._settings = settings
         self._decode = decode
         self._rewards: dict[str, Reward] = {}
+        self._keeps_sources = False
         self._said: defaultdict[str, set[str]] = defaultdict(set)
         try:
             self._add_functions(settings, columns)
@@ -147,7 +148,7 @@ class Scorer:
             try:
                 yield
             finally:
-                if folder and folder.is_dir():  # no run has begun without it
+                if self._keeps_sources:  # else the run was refused
                     self.save_sources(folder)
 
     def save_sources(self, folder: Path | None) -> None:
@@ -155,8 +156,9 @@ class Scorer:
 
         What `folder` holds stays: another text of the same module gets a number.
         """
-        if folder is None:
+        if folder is None or not folder.parent.is_dir():  # the run's was moved or deleted
             return
+        self._keeps_sources = True
         for reward in self._rewards.values():
             for path, (module, text) in getattr(reward, "sources", {}).items():
                 package = ["__init__"] if Path(path).name == "__init__.py" else []
