@@ -144,6 +144,8 @@ class Scorer:
 
         What `folder` holds stays: another text of the same module gets a number.
         """
+        if not folder.parent.is_dir():  # the run's was moved or deleted
+            return
         self._kept = folder
         for reward in self._rewards.values():
             save(getattr(reward, "sources", {}), folder)

@@ -115,6 +115,7 @@ def test_a_worker_that_starts_while_a_file_is_edited_starts_again_with_the_first
 @catches("workers of one function keep sources of their own")
 def test_the_sources_are_written_once_and_an_edited_one_beside_the_first(folder, tmp_path):
     kept = tmp_path / "run" / "reward_sources"
+    kept.parent.mkdir()
     for _ in range(2):
         scorer = scorer_of(folder, "reward", "place")
         with scorer:
