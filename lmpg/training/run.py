@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from lmpg.runs import checkpoint
-from lmpg.runs.folder import FINISHED, RunFolder, open_run, versions, write_summary
+from lmpg.runs.console import lasting_console
+from lmpg.runs.files import replace_folder
+from lmpg.runs.fingerprints import Inputs
+from lmpg.runs.folder import FINISHED, REPORT, RunFolder, open_run, versions, write_summary
 from lmpg.runs.report.write import write_report
 from lmpg.runtime.machine import (
     keep_freed_memory,
@@ -18,7 +23,9 @@ from lmpg.runtime.machine import (
 )
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import RunStopped, UserError
-from lmpg.training.loop import Loop
+from lmpg.training.loop import Loop, interruption
+
+log = logging.getLogger(__name__)
 
 
 def begin(settings: Any, name: str, processes: Processes) -> RunFolder:
@@ -26,6 +33,8 @@ def begin(settings: Any, name: str, processes: Processes) -> RunFolder:
     keep_freed_memory()
     folder = processes.on_main(lambda: open_run(settings, name))
     if folder.status == "finished" and processes.is_main:
+        if not (folder.path / REPORT).exists():  # killed between its last two files
+            write_report(folder.path)
         print(f"{folder.path} has finished already; nothing to do", flush=True)
     if folder.num_threads:
         asked = settings.run.torch_threads == folder.num_threads
@@ -37,26 +46,38 @@ def begin(settings: Any, name: str, processes: Processes) -> RunFolder:
 
 
 @contextmanager
-def refusals_leave_nothing(folder: RunFolder, processes: Processes) -> Iterator[None]:
-    """Removes the run's folder if its preparation refuses bad input (UserError)."""
+def nothing_left_before_the_first_step(folder: RunFolder, processes: Processes) -> Iterator[None]:
+    """Removes the run's folder if whatever happens in the block ends the run before its first
+    step: bad input, a mistake, Ctrl-C."""
     try:
         yield
-    except UserError:
+    except BaseException:
         if processes.is_main:
             folder.abandon()
         raise
 
 
-def run(loop: Loop, folder: RunFolder, name: str, facts: dict[str, Any]) -> None:
+def run(
+    loop: Loop,
+    folder: RunFolder,
+    name: str,
+    facts: dict[str, Any],
+    inputs: Inputs | None = None,
+    on_start: Callable[[], None] = lambda: None,
+) -> None:
     """Trains until the end or an interruption, and leaves everything in the run's folder.
 
-    facts: go into the summary as they are. After an interruption the same command with
-    --run.resume goes on.
+    facts: go into the summary as they are. inputs: what a resumed run must find unchanged.
+    on_start: called once nothing is left to be refused.
+    After an interruption, which is raised, the same command with --run.resume goes on.
     """
     started = time.perf_counter()
     if loop.processes.is_main:
         folder.fix_threads(loop.processes.num_threads)
-    with closing(loop.tracker):
+    with lasting_console(), closing(loop.tracker):
+        for line in loop.processes.on_main(lambda: folder.start(inputs or {})):
+            loop.tracker.say(line)
+        on_start()
         for line in thread_lines(loop.processes):
             loop.tracker.say(line)
         resume(loop, folder)
@@ -64,14 +85,16 @@ def run(loop: Loop, folder: RunFolder, name: str, facts: dict[str, Any]) -> None
             with new_objects_only():
                 reason = loop.run()
         except RunStopped as stop:
-            _conclude(loop, folder, {"exit_reason": f"stopped: {stop}"}, started, name, facts)
+            with suppress(RunStopped):  # what has stopped it may stop this, too
+                _conclude(loop, {"exit_reason": f"stopped: {stop}"}, started, name, facts)
             raise
         found: dict[str, Any] = {"exit_reason": reason}
         if reason == FINISHED:
             found["after"] = loop.source.evaluate()
-            if loop.processes.is_main:
-                loop.save_policy(folder.path / "final")
-        _conclude(loop, folder, found, started, name, facts)
+            loop.write(lambda: replace_folder(loop.folder / "final", loop.save_policy))
+        _conclude(loop, found, started, name, facts)
+    if loop.stopped_by:
+        raise interruption(loop.stopped_by)
 
 
 def thread_lines(processes: Processes) -> list[str]:
@@ -91,30 +114,32 @@ def thread_lines(processes: Processes) -> list[str]:
 
 
 def resume(loop: Loop, folder: RunFolder) -> None:
-    """Go on from the newest whole checkpoint; start over where there is none yet."""
+    """Go on from the newest whole checkpoint that fits; start over where there is none yet."""
     if folder.status != "resuming":
         return
-    found = checkpoint.newest(folder.checkpoints)
-    if found is None:
-        loop.tracker.cut_back({})
-        loop.tracker.say(f"no checkpoint in {folder.path} yet: starting over")
+    refused: Exception | None = None
+    for step, state in checkpoint.whole(folder.checkpoints):
+        try:
+            loop.load_state(state)
+        except Exception as error:
+            refused = error
+            log.warning("step %d of %s does not fit: %r", step, folder.checkpoints, error)
+            continue
+        loop.tracker.say(f"resumed {folder.path} at step {step}")
         return
-    step, state = found
-    loop.load_state(state)
-    loop.tracker.say(f"resumed {folder.path} at step {step}")
+    if refused is not None:  # starting over would delete what was learned
+        raise UserError(
+            f"no checkpoint in {folder.checkpoints} fits the model and the settings ({refused!r}); "
+            "restore what has changed, or choose another --run.output-dir"
+        )
+    loop.tracker.cut_back({})
+    loop.tracker.say(f"no checkpoint in {folder.path} yet: starting over")
 
 
 def _conclude(
-    loop: Loop,
-    folder: RunFolder,
-    found: dict[str, Any],
-    started: float,
-    name: str,
-    facts: dict[str, Any],
+    loop: Loop, found: dict[str, Any], started: float, name: str, facts: dict[str, Any]
 ) -> None:
     """summary.json, report.html and the last lines of the log; by the main process."""
-    if not loop.processes.is_main:
-        return
     progress, steps = loop.progress, loop.source.step_name
     busy = sum(progress.seconds.values())
     summary = {
@@ -132,19 +157,19 @@ def _conclude(
         "versions": versions(),
         **facts,
     }
-    write_summary(folder.path, summary)
-    write_report(folder.path)
-    print(_closing_lines(summary, folder), flush=True)
+    loop.write(lambda: write_summary(loop.folder, summary))
+    loop.write(lambda: write_report(loop.folder))
+    loop.tracker.say(_closing_lines(summary, loop.folder))
 
 
-def _closing_lines(summary: dict[str, Any], folder: RunFolder) -> str:
+def _closing_lines(summary: dict[str, Any], folder: Path) -> str:
     before, after = summary["before"], summary.get("after", {})
     lines = [
         f"{name:>18}  {_shown(before.get(name))} → {_shown(value)}" for name, value in after.items()
     ]
     header = f"{'':>18}  {'before':>9}   {'after':>9}"
     reason = summary["exit_reason"].partition(":")[0]  # why it stopped is told by the error
-    where = f"{reason} after {summary['steps']} steps: {folder.path}/report.html"
+    where = f"{reason} after {summary['steps']} steps: {folder}/report.html"
     return "\n".join([header, *lines, where] if after else [where])
 
 

@@ -219,8 +219,8 @@ def test_weights_carry_no_gradient_of_their_own(name):
 
 def test_the_kl_penalty_in_the_loss_joins_every_algorithm():
     new, batch = batch_of(spread=0.3)
-    for name, algorithm in ALGORITHMS.items():
-        made = algorithm(kl_coef=0.5, kl_in="loss", kl_estimator="k2")
+    for name in ALGORITHMS.keys() - {"raft"}:  # which refuses it: its batch is a choice
+        made = ALGORITHMS[name](kl_coef=0.5, kl_in="loss", kl_estimator="k2")
         terms = made.loss_terms(Evaluation(new, new, batch.old_values_BT), batch)
         x = new - batch.ref_logprobs_BT
         expected = 0.5 * (new - batch.old_logprobs_BT).exp() * x.square() / 2

@@ -4,13 +4,16 @@ import pytest
 import torch
 
 from lmpg.functional.advantages import (
+    batch_standardised,
     explained_variance,
     gae,
     group_centred,
     group_standardised,
     leave_one_out,
+    length_weighted,
     n_step_advantages,
     next_in_mask,
+    relative_to_mean,
 )
 from lmpg.functional.masking import WHITEN_EPS, loss_weights, masked_mean, masked_variance, whitened
 from tests.support.planted import catches
@@ -219,6 +222,9 @@ def test_a_group_without_spread_gives_exactly_zero(score):
         group_centred(scores, valid),
         leave_one_out(scores, valid),
         group_standardised(scores, valid, 1e-6),
+        batch_standardised(scores, valid),
+        length_weighted(scores, valid, torch.arange(7)[None]),
+        relative_to_mean(scores, valid),
     ):
         assert found.tolist() == [[0.0] * 7]
 
@@ -227,7 +233,14 @@ def test_a_group_without_spread_gives_exactly_zero(score):
 def test_a_broken_score_is_left_out_of_its_group(broken):
     scores = torch.tensor([[1.0, 2, broken, 3, 4]])
     valid = scores.isfinite()
-    for f in (group_centred, leave_one_out, lambda s, v: group_standardised(s, v, 1e-6)):
+    for f in (
+        group_centred,
+        leave_one_out,
+        lambda s, v: group_standardised(s, v, 1e-6),
+        batch_standardised,
+        lambda s, v: length_weighted(s, v, torch.ones_like(s)),
+        relative_to_mean,
+    ):
         found = f(scores, valid)[0]
         assert found[2] == 0
         torch.testing.assert_close(found[[0, 1, 3, 4]], f(SCORES, ALL)[0])

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lmpg.runs.checkpoint import fsync
+from lmpg.runs.files import fsync
 from lmpg.runtime.machine import one_thread
 from lmpg.settings.section import UserError
 
