@@ -99,17 +99,13 @@ class Scorer:
         except BaseException:
             self.close()
             raise
+        self.num_weights = sum(getattr(x, "num_weights", 0) for x in self._rewards.values())
         self.weights = settings.weights or (1.0,) * len(self._rewards)
 
     @property
     def names(self) -> list[str]:
         """Names of the rewards, in the order of the weights."""
         return list(self._rewards)
-
-    @property
-    def num_weights(self) -> int:
-        """Weights of all reward models."""
-        return sum(getattr(reward, "num_weights", 0) for reward in self._rewards.values())
 
     def submit(
         self,
