@@ -11,7 +11,7 @@ import torch
 
 from lmpg.language.data.examples import Split
 from lmpg.language.data.prompts import Prompt, common_columns, load_prompts, prompts_from_rows
-from lmpg.language.data.tokenizing import completion_text
+from lmpg.language.data.tokenizing import completion_text, read_special_tokens
 from lmpg.language.models.loading import load_policy, load_reference, load_tokenizer
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.reference import Reference
@@ -54,10 +54,8 @@ def train_language(settings: LanguageSettings, name: str, world: World | None = 
         return
     with nothing_left_before_the_first_step(folder, processes):
         prepared = prepare(settings, folder, processes, world)
-        scorer, kept = prepared.scorer, folder.path / "reward_sources"
-        mine = kept if processes.is_main else None
-        with scorer.keeping_sources(mine):
-            keep = partial(scorer.save_sources, mine)
+        with prepared.scorer as scorer:
+            keep = partial(scorer.keep_sources, folder.path / "reward_sources")
             run(prepared.online, folder, name, prepared.facts, prepared.inputs, keep)
 
 
@@ -101,6 +99,7 @@ def prepare(
     world = world or _built(settings, processes)
     settings = with_world(settings, world) if world else settings
     tokenizer = load_tokenizer(str(settings.model.path), settings.model.trust_remote_code)
+    read_special_tokens(tokenizer, settings.data.special_tokens)
     torch.manual_seed(settings.run.seed)  # LoRA's factors are drawn from the global generator
     policy = load_policy(
         settings.model,
@@ -228,6 +227,7 @@ def scorer_for(
         device=str(processes.device),
         trust_remote_code=settings.model.trust_remote_code,
         decode=partial(completion_text, tokenizer),
+        special_tokens=settings.data.special_tokens,
         optional="teacher" in settings.algorithm.needs,
     )
 
