@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lmpg.algorithms import ALGORITHMS
+from lmpg.algorithms.distillation import Distillation
 from lmpg.algorithms.grpo import GRPO
 from lmpg.algorithms.off_policy import OffPolicy
 from lmpg.algorithms.ppo import PPO
@@ -17,10 +18,17 @@ from lmpg.algorithms.remax import ReMax
 from lmpg.algorithms.rloo import RLOO
 from lmpg.settings.section import RunStopped
 from lmpg.types import Credit, Evaluation, Minibatch, Rollout
-from tests.support.bandit import BanditPolicy, bandit_rollout, updater_for
+from tests.support.bandit import (
+    REFERENCE,
+    BanditPolicy,
+    bandit_rollout,
+    trained_probabilities,
+    updater_for,
+)
 from tests.support.planted import catches
 
 GROUPED = ("grpo", "gspo", "gmpo", "cispo", "sapo", "rloo")
+PENALISED = [name for name in ALGORITHMS if "kl_coef" in ALGORITHMS[name].model_fields]
 
 
 def rollout_of(rewards, values=None, mask=None, scorable=None, baseline=None, truncated=False):
@@ -133,7 +141,7 @@ def test_the_entropy_bonus_lowers_the_loss_of_a_wider_policy(name):
     assert (algorithm.loss_terms(new, batch)["entropy"] == -1.0).all()
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", PENALISED)
 def test_a_reference_is_needed_only_with_a_kl_term(name):
     assert "reference" in ALGORITHMS[name](kl_coef=0.1).needs
     assert "reference" not in ALGORITHMS[name](kl_coef=0.0).needs
@@ -153,7 +161,7 @@ def test_a_critic_is_needed_by_ppo_and_by_the_value_baseline():
         ("reinforce_plus_plus", {"baseline": "group_mean"}, "nothing to compare with"),
         *(
             (name, {"kl_coef": 0.1, "kl_in": "loss", "kl_estimator": "k1"}, "gradient is zero")
-            for name in ALGORITHMS
+            for name in PENALISED
         ),
         ("raft", {"keep": 8}, "leaves none out"),
         ("raft", {"kl_in": "loss", "kl_coef": 0.1}, "best responses"),
@@ -282,3 +290,37 @@ def test_raft_keeps_nothing_below_its_least_score_and_then_learns_nothing():
     assert len(Minibatch.of(rollout, credit).mask_BT) == 1
     credit = RAFT(group_size=2, min_score=2.0).assign_credit(rollout)
     assert not Minibatch.of(rollout, credit).mask_BT.any()
+
+
+@catches(
+    "distillation: the student's log-probs less the teacher's as the gain",
+    "distillation: a token judged by all that came after it, though γ = 0",
+)
+def test_distillation_gains_by_what_the_teacher_finds_likelier():
+    rollout = rollout_of([[5.0, 0, 9]], mask=[[1, 0, 1]])
+    teacher = torch.tensor([[-0.5, 0.0, -3.0]])
+    rollout = replace(rollout, ref_logprobs_BT=teacher)  # the student's are −1
+    for gamma, expected in ((0.0, [0.5, 0, -2]), (0.5, [-0.5, 0, -2]), (1.0, [-1.5, 0, -2])):
+        found = Distillation(gamma=gamma).assign_credit(rollout)
+        assert found.advantages_BT[0].tolist() == expected
+        assert found.rewards_BT[0].tolist() == [0.5, 0, -2]
+
+
+def test_distillation_asks_for_a_teacher_and_for_what_its_divergence_needs():
+    assert Distillation().needs == {"teacher", "reference", "old_logprobs"}
+    whole = Distillation(divergence="jsd")
+    assert whole.needs == {"teacher", "reference", "divergence"}
+    new = Evaluation(torch.zeros(1, 1), torch.zeros(1, 1), None, torch.full((1, 1), 0.25))
+    assert set(whole.loss_terms(new, None)) == {"distillation"}
+
+
+@catches("distillation: the reverse KL climbed")
+@pytest.mark.parametrize("gamma", [0.0, 1.0])
+def test_distillation_ends_at_the_teacher(gamma):
+    class Novice(BanditPolicy):
+        def __init__(self):
+            super().__init__()
+            self.theta.data = torch.tensor([0.1, 0.1, 0.8]).log()
+
+    found = trained_probabilities(Distillation(gamma=gamma), policy=Novice())
+    torch.testing.assert_close(found, REFERENCE, atol=0.02, rtol=0)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lmpg.functional.divergence import HeadOutputs, generalised_jsd
 from lmpg.functional.logprobs import LogitShape, head_logits, token_logprobs
 from lmpg.language.models.architectures import NATS, logit_scale_and_softcap, probe_ids
 from lmpg.settings.section import UserError
@@ -59,6 +60,22 @@ class Head:
         weight, bias = self._linear.weight, self._linear.bias
         return token_logprobs_of(hidden_ND, weight, ids_N, bias, self.shape)
 
+    def divergence(
+        self, hidden_ND: Tensor, teacher: Head, teacher_hidden_ND: Tensor, *, beta: float
+    ) -> Tensor:
+        """The generalised JSD of each distribution to the teacher's, [N], in chunks."""
+        rows = _rows_at_once(hidden_ND.device.type, len(self._linear.weight))
+        mine, theirs = self._outputs(hidden_ND), teacher._outputs(teacher_hidden_ND)
+        return generalised_jsd(mine, theirs, beta, rows)
+
+    def _outputs(self, hidden_ND: Tensor) -> HeadOutputs:
+        return HeadOutputs(hidden_ND, self._linear.weight, self._linear.bias, self.shape)
+
+
+def _rows_at_once(device: str, vocabulary: int) -> int:
+    """Rows of logits that suit the device."""
+    return max(_ROWS_AT_ONCE, _LOGITS_AT_ONCE.get(device, 2**24) // vocabulary)
+
 
 def token_logprobs_of(
     hidden_ND: Tensor,
@@ -68,8 +85,7 @@ def token_logprobs_of(
     shape: LogitShape = LogitShape(),  # noqa: B008
 ) -> tuple[Tensor, Tensor]:
     """`token_logprobs` in chunks of a size that suits the device."""
-    at_once = _LOGITS_AT_ONCE.get(hidden_ND.device.type, 2**24)
-    rows = max(_ROWS_AT_ONCE, at_once // len(weight_VD))
+    rows = _rows_at_once(hidden_ND.device.type, len(weight_VD))
     rest = (shape.temperature, rows, shape.scale, shape.softcap, _KEPT, shape.absent)
     return token_logprobs(hidden_ND, weight_VD, bias_V, ids_N, *rest)
 

@@ -33,4 +33,13 @@ class ModelSettings(Section):
     critic: Literal["shared", "separate", "reward_model"] = "shared"
     """shared: a value head on the policy's trunk; separate: a second trunk with a value head,
     trained as a whole; reward_model: the same, starting as the first of rewards.models."""
+    reference: str | None = None
+    """Hub id or folder of the frozen model that a KL is measured to, with the policy's vocabulary;
+    none is the model that training starts from."""
+    reference_refresh: int = Field(0, ge=0)
+    """Iterations after which the reference becomes the policy as it is by then, again and again;
+    0 keeps it."""
+    teacher: str | None = None
+    """Hub id or folder of the model that `distillation` learns from, with the policy's vocabulary;
+    it stands in the reference's place."""
     lora: LoraSettings = LoraSettings()

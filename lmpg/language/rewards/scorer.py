@@ -67,7 +67,8 @@ class Scorer:
 
     columns: names of the data's columns where they are known, so that a function that needs
     another one is refused now. decode: (ids before, ids) → text of the ids, to find the tokens of
-    steps. special_tokens: as in the settings section `data`.
+    steps. special_tokens: as in the settings section `data`. optional: without any reward every
+    response scores 0.
     """
 
     def __init__(
@@ -79,8 +80,9 @@ class Scorer:
         trust_remote_code: bool = False,
         decode: Decode | None = None,
         special_tokens: str = "tokens",
+        optional: bool = False,
     ):
-        if not settings.functions and not settings.models:
+        if not (settings.functions or settings.models or optional):
             said = "use --rewards.functions FILE.py:NAME, --rewards.models PATH, or both."
             raise UserError(f"no reward is given: {said}")
         self._settings = settings
@@ -227,8 +229,9 @@ class PendingScores:
                 messages.append(f"{name}: {times} of {count} without a score: {text}")
         totals: list[float | None] = []
         too_large = 0
-        for scores, token_rewards in zip(zip(*by_reward.values()), steps):
-            total = None if None in scores else sum(map(mul, weights, scores))
+        rows = zip(*by_reward.values()) if by_reward else [()] * count
+        for scores, token_rewards in zip(rows, steps):
+            total = None if None in scores else sum(map(mul, weights, scores), 0.0)
             if total is not None and not _fits(total, token_rewards):
                 total, too_large = None, too_large + 1
             totals.append(total)

@@ -13,7 +13,8 @@ from torch import Tensor
 from lmpg.language.data.prompts import Prompt
 from lmpg.language.data.tokenizing import completion_texts
 from lmpg.language.models.forward.response_states import one_token_more
-from lmpg.language.models.policy import CausalLMPolicy, Reference
+from lmpg.language.models.policy import CausalLMPolicy
+from lmpg.language.models.reference import Reference
 from lmpg.language.rewards.scorer import PendingScores, Scorer
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.sampling.samples import Samples, concatenated

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lmpg.language.models.policy import CausalLMPolicy, Reference, unpadded_rows
+from lmpg.language.models.policy import CausalLMPolicy, unpadded_rows
+from lmpg.language.models.reference import Reference
 from lmpg.language.rollouts.generation import Generator
 from lmpg.runtime.seeding import generator as seeded
 from lmpg.settings.section import UserError
