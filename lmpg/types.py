@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lmpg.functional.advantages import gae
-from lmpg.functional.masking import Reduction
+from lmpg.functional.masking import WHITEN_EPS, Reduction, whitened
 
 
 class _Rows:
@@ -53,6 +53,7 @@ class Rollout(_Rows):
         that is named `…_lengths` [B] says how much of each row is no padding.
     rewards_BT: rewards before any penalty, a response's score on its last token (float32).
     scorable_B: False where the reward failed: out of every statistic and of the loss.
+    learned_B: False where a row counts in statistics but is not learned from; None: all are.
     next_values_BT: V of the state after the step; for a truncated episode that of its true last
         observation. `terminated_BT` stops the bootstrap, `ended_BT` the sum over later steps.
     times_BT: steps of the episode before this one (int64); None where every row begins one.
@@ -67,6 +68,7 @@ class Rollout(_Rows):
     terminated_BT: Tensor
     ended_BT: Tensor
     scorable_B: Tensor
+    learned_B: Tensor | None = None
     values_BT: Tensor | None = None
     next_values_BT: Tensor | None = None
     ref_logprobs_BT: Tensor | None = None
@@ -83,7 +85,7 @@ class Rollout(_Rows):
                     f"Rollout.{field.name} has shape {tuple(value.shape)}, expected {expected} "
                     "(rows B, steps T) as mask_BT has"
                 )
-        by_row = {"scorable_B": self.scorable_B, "greedy_scores_B": self.greedy_scores_B}
+        by_row = {x: getattr(self, x) for x in ("scorable_B", "learned_B", "greedy_scores_B")}
         for name, value in {**self.inputs, **by_row}.items():
             if value is not None and len(value) != expected[0]:
                 raise ValueError(f"Rollout {name} has {len(value)} rows, expected {expected[0]}")
@@ -97,6 +99,13 @@ class Rollout(_Rows):
         return self.mask_BT & self.scorable_B[:, None]
 
     @property
+    def learned_BT(self) -> Tensor:
+        """Steps that enter the loss: those that count, in rows that are learned from."""
+        if self.learned_B is None:
+            return self.counted_BT
+        return self.counted_BT & self.learned_B[:, None]
+
+    @property
     def scores_B(self) -> Tensor:
         """Score per response: the sum of its rewards."""
         return self.rewards_BT.sum(1)
@@ -106,7 +115,7 @@ class Rollout(_Rows):
         times_BT = self.mask_BT.cumsum(1) - 1 if self.times_BT is None else self.times_BT
         return torch.where(self.mask_BT, gamma ** times_BT.float(), 0.0)
 
-    def gae(self, rewards_BT: Tensor, gamma: float, lam: float) -> Tensor:
+    def gae(self, rewards_BT: Tensor, gamma: float, lam: float | Tensor) -> Tensor:
         """Advantages [B, T] of `rewards_BT` against the critic, see `functional.advantages`."""
         values_BT: Any = self.values_BT
         next_values_BT: Any = self.next_values_BT
@@ -126,11 +135,13 @@ class Credit:
 
     rewards_BT: the rewards it used, with any KL penalty inside.
     returns_BT: the critic's targets, from unwhitened advantages; None without a critic.
+    learned_B: rows that the update learns from (bool); None: all. The others are left out of it.
     """
 
     advantages_BT: Tensor
     rewards_BT: Tensor
     returns_BT: Tensor | None = None
+    learned_B: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -147,12 +158,15 @@ class Minibatch(_Rows):
 
     @classmethod
     def of(cls, rollout: Rollout, credit: Credit) -> Minibatch:
-        """All rows of `rollout` as one minibatch; unscorable rows are masked out.
+        """The rows of `rollout` to learn from as one minibatch; those not to learn from are masked
+        out.
 
         Their credit becomes 0 too: NaN times a zero weight would still be a NaN gradient.
         """
-        mask_BT, returns_BT = rollout.counted_BT, credit.returns_BT
-        return cls(
+        mask_BT, returns_BT, learned_B = rollout.learned_BT, credit.returns_BT, credit.learned_B
+        if learned_B is not None:
+            mask_BT = mask_BT & learned_B[:, None]
+        whole = cls(
             inputs=rollout.inputs,
             mask_BT=mask_BT,
             old_logprobs_BT=rollout.logprobs_BT,
@@ -161,6 +175,14 @@ class Minibatch(_Rows):
             old_values_BT=rollout.values_BT,
             ref_logprobs_BT=rollout.ref_logprobs_BT,
         )
+        if learned_B is None or not learned_B.any():  # without any row nothing could be divided
+            return whole
+        return whole.rows(learned_B.nonzero()[:, 0])
+
+    def whitened(self) -> Minibatch:
+        """The same rows with advantages standardised over their steps."""
+        advantages_BT = whitened(self.advantages_BT, self.mask_BT, WHITEN_EPS)
+        return replace(self, advantages_BT=advantages_BT)
 
     def split(self, count: int) -> Iterator[Minibatch]:
         """`count` parts of consecutive rows, of equal size as far as possible; no copies."""
@@ -208,6 +230,7 @@ class Algorithm(Protocol):
     """Hyperparameters as fields, the method as two functions of numbers; see `lmpg.algorithms`."""
 
     reduction: Reduction
+    whiten_minibatches: bool
 
     @property
     def group_size(self) -> int:

@@ -2,7 +2,7 @@
 
 An algorithm's fields are its hyperparameters. Those that learn from rollouts have two methods:
 `assign_credit` turns a rollout into advantages, `loss_terms` a minibatch into per-step losses.
-Those that learn from a fixed data set have `loss_terms` alone, with one loss per pair or answer.
+Those that learn from a fixed data set have `loss_terms` alone: a loss per pair, answer or token.
 """
 
 import re
@@ -19,8 +19,10 @@ ALGORITHMS: ByName[type[Section]] = ByName(
         "reinforce_plus_plus": "lmpg.algorithms.reinforce_plus_plus:ReinforcePlusPlus",
         "grpo": "lmpg.algorithms.grpo:GRPO",
         "gspo": "lmpg.algorithms.gspo:GSPO",
+        "gmpo": "lmpg.algorithms.gmpo:GMPO",
         "cispo": "lmpg.algorithms.cispo:CISPO",
         "sapo": "lmpg.algorithms.sapo:SAPO",
+        "raft": "lmpg.algorithms.raft:RAFT",
         "off_policy": "lmpg.algorithms.off_policy:OffPolicy",
         "a2c": "lmpg.algorithms.a2c:A2C",
     }
@@ -31,6 +33,7 @@ OFFLINE_ALGORITHMS: ByName[type[Section]] = ByName(
         "dpo": "lmpg.algorithms.fixed_data.dpo:DPO",
         "kto": "lmpg.algorithms.fixed_data.kto:KTO",
         "reward_model": "lmpg.algorithms.fixed_data.bradley_terry:BradleyTerry",
+        "sft": "lmpg.algorithms.fixed_data.maximum_likelihood:MaximumLikelihood",
     }
 )
 

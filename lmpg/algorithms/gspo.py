@@ -6,22 +6,20 @@ from pydantic import Field
 from torch import Tensor
 
 from lmpg.algorithms.shared.groups import Grouped
-from lmpg.algorithms.shared.terms import Regularised
-from lmpg.functional.losses import clipped_surrogate, log_ratio, sequence_log_ratio
+from lmpg.algorithms.shared.terms import Clipped, Regularised
+from lmpg.functional.losses import sequence_log_ratio
 from lmpg.types import Evaluation, Minibatch
 
 
-class GSPO(Grouped, Regularised):
+class GSPO(Clipped, Grouped, Regularised):
     """Clipped surrogate on the mean log-ratio of a response, and GRPO's credit."""
 
-    clip: float = Field(3e-4, gt=0)
+    clip: float | None = Field(3e-4, gt=0)
     """ε below 1, of the length-normalised ratio: hundreds of times smaller than per token."""
-    clip_high: float = Field(4e-4, gt=0)
-    """ε above 1."""
+    clip_high: float | None = Field(4e-4, gt=0)
+    """ε above 1 where it differs; none takes `clip`."""
 
     def loss_terms(self, new: Evaluation, batch: Minibatch) -> dict[str, Tensor]:
         """`policy`, the same on every step of a response, and the regularisers."""
-        ratio = log_ratio(new.logprobs_BT, batch.old_logprobs_BT)
-        ratio = sequence_log_ratio(ratio, batch.mask_BT)
-        policy_BT = clipped_surrogate(ratio, batch.advantages_BT, self.clip, self.clip_high)
-        return {"policy": policy_BT} | self.regularisers(new, batch)
+        ratio = sequence_log_ratio(new.logprobs_BT - batch.old_logprobs_BT, batch.mask_BT)
+        return {"policy": self.surrogate(ratio, batch)} | self.regularisers(new, batch)

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lmpg.algorithms.shared.terms import Regularised
-from lmpg.functional.losses import RatioLevel, importance_weights, log_ratio, policy_gradient
+from lmpg.functional.losses import RatioLevel, importance_weights, policy_gradient
 from lmpg.functional.masking import masked_mean
 from lmpg.types import Credit, Evaluation, Minibatch, Rollout
 
@@ -40,7 +40,7 @@ class OffPolicy(Regularised):
 
     def loss_terms(self, new: Evaluation, batch: Minibatch) -> dict[str, Tensor]:
         """`policy`, and the regularisers."""
-        ratio = log_ratio(new.logprobs_BT, batch.old_logprobs_BT)
+        ratio = new.logprobs_BT - batch.old_logprobs_BT
         weights_BT = importance_weights(ratio, batch.mask_BT, self.ratio, self.ratio_cap)
         policy_BT = policy_gradient(new.logprobs_BT, weights_BT * batch.advantages_BT)
         return {"policy": policy_BT} | self.regularisers(new, batch)

@@ -13,22 +13,15 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from lmpg.algorithms.shared.terms import Critic, Regularised
+from lmpg.algorithms.shared.terms import Clipped, Critic, Regularised
 from lmpg.functional.kl import k3
-from lmpg.functional.losses import clipped_surrogate, dual_clipped
 from lmpg.types import Credit, Evaluation, Minibatch, Rollout
 
 
-class PPO(Regularised, Critic):
+class PPO(Clipped, Regularised, Critic):
     """GAE on rewards less a KL penalty; a surrogate that is clipped, or penalised by its KL."""
 
     group_size: ClassVar[int] = 1
-    clip: float | None = Field(0.2, gt=0)
-    """ε: the ratio π/π_old earns nothing beyond 1 ± ε; none does not clip."""
-    clip_high: float | None = Field(None, gt=0)
-    """ε above 1 where it differs; none is the same."""
-    dual_clip: float | None = Field(None, gt=1)
-    """c: where A < 0 the loss is at most −cA (arXiv 1912.09729); none leaves it unbounded."""
     penalty_coef: float = Field(0.0, ge=0)
     """Weight of KL(π_old ‖ π), which may stand in place of the clipping (equation 8)."""
     penalty_target: float | None = Field(None, gt=0)
@@ -45,10 +38,7 @@ class PPO(Regularised, Critic):
 
     def loss_terms(self, new: Evaluation, batch: Minibatch) -> dict[str, Tensor]:
         """`policy`, `value`, with a penalty `penalty`, and the regularisers."""
-        log_ratio_BT = new.logprobs_BT - batch.old_logprobs_BT
-        policy_BT = clipped_surrogate(log_ratio_BT, batch.advantages_BT, self.clip, self.clip_high)
-        if self.dual_clip:
-            policy_BT = dual_clipped(policy_BT, batch.advantages_BT, self.dual_clip)
+        policy_BT = self.surrogate(new.logprobs_BT - batch.old_logprobs_BT, batch)
         terms = {"policy": policy_BT, "value": self.value_term(new, batch)}
         if self.penalty_coef:
             terms["penalty"] = self.penalty_coef * k3(batch.old_logprobs_BT, new.logprobs_BT)

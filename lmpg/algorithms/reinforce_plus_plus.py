@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from lmpg.algorithms.shared.groups import group_credit
-from lmpg.algorithms.shared.terms import Regularised
-from lmpg.functional.losses import clipped_surrogate, log_ratio
+from lmpg.algorithms.shared.terms import Clipped, Regularised
 from lmpg.functional.masking import WHITEN_EPS, whitened
 from lmpg.types import Credit, Evaluation, Minibatch, Rollout
 
 
-class ReinforcePlusPlus(Regularised):
+class ReinforcePlusPlus(Clipped, Regularised):
     """Clipped surrogate on rewards-to-go, or on scores less their group's mean, standardised."""
 
+    whiten: ClassVar[bool] = True
     group_size: int = Field(1, ge=1)
     """G: responses per prompt; 2 or more for the group's mean."""
     baseline: Literal["none", "group_mean"] = "none"
     """group_mean: the form "REINFORCE++-baseline", one advantage for all steps of a response."""
-    clip: float = Field(0.2, gt=0)
-    """ε: the ratio π/π_old earns nothing beyond 1 ± ε."""
 
     @model_validator(mode="after")
     def _require_a_group_for_its_baseline(self) -> ReinforcePlusPlus:
@@ -55,6 +53,5 @@ class ReinforcePlusPlus(Regularised):
 
     def loss_terms(self, new: Evaluation, batch: Minibatch) -> dict[str, Tensor]:
         """`policy`, and the regularisers."""
-        ratio = log_ratio(new.logprobs_BT, batch.old_logprobs_BT)
-        policy_BT = clipped_surrogate(ratio, batch.advantages_BT, self.clip, None)
+        policy_BT = self.surrogate(new.logprobs_BT - batch.old_logprobs_BT, batch)
         return {"policy": policy_BT} | self.regularisers(new, batch)

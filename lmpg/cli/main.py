@@ -13,29 +13,38 @@ from lmpg.language.missing import refuse_missing_paths
 from lmpg.language.settings import LanguageSettings
 from lmpg.language.stages import STAGES
 from lmpg.language.suitable import suitable_settings, suitable_stage_settings
+from lmpg.runs.console import lasting_console, printable
+from lmpg.runs.lock import opened
 from lmpg.settings.raw import RawSettings, named_preset
 from lmpg.settings.section import Section, UserError
 
 
 def main(function: Callable[[], object]) -> None:
-    """Run a script's function: bad input ends with a message and exit code 2, Ctrl-C with 130."""
-    code = 0
-    try:
-        function()
-    except UserError as error:
-        print(f"error: {error}".replace("\n", "\n       "), file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print(f"\ninterrupted{_how_to_go_on()}", file=sys.stderr)
-        code = 130
-    _close_process_group()
+    """Run a script's function: bad input ends with a message and exit code 2, Ctrl-C with
+    130, SIGTERM with 143, SIGHUP with 129. A console that goes away ends nothing."""
+    with lasting_console():
+        code = _code_of(function)
+        _close_process_group()
     if code:
         sys.exit(code)
 
 
-def _how_to_go_on() -> str:
-    from lmpg.runs.folder import opened  # brings torch along
+def _code_of(function: Callable[[], object]) -> int:
+    try:
+        function()
+    except UserError as error:
+        print(printable(f"error: {error}").replace("\n", "\n       "), file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, SystemExit) as end:
+        code = 130 if isinstance(end, KeyboardInterrupt) else end.code
+        if not isinstance(code, int) or code < 128:  # such as --help
+            raise
+        print(f"\ninterrupted{_how_to_go_on()}", file=sys.stderr)
+        return code
+    return 0
 
+
+def _how_to_go_on() -> str:
     folders = opened()
     if not folders:
         return ""

@@ -17,7 +17,7 @@ from lmpg.cli import flags
 from lmpg.cli.main import methods, preset_below, run_with, settings_class
 from lmpg.language.worlds.registry import PREFIX, chosen_world
 from lmpg.runs import folder as run_folder
-from lmpg.runs.folder import FINISHED, RunFolder, fresh_name, read_summary
+from lmpg.runs.folder import RunFolder, fresh_name
 from lmpg.runtime.processes import Processes
 from lmpg.settings.raw import RawSettings, completed, merged, named_preset, nearest, paths_of
 from lmpg.settings.section import Section, UserError
@@ -83,16 +83,12 @@ def _carry_out(stages: list[PipelineStage], folder: Path, processes: Processes) 
             print(f"stage {number + 1} of {len(stages)}: {stage.name}, {stage.folder}", flush=True)
         try:
             run_with(settings, stage.name)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             for path in run_folder.opened():  # or the way to go on would be told for the stage
                 RunFolder(path, "resuming").close()
             print(_how_to_go_on(folder), file=sys.stderr)
             raise
         processes.wait()
-        if read_summary(stage.folder).get("exit_reason") != FINISHED:
-            if processes.is_main:
-                print(_how_to_go_on(folder), flush=True)
-            return
 
 
 def _own_flags(given: list[tuple[str, list[str]]], processes: Processes) -> tuple[Path, Flags]:
@@ -103,6 +99,11 @@ def _own_flags(given: list[tuple[str, list[str]]], processes: Processes) -> tupl
             raise UserError(f"{flag} is given once, with one value")
         if flag in OWN:
             own[flag] = words
+    if OWN[0] not in own and {OWN[1], "--run.resume-anyway"} & {flag for flag, _ in given}:
+        raise UserError(
+            "--run.resume is given, but --run.output-dir is not: expected the folder of the "
+            "pipeline to go on with, such as --run.output-dir runs/pipeline-20250131-120000"
+        )
     path = own.get(OWN[0]) or processes.on_main(lambda: [str(fresh_name("pipeline"))])
     return Path(path[0]), {flag: words for flag, words in own.items() if flag == OWN[1]}
 

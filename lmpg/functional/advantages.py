@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lmpg.functional.masking import masked_mean, rounding
+from lmpg.functional.masking import WHITEN_EPS, masked_mean, rounding, whitened
 
 
 def gae(
@@ -16,14 +16,15 @@ def gae(
     ended_BT: Tensor,
     mask_BT: Tensor,
     gamma: float,
-    lam: float,
+    lam: float | Tensor,
 ) -> Tensor:
     """Generalised advantage estimation (arXiv 1506.02438, eq. 16), [B, T].
 
     δ_t = r_t + γ V(s_{t+1})(1 − terminated_t) − V(s_t) and A_t = δ_t + γλ(1 − ended_t) A_{t+1},
     where t + 1 is the next step in `mask_BT`: the sum passes over the steps that are not in it
     (their advantage is 0). `next_values_BT` is V after the step, of the true last observation
-    where an episode was truncated. With V = 0 and λ = 1 this is the reward-to-go.
+    where an episode was truncated. With V = 0 and λ = 1 this is the reward-to-go. λ may differ
+    between rows, [B, 1].
     """
     bootstrap_BT = torch.where(terminated_BT, 0.0, next_values_BT)
     deltas_BT = rewards_BT + gamma * bootstrap_BT - values_BT
@@ -32,6 +33,14 @@ def gae(
         deltas_BT.masked_fill(~mask_BT, 0.0), decay_BT.masked_fill(~mask_BT, 1.0)
     )
     return sums_BT.masked_fill(~mask_BT, 0.0)
+
+
+def length_adaptive_lambda(lengths: Tensor, alpha: float) -> Tensor:
+    """λ = 1 − 1/(αl) for rows of l steps, at least 0 (arXiv 2504.05118, section 3.2).
+
+    The weights λ^k of a long row reach αl steps on average, a share of it instead of a number.
+    """
+    return (1 - 1 / (alpha * lengths.clamp(min=1))).clamp(min=0)
 
 
 def decayed_sums(x_BT: Tensor, decay_BT: Tensor) -> Tensor:
@@ -113,6 +122,59 @@ def leave_one_out(scores_PG: Tensor, valid_PG: Tensor) -> Tensor:
     count_P1 = valid_PG.sum(1, keepdim=True)
     scale_P1 = count_P1 / (count_P1 - 1).clamp(min=1)
     return group_centred(scores_PG, valid_PG) * scale_P1
+
+
+def batch_standardised(scores_PG: Tensor, valid_PG: Tensor) -> Tensor:
+    """Score minus the mean of its group, over the std of all groups' centred scores, [P, G].
+
+    The last step of GDPO (arXiv 2601.05242, section 3), and a form of GRPO without its bias
+    towards prompts whose scores hardly differ.
+    """
+    return whitened(group_centred(scores_PG, valid_PG), valid_PG, WHITEN_EPS)
+
+
+def decoupled(scores_KPG: Tensor, weights_K: Tensor, valid_PG: Tensor, eps: float) -> Tensor:
+    """Σ_k w_k (r_k − group mean of r_k) / (group std of r_k + eps) of K rewards, [P, G].
+
+    arXiv 2601.05242, section 3: each reward keeps its own say, however large its numbers are,
+    where the spread of the sum would be that of the largest alone.
+    """
+    each = [group_standardised(scores_PG, valid_PG, eps) for scores_PG in scores_KPG]
+    return torch.einsum("k,kpg->pg", weights_K, torch.stack(each))
+
+
+def length_weighted(scores_PG: Tensor, valid_PG: Tensor, lengths_PG: Tensor) -> Tensor:
+    """Score minus Σ l r / Σ l over its group, l a response's length (arXiv 2505.23585), [P, G].
+
+    The baseline of least variance where the squared norm of ∇log π grows with the length.
+    """
+    centred_PG = group_centred(scores_PG, valid_PG)
+    weights_PG = torch.where(valid_PG, lengths_PG, 0).to(scores_PG.dtype)
+    total_P1 = weights_PG.sum(1, keepdim=True).clamp(min=1)
+    baseline_P1 = (weights_PG * centred_PG).sum(1, keepdim=True) / total_P1
+    return torch.where(valid_PG, centred_PG - baseline_P1, 0.0)
+
+
+def relative_to_mean(scores_PG: Tensor, valid_PG: Tensor) -> Tensor:
+    """(score − group mean) / group mean, of scores that are 0 or more (arXiv 2602.02710), [P, G].
+
+    With 1 for right and 0 for wrong, which has the probability p, the expected policy gradient is
+    (1 − (1 − p)^(G − 1)) ∇log p, so that rare successes count the most. 0 where all scores are 0.
+    """
+    mean_P1 = torch.where(valid_PG, scores_PG, 0.0).sum(1, keepdim=True)
+    mean_P1 = mean_P1 / valid_PG.sum(1, keepdim=True).clamp(min=1)
+    return group_centred(scores_PG, valid_PG) / torch.where(mean_P1 > 0, mean_P1, 1.0)
+
+
+def best_of_group(scores_PG: Tensor, valid_PG: Tensor, count: int) -> Tensor:
+    """Which are the `count` best of their group (arXiv 2304.06767), bool [P, G].
+
+    Of equal scores those that were sampled first; never one that is not valid.
+    """
+    ranked_PG = torch.where(valid_PG, scores_PG, -torch.inf)
+    order_PG = ranked_PG.argsort(dim=1, descending=True, stable=True)
+    best_PG = torch.zeros_like(valid_PG).scatter(1, order_PG[:, :count], True)
+    return best_PG & valid_PG
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:

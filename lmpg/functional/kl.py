@@ -1,7 +1,7 @@
 """Estimators of KL(π ‖ π_ref) from samples of π (joschu.net, "Approximating KL divergence").
 
 They take x = log π − log π_ref at the sampled steps. In the reward use k1. In the loss, `k1` has
-zero expected gradient and `k3` the gradient of the forward KL: `reverse_kl_loss` is right there.
+zero expected gradient and `k3` the gradient of the forward KL: see `kl_loss`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lmpg.functional.losses import MAX_LOG_RATIO, log_ratio
 
-Estimator = Literal["k1", "k2", "k3"]
+Estimator = Literal["k1", "k2", "k3", "plain_k3"]
 
 
 def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
@@ -43,15 +43,18 @@ def penalised_rewards(
     return rewards - coef * torch.where(mask, k1(logprobs, ref_logprobs), 0.0)
 
 
-def reverse_kl_loss(
+def kl_loss(
     logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor, estimator: Estimator
 ) -> Tensor:
     """A per-step term whose expected gradient is that of KL(π ‖ π_ref), on steps from π_old.
 
-    k2 is weighted by the detached ratio ρ = π/π_old; k3 by ρ with its gradient kept.
+    k2 is weighted by the detached ratio ρ = π/π_old; k3 by ρ with its gradient kept. plain_k3 is
+    k3 without ρ (arXiv 2402.03300, eq. 4): its gradient, on steps from π, is that of KL(π_ref ‖ π).
     """
     if estimator == "k1":
-        raise ValueError("k1 in the loss has zero expected gradient; expected k2 or k3")
+        raise ValueError("k1 in the loss has zero expected gradient; expected k2, k3 or plain_k3")
+    if estimator == "plain_k3":
+        return k3(logprobs, ref_logprobs)
     ratios = log_ratio(logprobs, old_logprobs).exp()
     if estimator == "k2":
         return ratios.detach() * k2(logprobs, ref_logprobs)

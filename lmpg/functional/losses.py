@@ -18,10 +18,35 @@ def log_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
 
 
 def sequence_log_ratio(log_ratios_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Mean log-ratio over a row's steps (arXiv 2507.18071), the same on each, [B, T]."""
+    """Mean log-ratio over a row's steps (arXiv 2507.18071, eq. 7), the same on each, [B, T].
+
+    Cut the mean where it needs a guard, not the steps: one that became very unlikely counts whole.
+    """
     counts_B1 = mask_BT.sum(1, keepdim=True).clamp(min=1)
     mean_B1 = torch.where(mask_BT, log_ratios_BT, 0).sum(1, keepdim=True) / counts_B1
     return mean_B1.expand_as(log_ratios_BT)
+
+
+def geometric_mean_log_ratio(
+    log_ratios_BT: Tensor,
+    advantages_BT: Tensor,
+    mask_BT: Tensor,
+    clip_low: float | None,
+    clip_high: float | None,
+) -> Tensor:
+    """Mean over a row's steps of clipped log-ratios (arXiv 2507.20673, eq. 4), the same on each.
+
+    [B, T]; min(x, clip_high) where A > 0, max(x, −clip_low) elsewhere: e to the result is the
+    geometric mean of the clipped ratios. None for clip_high is the same as clip_low, None for
+    clip_low clips nothing.
+    """
+    if clip_low is not None:
+        gains_BT = advantages_BT > 0
+        upper = clip_low if clip_high is None else clip_high
+        log_ratios_BT = torch.where(
+            gains_BT, log_ratios_BT.clamp(max=upper), log_ratios_BT.clamp(min=-clip_low)
+        )
+    return sequence_log_ratio(log_ratios_BT, mask_BT)
 
 
 def importance_weights(
@@ -32,7 +57,8 @@ def importance_weights(
     token: of the step alone. decision: the product up to the step, which makes −w·A·log π unbiased
     where A is an advantage of π (Precup, Sutton & Singh 2000, "Eligibility traces for off-policy
     policy evaluation"). sequence: the product over the whole row, unbiased where A is a sampled
-    return, whose later steps are μ's as well.
+    return, whose later steps are μ's as well. The log of the product is cut at ±20, never that of
+    a factor.
     """
     steps_BT = torch.where(mask_BT, log_ratios_BT.detach(), 0)
     if level == "decision":
@@ -46,6 +72,12 @@ def importance_weights(
 def policy_gradient(logprobs: Tensor, advantages: Tensor) -> Tensor:
     """−A log π (Williams 1992, "Simple statistical gradient-following algorithms")."""
     return -advantages * logprobs
+
+
+def probability_weighted_nll(logprobs: Tensor) -> Tensor:
+    """−sg(π) log π: a likely token weighs more, and the gradient is that of −π (DFT, arXiv
+    2508.05629)."""
+    return -logprobs.exp().detach() * logprobs
 
 
 def clipped_surrogate(

@@ -11,7 +11,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-PairLoss = Literal["sigmoid", "ipo", "hinge", "conservative", "robust"]
+PairLoss = Literal[
+    "sigmoid",
+    "ipo",
+    "hinge",
+    "conservative",
+    "robust",
+    "apo_zero",
+    "apo_down",
+    "bco_pair",
+    "sppo_hard",
+    "nca_pair",
+    "odds_ratio",
+    "sft",
+]
 
 
 def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) -> Tensor:
@@ -55,20 +68,87 @@ def ipo_loss(difference: Tensor, *, beta: float) -> Tensor:
     return (difference - 1 / (2 * beta)).square()
 
 
+def apo_zero_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """σ(−r_chosen) + σ(r_rejected) of the rewards βΔ: the chosen answer is to become likelier than
+    under the reference, the rejected one less likely (arXiv 2408.06266, equation 7)."""
+    return torch.sigmoid(-chosen) + torch.sigmoid(rejected)
+
+
+def apo_down_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """σ(r_chosen) + σ(r_rejected − r_chosen) of the rewards βΔ: both answers are to become less
+    likely, the rejected one most, where the reference is better than either (arXiv 2408.06266,
+    equation 8)."""
+    return torch.sigmoid(chosen) + torch.sigmoid(rejected - chosen)
+
+
+def bco_loss(reward: Tensor, desirable: Tensor, shift: Tensor | float) -> Tensor:
+    """−log σ(r − δ) where desirable, −log σ(δ − r) where not: a classifier whose logit is the
+    reward r = βΔ less the shift δ, the mean reward (arXiv 2404.04656)."""
+    gain = reward - shift
+    return -F.logsigmoid(torch.where(desirable, gain, -gain))
+
+
+def bco_pair_loss(chosen: Tensor, rejected: Tensor, shift: Tensor | float) -> Tensor:
+    """`bco_loss` of a desirable answer and of an undesirable one, added up."""
+    return -F.logsigmoid(chosen - shift) - F.logsigmoid(shift - rejected)
+
+
+def sppo_hard_loss(delta_2N: Tensor, *, beta: float) -> Tensor:
+    """(Δ_chosen − 1/(2β))² + (Δ_rejected + 1/(2β))²: equation 4.7 of arXiv 2405.00675 where the
+    chosen answer always wins; 1/β is η there."""
+    return (delta_2N[0] - 0.5 / beta).square() + (delta_2N[1] + 0.5 / beta).square()
+
+
+def nca_pair_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """−log σ(r_chosen) − ½ log σ(−r_chosen) − ½ log σ(−r_rejected) of the rewards βΔ: noise
+    contrast, which keeps the chosen answer's likelihood from falling (arXiv 2402.05369, K = 2)."""
+    noise = F.logsigmoid(-chosen) + F.logsigmoid(-rejected)
+    return -F.logsigmoid(chosen) - noise / 2
+
+
+def log_odds(mean_logprob: Tensor) -> Tensor:
+    """log(p / (1 − p)) of p = e^(mean log-prob), below 1 by 1e-7 at least so that it is finite."""
+    below_0 = mean_logprob.clamp(max=-1e-7)
+    return below_0 - torch.log(-torch.expm1(below_0))
+
+
+def odds_ratio_loss(mean_logprobs_2N: Tensor) -> Tensor:
+    """−log σ(log odds of the chosen answer − those of the rejected one), of mean log-probs per
+    token without a reference: ORPO's second term (arXiv 2403.07691, equation 7)."""
+    return -F.logsigmoid(log_odds(mean_logprobs_2N[0]) - log_odds(mean_logprobs_2N[1]))
+
+
 def pair_loss(
-    difference: Tensor, loss: PairLoss, beta: float, gamma: float, smoothing: float
+    loss: PairLoss,
+    delta_2N: Tensor,
+    mean_logprobs_2N: Tensor,
+    *,
+    beta: float,
+    gamma: float,
+    smoothing: float,
+    shift: Tensor | float,
 ) -> Tensor:
-    """The named loss of Δ_chosen − Δ_rejected, with z = β(Δ_chosen − Δ_rejected) − γ."""
-    z = beta * difference - gamma
-    if loss == "ipo":
-        return ipo_loss(difference, beta=beta)
-    if loss == "hinge":
-        return hinge_loss(z)
-    if loss == "conservative":
-        return conservative_loss(z, smoothing=smoothing)
-    if loss == "robust":
-        return robust_loss(z, smoothing=smoothing)
-    return sigmoid_loss(z)
+    """The named loss of N pairs, row 0 of the chosen answers, row 1 of the rejected ones.
+
+    delta_2N: Δ. mean_logprobs_2N: log π per token, of which odds_ratio and sft are. γ is taken from
+    β(Δ_chosen − Δ_rejected), shift is BCO's δ.
+    """
+    difference = delta_2N[0] - delta_2N[1]
+    z, (chosen, rejected) = beta * difference - gamma, beta * delta_2N
+    return {
+        "sigmoid": lambda: sigmoid_loss(z),
+        "ipo": lambda: ipo_loss(difference, beta=beta),
+        "hinge": lambda: hinge_loss(z),
+        "conservative": lambda: conservative_loss(z, smoothing=smoothing),
+        "robust": lambda: robust_loss(z, smoothing=smoothing),
+        "apo_zero": lambda: apo_zero_loss(chosen, rejected),
+        "apo_down": lambda: apo_down_loss(chosen, rejected),
+        "bco_pair": lambda: bco_pair_loss(chosen, rejected, shift),
+        "sppo_hard": lambda: sppo_hard_loss(delta_2N, beta=beta),
+        "nca_pair": lambda: nca_pair_loss(chosen, rejected),
+        "odds_ratio": lambda: odds_ratio_loss(mean_logprobs_2N),
+        "sft": lambda: -mean_logprobs_2N[0],
+    }[loss]()
 
 
 def kto_loss(

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
+from lmpg.gym.environments.make import find_spec
 from lmpg.gym.rollouts import GymSource, make_source, num_iterations
 from lmpg.gym.settings import GymSettings, TextbookSettings
 from lmpg.gym.textbook import Textbook
+from lmpg.runs.fingerprints import Inputs, source_files
 from lmpg.runs.folder import RunFolder
 from lmpg.runs.tracking import Tracker
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import UserError
 from lmpg.training.loop import Loop
 from lmpg.training.online import Online
-from lmpg.training.run import begin, refusals_leave_nothing, run
+from lmpg.training.run import begin, nothing_left_before_the_first_step, run
 from lmpg.training.update import Updater
 
 
@@ -33,7 +36,8 @@ def train_gym(settings: GymSettings | TextbookSettings, note: str = "") -> Path:
     if folder.status == "finished":
         folder.close()
         return folder.path
-    with refusals_leave_nothing(folder, processes):
+    processes.suit_threads(0)  # such networks are small
+    with nothing_left_before_the_first_step(folder, processes):
         source = make_source(
             settings.env,
             settings.policy,
@@ -42,13 +46,13 @@ def train_gym(settings: GymSettings | TextbookSettings, note: str = "") -> Path:
             settings.evaluation,
             settings.run,
         )
-        made = loop(settings, source, folder, processes)
-    print("\n".join([*filter(None, [note]), *first_lines(source)]), flush=True)
-    facts = {"env": settings.env.id, "evaluation": evaluation_words(source)}
-    try:
-        run(made, folder, "gym", facts)
-    finally:
-        source.runner.close()
+        try:
+            made = loop(settings, source, folder, processes)
+            print("\n".join([*filter(None, [note]), *first_lines(source)]), flush=True)
+            facts = {"env": settings.env.id, "evaluation": evaluation_words(source)}
+            run(made, folder, "gym", facts, env_inputs(settings.env.id))
+        finally:
+            source.runner.close()
     folder.close()
     return folder.path
 
@@ -81,6 +85,16 @@ def loop(
     except UserError:  # no method for this environment
         parts["tracker"].close()
         raise
+
+
+def env_inputs(env_id: str) -> Inputs:
+    """The file of an environment that belongs to no installed library, and what it imports."""
+    maker: Any = find_spec(env_id).entry_point
+    if not isinstance(maker, str | None):
+        maker = getattr(maker, "__module__", None)
+    module = str(maker).partition(":")[0]
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return {"env.id": source_files(file or module)} if maker else {}
 
 
 def first_lines(source: GymSource) -> list[str]:

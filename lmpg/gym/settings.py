@@ -18,7 +18,8 @@ from lmpg.training.settings import (
     BatchSettings,
     UpdateSettings,
     refuse_clip_fraction,
-    refuse_critic_rate,
+    refuse_critic_settings,
+    refuse_nothing_to_compare,
     refuse_what_cannot_change,
 )
 
@@ -50,15 +51,20 @@ class GymSettings(Section, Generic[A]):
                 f"algorithm.name = {name} compares several responses to one prompt, which an "
                 "environment does not have. Set algorithm.name to one without groups, as ppo"
             )
+        name = algorithm_name(type(self.algorithm))
         refuse_what_cannot_change(self.update, self.algorithm)
-        refuse_clip_fraction(self.update, self.algorithm, algorithm_name(type(self.algorithm)))
-        refuse_critic_rate(self.update, needs, algorithm_name(type(self.algorithm)))
-        for key, single in (("reduction", "token_mean"), ("ratio", "token")):
+        refuse_clip_fraction(self.update, self.algorithm, name)
+        iterations = -(-self.run.total_timesteps // self.update.rollout_size)
+        refuse_critic_settings(self.update, needs, name, iterations)
+        refuse_nothing_to_compare(self.update, self.algorithm, name, alike=True)
+        of_steps = {"reduction": "token_mean", "ratio": "token", "lam_alpha": None}
+        for key, single in of_steps.items():
             value = getattr(self.algorithm, key, single)
             if value != single:
                 raise ValueError(
                     f"algorithm.{key} = {value}, but environment steps are learned from one by "
-                    f"one, in minibatches that know no episode. Set algorithm.{key} to {single}"
+                    "one, in rollouts and minibatches that cut episodes. Set "
+                    f"algorithm.{key} to {'none' if single is None else single}"
                 )
         if "reference" in needs:
             raise ValueError(

@@ -25,18 +25,20 @@ from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.preflight import require_sound, self_test
 from lmpg.language.rollouts.score_processing import ScoreProcessing
 from lmpg.language.rollouts.scoring import GroupSampler
+from lmpg.language.run_inputs import inputs_of
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.settings import LanguageSettings
 from lmpg.language.worlds.registry import WORLDS, world_asked_for
 from lmpg.language.worlds.world import World
 from lmpg.runs import checkpoint
+from lmpg.runs.fingerprints import Inputs
 from lmpg.runs.folder import RunFolder
 from lmpg.runs.tracking import Tracker
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import UserError
 from lmpg.training.old_logprobs import OldLogprobs
 from lmpg.training.online import Online
-from lmpg.training.run import begin, refusals_leave_nothing, run
+from lmpg.training.run import begin, nothing_left_before_the_first_step, run
 from lmpg.training.update import Updater
 
 
@@ -50,20 +52,24 @@ def train_language(settings: LanguageSettings, name: str, world: World | None = 
     folder = begin(settings, name, processes)
     if folder.status == "finished":
         return
-    with refusals_leave_nothing(folder, processes):
+    with nothing_left_before_the_first_step(folder, processes):
         prepared = prepare(settings, folder, processes, world)
-    kept = folder.path / "rewards" if processes.is_main else None
-    with prepared.scorer.keeping_sources(kept):
-        run(prepared.online, folder, name, prepared.facts)
+        scorer, kept = prepared.scorer, folder.path / "reward_sources"
+        mine = kept if processes.is_main else None
+        with scorer.keeping_sources(mine):
+            keep = partial(scorer.save_sources, mine)
+            run(prepared.online, folder, name, prepared.facts, prepared.inputs, keep)
 
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run about to start. scorer is closed at its end; facts go into its summary."""
+    """A run about to start. scorer is closed at its end; facts go into its summary; inputs are
+    what it must find unchanged when it is resumed."""
 
     online: Online
     scorer: Scorer
     facts: dict[str, Any]
+    inputs: Inputs
 
 
 def with_world(settings: LanguageSettings, world: World) -> LanguageSettings:
@@ -102,12 +108,14 @@ def prepare(
         print(prompts.line(), flush=True)
     decode = partial(completion_text, tokenizer, eos_token_ids=policy.eos_token_ids)
     scorer = scorer_for(settings, prompts, decode, processes)
+    processes.suit_threads(sum(p.numel() for p in policy.parameters()) + scorer.num_weights)
     generator = generator_for(settings, policy, tokenizer, processes)
     source = source_of(settings, generator, scorer, prompts, world)
     if checkpoint.newest_step(folder.checkpoints) is None:
         check(source, prompts)
     online = assembled(settings, source, folder)
-    return PreparedRun(online, scorer, world.facts if world else {})
+    facts, inputs = world.facts if world else {}, inputs_of(settings, world)
+    return PreparedRun(online, scorer, facts, inputs)
 
 
 def _built(settings: LanguageSettings, processes: Processes) -> World | None:

@@ -16,7 +16,8 @@ from lmpg.settings.section import Section
 from lmpg.training.settings import (
     UpdateSettings,
     refuse_clip_fraction,
-    refuse_critic_rate,
+    refuse_critic_settings,
+    refuse_nothing_to_compare,
     refuse_what_cannot_change,
 )
 
@@ -91,8 +92,8 @@ class LanguageSettings(Section, Generic[A]):
         if rewards.truncated == "bootstrap" and "critic" not in self._needs():
             raise ValueError(
                 f"rewards.truncated = bootstrap with algorithm.name = {name}, which has no critic "
-                "to say what would have come. Set rewards.truncated to score, zero or mask, or "
-                "take an algorithm with a critic, as ppo"
+                "to say what would have come. Set rewards.truncated to score, zero, mask or "
+                "mask_loss, or take an algorithm with a critic, as ppo"
             )
         longest = self.sampling.max_new_tokens
         if rewards.overlong_tokens > longest:
@@ -104,10 +105,17 @@ class LanguageSettings(Section, Generic[A]):
         return self
 
     @model_validator(mode="after")
-    def _refuse_refills_without_groups(self) -> LanguageSettings:
-        refills = self.sampling.max_refills
-        if refills and getattr(self.algorithm, "group_size", 1) == 1:
-            name = algorithm_name(type(self.algorithm))
+    def _refuse_what_groups_of_one_cannot_do(self) -> LanguageSettings:
+        refills, name = self.sampling.max_refills, algorithm_name(type(self.algorithm))
+        if getattr(self.algorithm, "group_size", 1) > 1:
+            return self
+        if self.rewards.combine == "standardised":
+            raise ValueError(
+                f"rewards.combine = standardised with algorithm.name = {name}, whose groups have "
+                "one response each: none has a spread. Set rewards.combine to sum, or take an "
+                "algorithm with groups, as grpo"
+            )
+        if refills:
             raise ValueError(
                 f"sampling.max_refills = {refills} with algorithm.name = {name}, whose groups have "
                 "one response each: none has a spread. Set sampling.max_refills to 0, or take an "
@@ -123,7 +131,7 @@ class LanguageSettings(Section, Generic[A]):
                 f"model.critic = {critic}, but algorithm.name = {name} has no critic. Leave "
                 "model.critic out, or take an algorithm with a critic, as ppo"
             )
-        refuse_critic_rate(self.update, self._needs(), name)
+        refuse_critic_settings(self.update, self._needs(), name, self.run.total_steps)
         if critic == "reward_model" and self.model.path and not self.rewards.models:
             raise ValueError(
                 "model.critic = reward_model, but there are no rewards.models to start from. Set "
@@ -134,7 +142,10 @@ class LanguageSettings(Section, Generic[A]):
     @model_validator(mode="after")
     def _refuse_changes_without_effect(self) -> LanguageSettings:
         refuse_what_cannot_change(self.update, self.algorithm)
-        refuse_clip_fraction(self.update, self.algorithm, algorithm_name(type(self.algorithm)))
+        name = algorithm_name(type(self.algorithm))
+        refuse_clip_fraction(self.update, self.algorithm, name)
+        alike = self.rewards.process == "none" and "critic" not in self._needs()
+        refuse_nothing_to_compare(self.update, self.algorithm, name, alike=alike)
         return self
 
     def _needs(self) -> frozenset[str]:

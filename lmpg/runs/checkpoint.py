@@ -13,6 +13,7 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lmpg.runs.files import fsync, settle
+
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
+FILES = {"tensors.safetensors", "state.json"}
+DIVERGED = "diverged_"
 _TEMPORARY = ".tmp-"
 
 
@@ -34,28 +39,50 @@ def save(folder: Path, step: int, state: Any, keep: int) -> Path:
     by a run that was resumed from an earlier one, are deleted as well.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(stale)
+    _sweep(folder)
     target = folder / f"step_{step}"
     if not _is_whole(target):  # a whole one of this step holds this very state
         _write(folder, target, step, state)
-    steps = _steps(folder)
-    for old in [s for s in steps if s > step] + [s for s in steps if s <= step][keep:]:
-        _remove(folder / f"step_{old}")
+    for later in [s for s in _steps(folder) if s > step]:
+        _remove(folder / f"step_{later}")
+    prune(folder, keep)
     return target
 
 
-def newest(folder: Path) -> tuple[int, Any] | None:
-    """Step and state of the newest whole checkpoint; torn ones are skipped with a warning."""
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints, and what killed processes have left there."""
+    for old in _steps(folder)[keep:]:
+        _remove(folder / f"step_{old}")
+    _sweep(folder)
+
+
+def whole(folder: Path) -> Iterator[tuple[int, Any]]:
+    """Steps and states of the whole checkpoints, newest first; torn ones are skipped with a
+    warning."""
     for step in _steps(folder):
         path = folder / f"step_{step}"
         try:
             _verify(path)
             tensors = load_file(path / "tensors.safetensors")
-            return step, _decode(json.loads((path / "state.json").read_bytes()), tensors)
-        except (OSError, ValueError, KeyError) as error:
+            state = _decode(json.loads((path / "state.json").read_bytes()), tensors)
+        except Exception as error:  # whatever is wrong with one, the one before may be right
             log.warning("checkpoint %s is not whole (%s); trying the one before", path, error)
-    return None
+            continue
+        yield step, state
+
+
+def newest(folder: Path) -> tuple[int, Any] | None:
+    """Step and state of the newest whole checkpoint, None where there is none."""
+    return next(whole(folder), None)
+
+
+def set_aside(folder: Path, step: int) -> None:
+    """Take the checkpoint of a step, if there is one, from those that a run is resumed from: what
+    it holds cannot learn. It stays under another name until the next one is saved."""
+    path = folder / f"step_{step}"
+    if path.exists():
+        shutil.rmtree(folder / f"{DIVERGED}{path.name}", ignore_errors=True)
+        path.rename(folder / f"{DIVERGED}{path.name}")
 
 
 def newest_step(folder: Path) -> int | None:
@@ -65,6 +92,19 @@ def newest_step(folder: Path) -> int | None:
 
 def _write(folder: Path, target: Path, step: int, state: Any) -> None:
     temporary = folder / f"{_TEMPORARY}{target.name}-{os.getpid()}"
+    try:
+        _fill(temporary, step, state)
+    except BaseException:  # a half would take room of a disk that is full
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if target.exists():  # torn, or it would not be written again
+        _remove(target)
+    temporary.rename(target)
+    fsync(folder)
+    fsync(folder.parent)
+
+
+def _fill(temporary: Path, step: int, state: Any) -> None:
     temporary.mkdir()
     encoder = _Encoder()
     tree = encoder.encode(state, "state")
@@ -76,13 +116,12 @@ def _write(folder: Path, target: Path, step: int, state: Any) -> None:
     }
     manifest = {"format": 1, "step": step, "files": files}
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-    for path in [*temporary.iterdir(), temporary]:
-        fsync(path)
-    if target.exists():  # torn, or it would not be written again
-        _remove(target)
-    temporary.rename(target)
-    fsync(folder)
-    fsync(folder.parent)
+    settle(temporary)
+
+
+def _sweep(folder: Path) -> None:
+    for stale in [*folder.glob(f"{_TEMPORARY}*"), *folder.glob(f"{DIVERGED}*")]:
+        shutil.rmtree(stale)
 
 
 def _remove(path: Path) -> None:
@@ -101,7 +140,7 @@ def _steps(folder: Path) -> list[int]:
 def _is_whole(path: Path) -> bool:
     try:
         _verify(path)
-    except (OSError, ValueError, KeyError):
+    except Exception:
         return False
     return True
 
@@ -111,6 +150,8 @@ def _verify(path: Path) -> None:
     manifest = json.loads((path / MANIFEST).read_bytes())
     if manifest["format"] != 1:
         raise ValueError(f"format {manifest['format']}, this version reads format 1")
+    if missing := FILES - manifest["files"].keys():
+        raise ValueError(f"{MANIFEST} does not list {min(missing)}")
     for name, expected in manifest["files"].items():
         size = (path / name).stat().st_size
         if size != expected["size"]:
@@ -122,15 +163,6 @@ def _verify(path: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def fsync(path: Path) -> None:
-    """Flush a file, or a folder's list of names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _Encoder:

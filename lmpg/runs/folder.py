@@ -2,111 +2,171 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
+import logging
 import platform
+import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel
 
 from lmpg import __version__
 from lmpg.algorithms import algorithm_name
-from lmpg.runs.checkpoint import fsync
-from lmpg.runs.tracking import as_json
+from lmpg.runs import fingerprints
+from lmpg.runs.files import TEMPORARY, sweep, write_text
+from lmpg.runs.fingerprints import INPUTS, Inputs
+from lmpg.runs.lock import LOCK, OWNER, Held, hold, let_go, opened
+from lmpg.runs.resumable import changes
+from lmpg.runs.tracking import FILES, as_json
 from lmpg.settings.section import UserError
 
+__all__ = ["opened"]
+log = logging.getLogger(__name__)
 FINISHED = "finished"
-MAY_DIFFER = {  # the number of steps, saving and trackers; anything else would be another run
-    "run.total_steps",
-    "run.total_timesteps",
-    "run.save_every",
-    "run.keep_checkpoints",
-    "run.trackers",
-}
-LOCK = ".lock"
-_locks: dict[Path, TextIO] = {}
+CONFIG, SUMMARY, REPORT = "config.yaml", "summary.json", "report.html"
+NESTED = ("before", "after", "best", "seconds", "versions")
+FOLDERS = ("checkpoints", "reward_sources")
+BEFORE_THE_FIRST_STEP = {CONFIG, INPUTS, LOCK, OWNER, *FOLDERS, *FILES}
+WRITTEN_WHOLE = (CONFIG, INPUTS, SUMMARY, REPORT, "final", "best")
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder that a run writes to, and whether the run starts, resumes or has finished."""
+    """The folder that a run writes to, and whether the run starts, resumes or has finished.
+
+    settings: all that config.yaml is to hold. anyway: whether changed inputs are taken on resume.
+    changed: lines about settings that differ from before. made: folders made for it, outermost
+    first.
+    """
 
     path: Path
     status: Literal["fresh", "resuming", "finished"]
+    settings: dict[str, Any] = field(default_factory=dict)
+    anyway: bool = False
+    changed: list[str] = field(default_factory=list)
+    made: list[Path] = field(default_factory=list)
+
+    @property
+    def num_threads(self) -> int:
+        """CPU threads that the user has asked for, or that a resumed run had; 0: neither."""
+        return self.settings["run"]["torch_threads"]
+
+    def fix_threads(self, count: int) -> None:
+        """Keep their number with the settings, as results depend on it; before `start`."""
+        self.settings["run"]["torch_threads"] = count
 
     @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
+    def start(self, inputs: Inputs) -> list[str]:
+        """Write the settings and fingerprints of the inputs, once all is prepared; returns lines
+        for the log about what differs from before. UserError where a resumed run would go on with
+        other inputs."""
+        prints = fingerprints.of(inputs)
+        told = list(self.changed)
+        if self.status == "resuming":
+            told += fingerprints.refuse_changed(self.path, inputs, prints, self.anyway)
+            prints = {**fingerprints.read(self.path), **prints}
+            (self.path / SUMMARY).unlink(missing_ok=True)  # it would call a longer run finished
+        for name in FILES:  # empty ones beside config.yaml tell that no step has been done
+            (self.path / name).touch()
+        write_text(self.path / CONFIG, _as_yaml(self.settings))
+        fingerprints.write(self.path, prints)
+        return told
+
     def abandon(self) -> None:
-        """Remove a fresh folder after bad input was refused, so that the same command can be given
-        again."""
-        if self.status != "fresh" or self.checkpoints.exists():
-            return
-        for name in ("config.yaml", "metrics.jsonl", "samples.jsonl", LOCK):
-            (self.path / name).unlink(missing_ok=True)
-        self.close()
-        if not any(self.path.iterdir()):
-            self.path.rmdir()
+        """Remove the folder of a run that ends before its first step, so that the same command
+        can be given again; one that has begun stays."""
+        if self.status == "fresh" and not _has_begun(self.path):
+            _clear(self.path)
+            (self.path / LOCK).unlink(missing_ok=True)
+            self.close()
+            for path in reversed(self.made):
+                if path.is_dir() and not any(path.iterdir()):
+                    path.rmdir()
 
     def close(self) -> None:
         """Release the lock, so that another process can use the folder."""
-        _unlock(self.path)
-
-
-def opened() -> list[Path]:
-    """Folders that this process has locked, in the order of locking."""
-    return list(_locks)
+        let_go(self.path)
 
 
 def open_run(settings: Any, name: str) -> RunFolder:
     """Lock `settings.run.output_dir`, or a fresh runs/NAME-TIME; called on the main process.
 
     Refused: a folder that cannot be written, that another live run holds, that holds another run
-    (without resume), a run with other settings (with resume), or files that are no run.
+    (without resume), a run with other settings (with resume), or files that are no run. Nothing
+    but locks is written until `RunFolder.start`.
     """
     run = settings.run
     path = Path(run.output_dir) if run.output_dir else fresh_name(name)
-    _make(path)
+    resume = run.resume or run.resume_anyway
+    made = _make(path)
     _lock(path)
     try:
-        if (path / "config.yaml").exists():
-            return _go_on(path, resolved(settings), run.resume)
+        new = resolved(settings)
+        if (path / CONFIG).exists() and _has_begun(path):
+            return _go_on(path, new, resume, run.resume_anyway)
+        _clear(path)
     except UserError:
-        _unlock(path)
+        let_go(path)
         raise
-    _write_text(path / "config.yaml", _as_yaml(resolved(settings)))
-    return RunFolder(path, "fresh")
+    return RunFolder(path, "fresh", new, made=made)
 
 
-def _go_on(path: Path, new: dict[str, Any], resume: bool) -> RunFolder:
+def _go_on(path: Path, new: dict[str, Any], resume: bool, anyway: bool) -> RunFolder:
     """The folder of a run that was begun earlier: finished, or to be resumed with `resume`."""
     if not resume:
         raise UserError(
             f"run.output_dir = {path} holds another run; add --run.resume to go on with it, "
             "or choose another --run.output-dir"
         )
-    config, summary = path / "config.yaml", path / "summary.json"
-    old = _read_config(config)
-    _refuse_other_settings(old, new, path)
-    if _is_finished(summary, old, new):
-        return RunFolder(path, "finished")
-    summary.unlink(missing_ok=True)  # first: it would call the longer run finished
-    _write_text(config, _as_yaml(new))
-    return RunFolder(path, "resuming")
+    old = _read_config(path / CONFIG)
+    share_threads(old, new)
+    changed = changes(old, new, path, fingerprints.read(path))
+    if _is_finished(path, old, new):
+        return RunFolder(path, "finished", new)
+    sweep(path, WRITTEN_WHOLE)
+    return RunFolder(path, "resuming", new, anyway, changed)
+
+
+def share_threads(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Give the number of CPU threads to settings that leave it open, from those that name it."""
+    known = new["run"].get("torch_threads") or old["run"].get("torch_threads") or 0
+    for values in (old, new):
+        if not values["run"].get("torch_threads"):
+            values["run"]["torch_threads"] = known
+
+
+def _has_begun(path: Path) -> bool:
+    """Whether a run has left there what a step leaves: anything but settings and empty files."""
+    names = {x.name for x in path.iterdir() if x.suffix != TEMPORARY}
+    users_own = CONFIG in names and not names & set(FILES)  # settings that no run has written
+    if users_own or not names <= BEFORE_THE_FIRST_STEP:
+        return True
+    saved = (path / "checkpoints").glob("[!.]*")
+    return any(saved) or any((path / x).stat().st_size for x in names & set(FILES))
+
+
+def _clear(path: Path) -> None:
+    """Remove what was written before a first step."""
+    sweep(path, WRITTEN_WHOLE)
+    for name in FOLDERS:
+        shutil.rmtree(path / name, ignore_errors=True)
+    for name in (CONFIG, INPUTS, *FILES):
+        (path / name).unlink(missing_ok=True)
 
 
 def resolved(settings: BaseModel) -> dict[str, Any]:
     """All settings but output_dir and resume, as config.yaml holds them to reproduce the run."""
     values = settings.model_dump(mode="json")
-    for key in ("output_dir", "resume"):
+    for key in ("output_dir", "resume", "resume_anyway"):
         values["run"].pop(key)
     if "algorithm" in values:
         name = algorithm_name(type(settings.algorithm))  # type: ignore[attr-defined]
@@ -120,13 +180,22 @@ def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
     `exit_reason` = "finished" is what lets a later resume say that there is nothing left to do.
     """
     text = json.dumps(as_json(summary), indent=2, ensure_ascii=False, allow_nan=False)
-    _write_text(run_dir / "summary.json", text + "\n")
+    write_text(run_dir / SUMMARY, text + "\n")
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
-    """The content of summary.json; {} where there is none."""
-    path = run_dir / "summary.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """The content of summary.json; {} where there is none, or where it holds something else."""
+    path = run_dir / SUMMARY
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if isinstance(found, dict):
+        return {k: v for k, v in found.items() if k not in NESTED or isinstance(v, dict)}
+    log.warning("%s does not hold a summary; it counts as missing", path)
+    return {}
 
 
 def versions() -> dict[str, str]:
@@ -150,80 +219,61 @@ def fresh_name(name: str) -> Path:
     return path
 
 
-def _make(path: Path) -> None:
-    """Create the folder and a file in it, or say why that is impossible; leave others' alone."""
+def _make(path: Path) -> list[Path]:
+    """Create the folder and a file in it, or say why that is impossible; leave others' alone.
+    Returns the folders that were not there, outermost first."""
     try:
+        made = [x for x in (*reversed(path.parents), path) if not x.exists()]
         path.mkdir(parents=True, exist_ok=True)
-        names = [p.name for p in path.iterdir() if p.name != LOCK and p.suffix != ".tmp"]
-        if names and "config.yaml" not in names:
+        names = [x.name for x in path.iterdir() if not _is_nothing(x)]
+        if names and CONFIG not in names:
             raise UserError(
                 f"run.output_dir = {path} holds files that are no run of lmpg ({min(names)}); "
                 "choose a folder that is empty or does not exist"
             )
-        probe = path / "probe.tmp"
+        probe = path / f"probe{TEMPORARY}"
         probe.write_text("")
         probe.unlink()
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
-            f"run.output_dir = {path} cannot be written ({error.strerror}); "
+            f"run.output_dir = {path} cannot be written ({reason}); "
             "choose a folder that you may write to"
         ) from error
+    return made
+
+
+def _is_nothing(path: Path) -> bool:
+    """A file that a run leaves before its settings."""
+    empty = path.name in FILES and path.is_file() and not path.stat().st_size
+    return path.name in (LOCK, OWNER) or path.suffix == TEMPORARY or empty
 
 
 def _lock(path: Path) -> None:
-    """Lock the folder as long as this process lives; the system unlocks it even after kill -9."""
-    key = path.resolve()
-    if key in _locks:
-        return
-    file = (path / LOCK).open("a")
+    """Lock the folder as long as this process lives."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
+        hold(path)
+    except Held as error:
+        by = str(error) or "by a run that is still going"
         raise UserError(
-            f"run.output_dir = {path} is in use by a run that is still going; "
+            f"run.output_dir = {path} is in use {by}; "
             "wait for it, or choose another --run.output-dir"
         ) from error
-    _locks[key] = file
+    except OSError as error:
+        raise UserError(
+            f"run.output_dir = {path} cannot be locked ({error.strerror}); choose another "
+            "--run.output-dir"
+        ) from error
 
 
-def _unlock(path: Path) -> None:
-    lock = _locks.pop(path.resolve(), None)
-    if lock:
-        lock.close()
-
-
-def _refuse_other_settings(old: dict, new: dict, path: Path) -> None:
-    before, now = _flat(old), _flat(new)
-    lines = [
-        f"{key} = {now.get(key)!r}, but the run in {path} has {before.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key not in MAY_DIFFER
-    ]
-    if lines:
-        lines.append(
-            "with --run.resume only the number of steps, saving and trackers may differ; "
-            "give the same settings as before, or choose another --run.output-dir"
-        )
-        raise UserError("\n".join(lines))
-
-
-def _flat(values: dict, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def _is_finished(summary: Path, old: dict, new: dict) -> bool:
+def _is_finished(path: Path, old: dict, new: dict) -> bool:
     """Whether the run did all its steps, and no more are asked of it now."""
-    if read_summary(summary.parent).get("exit_reason") != FINISHED:
+    if read_summary(path).get("exit_reason") != FINISHED:
         return False
     keys = ("total_steps", "total_timesteps")
-    return all(new["run"][key] <= old["run"][key] for key in keys if key in new["run"])
+    return all(new["run"][key] <= old["run"].get(key, 0) for key in keys if key in new["run"])
 
 
 def _read_config(path: Path) -> dict:
@@ -231,8 +281,8 @@ def _read_config(path: Path) -> dict:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict) or not isinstance(values.get("run"), dict):
             raise yaml.YAMLError("it has no section `run`")
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{path} does not hold a run's settings ({reason}); restore it, or choose another "
             "--run.output-dir"
@@ -242,14 +292,3 @@ def _read_config(path: Path) -> dict:
 
 def _as_yaml(values: dict) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Replace a file's content in one instant."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    fsync(path.parent)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lmpg.settings.section import Section
 
@@ -61,10 +61,23 @@ class AnyRunSettings(Section):
     """Newest checkpoints kept; older ones are deleted."""
     resume: bool = False
     """Go on from the newest whole checkpoint in output_dir, or start there if there is none."""
+    resume_anyway: bool = False
+    """The same, even if data, rewards or models have changed since the run began: warns of them."""
     trackers: tuple[Literal["tensorboard"], ...] = ()
     """Further places for the metrics, beside metrics.jsonl."""
     torch_threads: int = Field(0, ge=0)
-    """CPU threads of torch and numpy; 0 leaves them their choice."""
+    """CPU threads of torch and numpy, fixed for the whole run: results depend on their number.
+    0: OMP_NUM_THREADS where it is set, else 1 for small models and environments, else torch's
+    choice; a resumed run has as many as before."""
+
+    @model_validator(mode="after")
+    def _require_the_folder_of_a_resumed_run(self) -> AnyRunSettings:
+        if (self.resume or self.resume_anyway) and self.output_dir is None:
+            raise ValueError(
+                "run.resume is given, but run.output_dir is not: expected the folder of the run to "
+                "go on with, such as --run.output-dir runs/ppo-20250131-120000"
+            )
+        return self
 
 
 class RunSettings(AnyRunSettings):
@@ -96,6 +109,3 @@ class GymRunSettings(AnyRunSettings):
     """Ends the run with the rollout in which so many episodes have ended; 0 does not."""
     target_return: float | None = None
     """Ends the run once the mean return of the last 100 training episodes is at least this."""
-    torch_threads: int = Field(1, ge=0)
-    """CPU threads of torch and numpy; small networks are fastest on one. 0 leaves them their
-    choice."""

@@ -8,8 +8,9 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from lmpg.runs.console import printable
 from lmpg.settings.section import UserError
 
 COLUMNS = (  # label, metrics of which the first present one is shown, format
@@ -24,12 +25,18 @@ COLUMNS = (  # label, metrics of which the first present one is shown, format
 EVALUATED = ("reward", "gold_positive", "accuracy", "pair_accuracy", "return_mean", "loss")
 
 
+FILES = ("metrics.jsonl", "samples.jsonl")
+
+
 class Tracker:
     """Writes a run's metrics; only the main process's tracker does anything.
 
     Numbers go into the files as Python prints them, so that equal runs give equal bytes; NaN and
-    inf, which JSON does not have, become null.
+    inf, which JSON does not have, become null. problem: why a line could not be written, if so; no
+    more are then.
     """
+
+    problem: str | None = None
 
     def __init__(
         self,
@@ -45,16 +52,15 @@ class Tracker:
         if not main_process:
             return
         self._board = _Tensorboard(run_dir) if "tensorboard" in trackers else None
-        self._files = {
-            name: (run_dir / f"{name}.jsonl").open("ab") for name in ("metrics", "samples")
-        }
+        # without buffers: what a full disk refuses would be written again when they are closed
+        self._files = {name: (run_dir / name).open("ab", buffering=0) for name in FILES}
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, and one on the console (at most two a second)."""
         if not self.main_process:
             return
         numbers = {name: as_json(value) for name, value in metrics.items()}
-        self._append("metrics", {"step": step, **numbers})
+        self._append("metrics.jsonl", {"step": step, **numbers})
         self._console.line(step, numbers)
         if self._board:
             self._board.log(step, numbers)
@@ -63,32 +69,36 @@ class Tracker:
         """Prompts, completions and scores of a step, one line of samples.jsonl each."""
         if self.main_process:
             for row in rows:
-                self._append("samples", {"step": step, **as_json(row)})
+                self._append("samples.jsonl", {"step": step, **as_json(row)})
 
     def say(self, text: str) -> None:
         """Print a line, on the main process alone."""
         if self.main_process:
-            print(text, flush=True)
+            print(printable(text), flush=True)
 
     def state(self) -> dict[str, int]:
         """Lengths of the files in bytes, for checkpoints; `cut_back` returns to them."""
         if not self.main_process:
             return {}
-        for file in self._files.values():
+        sizes = {}
+        for name, file in self._files.items():
             os.fsync(file.fileno())
-        return {name: os.fstat(file.fileno()).st_size for name, file in self._files.items()}
+            sizes[name.removesuffix(".jsonl")] = os.fstat(file.fileno()).st_size
+        return sizes
 
     def cut_back(self, state: Mapping[str, int]) -> None:
         """Shorten the files to a checkpoint's lengths; {} empties them."""
         if not self.main_process:
             return
         for name, file in self._files.items():
-            length, present = state.get(name, 0), os.fstat(file.fileno()).st_size
-            if present < length:
-                raise UserError(
-                    f"{file.name} has {present} bytes, but the checkpoint was made when it had "
-                    f"{length}; restore the file, or start a new run in another run.output_dir"
+            length, path = int(state.get(name.removesuffix(".jsonl"), 0)), Path(file.name)
+            present = path.read_bytes() if os.fstat(file.fileno()).st_size < length else None
+            if present is not None:
+                self.say(
+                    f"warning: {path} had {length} bytes at the checkpoint and has "
+                    f"{len(present)} now; the run goes on without the lines that are gone"
                 )
+                length = present.rfind(b"\n") + 1
             file.truncate(length)
 
     def close(self) -> None:
@@ -100,10 +110,13 @@ class Tracker:
                 self._board.close()
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
-        file: BinaryIO = self._files[name]
         text = json.dumps(row, allow_nan=False, ensure_ascii=False)
-        file.write(text.encode("utf-8", "replace") + b"\n")
-        file.flush()
+        left = memoryview(text.encode("utf-8", "replace") + b"\n")
+        try:
+            while left and self.problem is None:
+                left = left[self._files[name].write(left) :]
+        except OSError as error:
+            self.problem = f"{self._files[name].name} cannot be written: {error.strerror}"
 
 
 def as_json(value: Any) -> Any:

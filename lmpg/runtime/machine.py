@@ -19,6 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 
+OWN_THREADS = torch.get_num_threads()
+"""CPU threads that torch chose for itself, or was given before lmpg was imported."""
+
+SMALL_MODEL = 2**22
+"""Weights from which on a second CPU thread is worth having. With two free cores it makes a
+learning step of 1 million weights 1.2 to 1.7 times as fast, of 8 million 1.6 to 1.9 times; where
+other work holds the cores, it makes steps 2 to 18 times as slow (docs/performance.md)."""
+
 SETTERS = ("scipy_openblas_set_num_threads64_", "openblas_set_num_threads")
 
 _SHARED_FROM = 2**25
@@ -77,18 +85,36 @@ def limit_threads(count: int) -> None:
                     getattr(library, name)(count)
 
 
+def threads_by_environment() -> int:
+    """OMP_NUM_THREADS, set by the user or by a launcher; 0 where it names no number."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() else 0
+
+
+def num_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @contextmanager
-def worthwhile_threads(multiplications: int) -> Iterator[None]:
-    """One thread for the time of the block if a step has too few multiplications to share."""
+def one_thread() -> Iterator[None]:
+    """One thread of torch for the time of the block: its result depends on no machine's cores."""
     before = torch.get_num_threads()
-    alone = multiplications < _SHARED_FROM and before > 1
-    if alone:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
-        if alone:
-            torch.set_num_threads(before)
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def worthwhile_threads(multiplications: int) -> Iterator[None]:
+    """One thread for the time of the block if a step has too few multiplications to share."""
+    alone = multiplications < _SHARED_FROM and torch.get_num_threads() > 1
+    with one_thread() if alone else contextlib.nullcontext():
+        yield
 
 
 def keep_freed_memory() -> bool:

@@ -19,6 +19,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor
 
+from lmpg.runtime.machine import OWN_THREADS, SMALL_MODEL, limit_threads
 from lmpg.settings.section import UserError
 
 T = TypeVar("T")
@@ -27,8 +28,13 @@ T = TypeVar("T")
 class Processes:
     """Rank, number and device of this process, from accelerate's launcher or torchrun.
 
-    cpu: use the CPU even if the machine has a GPU.
+    cpu: use the CPU even if the machine has a GPU. num_threads: CPU threads of each process, the
+    same for the whole run, as results depend on them; 0 until they are fixed. why_so_many: the
+    reason, for the log.
     """
+
+    num_threads = 0
+    why_so_many = ""
 
     def __init__(self, cpu: bool = False) -> None:
         self._state = PartialState(cpu=cpu or on_cpu())
@@ -65,6 +71,20 @@ class Processes:
                 f"{self.count}; on CPU use torchrun --nproc_per_node {self.asked_for}",
                 flush=True,
             )
+
+    def fix_threads(self, count: int, why: str) -> None:
+        """Compute with `count` CPU threads from now on; the main process decides for all."""
+        self.num_threads, self.why_so_many = self.gather_list([(count, why)])[0]
+        limit_threads(self.num_threads)
+
+    def suit_threads(self, num_weights: int) -> None:
+        """Fix the CPU threads by the size of what is computed, unless they are fixed already."""
+        if self.num_threads:
+            return
+        if num_weights < SMALL_MODEL:
+            self.fix_threads(1, "small models gain little by more")
+        else:
+            self.fix_threads(OWN_THREADS, "torch's choice")
 
     def on_main(self, function: Callable[[], T]) -> T:
         """Run `function` in the main process alone; every rank gets its result or UserError."""

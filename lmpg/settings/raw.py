@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from lmpg.settings.section import Section, UserError
 
+MOST_VALUES = 10_000  # in a YAML file; there are a few hundred settings
 S = TypeVar("S", bound=Section)
 RawSettings = dict[str, Any]
 
@@ -39,6 +40,15 @@ def read_yaml(path: str | Path) -> RawSettings:
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
         raise UserError(f"{path}{line}: {problem}; expected YAML such as `run:`") from error
+    except (ValueError, AttributeError, RecursionError) as error:  # no date, too long or too deep
+        raise UserError(
+            f"{path}: a value can't be read ({error}); expected YAML such as `run:`"
+        ) from error
+    if _size(values, MOST_VALUES) > MOST_VALUES:
+        raise UserError(
+            f"{path}: holds more than {MOST_VALUES} values once its aliases (`*name`) are written "
+            "out, expected one value per setting"
+        )
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -47,6 +57,17 @@ def read_yaml(path: str | Path) -> RawSettings:
             "one setting per line below them"
         )
     return values
+
+
+def _size(values: Any, most: int) -> int:
+    """Number of values in nested ones, with every alias written out; stops counting at `most`."""
+    count, level = 0, [values]
+    while level and count <= most:
+        value = level.pop()
+        count += 1
+        if isinstance(value, dict | list | tuple | set):
+            level += value.values() if isinstance(value, dict) else value
+    return count
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -180,11 +201,25 @@ def as_in_yaml(value: Any) -> Any:
 
 def validated(settings: type[S], values: RawSettings) -> S:
     """The settings object, or a UserError with one readable line per problem."""
+    if nul := list(_with_nul(values, "")):
+        raise UserError("\n".join(nul))
     try:
         return settings.model_validate(values)
     except ValidationError as error:
         lines = [_line(problem) for problem in error.errors(include_url=False)]
         raise UserError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _with_nul(value: Any, path: str) -> Iterator[str]:
+    """One line for each text that holds a NUL character, which no path and no name can."""
+    if isinstance(value, str) and "\0" in value:
+        yield f"{path} = {value!r} holds a NUL character; expected text without one"
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _with_nul(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            yield from _with_nul(inner, f"{path}[{i}]")
 
 
 def _line(problem: Any) -> str:

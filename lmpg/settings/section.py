@@ -6,9 +6,12 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """Base of all settings: immutable, validated, no extra keys; descriptions become --help."""
+    """Base of all settings: immutable, validated, finite, no extra keys; descriptions become
+    --help."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class UserError(ValueError):
@@ -20,3 +23,8 @@ class UserError(ValueError):
 
 class RunStopped(UserError):
     """The run can't go on, but nothing before this iteration is lost: it was saved."""
+
+
+class Diverged(RunStopped):
+    """Nothing can be learned any more: the weights are ruined, as far as anyone can tell, and not
+    worth saving."""

@@ -13,11 +13,13 @@ from types import FrameType
 from typing import Any
 
 from lmpg.runs import checkpoint
+from lmpg.runs.files import UNWRITABLE, replace_folder
+from lmpg.runs.lock import lock_of
 from lmpg.runs.settings import AnyRunSettings
 from lmpg.runs.tracking import Tracker
 from lmpg.runtime.machine import Stopwatch, peak_memory_gb
 from lmpg.runtime.processes import Processes
-from lmpg.settings.section import RunStopped
+from lmpg.settings.section import Diverged, RunStopped
 from lmpg.training.source import Evaluable
 
 ECHO_SECONDS = 1.0  # a launcher passes on the Ctrl-C that the terminal has sent to all already
@@ -71,6 +73,8 @@ class Loop(ABC):
     save_policy: Callable[[Path], None]
     progress: Progress = field(default_factory=Progress)
     stop_reason: Callable[[int], str | None] = lambda iteration: None
+    stopped_by: int | None = field(default=None, init=False)
+    """The signal that asked the run to stop."""
     _not_logged: dict[str, float] = field(default_factory=dict, init=False)
 
     @abstractmethod
@@ -96,24 +100,77 @@ class Loop(ABC):
                     self.tracker.say(f"ends before its last step: {reason}")
                     break
                 self._step(progress.iteration + 1)
-                if stop.requested():
+                self.stopped_by, problems = stop.requested(self._problem())
+                if any(problems):
+                    raise RunStopped(next(filter(None, problems)))
+                if self.stopped_by:
                     self.save()
                     return "interrupted"
         if progress.iteration != checkpoint.newest_step(self.folder / "checkpoints"):
             self.save()
+        self.write(lambda: checkpoint.prune(self._checkpoints, self.settings.keep_checkpoints))
         return "finished"
 
     def save(self) -> None:
-        """Write a checkpoint; the next iteration logs how long it took."""
+        """Write a checkpoint; the next iteration logs how long it took.
+
+        Whether its weights can learn is known after the next iteration: until then the one before
+        stays, even where a single one is to be kept.
+        """
         watch = Stopwatch()
         with watch("time/checkpoint"):
-            state = self.state()
-            if self.processes.is_main:
-                folder, keep = self.folder / "checkpoints", self.settings.keep_checkpoints
-                checkpoint.save(folder, self.progress.iteration, state, keep)
-            self.processes.wait()
+            state, keep = self.state(), max(2, self.settings.keep_checkpoints)
+            step = self.progress.iteration
+            self.write(lambda: checkpoint.save(self._checkpoints, step, state, keep))
         self._not_logged = watch.seconds
         self._add_seconds(watch.seconds)
+
+    def write(self, action: Callable[[], object]) -> None:
+        """Let the main process write into the run's folder; RunStopped on every rank where that is
+        impossible (a full disk)."""
+
+        def problem() -> str | None:
+            try:
+                action()
+            except UNWRITABLE as error:
+                return str(error)
+            return None
+
+        if found := self.processes.on_main(problem):
+            raise RunStopped(
+                f"{self.folder} cannot be written: {found}. {self._last_checkpoint()}; make room, "
+                "then go on with the same command and --run.resume"
+            )
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def _last_checkpoint(self) -> str:
+        step = self.processes.on_main(lambda: checkpoint.newest_step(self._checkpoints))
+        return "There is no checkpoint yet" if step is None else f"The last is of step {step}"
+
+    def _problem(self) -> str | None:
+        """Why this process cannot go on writing to the run's folder; None where it can."""
+        lock = lock_of(self.folder)
+        where = lock.whereabouts() if lock else self.folder
+        if where is None:
+            return (
+                f"{self.folder} was deleted while the run went on, and all that was saved with it"
+            )
+        if where != self.folder:
+            moved, self.folder = self.folder, where
+            checkpoint.save(
+                self._checkpoints,
+                self.progress.iteration,
+                self.state(),
+                self.settings.keep_checkpoints,
+            )
+            return (
+                f"{moved} was moved to {where} while the run went on. It is saved there; go on "
+                f"with the same command, --run.output-dir {where} and --run.resume"
+            )
+        return self.tracker.problem
 
     def _step(self, iteration: int) -> None:
         """One iteration and all that is due after it."""
@@ -121,9 +178,13 @@ class Loop(ABC):
         before = progress.num_tokens_or_steps
         try:
             metrics = self.iterate(iteration)
+        except Diverged as error:
+            raise RunStopped(f"{error}. {self._last_good()}") from None
         except RunStopped:
             self.save()
             raise
+        if self.settings.keep_checkpoints == 1:  # the newest can learn
+            self.write(lambda: checkpoint.prune(self._checkpoints, 1))
         progress.iteration = iteration
         self._add_seconds(metrics)
         done, name = progress.num_tokens_or_steps, self.source.step_name
@@ -140,6 +201,16 @@ class Loop(ABC):
         if self.settings.save_every and iteration % self.settings.save_every == 0:
             self.save()
 
+    def _last_good(self) -> str:
+        """Set the checkpoint of the present weights aside, if there is one: they cannot learn.
+        Returns what to do."""
+        step = self.progress.iteration
+        self.write(lambda: checkpoint.set_aside(self._checkpoints, step))
+        good = self.processes.on_main(lambda: checkpoint.newest_step(self._checkpoints))
+        start = "the start, as there is no earlier checkpoint"
+        where = start if good is None else f"step {good}, the last good checkpoint"
+        return f"Then the same command with --run.resume goes on from {where}"
+
     def _add_seconds(self, metrics: dict[str, float]) -> None:
         """Add up the seconds of each phase, for the summary."""
         spent = self.progress.seconds
@@ -153,39 +224,49 @@ class Loop(ABC):
         best = self.progress.best.get(name, -sign * math.inf)
         if sign * found[name] > sign * best:
             self.progress.best = {**found, "step": self.progress.iteration}
-            if self.processes.is_main:
-                self.save_policy(self.folder / "best")
+            self.write(lambda: replace_folder(self.folder / "best", self.save_policy))
         return found
 
 
 class StopRequest:
-    """Context in which the first Ctrl-C or SIGTERM is remembered instead of raised: the run ends
-    after the iteration at hand, saved; a second one ends it at once."""
+    """Context in which the first Ctrl-C, SIGTERM or SIGHUP (the terminal was closed) is remembered
+    instead of raised: the run ends after the iteration at hand, saved; a second ends it at once."""
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
-        self._asked_at: float | None = None
+        self._asked: int | None = None
+        self._asked_at = 0.0
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._old[number] = signal.signal(number, self._remember)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            ignored = signal.getsignal(number) is signal.SIG_IGN
+            if not (ignored and number == signal.SIGHUP):  # nohup
+                self._old[number] = signal.signal(number, self._remember)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
-    def requested(self) -> bool:
-        """Whether any rank was asked to stop; every rank must call this together."""
-        return any(self._processes.gather_list([self._asked_at is not None]))
+    def requested(self, problem: str | None = None) -> tuple[int | None, list[str | None]]:
+        """The signal by which any rank was asked to stop, and every rank's problem; every rank must
+        call this together."""
+        found = self._processes.gather_list([(self._asked, problem)])
+        return next((number for number, _ in found if number), None), [text for _, text in found]
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self._asked_at is not None:
+        if self._asked is not None:
             if now - self._asked_at > ECHO_SECONDS:
-                raise KeyboardInterrupt
+                raise interruption(number)
             return
-        self._asked_at = now
+        self._asked, self._asked_at = number, now
         if self._processes.is_main:
             print("stopping after this iteration; once more to stop at once", flush=True)
+
+
+def interruption(number: int) -> BaseException:
+    """What a signal ends a program with: KeyboardInterrupt for Ctrl-C, else the exit code by which
+    shells tell that the program was ended by it."""
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lmpg.runtime.machine import Stopwatch
 from lmpg.runtime.processes import Processes
-from lmpg.settings.section import RunStopped
+from lmpg.settings.section import Diverged
 from lmpg.training.loop import Loop, Progress
 from lmpg.training.optimizer import adamw, learning_rate, take_step
 from lmpg.training.settings import OfflineSettings
@@ -28,12 +28,14 @@ class Objective(Protocol[E]):
     """What is learned, by which module, from which examples.
 
     best_metric, lower_is_better, step_name: see `lmpg.training.source.Evaluable`; steps are what
-    `num_tokens` counts.
+    `num_tokens` counts. counters: numbers of earlier minibatches that later losses depend on, which
+    belong to a checkpoint; most objectives have none.
     """
 
     best_metric: str
     lower_is_better: bool
     step_name: str
+    counters: dict[str, float]
 
     @property
     def module(self) -> nn.Module:
@@ -120,13 +122,15 @@ class OfflineUpdater(Generic[E]):
         }
 
     def state(self) -> dict[str, Any]:
-        """The optimizer's tensors and counters, for a checkpoint."""
-        return {"optimizer": self.optimizer.state_dict()["state"]}
+        """The optimizer's tensors and counters and the objective's, for a checkpoint."""
+        optimizer = self.optimizer.state_dict()["state"]
+        return {"optimizer": optimizer, "objective": dict(self.objective.counters)}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state` was taken."""
         whole = self.optimizer.state_dict()
         self.optimizer.load_state_dict({**whole, "state": state["optimizer"]})
+        self.objective.counters.update(state.get("objective", {}))
 
     def _microbatches(self, batch: list[E]) -> list[list[E]]:
         """This rank's part of a minibatch; examples of like length together need less padding."""
@@ -169,9 +173,10 @@ class Offline(Loop):
         with watch("time/update"):
             metrics = self.updater.update(iteration)
         if not math.isfinite(metrics["grad_norm"]):
-            raise RunStopped(
+            raise Diverged(
                 f"step {iteration}: the gradient was inf or NaN, so nothing could be learned from "
-                "this minibatch. Lower update.learning_rate, or use model.precision fp32"
+                "this minibatch. Lower update.learning_rate or update.max_grad_norm, or use "
+                "model.precision fp32"
             )
         num_tokens = sum(map(self.source.num_tokens, self.updater.minibatch(iteration)))
         self.progress.num_tokens_or_steps += num_tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from lmpg.functional.advantages import explained_variance
 from lmpg.functional.masking import masked_mean
 from lmpg.runtime.machine import Stopwatch
-from lmpg.settings.section import RunStopped
+from lmpg.settings.section import Diverged
 from lmpg.training.annealing import annealed, with_fields
 from lmpg.training.kl_controller import adapted
 from lmpg.training.loop import Loop, Progress
@@ -20,12 +21,15 @@ from lmpg.training.source import Source
 from lmpg.training.update import Updater
 from lmpg.types import Algorithm, Credit, Policy, Rollout
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(kw_only=True)
 class Online(Loop):
     """Learns from the policy's own rollouts.
 
     adaptive: whether a coefficient of the algorithm is adapted to hold a KL to its target.
+    warned: whether a rollout without any advantage was reported.
     """
 
     policy: Policy
@@ -33,6 +37,7 @@ class Online(Loop):
     source: Source
     updater: Updater
     adaptive: bool = field(init=False)
+    warned: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.adaptive = any(getattr(self.algorithm, target, None) for target in TARGETS)
@@ -70,15 +75,29 @@ class Online(Loop):
             updated = self.updater.update(algorithm, rollout, credit, iteration)
         metrics = {**collected.metrics, **credit_metrics(rollout, credit), **updated}
         if not math.isfinite(metrics["grad_norm"]):
-            raise RunStopped(
+            raise Diverged(
                 f"step {iteration}: every gradient was inf or NaN, so nothing could be learned "
-                f"from this rollout. Lower update.learning_rate, {self.source.advice}; then "
-                "resume from the last checkpoint"
+                "from this rollout. Lower update.learning_rate or update.max_grad_norm, "
+                f"{self.source.advice}"
             )
+        self._warn_if_all_are_alike(rollout, metrics)
         self._advance(rollout, metrics)
         if collected.samples:
             self.tracker.samples(iteration, collected.samples)
         return metrics | watch.seconds
+
+    def _warn_if_all_are_alike(self, rollout: Rollout, metrics: dict[str, float]) -> None:
+        """Once: an iteration that teaches nothing looks like any other in the log. The source of a
+        method with groups says more itself."""
+        unlike = metrics["policy/advantage_abs_mean"] or not rollout.counted_BT.any()
+        if self.warned or unlike or self.algorithm.group_size > 1:
+            return
+        self.warned = True
+        if self.processes.is_main:
+            logger.warning(
+                "nothing can be learned from this step: all advantages are 0, so no response or "
+                "action is better than another (said once)"
+            )
 
     def _advance(self, rollout: Rollout, metrics: dict[str, float]) -> None:
         """Update what the next iteration starts from: counters, baseline and coefficients."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 import torch
@@ -35,11 +36,17 @@ def policy_adamw(policy: nn.Module, settings: UpdateSettings) -> torch.optim.Ada
     optimizer.param_groups[0]["scale"] = 1.0
     critic = [p for name, p in named if name.startswith(CRITIC)]
     if settings.critic_learning_rate is not None and critic:
-        rest = [p for name, p in named if not name.startswith(CRITIC)]
+        rest = policy_parameters(policy)
         optimizer.param_groups[0]["params"] = rest
         scale = settings.critic_learning_rate / settings.learning_rate
         optimizer.add_param_group({"params": critic, "scale": scale})
     return optimizer
+
+
+def policy_parameters(policy: nn.Module) -> list[nn.Parameter]:
+    """All that learns but the critic; of a shared trunk the critic is the value head alone."""
+    named = policy.named_parameters()
+    return [p for name, p in named if p.requires_grad and not name.startswith(CRITIC)]
 
 
 def learning_rate(settings: OptimizerSettings, step: int, total_steps: int) -> float:
@@ -53,13 +60,21 @@ def learning_rate(settings: OptimizerSettings, step: int, total_steps: int) -> f
 
 
 def take_step(
-    optimizer: torch.optim.Optimizer, settings: OptimizerSettings, processes: Processes
+    optimizer: torch.optim.Optimizer,
+    settings: OptimizerSettings,
+    processes: Processes,
+    resting: Collection[nn.Parameter] = (),
 ) -> float:
     """Step on the gradients of all ranks, clipped; returns their norm before clipping.
 
-    Gradients that are inf or NaN are dropped without a step.
+    Gradients that are inf or NaN are dropped without a step. resting: parameters that neither move
+    nor count.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    known = [p for group in optimizer.param_groups for p in group["params"]]
+    left_out = set(map(id, resting))
+    parameters = [p for p in known if id(p) not in left_out]
+    for p in resting:
+        p.grad = None
     processes.sum_gradients(parameters)
     if len(parameters) <= FEW and all(
         p.device.type == "cpu" and p.dtype == torch.float32 and p.is_contiguous()

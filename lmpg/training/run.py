@@ -2,90 +2,144 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from lmpg.runs import checkpoint
-from lmpg.runs.folder import FINISHED, RunFolder, open_run, versions, write_summary
+from lmpg.runs.console import lasting_console
+from lmpg.runs.files import replace_folder
+from lmpg.runs.fingerprints import Inputs
+from lmpg.runs.folder import FINISHED, REPORT, RunFolder, open_run, versions, write_summary
 from lmpg.runs.report.write import write_report
-from lmpg.runtime.machine import keep_freed_memory, limit_threads, new_objects_only
+from lmpg.runtime.machine import (
+    keep_freed_memory,
+    new_objects_only,
+    num_cores,
+    threads_by_environment,
+)
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import RunStopped, UserError
-from lmpg.training.loop import Loop
+from lmpg.training.loop import Loop, interruption
+
+log = logging.getLogger(__name__)
 
 
 def begin(settings: Any, name: str, processes: Processes) -> RunFolder:
     """Take hold of the run's folder, the same on every rank; says so where it has finished."""
-    if settings.run.torch_threads:
-        limit_threads(settings.run.torch_threads)
     keep_freed_memory()
     folder = processes.on_main(lambda: open_run(settings, name))
     if folder.status == "finished" and processes.is_main:
+        if not (folder.path / REPORT).exists():  # killed between its last two files
+            write_report(folder.path)
         print(f"{folder.path} has finished already; nothing to do", flush=True)
+    if folder.num_threads:
+        asked = settings.run.torch_threads == folder.num_threads
+        why = "run.torch_threads" if asked else "as the run began"
+        processes.fix_threads(folder.num_threads, why)
+    elif count := processes.on_main(threads_by_environment):
+        processes.fix_threads(count, "OMP_NUM_THREADS")
     return folder
 
 
 @contextmanager
-def refusals_leave_nothing(folder: RunFolder, processes: Processes) -> Iterator[None]:
-    """Removes the run's folder if its preparation refuses bad input (UserError)."""
+def nothing_left_before_the_first_step(folder: RunFolder, processes: Processes) -> Iterator[None]:
+    """Removes the run's folder if whatever happens in the block ends the run before its first
+    step: bad input, a mistake, Ctrl-C."""
     try:
         yield
-    except UserError:
+    except BaseException:
         if processes.is_main:
             folder.abandon()
         raise
 
 
-def run(loop: Loop, folder: RunFolder, name: str, facts: dict[str, Any]) -> None:
+def run(
+    loop: Loop,
+    folder: RunFolder,
+    name: str,
+    facts: dict[str, Any],
+    inputs: Inputs | None = None,
+    on_start: Callable[[], None] = lambda: None,
+) -> None:
     """Trains until the end or an interruption, and leaves everything in the run's folder.
 
-    facts: go into the summary as they are. After an interruption the same command with
-    --run.resume goes on.
+    facts: go into the summary as they are. inputs: what a resumed run must find unchanged.
+    on_start: called once nothing is left to be refused.
+    After an interruption, which is raised, the same command with --run.resume goes on.
     """
     started = time.perf_counter()
-    with closing(loop.tracker):
+    if loop.processes.is_main:
+        folder.fix_threads(loop.processes.num_threads)
+    with lasting_console(), closing(loop.tracker):
+        for line in loop.processes.on_main(lambda: folder.start(inputs or {})):
+            loop.tracker.say(line)
+        on_start()
+        for line in thread_lines(loop.processes):
+            loop.tracker.say(line)
         resume(loop, folder)
         try:
             with new_objects_only():
                 reason = loop.run()
         except RunStopped as stop:
-            _conclude(loop, folder, {"exit_reason": f"stopped: {stop}"}, started, name, facts)
+            with suppress(RunStopped):  # what has stopped it may stop this, too
+                _conclude(loop, {"exit_reason": f"stopped: {stop}"}, started, name, facts)
             raise
         found: dict[str, Any] = {"exit_reason": reason}
         if reason == FINISHED:
             found["after"] = loop.source.evaluate()
-            if loop.processes.is_main:
-                loop.save_policy(folder.path / "final")
-        _conclude(loop, folder, found, started, name, facts)
+            loop.write(lambda: replace_folder(loop.folder / "final", loop.save_policy))
+        _conclude(loop, found, started, name, facts)
+    if loop.stopped_by:
+        raise interruption(loop.stopped_by)
+
+
+def thread_lines(processes: Processes) -> list[str]:
+    """How many CPU threads each process has, why, and what speaks against it."""
+    count, why = processes.num_threads, processes.why_so_many
+    noun = "threads" if count > 1 else "thread"
+    lines = [f"{count} CPU {noun} per process: {why} (--run.torch-threads)"]
+    given = threads_by_environment()
+    if why == "as the run began" and given not in (0, count):
+        lines[0] += f"; OMP_NUM_THREADS = {given} would change its results and is passed over"
+    if count > num_cores():
+        lines.append(
+            f"warning: {count} CPU threads on the {num_cores()} cores that this process may use: "
+            "slow, but with other threads the results would be others"
+        )
+    return lines
 
 
 def resume(loop: Loop, folder: RunFolder) -> None:
-    """Go on from the newest whole checkpoint; start over where there is none yet."""
+    """Go on from the newest whole checkpoint that fits; start over where there is none yet."""
     if folder.status != "resuming":
         return
-    found = checkpoint.newest(folder.checkpoints)
-    if found is None:
-        loop.tracker.cut_back({})
-        loop.tracker.say(f"no checkpoint in {folder.path} yet: starting over")
+    refused: Exception | None = None
+    for step, state in checkpoint.whole(folder.checkpoints):
+        try:
+            loop.load_state(state)
+        except Exception as error:
+            refused = error
+            log.warning("step %d of %s does not fit: %r", step, folder.checkpoints, error)
+            continue
+        loop.tracker.say(f"resumed {folder.path} at step {step}")
         return
-    step, state = found
-    loop.load_state(state)
-    loop.tracker.say(f"resumed {folder.path} at step {step}")
+    if refused is not None:  # starting over would delete what was learned
+        raise UserError(
+            f"no checkpoint in {folder.checkpoints} fits the model and the settings ({refused!r}); "
+            "restore what has changed, or choose another --run.output-dir"
+        )
+    loop.tracker.cut_back({})
+    loop.tracker.say(f"no checkpoint in {folder.path} yet: starting over")
 
 
 def _conclude(
-    loop: Loop,
-    folder: RunFolder,
-    found: dict[str, Any],
-    started: float,
-    name: str,
-    facts: dict[str, Any],
+    loop: Loop, found: dict[str, Any], started: float, name: str, facts: dict[str, Any]
 ) -> None:
     """summary.json, report.html and the last lines of the log; by the main process."""
-    if not loop.processes.is_main:
-        return
     progress, steps = loop.progress, loop.source.step_name
     busy = sum(progress.seconds.values())
     summary = {
@@ -95,6 +149,7 @@ def _conclude(
         "best": progress.best,
         "steps": progress.iteration,
         "num_processes": loop.processes.count,
+        "num_threads": loop.processes.num_threads,
         "device": str(loop.processes.device),
         "seconds": {**progress.seconds, "this_process": time.perf_counter() - started},
         f"num_{steps}": progress.num_tokens_or_steps,
@@ -102,19 +157,19 @@ def _conclude(
         "versions": versions(),
         **facts,
     }
-    write_summary(folder.path, summary)
-    write_report(folder.path)
-    print(_closing_lines(summary, folder), flush=True)
+    loop.write(lambda: write_summary(loop.folder, summary))
+    loop.write(lambda: write_report(loop.folder))
+    loop.tracker.say(_closing_lines(summary, loop.folder))
 
 
-def _closing_lines(summary: dict[str, Any], folder: RunFolder) -> str:
+def _closing_lines(summary: dict[str, Any], folder: Path) -> str:
     before, after = summary["before"], summary.get("after", {})
     lines = [
         f"{name:>18}  {_shown(before.get(name))} → {_shown(value)}" for name, value in after.items()
     ]
     header = f"{'':>18}  {'before':>9}   {'after':>9}"
     reason = summary["exit_reason"].partition(":")[0]  # why it stopped is told by the error
-    where = f"{reason} after {summary['steps']} steps: {folder.path}/report.html"
+    where = f"{reason} after {summary['steps']} steps: {folder}/report.html"
     return "\n".join([header, *lines, where] if after else [where])
 
 

@@ -68,6 +68,9 @@ class UpdateSettings(OptimizerSettings):
     critic_learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate of the critic (on a shared trunk: of its value head alone), with the same
     schedule; none takes learning_rate."""
+    critic_warmup: int = Field(0, ge=0)
+    """Iterations at the start that train the critic alone (on a shared trunk: its value head), for
+    advantages that mean something when the policy begins to learn."""
     baseline_decay: float = Field(0.9, ge=0, lt=1)
     """Decay per iteration of the running mean return that an `ema` baseline reads."""
 
@@ -91,12 +94,44 @@ class UpdateSettings(OptimizerSettings):
         return self
 
 
-def refuse_critic_rate(update: UpdateSettings, needs: frozenset[str], name: str) -> None:
-    """ValueError where the critic is given a learning rate, but there is none."""
-    if update.critic_learning_rate is not None and "critic" not in needs:
+def refuse_critic_settings(
+    update: UpdateSettings, needs: frozenset[str], name: str, iterations: int
+) -> None:
+    """ValueError where there are settings for a critic but none, or where all `iterations` train
+    the critic alone."""
+    for key, nothing in (("critic_learning_rate", None), ("critic_warmup", 0)):
+        value = getattr(update, key)
+        if value != nothing and "critic" not in needs:
+            raise ValueError(
+                f"update.{key} = {value}, but algorithm.name = {name} has no critic. Leave it "
+                "out, or take an algorithm with a critic, as ppo"
+            )
+    if update.critic_warmup >= iterations:
         raise ValueError(
-            f"update.critic_learning_rate = {update.critic_learning_rate}, but algorithm.name = "
-            f"{name} has no critic. Leave it out, or take an algorithm with a critic, as ppo"
+            f"update.critic_warmup = {update.critic_warmup}, but the run has {iterations} "
+            "iterations in all, so the policy would never learn. Set it lower, or the run longer"
+        )
+
+
+def refuse_nothing_to_compare(
+    update: UpdateSettings, algorithm: Section, name: str, *, alike: bool
+) -> None:
+    """ValueError where advantages are relative to a rollout, or a minibatch, that holds but one
+    element: they would all be 0, and nothing learned. alike: whether the steps of a row have the
+    same credit."""
+    if getattr(algorithm, "whiten_minibatches", False) and update.minibatch_size == 1:
+        raise ValueError(
+            "update.minibatch_size = 1 with algorithm.whiten_minibatches, which compares the rows "
+            "of a minibatch with each other. Set update.minibatch_size to 2 or more, or leave "
+            "algorithm.whiten_minibatches out"
+        )
+    relative = getattr(algorithm, "baseline", None) == "batch_mean"
+    relative = relative or getattr(algorithm, "whiten", False)
+    if alike and relative and update.rollout_size == 1:
+        raise ValueError(
+            f"update.rollout_size = 1 with algorithm.name = {name}, which compares the rows of a "
+            "rollout with each other: one alone would teach nothing. Set update.rollout_size to 2 "
+            "or more, or take algorithm.name reinforce with algorithm.baseline ema"
         )
 
 

@@ -15,7 +15,7 @@ from lmpg.runtime.processes import Processes
 from lmpg.runtime.seeding import generator
 from lmpg.training.diagnostics import Diagnostics
 from lmpg.training.old_logprobs import RECOMPUTED, OldLogprobs
-from lmpg.training.optimizer import learning_rate, policy_adamw, take_step
+from lmpg.training.optimizer import learning_rate, policy_adamw, policy_parameters, take_step
 from lmpg.training.settings import UpdateSettings
 from lmpg.types import Algorithm, Credit, Evaluation, Minibatch, Rollout
 
@@ -27,6 +27,7 @@ class Updater:
     max_length: steps that a row can have at most, for the reduction `fixed_length`.
     old_logprobs: if "update", the log-probs of an optimizer step's own forward stand in place of
     the rollout's. single_steps: the policy has no memory, so each step in the mask becomes a row.
+    critic_alone: whether the critic alone takes this iteration's steps.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Updater:
         self.single_steps = single_steps
         self.optimizer = policy_adamw(policy, settings)
         self.limited = not (settings.target_kl is None and settings.target_clip_fraction is None)
+        self.critic_alone = False
 
     def update(
         self, algorithm: Algorithm, rollout: Rollout, credit: Credit, iteration: int
@@ -68,7 +70,10 @@ class Updater:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         diagnostics = Diagnostics(self.processes)
+        self.critic_alone = iteration <= self.settings.critic_warmup
         for minibatch in self._minibatches(whole, iteration):
+            if algorithm.whiten_minibatches:
+                minibatch = minibatch.whitened()
             if not self._optimizer_step(algorithm, minibatch, diagnostics):
                 break
         return {**diagnostics.metrics(), "learning_rate": rate}
@@ -122,7 +127,8 @@ class Updater:
             self.optimizer.zero_grad(set_to_none=True)
             diagnostics.add_left_out()
             return False
-        norm = take_step(self.optimizer, self.settings, self.processes)
+        resting = policy_parameters(self.policy) if self.critic_alone else ()
+        norm = take_step(self.optimizer, self.settings, self.processes, resting)
         diagnostics.add_optimizer_step(norm)
         return True
 

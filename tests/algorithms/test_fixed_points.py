@@ -10,13 +10,14 @@ from lmpg.algorithms.a2c import A2C
 from lmpg.algorithms.grpo import GRPO
 from lmpg.algorithms.off_policy import OffPolicy
 from lmpg.algorithms.ppo import PPO
+from lmpg.algorithms.raft import RAFT
 from lmpg.algorithms.reinforce import REINFORCE
 from lmpg.algorithms.reinforce_plus_plus import ReinforcePlusPlus
 from lmpg.algorithms.rloo import RLOO
 from tests.support.bandit import OPTIMUM, REFERENCE, REWARDS, trained_probabilities
 from tests.support.planted import catches
 
-GROUPED = ("grpo", "gspo", "cispo", "sapo")
+GROUPED = ("grpo", "gspo", "gmpo", "cispo", "sapo")
 IN_LOSS = {"kl_coef": 1.0, "kl_in": "loss"}
 AT_THE_OPTIMUM = [
     *(REINFORCE(kl_coef=1.0, baseline=b) for b in ("none", "batch_mean", "ema", "value")),
@@ -31,6 +32,7 @@ AT_THE_OPTIMUM = [
     ALGORITHMS["remax"](**IN_LOSS, kl_estimator="k2"),
     ReinforcePlusPlus(kl_coef=1.0),
     A2C(kl_coef=1.0),
+    *(RAFT(kl_coef=1.0, group_size=4, keep=n) for n in (1, 2)),  # all penalised scores are equal
     *(OffPolicy(kl_coef=1.0, ratio=level) for level in ("token", "decision", "sequence")),
     *(
         ALGORITHMS[name](**IN_LOSS, kl_estimator=k, advantage="leave_one_out")
@@ -71,7 +73,8 @@ def enumerated_fixed_point(advantage, group_size, whole_batch=False):
         probs = logprobs.exp()
         weights = probs[groups].prod(1)
         per_arm = torch.stack([(advantages * (groups == a)).sum(1) for a in range(3)], 1)
-        gradient = (weights[:, None] * per_arm).sum(0) / group_size  # Σ advantages is 0 in a group
+        gradient = (weights[:, None] * per_arm).sum(0) / group_size
+        gradient = gradient - probs * gradient.sum()  # Σ advantages is 0 in most groups, not in all
         if whole_batch:
             gradient = (
                 gradient / (weights[:, None] * advantages.square()).sum().div(group_size).sqrt()
@@ -107,9 +110,33 @@ def test_centring_on_a_mean_that_holds_the_sample_itself_moves_it_too():
     assert_own_fixed_point(algorithm, enumerated_fixed_point(centred, 4))
 
 
+def test_grpo_arrives_where_the_batchs_spread_and_the_mean_of_scores_lead():
+    spread = GRPO(**IN_LOSS, group_size=4, advantage="batch_standardised")
+    assert_own_fixed_point(spread, enumerated_fixed_point(centred, 4, whole_batch=True))
+    relative = GRPO(**IN_LOSS, group_size=4, advantage="relative")
+
+    def by_mean(scores):
+        return centred(scores) / scores.mean(1, keepdim=True).clamp(min=1e-9)
+
+    assert_own_fixed_point(relative, enumerated_fixed_point(by_mean, 4))
+
+
 def test_reinforce_plus_plus_with_groups_arrives_where_the_batchs_spread_leads():
     algorithm = ReinforcePlusPlus(**IN_LOSS, kl_estimator="k2", group_size=4, baseline="group_mean")
     assert_own_fixed_point(algorithm, enumerated_fixed_point(centred, 4, whole_batch=True))
+
+
+def test_plain_k3_arrives_where_the_forward_kl_balances_the_reward():
+    """max Σ π r − β KL(π_ref ‖ π): r_i + β π_ref,i/π_i is one number μ for all arms."""
+    low, high = 2.0, 10.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        too_much = (REFERENCE / (middle - REWARDS)).sum() > 1
+        low, high = (middle, high) if too_much else (low, middle)
+    expected = REFERENCE / (high - REWARDS)
+    assert (expected - OPTIMUM).abs().max() > 0.03
+    found = trained_probabilities(REINFORCE(**IN_LOSS, kl_estimator="plain_k3"))
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
 
 
 def test_every_algorithm_with_a_kl_term_is_here():

@@ -54,8 +54,8 @@ def test_flags_of_every_kind_are_read():
         "--algorithm.clip=0.1", "--update.learning-rate", "1e-5", "--update.rollout_size", "128",
         "--algorithm.value-clip", "None", "--rewards.functions", "a.py:f", "b.py:g",
         "--rewards.weights", "1", "-0.5", "--data.path", "d.jsonl", "--model.path", "m",
-        "--run.resume", "--algorithm.whiten", "False", "--model.lora.rank", "8",
-        "--run.trackers", "--data.overlong", "truncate-left",
+        "--run.resume", "--run.output-dir", "o", "--algorithm.whiten", "False",
+        "--model.lora.rank", "8", "--run.trackers", "--data.overlong", "truncate-left",
     )  # fmt: skip
     assert settings.algorithm == PPO(clip=0.1, value_clip=None, whiten=False)
     assert (settings.update.learning_rate, settings.update.rollout_size) == (1e-5, 128)
@@ -141,7 +141,9 @@ def test_the_resolved_settings_of_a_run_reproduce_it(tmp_path, config):
     given = parse("--update.epochs", "3", "--algorithm.kl-coef", "0.1", "--rewards.timeout", "9")
     folder = tmp_path / "run"
     run = given.run.model_copy(update={"output_dir": str(folder)})
-    run_folder.open_run(given.model_copy(update={"run": run}), "x").close()
+    opened = run_folder.open_run(given.model_copy(update={"run": run}), "x")
+    opened.start({})
+    opened.close()
     assert parse("--config", str(folder / "config.yaml")) == given
 
 

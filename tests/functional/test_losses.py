@@ -10,9 +10,9 @@ from lmpg.functional.kl import (
     k1,
     k2,
     k3,
+    kl_loss,
     penalised_rewards,
     proportionally_adapted,
-    reverse_kl_loss,
 )
 from lmpg.functional.losses import (
     clipped_squared_error,
@@ -115,7 +115,7 @@ def test_proportional_control_is_that_of_the_rlhf_paper(kl, expected):
 
 def test_k1_in_the_loss_is_refused_by_the_formula_too():
     with pytest.raises(ValueError, match="zero expected gradient"):
-        reverse_kl_loss(*torch.zeros(3, 2), "k1")
+        kl_loss(*torch.zeros(3, 2), "k1")
 
 
 @catches(
@@ -123,16 +123,30 @@ def test_k1_in_the_loss_is_refused_by_the_formula_too():
     "k2 in the loss without its ratio off policy",
 )
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
-def test_reverse_kl_loss_has_the_gradient_of_the_reverse_kl_off_policy_too(estimator):
+def test_k2_and_k3_in_the_loss_have_the_gradient_of_the_reverse_kl_off_policy_too(estimator):
     theta = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64, requires_grad=True)
     old = torch.tensor([0.1, 0.4, 0.2], dtype=torch.float64).log_softmax(0)
     ref = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log()
     logprobs = theta.log_softmax(0)
     (exact,) = torch.autograd.grad((logprobs.exp() * (logprobs - ref)).sum(), theta)
     logprobs = theta.log_softmax(0)
-    expected_loss = (old.exp() * reverse_kl_loss(logprobs, old, ref, estimator)).sum()
+    expected_loss = (old.exp() * kl_loss(logprobs, old, ref, estimator)).sum()
     (found,) = torch.autograd.grad(expected_loss, theta)
     torch.testing.assert_close(found, exact)
+
+
+@catches("plain k3 keeps the ratio")
+def test_plain_k3_in_the_loss_has_the_gradient_of_the_forward_kl_on_policy():
+    theta = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64, requires_grad=True)
+    ref = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log()
+    logprobs = theta.log_softmax(0)
+    (exact,) = torch.autograd.grad((ref.exp() * (ref - logprobs)).sum(), theta)
+    logprobs = theta.log_softmax(0)
+    old = logprobs.detach()
+    expected_loss = (old.exp() * kl_loss(logprobs, old, ref, "plain_k3")).sum()
+    (found,) = torch.autograd.grad(expected_loss, theta)
+    torch.testing.assert_close(found, exact)
+    torch.testing.assert_close(kl_loss(logprobs, old + 1, ref, "plain_k3"), k3(logprobs, ref))
 
 
 @catches("KL penalty that pays for leaving the reference")

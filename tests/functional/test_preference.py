@@ -6,15 +6,23 @@ import pytest
 import torch
 
 from lmpg.functional.preference_losses import (
+    apo_down_loss,
+    apo_zero_loss,
+    bco_loss,
+    bco_pair_loss,
     bradley_terry,
     conservative_loss,
     hinge_loss,
     ipo_loss,
     kto_loss,
+    log_odds,
+    nca_pair_loss,
+    odds_ratio_loss,
     pair_accuracy,
     pairs_by_label,
     robust_loss,
     sigmoid_loss,
+    sppo_hard_loss,
 )
 from tests.support.planted import catches
 
@@ -101,3 +109,54 @@ def test_kto_gives_worked_numbers_and_its_drift_no_gradient():
     loss.sum().backward()
     assert baseline.grad is None
     assert [g > 0 for g in ratio.grad.tolist()] == [False, True, True]
+
+
+@catches(
+    "APO-zero's chosen answer pushed down",
+    "APO-down's chosen answer pushed up",
+    "NCA's noise weighted by 1",
+    "SPPO's loser drawn to +1/(2β)",
+)
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (apo_zero_loss, (0.6464821, 1.1954903)),
+        (apo_down_loss, (0.9134841, 1.1401404)),
+        (nca_pair_loss, (1.2069310, 1.6159523)),
+        (lambda chosen, rejected: bco_pair_loss(chosen, rejected, 0.0), (0.7873387, 1.8356268)),
+    ],
+)
+def test_losses_of_single_rewards_give_the_numbers_of_a_peer(loss, expected):
+    # TRL 1.16.0, its DPO trainer: log-ratios (2, −1) with β = 0.5, (−0.5, 1.5) with β = 0.4
+    chosen = torch.tensor([0.5 * 2.0, 0.4 * -0.5], dtype=torch.float64)
+    rejected = torch.tensor([0.5 * -1.0, 0.4 * 1.5], dtype=torch.float64)
+    assert loss(chosen, rejected).tolist() == pytest.approx(expected, abs=1e-7)
+
+
+def test_sppo_gives_the_numbers_of_a_peer():
+    for delta, beta, expected in (((2.0, -1.0), 0.5, 1.0), ((-0.5, 1.5), 0.4, 10.625)):
+        delta_21 = torch.tensor(delta).view(2, 1)
+        assert sppo_hard_loss(delta_21, beta=beta).item() == pytest.approx(expected)
+
+
+@catches("BCO's shift taken from one answer of a pair alone", "BCO's shift with the wrong sign")
+def test_bco_measures_rewards_from_its_shift():
+    reward, good = torch.tensor([1.0, -0.5]).double(), torch.tensor([True, False])
+    each = bco_loss(reward, good, 0.25)
+    assert each.tolist() == pytest.approx([0.3868710, 0.3868710], abs=1e-7)
+    pair = bco_pair_loss(reward[0], reward[1], 0.25)
+    assert pair.item() == pytest.approx(each.sum().item())
+    assert bco_loss(reward + 3, good, 3.25).tolist() == pytest.approx(each.tolist())
+
+
+@catches("odds without 1 − p", "the sign of the log odds ratio swapped")
+def test_the_odds_ratio_gives_worked_numbers_and_stays_finite_where_a_token_is_certain():
+    means = torch.tensor([[-0.5, -1.2, 0.0], [-1.5, -0.3, -40.0]], dtype=torch.float64)
+    means.requires_grad_()
+    assert log_odds(means)[0, :2].tolist() == pytest.approx([0.4327521, -0.8416176], abs=1e-7)
+    loss = odds_ratio_loss(means)
+    assert loss[:2].tolist() == pytest.approx([0.1708592, 2.0322950], abs=1e-7)
+    loss.sum().backward()
+    assert means.grad.isfinite().all()
+    assert (means.grad[0, :2] < 0).all()
+    assert (means.grad[1, :2] > 0).all()

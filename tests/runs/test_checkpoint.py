@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from lmpg.runs import checkpoint
+from lmpg.runs import checkpoint, files
 from tests.support.planted import catches
 
 STATE = {
@@ -213,7 +213,8 @@ def test_old_checkpoints_outlive_a_failed_save(tmp_path, monkeypatch):
 @catches("checkpoint written in place, without fsync, or its rename not flushed")
 def test_every_file_is_flushed_before_the_rename(tmp_path, monkeypatch):
     events = []
-    monkeypatch.setattr(checkpoint, "fsync", lambda path: events.append(path.name))
+    for module in (checkpoint, files):
+        monkeypatch.setattr(module, "fsync", lambda path: events.append(path.name))
     rename = Path.rename
     monkeypatch.setattr(Path, "rename", lambda a, b: (events.append("rename"), rename(a, b)))
     saved(tmp_path / "checkpoints", 10)
@@ -233,7 +234,7 @@ def test_no_file_holds_a_pickle(tmp_path):
 WRITER = """
 import sys, torch
 from pathlib import Path
-from lmpg.runs import checkpoint
+from lmpg.runs import checkpoint, files
 for step in range(1, 10**6):
     state = {"step": step, "x": [torch.full((20000,), float(step)) for _ in range(4)]}
     checkpoint.save(Path(sys.argv[1]), step, state, keep=2)

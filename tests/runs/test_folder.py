@@ -37,7 +37,11 @@ def settings_for(folder: Path, kind=LanguageSettings[PPO], **sections):
 
 
 def opened(folder: Path, **sections):
+    """A run that has done one step."""
     run = open_run(settings_for(folder, **sections), "ppo")
+    if run.status != "finished":
+        run.start({})
+        (run.path / "metrics.jsonl").write_text('{"step": 1}\n')
     run.close()
     return run
 
@@ -182,7 +186,9 @@ from lmpg.language.settings import LanguageSettings
 from lmpg.runs.folder import open_run
 from lmpg.runs.settings import RunSettings
 run = RunSettings(output_dir=sys.argv[1], resume=True)
-open_run(LanguageSettings[PPO](algorithm=PPO(), run=run), "ppo")
+run = open_run(LanguageSettings[PPO](algorithm=PPO(), run=run), "ppo")
+run.start({})
+(run.path / "metrics.jsonl").write_text("a step")
 print("holding", flush=True)
 time.sleep(60)
 """
@@ -202,6 +208,7 @@ def test_two_live_runs_cannot_share_a_folder_but_a_killed_one_lets_go(tmp_path):
 
 def test_a_fresh_folder_can_be_taken_back_when_bad_input_is_found(tmp_path):
     run = open_run(settings_for(tmp_path / "run"), "ppo")
+    run.start({})
     run.abandon()
     assert not run.path.exists()
     assert opened(tmp_path / "run").status == "fresh"
@@ -209,8 +216,10 @@ def test_a_fresh_folder_can_be_taken_back_when_bad_input_is_found(tmp_path):
 
 def test_a_run_that_has_begun_is_never_taken_back(tmp_path):
     run = open_run(settings_for(tmp_path), "ppo")
-    run.checkpoints.mkdir()
+    run.start({})
+    (run.checkpoints / "step_1").mkdir(parents=True)
     run.abandon()
+    run.close()
     assert (tmp_path / "config.yaml").exists()
     assert resumed(tmp_path).status == "resuming"
 

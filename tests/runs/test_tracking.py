@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
@@ -88,13 +89,38 @@ def test_a_run_that_starts_over_empties_the_files(tmp_path, tracker):
     assert (tmp_path / "metrics.jsonl").read_bytes() == b""
 
 
-def test_a_file_that_is_shorter_than_its_checkpoint_says_is_refused(tmp_path, tracker):
+@catches("a deleted metrics.jsonl blocks a resume")
+@pytest.mark.parametrize("left", [0, 40, 60])
+def test_a_file_that_lost_lines_is_told_and_blocks_no_resume(tmp_path, tracker, capsys, left):
+    t = tracker()
+    for step in (1, 2, 3):
+        t.log(step, {"reward": 1.0})
+    state, path = t.state(), tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:left])
+    t.cut_back(state)
+    assert "the run goes on without the lines that are gone" in capsys.readouterr().out
+    t.log(4, {"reward": 1.0})
+    assert [line["step"] for line in lines(path)] == [*range(1, left // 27 + 1), 4]
+
+
+@catches("half a line left by a full disk")
+def test_a_full_disk_is_remembered_and_not_raised(tmp_path, tracker, monkeypatch):
     t = tracker()
     t.log(1, {"reward": 1.0})
-    state = t.state()
-    (tmp_path / "metrics.jsonl").write_text("")
-    with pytest.raises(UserError, match=r"metrics\.jsonl has 0 bytes, but the checkpoint"):
-        t.cut_back(state)
+    file = t._files["metrics.jsonl"]
+
+    class Full:
+        name = file.name
+
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        close = file.close
+
+    t._files["metrics.jsonl"] = Full()
+    t.log(2, {"reward": 1.0})
+    assert t.problem == f"{file.name} cannot be written: No space left on device"
+    assert len(lines(tmp_path / "metrics.jsonl")) == 1
 
 
 def test_only_the_main_process_writes(tmp_path, tracker, capsys):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 
 from lmpg.algorithms.fixed_data.bradley_terry import BradleyTerry
 from lmpg.algorithms.fixed_data.dpo import DPO
 from lmpg.algorithms.fixed_data.kto import KTO
+from lmpg.algorithms.fixed_data.maximum_likelihood import MaximumLikelihood
 from lmpg.language.data.policy_pairs import PreferencePair, with_mismatched
 from lmpg.language.data.reward_pairs import RewardPair
 from lmpg.language.data.texts import Text
@@ -82,12 +84,13 @@ def random_labelled_completions(count: int, seed: int = 0):
     return with_mismatched([(pair.chosen, i % 3 == 0) for i, pair in enumerate(pairs)], CONTEXT, [])
 
 
-def sft_objective(train: list[Text], held_out=None, processes=None, policy=None, packing=False):
+def sft_objective(
+    train: list[Text], held_out=None, processes=None, policy=None, packing=False, method=None
+):
     """Next-token prediction, on rows of one text or of several."""
-    policy = policy or tiny_policy()
-    return SFTObjective(
-        policy, train, held_out or train, 0, processes or SingleProcess(), packing=packing
-    )
+    policy, method = policy or tiny_policy(), method or MaximumLikelihood()
+    parts = (train, held_out or train)
+    return SFTObjective(policy, method, parts, 0, processes or SingleProcess(), packing=packing)
 
 
 def reward_model_objective(train, held_out=None, processes=None, method=None, model=None):
@@ -139,7 +142,36 @@ MADE = {
     "kto": lambda processes=None: kto_objective(
         random_labelled_completions(11), processes=processes
     ),
+    "dft": lambda processes=None: sft_objective(
+        random_texts(11), processes=processes, method=MaximumLikelihood(loss="dft")
+    ),
+    "packed dft": lambda processes=None: sft_objective(
+        random_texts(60),
+        processes=processes,
+        packing=True,
+        method=MaximumLikelihood(loss="dft"),
+    ),
+    "mpo": lambda processes=None: dpo_objective(
+        random_preference_pairs(11),
+        processes=processes,
+        method=DPO(loss=("sigmoid", "bco_pair", "sft"), loss_weights=(0.8, 0.2, 1.0)),
+    ),
+    "bco": lambda processes=None: kto_objective(
+        random_labelled_completions(11), processes=processes, method=KTO(loss="bco")
+    ),
 }
+
+
+def plain_logprob(model, text: Text) -> tuple[float, int]:
+    """Sum over the learned tokens, and their number, from the model's own logits."""
+    with torch.no_grad():
+        logps = model(torch.tensor([text.ids])).logits[0].log_softmax(-1)
+    learned = [i for i, wanted in enumerate(text.loss_mask) if wanted]
+    return sum(float(logps[i - 1, text.ids[i]]) for i in learned), len(learned)
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
 
 
 def learned(objective, steps: int, **changes) -> dict[str, torch.Tensor]:

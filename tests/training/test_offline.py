@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from lmpg.algorithms.fixed_data.bradley_terry import BradleyTerry
+from lmpg.algorithms.fixed_data.maximum_likelihood import MaximumLikelihood
 from lmpg.language.data.reward_pairs import LabelledText, RewardPair
 from lmpg.language.data.texts import Text
 from lmpg.runtime.processes import SingleProcess
@@ -49,6 +50,21 @@ def test_supervised_loss_is_the_mean_cross_entropy_of_the_learned_tokens():
     assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
     updater = OfflineUpdater(objective, OfflineSettings(minibatch_size=7), SingleProcess())
     assert updater.update(1)["loss"] == pytest.approx(found["loss"], rel=1e-5)
+
+
+@catches("perplexity of DFT's loss, which may rise as the model gets better")
+def test_dynamic_fine_tuning_is_evaluated_in_nats_per_token():
+    texts, dft = random_texts(7), MaximumLikelihood(loss="dft")
+    objective = sft_objective(texts, method=dft)
+    assert objective.evaluate() == sft_objective(texts).evaluate()
+    logprobs = []
+    for text in texts:
+        logits = objective.module.model(torch.tensor([text.ids])).logits[0]
+        each = -F.cross_entropy(logits[:-1], torch.tensor(text.ids[1:]), reduction="none")
+        logprobs += each[torch.tensor(text.loss_mask[1:])].tolist()
+    expected = -sum(math.exp(x) * x for x in logprobs) / len(logprobs)
+    updater = OfflineUpdater(objective, OfflineSettings(minibatch_size=7), SingleProcess())
+    assert updater.update(1)["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_tokens_of_a_prompt_are_read_but_not_learned():

@@ -71,7 +71,9 @@ def interrupted(flags, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Tracker, "log", asking)
-    folder = run_here("ppo", flags)
+    with pytest.raises(KeyboardInterrupt):
+        run_here("ppo", flags)
+    folder = flags["run.output-dir"]
     monkeypatch.undo()
     assert (folder / "summary.json").read_text().count('"exit_reason": "interrupted"') == 1
     return folder

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from lmpg.functional.advantages import group_centred, group_standardised, leave_one_out
-from lmpg.functional.masking import Reduction
-from lmpg.settings.section import Section
+from lmpg.functional.advantages import (
+    batch_standardised,
+    group_centred,
+    group_standardised,
+    leave_one_out,
+    length_weighted,
+    relative_to_mean,
+)
+from lmpg.settings.section import RunStopped, Section
 from lmpg.types import Credit, Rollout
 
-GroupAdvantage = Literal["standardised", "centred", "leave_one_out"]
+GroupAdvantage = Literal[
+    "standardised",
+    "centred",
+    "leave_one_out",
+    "batch_standardised",
+    "length_weighted",
+    "relative",
+]
 STD_EPS = 1e-6
 
 
@@ -24,14 +37,23 @@ class Grouped(Section):
     group_size: int = Field(8, ge=2)
     """G: responses per prompt; a group of one has nothing to compare with."""
     advantage: GroupAdvantage = "standardised"
-    """(r − mean)/std as in GRPO, r − mean as in Dr. GRPO, or r − mean of the others."""
-    reduction: Reduction = "sequence_mean"
-    """token_mean: every step weighs the same; sequence_mean: every response does; fixed_length:
-    the sum over a response's steps divided by sampling.max_new_tokens."""
+    """(r − mean)/std as in GRPO, r − mean as in Dr. GRPO, or r − mean of the others; centred, then
+    over the whole batch's std as in GDPO; r − mean weighted by length as in OPO; or relative,
+    (r − mean)/mean as in MaxRL, of scores that are 0 or more."""
     kl_coef: float = Field(0.0, ge=0)
     """β: weight of the KL to the reference; 0 leaves it out."""
     kl_in: Literal["reward", "loss"] = "loss"
     """reward: a response's score is reduced by β Σ (log π − log π_ref); loss: a term of its own."""
+
+    @model_validator(mode="after")
+    def _refuse_penalties_in_relative_scores(self) -> Grouped:
+        if self.advantage == "relative" and self.kl_coef and self.kl_in == "reward":
+            raise ValueError(
+                f"algorithm.advantage = relative with algorithm.kl_coef = {self.kl_coef} in the "
+                "reward, which makes scores negative, and these are divided by their mean. Set "
+                "algorithm.kl_in to loss, or algorithm.kl_coef to 0"
+            )
+        return self
 
     @property
     def needs(self) -> frozenset[str]:
@@ -58,6 +80,24 @@ def group_credit(
         advantages_PG = group_standardised(scores_PG, valid_PG, STD_EPS)
     elif advantage == "centred":
         advantages_PG = group_centred(scores_PG, valid_PG)
+    elif advantage == "batch_standardised":
+        advantages_PG = batch_standardised(scores_PG, valid_PG)
+    elif advantage == "length_weighted":
+        lengths_PG = rollout.mask_BT.sum(1).view(-1, group_size)
+        advantages_PG = length_weighted(scores_PG, valid_PG, lengths_PG)
+    elif advantage == "relative":
+        _refuse_negative(scores_PG[valid_PG])
+        advantages_PG = relative_to_mean(scores_PG, valid_PG)
     else:
         advantages_PG = leave_one_out(scores_PG, valid_PG)
     return Credit(advantages_PG.view(-1, 1) * rollout.mask_BT, rewards_BT)
+
+
+def _refuse_negative(scores: Tensor) -> None:
+    if (scores < 0).any():
+        raise RunStopped(
+            f"a score is {float(scores.min()):g}, but algorithm.advantage = relative divides by "
+            "the mean score of a group, expected scores of 0 or more. Shift the reward, take off "
+            "penalties (rewards.missing_eos_penalty, rewards.overlong_tokens), or set "
+            "algorithm.advantage to centred"
+        )

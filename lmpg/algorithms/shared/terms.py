@@ -1,4 +1,4 @@
-"""Entropy bonus, KL penalty and critic: their settings, and what they do to rewards and loss."""
+"""Entropy bonus, KL penalty, clip and critic: their settings, and what they do to the loss."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from lmpg.functional.kl import Estimator, penalised_rewards, reverse_kl_loss
-from lmpg.functional.losses import clipped_squared_error, squared_error
+from lmpg.functional.advantages import length_adaptive_lambda
+from lmpg.functional.kl import Estimator, kl_loss, penalised_rewards
+from lmpg.functional.losses import (
+    clipped_squared_error,
+    clipped_surrogate,
+    dual_clipped,
+    squared_error,
+)
 from lmpg.functional.masking import WHITEN_EPS, Reduction, whitened
 from lmpg.settings.section import Section
 from lmpg.types import Credit, Evaluation, Minibatch, Rollout
@@ -19,8 +25,9 @@ class Regularised(Section):
 
     per_step: ClassVar[bool] = True
     reduction: Reduction = "token_mean"
-    """token_mean: every step weighs the same; sequence_mean: every response does; fixed_length:
-    the sum over a response's steps divided by sampling.max_new_tokens."""
+    """token_mean: every step weighs the same; sequence_mean: every response does, so steps of long
+    ones weigh less, which is another gradient where lengths differ; fixed_length: the sum over a
+    response's steps divided by sampling.max_new_tokens."""
     entropy_coef: float = Field(0.0, ge=0)
     """Weight of the entropy bonus."""
     kl_coef: float = Field(0.05, ge=0)
@@ -28,18 +35,22 @@ class Regularised(Section):
     kl_in: Literal["reward", "loss"] = "reward"
     """reward: each step's reward is reduced by β (log π − log π_ref); loss: a term of its own."""
     kl_estimator: Estimator = "k3"
-    """In the loss k3 (times the ratio, as its gradient requires) or k2; in the reward always k1."""
+    """In the loss k3 (times the ratio, as its gradient requires), k2, or plain_k3, k3 without the
+    ratio: the gradient of KL(π_ref ‖ π), as in most code for GRPO. In the reward always k1."""
     kl_target: float | None = Field(None, gt=0)
     """Nats per response that an adaptive β is steered to; none keeps β."""
     kl_horizon: float = Field(200.0, gt=0)
     """Responses over which an adaptive β changes by 20 % at most."""
+    whiten_minibatches: bool = False
+    """Standardise advantages over each minibatch, as well as what the algorithm does to them."""
 
     @model_validator(mode="after")
     def _require_kl_where_it_has_an_effect(self) -> Regularised:
         if self.kl_coef and self.kl_in == "loss" and self.kl_estimator == "k1":
             raise ValueError(
                 "algorithm.kl_estimator = k1 with algorithm.kl_in = loss: its expected gradient "
-                "is zero there, so it holds nothing back. Set algorithm.kl_estimator to k3 or k2"
+                "is zero there, so it holds nothing back. Set algorithm.kl_estimator to k3, k2 or "
+                "plain_k3"
             )
         return self
 
@@ -56,7 +67,7 @@ class Regularised(Section):
         if high is not None and getattr(self, "clip", None) is None:
             raise ValueError(
                 f"algorithm.clip_high = {high} with algorithm.clip = none, which does not clip. "
-                "Set algorithm.clip too, or leave algorithm.clip_high out"
+                "Set algorithm.clip too, or algorithm.clip_high to none"
             )
         return self
 
@@ -66,7 +77,10 @@ class Regularised(Section):
         log-probs if it is in the reward."""
         if not self.kl_coef:
             return frozenset()
-        return frozenset({"reference", "ratios" if self.kl_in == "loss" else "old_logprobs"})
+        if self.kl_in == "reward":
+            return frozenset({"reference", "old_logprobs"})
+        ratios = {"ratios"} if self.kl_estimator != "plain_k3" else set()
+        return frozenset({"reference", *ratios})
 
     def penalised_rewards(self, rollout: Rollout) -> Tensor:
         """The rewards [B, T], less the KL penalty where it is in the reward."""
@@ -79,11 +93,34 @@ class Regularised(Section):
         terms = {}
         if self.kl_coef and self.kl_in == "loss":
             old_BT, ref_BT = batch.old_logprobs_BT, batch.ref_logprobs_BT
-            kl_BT = reverse_kl_loss(new.logprobs_BT, old_BT, ref_BT, self.kl_estimator)
+            kl_BT = kl_loss(new.logprobs_BT, old_BT, ref_BT, self.kl_estimator)
             terms["kl"] = self.kl_coef * kl_BT
         if self.entropy_coef:
             terms["entropy"] = -self.entropy_coef * new.entropy_BT
         return terms
+
+
+class Clipped(Section):
+    """Fields of methods that clip ratios, beside `Regularised`, and their surrogate."""
+
+    clip: float | None = Field(0.2, gt=0)
+    """ε: the ratio π/π_old earns nothing beyond 1 ± ε; none does not clip."""
+    clip_high: float | None = Field(None, gt=0)
+    """ε above 1 where it differs ("clip-higher" of DAPO); none takes `clip`."""
+    dual_clip: float | None = Field(None, gt=1)
+    """c: where A < 0 the loss is at most −cA (arXiv 1912.09729); none leaves it unbounded."""
+
+    def surrogate(self, log_ratios_BT: Tensor, batch: Minibatch) -> Tensor:
+        """The clipped surrogate of each step, [B, T], bounded where there is a dual clip."""
+        advantages_BT = batch.advantages_BT
+        clipped_BT = clipped_surrogate(log_ratios_BT, advantages_BT, self.clip, self.clip_high)
+        return self.bounded(clipped_BT, batch)
+
+    def bounded(self, policy_BT: Tensor, batch: Minibatch) -> Tensor:
+        """A policy term [B, T] with the dual clip, where there is one."""
+        if self.dual_clip is None:
+            return policy_BT
+        return dual_clipped(policy_BT, batch.advantages_BT, self.dual_clip)
 
 
 class Critic(Section):
@@ -93,6 +130,12 @@ class Critic(Section):
     """Discount per step."""
     lam: float = Field(0.95, ge=0, le=1)
     """GAE's λ: 0 trusts the critic, 1 the sampled return."""
+    lam_alpha: float | None = Field(None, gt=0)
+    """α: advantages of a response of l steps take λ = 1 − 1/(αl), at least 0, in place of `lam`
+    (VAPO, arXiv 2504.05118, with α = 0.05); none takes `lam` for all."""
+    lam_critic: float | None = Field(None, ge=0, le=1)
+    """λ of the critic's targets, where it differs: 1 is the sampled return (VAPO); none takes that
+    of the advantages."""
     value_coef: float = Field(0.1, ge=0)
     """Weight of the value loss ½(V − R)². On a shared trunk a large one drowns the policy."""
     value_clip: float | None = Field(0.2, gt=0)
@@ -102,8 +145,13 @@ class Critic(Section):
 
     def gae_credit(self, rollout: Rollout, rewards_BT: Tensor) -> Credit:
         """Per-step advantages by GAE; returns from the advantages before whitening."""
-        advantages_BT = rollout.gae(rewards_BT, self.gamma, self.lam)
-        returns_BT = advantages_BT + rollout.values_BT
+        lam: float | Tensor = self.lam
+        if self.lam_alpha is not None:
+            lam = length_adaptive_lambda(rollout.mask_BT.sum(1, keepdim=True), self.lam_alpha)
+        advantages_BT = targets_BT = rollout.gae(rewards_BT, self.gamma, lam)
+        if self.lam_critic is not None:
+            targets_BT = rollout.gae(rewards_BT, self.gamma, self.lam_critic)
+        returns_BT = targets_BT + rollout.values_BT
         if self.whiten:
             advantages_BT = whitened(advantages_BT, rollout.counted_BT, WHITEN_EPS)
         return Credit(advantages_BT, rewards_BT, returns_BT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from lmpg.language.data.tokenizing import cut_left
 from lmpg.settings.section import UserError
 
 E = TypeVar("E")
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII)
 
 
 def columns_of(rows: Iterable[Row]) -> list[str]:
@@ -36,6 +38,16 @@ def require_column(rows: list[Row], column: str, source: str, flag: str) -> None
         f"data.{flag.removeprefix('--data.').replace('-', '_')}: {source} has no column "
         f"{column!r}; its columns are: {', '.join(columns) or 'none'}.{suggestion}"
     )
+
+
+def number(value: Any) -> Any:
+    """`value`, as a number or a truth value if it is the text of one, as tables of text have it."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip().lower()
+    if text in ("true", "false"):
+        return text == "true"
+    return float(text) if _NUMBER.fullmatch(text) else value
 
 
 class RowFilter:

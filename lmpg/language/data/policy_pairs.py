@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lmpg.language.data.chat import chat_options, text_or_messages
-from lmpg.language.data.examples import RowFilter, Split, columns_of, load_split, require_column
+from lmpg.language.data.examples import (
+    RowFilter,
+    Split,
+    columns_of,
+    load_split,
+    number,
+    require_column,
+)
 from lmpg.language.data.order import random_numbers
 from lmpg.language.data.preference_rows import (
     is_empty,
@@ -166,33 +173,37 @@ def _labelled(
     require_column(rows, column, source, "--data.prompt-column")
     require_column(rows, settings.completion_column, source, "--data.completion-column")
     require_column(rows, settings.label_column, source, "--data.label-column")
-    good = _desirable([row.get(settings.label_column) for row in rows], source)
+    labels = [number(row.get(settings.label_column)) for row in rows]
+    good = _desirable(labels, source)
     found = []
-    for number, row in enumerate(rows, start=1):
-        where = f"{source}, row {number}"
+    for i, row in enumerate(rows):
+        where = f"{source}, row {i + 1}"
         prompt, answer = (
             text_or_messages(row.get(name), f"{where}, column {name!r}")
             for name in (column, settings.completion_column)
         )
-        if not prompt or is_empty(answer) or row.get(settings.label_column) is None:
+        if not prompt or is_empty(answer) or labels[i] is None:
             row_filter.skipped["empty"] += 1
             continue
         options = chat_options(row, where) if list in map(type, (prompt, answer)) else {}
         whole = whole_text(tokenizer, prompt, answer, where, options)
         text = fitted_text(whole, row_filter, where, answer)
         if text is not None:
-            found.append((text, row[settings.label_column] in good))
+            found.append((text, labels[i] in good))
     return row_filter.not_empty(found, len(rows), source)
 
 
 def _desirable(labels: list[Any], source: str) -> set[float]:
     """Which labels mean desirable: True, 1, or the higher one of two numbers."""
-    numbers = [isinstance(x, (int, float)) and math.isfinite(x) for x in labels if x is not None]
-    known = {x for x in labels if x is not None} if all(numbers) else set()
-    if not all(numbers) or len(known) > 2 or (len(known) == 1 and known - {0, 1}):
+    expected = "expected true and false, or two numbers of which the higher one marks desirable"
+    for row, label in enumerate(labels, start=1):
+        if label is not None and not (isinstance(label, (int, float)) and math.isfinite(label)):
+            raise UserError(
+                f"data.label_column: {source}, row {row} has the label {label!r}; {expected} "
+                "answers."
+            )
+    known = {x for x in labels if x is not None}
+    if len(known) > 2 or (len(known) == 1 and known - {0, 1}):
         shown = ", ".join(dict.fromkeys(map(repr, labels[:5])))
-        raise UserError(
-            f"data.label_column: {source} has the labels {shown}; expected true and false, or two "
-            "numbers of which the higher one marks desirable answers."
-        )
+        raise UserError(f"data.label_column: {source} has the labels {shown}; {expected} answers.")
     return {max(known)} - {0} if len(known) == 1 else {max(known, default=1)}

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lmpg.language.data.chat import chat_options, text_or_messages
-from lmpg.language.data.examples import RowFilter, Split, columns_of, load_split, require_column
+from lmpg.language.data.examples import (
+    RowFilter,
+    Split,
+    columns_of,
+    load_split,
+    number,
+    require_column,
+)
 from lmpg.language.data.order import epoch_order, random_numbers
 from lmpg.language.data.preference_rows import require_preference_columns, usable_preferences
 from lmpg.language.data.rows import Row
@@ -129,13 +136,13 @@ def _pairs(
     for i, where, found in usable_preferences(rows, row_filter, settings, source):
         margin = rows[i].get(settings.margin_column)
         margin = 0.0 if margin is None else margin
-        _check_number(margin, f"{where}, column {settings.margin_column!r}", "the margin")
+        margin = _finite(margin, f"{where}, column {settings.margin_column!r}", "the margin")
         chosen = scored_ids(tokenizer, found.prompt, found.chosen, found.options)
         rejected = scored_ids(tokenizer, found.prompt, found.rejected, found.options)
         chosen_ids = row_filter.fitted(chosen, where)
         rejected_ids = chosen_ids and row_filter.fitted(rejected, where)
         if chosen_ids and rejected_ids:
-            pairs.append(RewardPair(chosen_ids, rejected_ids, float(margin)))
+            pairs.append(RewardPair(chosen_ids, rejected_ids, margin))
     return row_filter.not_empty(pairs, len(rows), source)
 
 
@@ -145,23 +152,25 @@ def _labelled_texts(
     column = settings.prompt_column or "text"
     require_column(rows, column, source, "--data.prompt-column")
     texts = []
-    for number, row in enumerate(rows, start=1):
-        where = f"{source}, row {number}"
+    for n, row in enumerate(rows, start=1):
+        where = f"{source}, row {n}"
         text = text_or_messages(row.get(column), f"{where}, column {column!r}")
         label = row.get(settings.label_column)
         if not text or label is None:
             row_filter.skipped["empty"] += 1
             continue
         where_label = f"{where}, column {settings.label_column!r}"
-        _check_number(label, where_label, "any higher label beats any lower")
+        label = _finite(label, where_label, "any higher label beats any lower")
         options = chat_options(row, where) if isinstance(text, list) else {}
         whole = scored_ids(tokenizer, [] if isinstance(text, list) else "", text, options)
         ids = row_filter.fitted(whole, where)
         if ids is not None:
-            texts.append(LabelledText(ids, float(label)))
+            texts.append(LabelledText(ids, label))
     return row_filter.not_empty(texts, len(rows), source)
 
 
-def _check_number(value: Any, where: str, what: str) -> None:
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
+def _finite(value: Any, where: str, what: str) -> float:
+    found = number(value)
+    if not isinstance(found, (int, float)) or not math.isfinite(found):
         raise UserError(f"{where} holds {value!r}, expected a finite number: {what}.")
+    return float(found)

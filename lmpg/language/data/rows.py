@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import difflib
-import json
-from collections.abc import Iterator
+import glob
+import logging
+import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lmpg.language.data.reasoning import PREFIX, reasoning_rows
+from lmpg.language.data.row_files import (
+    TEXTS,
+    Row,
+    ending_of,
+    is_one_object,
+    refuse_pointer,
+    rows_of_text,
+)
 from lmpg.settings.section import UserError
 
-Row = dict[str, Any]
+logger = logging.getLogger(__name__)
 
-_READERS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".txt": "text"}
-_JSON = (".json", ".jsonl", ".ndjson")
-_FORMATS = ".json, .jsonl, .csv, .tsv, .parquet, .arrow or .txt"
+FORMATS = ".json, .jsonl, .csv, .tsv, .parquet, .arrow or .txt"
+_TABLES = {".parquet": "parquet", ".arrow": "arrow"}
 
 
 def read_rows(source: str, split: str, key: str = "data.path") -> list[Row]:
@@ -24,104 +33,91 @@ def read_rows(source: str, split: str, key: str = "data.path") -> list[Row]:
 
     key: the setting that `source` came from, for messages.
     """
+    refuse_missing_file(source, key)
     path = Path(source).expanduser()
     if source.startswith(PREFIX):
         rows = reasoning_rows(source, key)
     elif path.is_file():
-        rows = _read_file(path, key)
+        rows = rows_of_file(path, key)
     elif path.is_dir():
         rows = _read_folder(path, split, key)
     else:
-        refuse_missing_file(source, key)
         rows = _read_hub(source, split, key)
     if not rows:
         raise UserError(f"{key}: {source} is empty: it has no rows. Expected at least one.")
     return rows
 
 
-def _read_file(path: Path, key: str) -> list[Row]:
-    suffix = path.suffix.lower()
-    if suffix in _JSON:
-        return list(_json_rows(path, key))
-    if suffix in _READERS:
-        extra = {"sep": "\t"} if suffix == ".tsv" else {}
-        return _load(str(path), key, _READERS[suffix], data_files=str(path), split="train", **extra)
-    raise UserError(f"{key}: {path} has the ending {suffix!r}, expected {_FORMATS}.")
+def rows_of_file(path: Path, key: str) -> list[Row]:
+    """All rows of a file, the same ones alone, in a folder and compressed."""
+    ending, where = ending_of(path), f"{key}: {path}"
+    if ending in TEXTS:
+        return rows_of_text(path, where)
+    if path.suffix.lower() not in _TABLES:
+        raise UserError(f"{where} has the ending {path.suffix.lower()!r}, expected {FORMATS}.")
+    refuse_pointer(path, where)
+    return _load(str(path), key, _TABLES[ending], data_files=glob.escape(str(path)), split="train")
 
 
-def _json_rows(path: Path, key: str) -> Iterator[Row]:
-    """Rows of an array of objects, or of one object per line."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{key}: {path} is not UTF-8 text ({error.reason}).") from None
-    if text.lstrip().startswith("["):
-        yield from _json_array(path, text, key)
-        return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(_bad_line(path, number, line, error, key)) from None
-        yield _checked(row, f"{path}, line {number}", key)
-
-
-def _bad_line(path: Path, number: int, line: str, error: json.JSONDecodeError, key: str) -> str:
-    shown = line.strip() if len(line.strip()) <= 60 else line.strip()[:57] + "..."
-    return (
-        f"{key}: {path}, line {number}, column {error.colno} doesn't parse as JSON "
-        f"({error.msg}): {shown}\n"
-        'Expected one object per line, such as {"prompt": "..."}, or a file that is one array '
-        "of objects. Fix or delete that line."
-    )
-
-
-def _json_array(path: Path, text: str, key: str) -> Iterator[Row]:
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{key}: {path}, line {error.lineno}, column {error.colno} doesn't parse as JSON "
-            f"({error.msg}). It starts with [, so one array of objects was expected; for one "
-            "object per line leave out the brackets and the commas between lines."
-        ) from None
-    for number, row in enumerate(rows, start=1):
-        yield _checked(row, f"{path}, item {number}", key)
-
-
-def _checked(row: Any, where: str, key: str) -> Row:
-    if isinstance(row, dict):
-        return row
-    raise UserError(
-        f"{key}: {where} is a JSON {type(row).__name__}, expected an object such as "
-        '{"prompt": "..."}.'
-    )
+def is_data_file(path: Path) -> bool:
+    """Whether its ending is that of a format which can be read."""
+    return ending_of(path) in TEXTS or path.suffix.lower() in _TABLES
 
 
 def _read_folder(path: Path, split: str, key: str) -> list[Row]:
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
         return _load_from_disk(path, split, key)
-    files = [file for file in sorted(path.rglob("*")) if file.is_file()]
-    known = [file for file in files if file.suffix.lower() in (*_JSON, *_READERS)]
+    known = [file for file in sorted(path.rglob("*")) if is_data_file(file) and not file.is_dir()]
     if not known:
-        raise UserError(f"{key}: the folder {path} holds no data files; expected {_FORMATS}.")
-    for file in known:  # named line and file, where datasets would show a traceback
-        if file.suffix.lower() in _JSON:
-            for _ in _json_rows(file, key):
-                pass
-    return _load(str(path), key, str(path), split=split)
+        raise UserError(f"{key}: the folder {path} holds no data files; expected {FORMATS}.")
+    for file in known:
+        _require_readable(file, key)
+    files = _files_of_splits(path, key)
+    chosen = [file for part in files.values() for file in part]
+    objects = [x for x in chosen if len(chosen) > 1 and is_one_object(x, f"{key}: {x}")]
+    left = {x.resolve() for x in known} - {x.resolve() for x in chosen} | {*objects}
+    if left:
+        names = ", ".join(sorted(map(str, left)))
+        logger.warning("%s: of the folder %s these files are not read: %s", key, path, names)
+
+    @cache
+    def rows(name: str) -> list[Row]:
+        parts = [rows_of_file(file, key) for file in files[name] if file not in objects]
+        return [row for part in parts for row in part]
+
+    if split in files:
+        return rows(split)
+    instruction = _quiet_datasets().ReadInstruction  # reads such as train[:50%]+test
+    asked_for = [name for name in files if re.search(rf"\b{re.escape(name)}\b", split)] or files
+    try:
+        found = instruction.from_spec(split).to_absolute({x: len(rows(x)) for x in asked_for})
+    except (ValueError, AssertionError) as error:
+        raise UserError(f"{key}: cannot read {path}: {error}{_advice(str(error))}") from None
+    return [row for part in found for row in rows(part.splitname)[part.from_ : part.to]]
+
+
+def _files_of_splits(path: Path, key: str) -> dict[str, list[Path]]:
+    """The data files of each split, by the folder's card or else by the files' names."""
+    if glob.has_magic(str(path)):
+        raise UserError(
+            f"{key}: the name of the folder {path} holds one of * ? [ ], which stand for other "
+            "characters in patterns of files: rename it."
+        )
+    datasets = _quiet_datasets()
+    try:
+        files = datasets.load_dataset_builder(str(path)).config.data_files
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"{key}: cannot read {path}: {error}{_advice(str(error))}") from None
+    return {str(name): [Path(file) for file in part] for name, part in files.items()}
 
 
 def refuse_missing_file(source: str, key: str) -> None:
-    """UserError where nothing lies at `source`, the setting `key`, and it can be no name on the
-    Hub: names the missing file, and one like it."""
+    """UserError where nothing that can be read lies at `source`, the setting `key`, and it can be
+    no name on the Hub: names the missing file, and one like it."""
     path = Path(source).expanduser()
-    if source.startswith(PREFIX) or path.exists():
+    if source.startswith(PREFIX) or _require_readable(path, key):
         return
-    data_file = path.suffix.lower() in (*_JSON, *_READERS)
-    if not (data_file or source.startswith((".", "/", "~")) or source.count("/") > 1):
+    if not (is_data_file(path) or source.startswith((".", "/", "~")) or source.count("/") > 1):
         return
     folder = path.parent
     if not folder.is_dir():
@@ -129,6 +125,26 @@ def refuse_missing_file(source: str, key: str) -> None:
     near = difflib.get_close_matches(path.name, [file.name for file in folder.iterdir()], 1, 0.75)
     hint = f" Did you mean {folder / near[0]}?" if near else ""
     raise UserError(f"{key}: the file {source} doesn't exist.{hint}")
+
+
+def _require_readable(path: Path, key: str) -> bool:
+    """Whether there is something at `path`; raises for what is neither a file nor a folder."""
+    if "\0" in str(path):
+        raise UserError(f"{key}: {str(path)!r} holds a NUL character, expected a path or a name.")
+    try:
+        if path.is_file() or path.is_dir():
+            return True
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{key}: {path} is a link to {path.readlink()}, which doesn't exist.")
+        found = path.exists()
+    except OSError as error:
+        raise UserError(f"{key}: {path} can't be read: {error.strerror}.") from None
+    if found:
+        raise UserError(
+            f"{key}: {path} is a pipe or a device, expected a file or a folder, since it is read "
+            "again on resume: write its contents to a file."
+        )
+    return False
 
 
 def _read_hub(source: str, split: str, key: str) -> list[Row]:
@@ -139,7 +155,7 @@ def _read_hub(source: str, split: str, key: str) -> list[Row]:
 def _load(source: str, key: str, *args: str, split: str, **options: Any) -> list[Row]:
     datasets = _quiet_datasets()
     try:
-        return datasets.load_dataset(*args, split=split, **options).to_list()
+        return _unpadded(datasets.load_dataset(*args, split=split, **options).to_list())
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ or error
         reason = str(cause).strip() or type(cause).__name__
@@ -159,15 +175,38 @@ def _advice(reason: str) -> str:
 
 
 def _load_from_disk(path: Path, split: str, key: str) -> list[Row]:
-    loaded = _quiet_datasets().load_from_disk(str(path))
+    try:
+        loaded = _quiet_datasets().load_from_disk(str(path))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{key}: cannot read {path}: {error}") from None
     if not isinstance(loaded, dict):
-        return loaded.to_list()
+        return _unpadded(loaded.to_list())
     if split not in loaded:
         raise UserError(
             f"{key}: {path} has no split {split!r}; its splits are: {', '.join(loaded)}. "
             "Choose one with --data.split."
         )
-    return loaded[split].to_list()
+    return _unpadded(loaded[split].to_list())
+
+
+def _unpadded(rows: list[Row]) -> list[Row]:
+    """The rows, whose messages and tools have only the keys that were given: Arrow's tables give
+    each the keys of all others too, with None."""
+    return [
+        {name: _given(x) if name == "tools" or _is_chat(x) else x for name, x in row.items()}
+        for row in rows
+    ]
+
+
+def _is_chat(value: Any) -> bool:
+    each = value if isinstance(value, list) else []
+    return bool(each) and all(isinstance(x, dict) and "role" in x for x in each)
+
+
+def _given(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _given(x) for name, x in value.items() if x is not None}
+    return [_given(x) for x in value] if isinstance(value, list) else value
 
 
 def _quiet_datasets() -> Any:
@@ -176,6 +215,6 @@ def _quiet_datasets() -> Any:
     import datasets
 
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # errors are said here, in one line
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it contacts a server for local files too
     return datasets

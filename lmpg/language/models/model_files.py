@@ -1,4 +1,4 @@
-"""Files of a model's folder: which of them cannot be read, and what its config.json asks for."""
+"""The files that a model's folder is read from: for fingerprints, and what is wrong with them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
+from transformers.utils.hub import cached_file
 
+from lmpg.language.models.critic import FOLDER as CRITIC
 from lmpg.settings.section import UserError
 
+READ = {".json", ".safetensors", ".bin", ".model", ".tiktoken", ".jinja", ".txt", ".py"}
+NOT_READ = {"trainer_state.json", "training_args.bin", "facts.json", "manifest.json"}
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _FETCHED = ("deepgemm", "deep-gemm", "sonicmoe", "sonic-moe")
 """Implementations of experts that are kernels from the Hub."""
@@ -25,6 +29,26 @@ _FLASH = {
 _OBJECTS = ("config", "generation_config", "model", "tokenizer")
 """What files that hold one JSON object are called."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+def model_files(path: str) -> dict[str, Path]:
+    """Weights, configs, tokenizer and code of a folder or Hub id, by their names in it; of a Hub id
+    those in the cache, where loading has put them."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        try:
+            found = cached_file(path, "config.json", local_files_only=True)
+        except (OSError, ValueError):
+            found = None
+        if found is None:
+            return {}
+        folder = Path(found).parent
+    return {
+        str(file.relative_to(folder)): file
+        for part in (folder, folder / CRITIC)
+        for file in sorted(part.glob("*"))
+        if file.is_file() and file.suffix in READ and file.name not in NOT_READ
+    }
 
 
 def refuse_broken_settings(key: str, folder: Path) -> None:

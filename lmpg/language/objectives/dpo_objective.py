@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lmpg.algorithms.fixed_data.dpo import DPO
@@ -14,16 +15,16 @@ from lmpg.language.objectives.text_logprobs import text_logprobs
 class DPOObjective(PreferenceObjective[PreferencePair, DPO]):
     """The chosen answer of each pair is to gain more on the reference than the rejected one."""
 
+    def rewards(self, examples: list[PreferencePair]) -> Tensor:
+        """β Δ of both answers of each pair."""
+        terms, _ = self._terms(examples)
+        return torch.cat([terms["rewards/chosen"], terms["rewards/rejected"]])
+
     def metrics(self, examples: list[PreferencePair]) -> dict[str, Tensor]:
         """Loss, rewards (β Δ) and log-probs of each pair."""
-        texts = [pair.texts[side] for side in (0, 1) for pair in examples]
-        known = [pair.ref_logprobs[side] for side in (0, 1) for pair in examples]
-        lengths = [float(sum(text.loss_mask)) for text in texts]
-        logprobs = text_logprobs(self.module, texts)
-        numbers = (logprobs, *(logprobs.new_tensor(x) for x in (known, lengths)))
-        terms = self.algorithm.loss_terms(*(x.view(2, -1) for x in numbers))
+        terms, logprobs_2N = self._terms(examples)
         chosen_N, rejected_N = terms["rewards/chosen"], terms["rewards/rejected"]
-        logprobs_2N = logprobs.detach().view(2, -1)
+        terms |= self.mean_reward_metric(chosen_N)
         return terms | {
             "rewards/margin": chosen_N - rejected_N,
             "rewards/accuracy": pair_accuracy(chosen_N, rejected_N),
@@ -38,3 +39,13 @@ class DPOObjective(PreferenceObjective[PreferencePair, DPO]):
         names = {"loss": "loss", "margin": "rewards/margin", "pair_accuracy": "rewards/accuracy"}
         count = len(self.held_out)
         return {name: sum(found[metric]) / count for name, metric in names.items()}
+
+    def _terms(self, examples: list[PreferencePair]) -> tuple[dict[str, Tensor], Tensor]:
+        """The algorithm's terms, and log π of both answers without gradient."""
+        texts = [pair.texts[side] for side in (0, 1) for pair in examples]
+        known = [pair.ref_logprobs[side] for side in (0, 1) for pair in examples]
+        lengths = [float(sum(text.loss_mask)) for text in texts]
+        logprobs_2N = text_logprobs(self.module, texts).view(2, -1)
+        known_2N, lengths_2N = (logprobs_2N.new_tensor(x).view(2, -1) for x in (known, lengths))
+        terms = self.algorithm.loss_terms(logprobs_2N, known_2N, lengths_2N, self.mean_reward)
+        return terms, logprobs_2N.detach()

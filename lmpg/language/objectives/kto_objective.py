@@ -17,8 +17,8 @@ from lmpg.language.objectives.text_logprobs import text_logprobs
 class KTOObjective(PreferenceObjective[LabelledCompletion, KTO]):
     """Desirable completions are to gain on the reference, the others to lose.
 
-    Gains are measured from the KL baseline, a number of the whole minibatch on all ranks: `prepare`
-    measures it, and the share of either kind, before the minibatch's losses are computed.
+    Gains are measured from a number of the whole minibatch on all ranks, KTO's KL baseline or BCO's
+    mean reward. `prepare` measures it, and the share of either kind, before losses are computed.
     """
 
     _kl_baseline = torch.zeros(())
@@ -27,22 +27,28 @@ class KTOObjective(PreferenceObjective[LabelledCompletion, KTO]):
     def prepare(
         self, batch: list[LabelledCompletion], parts: list[list[LabelledCompletion]]
     ) -> None:
-        """Measure the KL baseline on the minibatch, before any of it is learned."""
+        """Measure what the losses compare with, before any of the minibatch is learned."""
+        super().prepare(batch, parts)
+        self._measure(batch, parts)
+
+    def _measure(
+        self, batch: list[LabelledCompletion], parts: list[list[LabelledCompletion]]
+    ) -> None:
+        """Measure the share of either kind and the KL baseline of a minibatch."""
         share = sum(example.desirable for example in batch) / len(batch)
         self._shares = (share or math.nan, 1 - share or math.nan)
-        self._kl_baseline = self._measured_baseline(parts, len(batch))
+        if self.algorithm.compares_with_drift:
+            self._kl_baseline = self._measured_baseline(parts, len(batch))
+
+    def rewards(self, examples: list[LabelledCompletion]) -> Tensor:
+        """β Δ of each completion."""
+        return self._terms(examples)[0]["rewards"]
 
     def metrics(self, examples: list[LabelledCompletion]) -> dict[str, Tensor]:
         """Loss, reward (β Δ) and log-prob of each completion; those of desirable and undesirable
         ones are scaled so that the mean over the minibatch is the mean over their own kind."""
-        logprobs_N = text_logprobs(self.module, [example.text for example in examples])
-        ref_logprobs_N = logprobs_N.new_tensor([example.ref_logprobs[0] for example in examples])
-        desirable = [example.desirable for example in examples]
-        desirable_N = torch.tensor(desirable, device=logprobs_N.device)
-        terms = self.algorithm.loss_terms(
-            logprobs_N, ref_logprobs_N, desirable_N, self._kl_baseline
-        )
-        rewards_N, logps_N = terms["rewards"], logprobs_N.detach()
+        terms, logps_N, desirable_N = self._terms(examples)
+        rewards_N = terms["rewards"]
         good_N, poor_N = desirable_N / self._shares[0], ~desirable_N / self._shares[1]
         return {
             "loss": terms["loss"],
@@ -51,14 +57,34 @@ class KTOObjective(PreferenceObjective[LabelledCompletion, KTO]):
             "rewards/margin": rewards_N * (good_N - poor_N),
             "logps/chosen": logps_N * good_N,
             "logps/rejected": logps_N * poor_N,
-            "drift": self._kl_baseline.expand_as(rewards_N),
+            **self._measured_from(rewards_N),
         }
+
+    def _terms(
+        self, examples: list[LabelledCompletion]
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """The algorithm's terms, log π of the completions without gradient, and which of them are
+        desirable."""
+        logprobs_N = text_logprobs(self.module, [example.text for example in examples])
+        ref_logprobs_N = logprobs_N.new_tensor([example.ref_logprobs[0] for example in examples])
+        desirable = [example.desirable for example in examples]
+        desirable_N = torch.tensor(desirable, device=logprobs_N.device)
+        drift, mean = self.algorithm.compares_with_drift, self.mean_reward
+        start = self._kl_baseline if drift else logprobs_N.new_tensor(mean)
+        terms = self.algorithm.loss_terms(logprobs_N, ref_logprobs_N, desirable_N, start)
+        return terms, logprobs_N.detach(), desirable_N
+
+    def _measured_from(self, rewards_N: Tensor) -> dict[str, Tensor]:
+        """What gains are measured from, under its name, for each completion."""
+        if self.algorithm.compares_with_drift:
+            return {"drift": self._kl_baseline.expand_as(rewards_N)}
+        return self.mean_reward_metric(rewards_N)
 
     def held_out_metrics(self) -> dict[str, float]:
         """loss, with the KL baseline of all of them; margin: mean reward of the desirable ones less
         that of the others; pair_accuracy: share of all pairs of both kinds in the right order."""
         held_out = self.held_out
-        self.prepare(held_out, in_parts(self.processes.share(held_out), self.rows))
+        self._measure(held_out, in_parts(self.processes.share(held_out), self.rows))
         found = self.gathered(held_out)
         desirable = torch.tensor([example.desirable for example in held_out])
         good, poor = (

@@ -11,15 +11,16 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from lmpg.algorithms.fixed_data.dpo import DPO
+from lmpg.algorithms.fixed_data.kto import KTO
 from lmpg.language.data.order import epoch_order
 from lmpg.language.data.policy_pairs import LabelledCompletion, PreferencePair
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.objectives.text_logprobs import reference_logprobs
 from lmpg.runtime.processes import Processes
-from lmpg.settings.section import Section
 
 E = TypeVar("E", PreferencePair, LabelledCompletion)
-A = TypeVar("A", bound=Section)
+A = TypeVar("A", DPO, KTO)
 
 
 class PreferenceObjective(ABC, Generic[E, A]):
@@ -45,13 +46,18 @@ class PreferenceObjective(ABC, Generic[E, A]):
         sample_metrics: Callable[[], dict[str, float]] | None = None,
     ) -> None:
         self.module = policy
-        self.algorithm = algorithm
+        self.algorithm: A = algorithm
         self.train: list[E] = parts[0]
         self.held_out: list[E] = parts[1]
         self.seed = seed
         self.processes = processes
         self.rows = rows
         self.sample_metrics = sample_metrics
+        self.counters = {"rewards": 0.0, "answers": 0.0}
+
+    @abstractmethod
+    def rewards(self, examples: list[E]) -> Tensor:
+        """βΔ of each answer, without gradient."""
 
     @abstractmethod
     def metrics(self, examples: list[E]) -> dict[str, Tensor]:
@@ -74,7 +80,27 @@ class PreferenceObjective(ABC, Generic[E, A]):
         return sum(len(text.ids) for text in example.texts)
 
     def prepare(self, batch: list[E], parts: list[list[E]]) -> None:
-        """Does nothing where no loss depends on the minibatch as a whole, as in DPO."""
+        """Count the rewards of the minibatch where its losses compare with the mean reward (BCO):
+        `counters` has the sum over all minibatches so far, and the number of answers."""
+        if not self.algorithm.compares_with_mean_reward:
+            return
+        with torch.no_grad():
+            found = [self.rewards(part).double() for part in parts if part]
+        rewards, answers = sum(float(x.sum()) for x in found), sum(x.numel() for x in found)
+        sums = torch.tensor([rewards, answers], dtype=torch.float64, device=self.module.device)
+        for name, number in zip(self.counters, self.processes.sum(sums).tolist()):
+            self.counters[name] += number
+
+    @property
+    def mean_reward(self) -> float:
+        """Mean βΔ of the answers that were counted, each as the policy was then; 0 before any."""
+        return self.counters["rewards"] / max(self.counters["answers"], 1.0)
+
+    def mean_reward_metric(self, rewards_N: Tensor) -> dict[str, Tensor]:
+        """`rewards/mean`, for each of N examples; nothing where no loss compares with it."""
+        if not self.algorithm.compares_with_mean_reward:
+            return {}
+        return {"rewards/mean": torch.full_like(rewards_N, self.mean_reward)}
 
     def loss_sums(self, examples: list[E]) -> dict[str, Tensor]:
         """Summed loss and metrics."""

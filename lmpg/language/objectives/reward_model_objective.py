@@ -43,6 +43,7 @@ class RewardModelObjective:
         self.seed = seed
         self.processes = processes
         self.bf16 = bf16
+        self.counters: dict[str, float] = {}
 
     def epoch(self, number: int) -> list[RewardPair]:
         """The pairs of one epoch, shuffled; labelled texts meet new partners in each."""

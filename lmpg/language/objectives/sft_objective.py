@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lmpg.algorithms.fixed_data.maximum_likelihood import MaximumLikelihood
 from lmpg.language.data.order import epoch_order
 from lmpg.language.data.packing import rows_of
 from lmpg.language.data.texts import Text
@@ -21,11 +22,11 @@ PackedRow = tuple[Text, ...]
 
 
 class SFTObjective:
-    """−log π(token | tokens before it) in nats, the mean over a minibatch's loss masks.
+    """The algorithm's loss of each token in nats, the mean over a minibatch's loss masks.
 
     An example is a row: one text, or with `packing` as many as fit into the model's context, which
     needs less padding. Which texts share a row never changes. Held-out texts are not packed.
-    sample_metrics: further held-out metrics, of sampled responses.
+    parts: (train, held out) texts. sample_metrics: further held-out metrics, of sampled responses.
     """
 
     best_metric = "loss"
@@ -35,14 +36,17 @@ class SFTObjective:
     def __init__(
         self,
         policy: CausalLMPolicy,
-        train: list[Text],
-        held_out: list[Text],
+        algorithm: MaximumLikelihood,
+        parts: tuple[list[Text], list[Text]],
         seed: int,
         processes: Processes,
         sample_metrics: Callable[[], dict[str, float]] | None = None,
         packing: bool = False,
     ) -> None:
         self.module = policy
+        self.algorithm = algorithm
+        self.counters: dict[str, float] = {}
+        train, held_out = parts
         texts = [text for text in train if any(text.loss_mask)]
         self.train: list[PackedRow] = [(text,) for text in texts]
         if packing:
@@ -75,27 +79,28 @@ class SFTObjective:
             return self._sums([text for row in examples for text in row])
         rows = [[(text.ids, text.loss_mask) for text in row] for row in examples]
         logprobs_N, entropy_N = packed_logprobs(self.module, rows)
-        return {"loss": -logprobs_N.sum(), "entropy": entropy_N.sum()}
+        terms = self.algorithm.loss_terms(logprobs_N)
+        return {name: x_N.sum() for name, x_N in terms.items()} | {"entropy": entropy_N.sum()}
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """loss: nats per held-out token. perplexity: e to that. And metrics of sampled responses
-        where they are asked for."""
+        """loss: nats per held-out token, whatever the algorithm's loss is: that of DFT may rise as
+        the model gets better. perplexity: e to that. And metrics of sampled responses where they
+        are asked for."""
         mine = self.processes.share(sorted(self.held_out, key=lambda text: len(text.ids)))
         starts = range(0, len(mine), EVALUATED_TOGETHER)
-        parts = [self._sums(mine[i : i + EVALUATED_TOGETHER])["loss"] for i in starts]
+        sums = [self._sums(mine[i : i + EVALUATED_TOGETHER]) for i in starts]
+        parts = [found.get("nll", found["loss"]) for found in sums]
         total = torch.stack([torch.zeros((), device=self.module.device), *parts]).double().sum()
         loss = float(self.processes.sum(total)) / sum(sum(text.loss_mask) for text in self.held_out)
         found = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
         return found | (self.sample_metrics() if self.sample_metrics else {})
 
     def _sums(self, texts: list[Text]) -> dict[str, Tensor]:
-        """The sums of texts in rows of their own."""
+        """The sums of texts in rows of their own; of no texts, zeros under the same names."""
         if not texts:
             zero = torch.zeros((), device=self.module.device)
-            return {"loss": zero, "entropy": zero}
+            return dict.fromkeys([*self.algorithm.loss_terms(zero), "entropy"], zero)
         new, mask_BT = evaluated_texts(self.module, texts)
-        return {
-            "loss": -torch.where(mask_BT, new.logprobs_BT, 0).sum(),
-            "entropy": torch.where(mask_BT, new.entropy_BT, 0).sum(),
-        }
+        terms = {**self.algorithm.loss_terms(new.logprobs_BT), "entropy": new.entropy_BT}
+        return {name: torch.where(mask_BT, x_BT, 0).sum() for name, x_BT in terms.items()}

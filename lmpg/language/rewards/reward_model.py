@@ -40,6 +40,11 @@ class ModelReward:
         context = min(context_length(model.config, tokenizer), tokenizer.model_max_length)
         return cls(model_name(path), SequenceScorer(model, tokenizer), tokenizer, context)
 
+    @property
+    def num_weights(self) -> int:
+        """How many weights the model has."""
+        return sum(p.numel() for p in self.scorer.model.parameters())
+
     def submit(self, request: RewardRequest) -> Callable[[], RewardReply]:
         """Models work in this process: it scores when the reply is asked for."""
         return partial(self.reply, request)

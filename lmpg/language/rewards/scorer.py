@@ -104,6 +104,11 @@ class Scorer:
         """Names of the rewards, in the order of the weights."""
         return list(self._rewards)
 
+    @property
+    def num_weights(self) -> int:
+        """Weights of all reward models."""
+        return sum(getattr(reward, "num_weights", 0) for reward in self._rewards.values())
+
     def submit(
         self,
         prompts: list,
@@ -134,16 +139,15 @@ class Scorer:
 
     @contextmanager
     def keeping_sources(self, folder: Path | None) -> Iterator[None]:
-        """Keeps in `folder` what the functions were made of: now, and at the end what came later;
-        then ends the workers."""
+        """Saves at the end what the functions were made of and ends the workers."""
         with self:
             try:
-                self._save_sources(folder)
                 yield
             finally:
-                self._save_sources(folder)
+                if folder and folder.is_dir():  # no run has begun without it
+                    self.save_sources(folder)
 
-    def _save_sources(self, folder: Path | None) -> None:
+    def save_sources(self, folder: Path | None) -> None:
         """Writes the local modules that functions have imported, each as MODULE.py, once.
 
         What `folder` holds stays: another text of the same module gets a number.

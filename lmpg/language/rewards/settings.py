@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from lmpg.settings.section import Section
 
+Truncated = Literal["score", "zero", "bootstrap", "mask", "mask_loss"]
+
 
 class RewardSettings(Section):
     """What scores the responses: the weighted sum of all functions and models."""
@@ -19,6 +21,9 @@ class RewardSettings(Section):
     """Hub ids or folders of sequence-classification models with one label."""
     weights: tuple[float, ...] = ()
     """One per function, then one per model; empty means 1 for each."""
+    combine: Literal["sum", "standardised"] = "sum"
+    """standardised: each reward less its group's mean, divided by its group's std, then weighted
+    and summed (GDPO), so that each has its say, however small its numbers are beside another's."""
     timeout: float = Field(60.0, gt=0)
     """Seconds one call of a function may take before its worker process is killed."""
     workers: int = Field(1, ge=1)
@@ -31,9 +36,10 @@ class RewardSettings(Section):
     """What ends a step of a completion where `process` is `step`."""
     max_error_share: float = Field(0.5, ge=0, le=1)
     """The run stops, saved, when more than this share of a step's responses has no score."""
-    truncated: Literal["score", "zero", "bootstrap", "mask"] = "score"
-    """What a response that was cut at the limit counts for: its score; 0 in place of it; its score
-    and the critic's value of what would have come; or nothing, it stays out of the loss."""
+    truncated: Truncated = "score"
+    """What a response that was cut at the limit counts for. score: its score; zero: 0 in place of
+    it; bootstrap: its score and the critic's value of what would have come; mask: nothing;
+    mask_loss: its score counts for the others, in its group's mean, but it is not learned from."""
     normalise: Literal["none", "running"] = "none"
     """running: less the mean and divided by the std of all scores of the run so far."""
     score_clip: float | None = Field(None, gt=0)
@@ -51,6 +57,15 @@ class RewardSettings(Section):
             raise ValueError(
                 f"rewards.weights has {len(self.weights)} numbers, expected {expected}: "
                 "one per entry of rewards.functions, then one per entry of rewards.models"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_to_normalise_twice(self) -> RewardSettings:
+        if self.combine == "standardised" and self.normalise != "none":
+            raise ValueError(
+                f"rewards.normalise = {self.normalise} with rewards.combine = standardised, which "
+                "has each reward's mean and spread out already. Set one of them back"
             )
         return self
 

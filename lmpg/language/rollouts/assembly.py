@@ -13,6 +13,7 @@ from lmpg.functional.advantages import next_in_mask
 from lmpg.functional.masking import masked_mean
 from lmpg.language.models.policy import Reference
 from lmpg.language.rewards.scorer import Step
+from lmpg.language.rewards.settings import Truncated
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.score_processing import score_tensors
 from lmpg.language.rollouts.scoring import ScoredGroups
@@ -62,12 +63,13 @@ def assembled(
     reference: Reference | None,
     algorithm: Algorithm,
     *,
-    bootstrap: bool,
+    truncated: Truncated,
 ) -> RolloutPart:
     """The part of a rollout that these groups form; `raw` and `processed` are the same groups with
     raw and with processed scores.
 
-    bootstrap: whether the critic's value stands in for the rest of a truncated completion.
+    truncated: where it is bootstrap, the critic's value stands in for the rest of a truncated
+    completion; where it is mask_loss, such a completion is not learned from.
     """
     completions, size = raw.completions, raw.group_size
     slots = [slot for slot in raw.slots for _ in range(size)]
@@ -81,7 +83,9 @@ def assembled(
     )
     if greedy is not None:
         rollout = replace(rollout, greedy_scores_B=score_tensors(greedy)[0].float())
-    if bootstrap:
+    if truncated == "mask_loss":
+        rollout = replace(rollout, learned_B=completions.samples.finished_B.cpu())
+    if truncated == "bootstrap":
         rollout = _bootstrapped(rollout, completions.samples, generator)
     rows = zip(slots, completions.prompts, completions.texts, raw.scores.totals)
     shown = [

@@ -76,7 +76,7 @@ class LanguageSource:
 
     def _assembled(self, sampled: list[ScoredGroups]) -> RolloutPart:
         """The rollout of all ranks, on every rank, with processed scores."""
-        bootstrap, parts = self.processing.settings.truncated == "bootstrap", []
+        parts = []
         for raw in sampled:
             part = assembled(
                 raw,
@@ -84,7 +84,7 @@ class LanguageSource:
                 self.generator,
                 self.reference,
                 self.algorithm,
-                bootstrap=bootstrap,
+                truncated=self.processing.settings.truncated,
             )
             parts.append(part)
         return RolloutPart.joined(self.generator.processes.gather_list(parts))
@@ -100,7 +100,7 @@ class LanguageSource:
     def _warn_if_no_signal(self, rollout: Rollout, sampled: Sampled) -> None:
         """Once: an iteration that teaches nothing looks like any other in the log."""
         why = None
-        if not rollout.counted_BT.any():
+        if not rollout.learned_BT.any():
             why = "no response counts: all are without a score or masked (rewards.truncated)"
         elif self.algorithm.group_size > 1 and not any(sampled.has_spread):
             why = "the responses of each group have the same score, so none is better than another"

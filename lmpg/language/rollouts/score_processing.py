@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmpg.functional.advantages import decoupled
 from lmpg.functional.score_statistics import RunningMoments, overlong_punishment
 from lmpg.language.rewards.scorer import Scores
 from lmpg.language.rewards.settings import RewardSettings
@@ -21,7 +22,7 @@ NO_SPREAD = 1e-6  # below this std, running scores are centred but not scaled
 
 @dataclass(frozen=True)
 class ScoreProcessing:
-    """Applies `rewards.truncated`, `normalise`, `score_clip`, `missing_eos_penalty` and
+    """Applies `rewards.truncated`, `combine`, `normalise`, `score_clip`, `missing_eos_penalty` and
     `overlong_tokens`, in this order.
 
     seen: running statistics of all scores so far, this iteration's included.
@@ -36,16 +37,36 @@ class ScoreProcessing:
         """Whether processed scores can differ from raw ones."""
         s = self.settings
         penalised = s.missing_eos_penalty or s.overlong_tokens or s.truncated in ("zero", "mask")
-        return bool(penalised or s.normalise == "running" or s.score_clip is not None)
+        rescaled = s.normalise == "running" or s.combine == "standardised"
+        return bool(penalised or rescaled or s.score_clip is not None)
 
     def counted(self, completions: Completions, scores: Scores) -> list[float | None]:
         """Raw scores for the running statistics. A truncated completion has none there
         (`rewards.truncated` = mask), or a score of 0 (zero)."""
+        return self._counted(completions, scores.totals)
+
+    def _counted(self, completions: Completions, scores: list[float | None]) -> list[float | None]:
         if self.settings.truncated not in ("zero", "mask"):
-            return scores.totals
+            return scores
         instead = 0.0 if self.settings.truncated == "zero" else None
-        rows = zip(scores.totals, completions.finished)
+        rows = zip(scores, completions.finished)
         return [x if x is None or finished else instead for x, finished in rows]
+
+    def _combined(
+        self, completions: Completions, scores: Scores, group_size: int
+    ) -> list[float | None]:
+        """What a completion's rewards come to: their sum, or what each says within its group."""
+        totals = self._counted(completions, scores.totals)
+        if self.settings.combine == "sum":
+            return totals
+        each = [self._counted(completions, x) for x in scores.by_reward.values()]
+        weights_K = torch.tensor(self.settings.weights or [1.0] * len(each), dtype=torch.float64)
+        scores_KPG = torch.stack([score_tensors(x)[0] for x in each]).view(
+            len(each), -1, group_size
+        )
+        valid_PG = score_tensors(totals)[1].view(-1, group_size)
+        found = decoupled(scores_KPG, weights_K, valid_PG, STD_EPS).flatten().tolist()
+        return [None if total is None else x for total, x in zip(totals, found)]
 
     def after(self, counted: list[float | None]) -> ScoreProcessing:
         """The same processing, with these scores of all ranks added to its statistics."""
@@ -53,15 +74,14 @@ class ScoreProcessing:
             return self
         return replace(self, seen=self.seen.after([x for x in counted if x is not None]))
 
-    def processed(self, completions: Completions, scores: Scores) -> Scores:
-        """The scores to learn from; process rewards are scaled as the totals are."""
+    def processed(self, completions: Completions, scores: Scores, group_size: int = 1) -> Scores:
+        """The scores of groups to learn from; process rewards are scaled as the totals are."""
         known = self.settings.normalise != "none" and self.seen.std > NO_SPREAD
         scale = 1 / (self.seen.std + STD_EPS) if known else 1.0
         totals: list[float | None] = []
         steps = []
-        rows = zip(
-            self.counted(completions, scores), scores.steps, completions.ids, completions.finished
-        )
+        combined = self._combined(completions, scores, group_size)
+        rows = zip(combined, scores.steps, completions.ids, completions.finished)
         for score, rewards, ids, finished in rows:
             kept = score is not None and (finished or self.settings.truncated != "zero")
             totals.append(None if score is None else self._total(score, scale, len(ids), finished))

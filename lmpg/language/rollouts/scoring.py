@@ -36,7 +36,7 @@ class ScoredGroups:
         """The same groups with processed scores."""
         return replace(
             self,
-            scores=processing.processed(self.completions, self.scores),
+            scores=processing.processed(self.completions, self.scores, self.group_size),
             greedy=None if self.greedy is None else self.greedy.processed(processing),
         )
 
@@ -127,7 +127,7 @@ class GroupSampler:
             f"step {iteration}: {errors} of {num_completions} responses could not be "
             f"scored, more than rewards.max_error_share = {allowed} allows. "
             f"Everything up to step {iteration - 1} is saved. Mend the reward, then go on with "
-            f"--run.resume. The reward said:\n  {said}"
+            f"--run.resume-anyway, as it will have changed. The reward said:\n  {said}"
         )
 
     def _groups(

@@ -44,6 +44,7 @@ def loaded_policy(
     tokenizer = load_tokenizer(str(model.path), model.trust_remote_code)
     torch.manual_seed(settings.run.seed)  # LoRA's factors are drawn from the global generator
     policy = load_policy(model, tokenizer, critic=False, temperature=1.0, device=processes.device)
+    processes.suit_threads(sum(p.numel() for p in policy.parameters()))
     return policy, tokenizer
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from lmpg.language.data.data_files import data_inputs, rows_text
+from lmpg.language.models.model_files import model_files
 from lmpg.language.stages import STAGES
 from lmpg.language.stages.preference import dpo, kto
 from lmpg.language.stages.prepared import Prepared
@@ -19,11 +21,12 @@ from lmpg.language.stages.settings import (
 from lmpg.language.stages.sft import sft
 from lmpg.language.worlds.registry import world_asked_for, world_stage
 from lmpg.language.worlds.world import OfflineWorld
+from lmpg.runs.fingerprints import Inputs
 from lmpg.runs.folder import RunFolder
 from lmpg.runs.tracking import Tracker
 from lmpg.runtime.processes import Processes
 from lmpg.training.offline import Offline, OfflineUpdater
-from lmpg.training.run import begin, refusals_leave_nothing, run
+from lmpg.training.run import begin, nothing_left_before_the_first_step, run
 
 PREPARE: dict[type[OfflineLearningSettings], Callable[..., Prepared]] = {
     SftSettings: sft,
@@ -46,13 +49,22 @@ def train_stage(
     folder = begin(settings, name, processes)
     if folder.status == "finished":
         return
-    with refusals_leave_nothing(folder, processes):
+    with nothing_left_before_the_first_step(folder, processes):
         world = world or _built(settings, processes)
         prepared = PREPARE[type(settings)](settings, world, processes)
         if processes.is_main:
             print(prepared.line, flush=True)
         loop = _assembled(settings, prepared, folder, processes)
-    run(loop, folder, name, {})
+        run(loop, folder, name, {}, inputs_of(settings, world))
+
+
+def inputs_of(settings: OfflineLearningSettings, world: OfflineWorld | None) -> Inputs:
+    """The files of the model and the data, or the world's rows."""
+    model = str(settings.model.path or (world and world.model_path))
+    if world is None:
+        return {**data_inputs(settings.data), "model.path": model_files(model)}
+    rows = rows_text([*world.train_rows, *world.held_out_rows])
+    return {"data.world": {"its rows": rows}, "model.path": model_files(model)}
 
 
 def _built(settings: OfflineLearningSettings, processes: Processes) -> OfflineWorld | None:

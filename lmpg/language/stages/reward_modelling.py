@@ -27,6 +27,7 @@ def reward_model(
     torch.manual_seed(settings.run.seed)  # the new head is drawn from the global generator
     model: Any = load_sequence_classifier(path, new_head=True, trust_remote_code=trust)
     model.to(processes.device)
+    processes.suit_threads(sum(p.numel() for p in model.parameters()))
     context = min(context_length(model.config, tokenizer), tokenizer.model_max_length)
     if world is None:
         pairs = load_reward_pairs(settings.data, tokenizer, context)

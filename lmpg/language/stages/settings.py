@@ -7,6 +7,7 @@ from pydantic import model_validator
 from lmpg.algorithms.fixed_data.bradley_terry import BradleyTerry
 from lmpg.algorithms.fixed_data.dpo import DPO
 from lmpg.algorithms.fixed_data.kto import KTO
+from lmpg.algorithms.fixed_data.maximum_likelihood import MaximumLikelihood
 from lmpg.language.data.settings import DataSettings, TextSettings
 from lmpg.language.models.settings import ModelSettings
 from lmpg.runs.settings import (
@@ -59,6 +60,7 @@ class SftSettings(SampledStageSettings):
     """Supervised fine-tuning of a causal language model."""
 
     data: TextSettings = TextSettings()
+    algorithm: MaximumLikelihood = MaximumLikelihood()
 
 
 class DpoSettings(SampledStageSettings):

@@ -26,7 +26,8 @@ def sft(settings: SftSettings, world: OfflineWorld | None, processes: Processes)
     seed, packing = settings.run.seed, settings.data.packing
     if packing:
         refuse_unpackable(policy)
-    objective = SFTObjective(policy, texts.train, texts.held_out, seed, processes, metrics, packing)
+    parts = (texts.train, texts.held_out)
+    objective = SFTObjective(policy, settings.algorithm, parts, seed, processes, metrics, packing)
     packed = f"; packed into {len(objective.train)} rows" if packing else ""
     return Prepared(
         objective, lambda path: policy.save_pretrained(path, tokenizer), texts.line() + packed

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lmpg.runs.checkpoint import fsync
+from lmpg.runs.files import fsync
+from lmpg.runtime.machine import one_thread
 from lmpg.settings.section import UserError
 
 MANIFEST = "manifest.json"
@@ -27,9 +28,10 @@ def cached(name: str, settings: dict[str, Any], make: Callable[[Path], None]) ->
     """The folder that `make` fills from `settings`, from the cache where it is there already.
 
     `settings` is JSON and holds everything that the result depends on, such as the version of the
-    code and the folders that it is made from.
+    code and the folders that it is made from. `make` has one thread, on any machine: with two its
+    sums have other last bits, so the world would be another one.
     """
-    text = json.dumps(settings, sort_keys=True)
+    text = json.dumps({**settings, "threads": 1}, sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     folder = cache_folder() / f"{name}-{key}"
     if is_whole(folder):
@@ -71,7 +73,8 @@ def _fill(folder: Path, make: Callable[[Path], None], settings: str) -> None:
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed: we hold the lock
     temporary.mkdir()
-    make(temporary)
+    with one_thread():
+        make(temporary)
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
     digests = {str(path.relative_to(temporary)): _sha256(path) for path in files}
     manifest = {"settings": json.loads(settings), "files": digests}

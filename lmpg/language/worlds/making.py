@@ -14,6 +14,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lmpg.algorithms.fixed_data.bradley_terry import BradleyTerry
+from lmpg.algorithms.fixed_data.maximum_likelihood import MaximumLikelihood
 from lmpg.language.data.reward_pairs import reward_pairs_from_rows
 from lmpg.language.data.rows import Row
 from lmpg.language.data.texts import texts_from_rows
@@ -71,7 +72,7 @@ def warm_start(
     tokenizer = load_tokenizer(str(blank))
     policy = load_policy(ModelSettings(path=str(blank)), tokenizer, critic=False, temperature=1.0)
     train, held_out = (texts_from_rows(part, tokenizer, policy.context_length) for part in rows)
-    objective = SFTObjective(policy, train, held_out, seed, SingleProcess())
+    objective = SFTObjective(policy, MaximumLikelihood(), (train, held_out), seed, SingleProcess())
     updater: OfflineUpdater = OfflineUpdater(objective, settings, SingleProcess())
     _learn(updater, name, stop and (lambda step: stop(policy, tokenizer, step)))
     policy.save_pretrained(folder, tokenizer)

@@ -9,7 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from lmpg.runs.folder import read_summary
+from lmpg.runs.files import write_text
+from lmpg.runs.folder import REPORT, read_summary
 from lmpg.runs.report.charts import Panel, Point, Series, draw, number
 from lmpg.runs.report.page import page, samples_block, settings_block, table
 from lmpg.runs.tracking import clock
@@ -92,8 +93,8 @@ def write_report(run_dir: Path) -> Path:
             "Settings": settings_block(config.read_text("utf-8") if config.exists() else ""),
         },
     )
-    path = run_dir / "report.html"
-    path.write_text(text, encoding="utf-8")
+    path = run_dir / REPORT
+    write_text(path, text)
     return path
 
 

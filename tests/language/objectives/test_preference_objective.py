@@ -27,6 +27,7 @@ from tests.support.objectives import (
     dpo_objective,
     kto_objective,
     moved,
+    plain_logprob,
     random_ids,
     random_labelled_completions,
     random_preference_pairs,
@@ -34,35 +35,43 @@ from tests.support.objectives import (
     random_texts,
     reward_model_objective,
     sft_objective,
+    sigmoid,
     tiny_policy,
 )
 from tests.support.planted import catches
 from tests.support.tiny import save_tiny, tiny_model
 
 
-def plain_logprob(model, text: Text) -> tuple[float, int]:
-    """Sum over the learned tokens, and their number, from the model's own logits."""
-    with torch.no_grad():
-        logps = model(torch.tensor([text.ids])).logits[0].log_softmax(-1)
-    learned = [i for i, wanted in enumerate(text.loss_mask) if wanted]
-    return sum(float(logps[i - 1, text.ids[i]]) for i in learned), len(learned)
-
-
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
-
-
-def slow_loss(method: DPO, chosen: float, rejected: float) -> float:
-    """The published formulas; arguments are Δ of both answers, per token where that is asked."""
-    z = method.beta * (chosen - rejected) - method.gamma
-    right, wrong, eps = -math.log(sigmoid(z)), -math.log(sigmoid(-z)), method.label_smoothing
-    return {
+def slow_loss(
+    method: DPO, chosen: float, rejected: float, means: list[float], shift: float
+) -> float:
+    """The published formulas; arguments are Δ of both answers, per token where that is asked, their
+    mean log-probs, and BCO's δ."""
+    beta, eps = method.beta, method.label_smoothing
+    z, r_chosen, r_rejected = (
+        beta * (chosen - rejected) - method.gamma,
+        beta * chosen,
+        beta * rejected,
+    )
+    right, wrong = -math.log(sigmoid(z)), -math.log(sigmoid(-z))
+    odds = [math.exp(x) / (1 - math.exp(x)) for x in means]
+    each = {
         "sigmoid": right,
         "hinge": max(0.0, 1 - z),
-        "ipo": (chosen - rejected - 1 / (2 * method.beta)) ** 2,
+        "ipo": (chosen - rejected - 1 / (2 * beta)) ** 2,
         "conservative": (1 - eps) * right + eps * wrong,
         "robust": ((1 - eps) * right - eps * wrong) / (1 - 2 * eps),
-    }[method.loss]
+        "apo_zero": 1 - sigmoid(r_chosen) + sigmoid(r_rejected),
+        "apo_down": sigmoid(r_chosen) + 1 - sigmoid(r_chosen - r_rejected),
+        "bco_pair": -math.log(sigmoid(r_chosen - shift)) - math.log(sigmoid(shift - r_rejected)),
+        "sppo_hard": (chosen - 1 / (2 * beta)) ** 2 + (rejected + 1 / (2 * beta)) ** 2,
+        "nca_pair": -math.log(sigmoid(r_chosen))
+        - (math.log(sigmoid(-r_chosen)) + math.log(sigmoid(-r_rejected))) / 2,
+        "odds_ratio": -math.log(sigmoid(math.log(odds[0] / odds[1]))),
+        "sft": -means[0],
+    }
+    weights = method.loss_weights or [1.0] * len(method.loss)
+    return sum(weight * each[name] for name, weight in zip(method.loss, weights))
 
 
 VARIANTS = [
@@ -73,6 +82,15 @@ VARIANTS = [
     DPO(loss="robust", label_smoothing=0.2, beta=0.5),
     DPO(per_token=True, beta=2.0),
     DPO(per_token=True, reference=False, beta=2.0, gamma=0.7),
+    DPO(loss="apo_zero", beta=0.5),
+    DPO(loss="apo_down", beta=0.5),
+    DPO(loss="bco_pair", beta=0.5),
+    DPO(loss="sppo_hard", beta=0.4),
+    DPO(loss="nca_pair", beta=0.5),
+    DPO(loss=("odds_ratio", "sft"), loss_weights=(0.3, 1.0), per_token=True, reference=False),
+    DPO(loss=("sigmoid", "sft"), reference=False),
+    DPO(loss=("sigmoid", "sft"), loss_weights=(1.0, 0.5)),
+    DPO(loss=("sigmoid", "bco_pair", "sft"), loss_weights=(0.8, 0.2, 1.0), beta=0.5),
 ]
 
 
@@ -81,81 +99,43 @@ VARIANTS = [
     "conservative and robust DPO mixed up",
     "DPO's reference taken after training began",
     "SimPO's margin with the wrong sign",
+    "APO-zero and APO-down mixed up",
+    "SPPO's targets of ±1/β instead of ±1/(2β)",
+    "NCA's noise term without the chosen answer",
+    "ORPO's odds of whole answers instead of means per token",
+    "the weights of a sum of losses in another order",
+    "the NLL of both answers, or its sum over tokens",
 )
 @pytest.mark.parametrize("method", VARIANTS, ids=str)
 def test_every_loss_is_its_formula_over_the_answers_tokens(method):
     pairs = random_preference_pairs(7)
     objective = dpo_objective(pairs, method=method)
-    reference, losses, rewards = tiny_model(), [], []
+    reference, deltas, means, rewards = tiny_model(), [], [], []
     for pair in pairs:
-        ratios = []
+        ratios, per_token = [], []
         for text in (pair.chosen, pair.rejected):
             logprob, count = plain_logprob(objective.module.model, text)
             known = plain_logprob(reference, text)[0] if method.reference else 0.0
-            per_token = method.per_token or method.loss == "ipo"
-            ratios.append((logprob - known) / (count if per_token else 1))
-        losses.append(slow_loss(method, *ratios))
+            divided = method.per_token or method.loss == ("ipo",)
+            ratios.append((logprob - known) / (count if divided else 1))
+            per_token.append(logprob / count)
+        deltas.append(ratios)
+        means.append(per_token)
         rewards.append([method.beta * x for x in ratios])
+
+    def mean_loss(shift: float) -> float:
+        return sum(slow_loss(method, *x, m, shift) for x, m in zip(deltas, means)) / 7
+
     found = objective.evaluate()
-    assert found["loss"] == pytest.approx(sum(losses) / 7, rel=1e-4)
+    assert found["loss"] == pytest.approx(mean_loss(0.0), rel=1e-4)
     assert found["margin"] == pytest.approx(sum(a - b for a, b in rewards) / 7, rel=1e-4, abs=1e-5)
     assert found["pair_accuracy"] == pytest.approx(sum(a > b for a, b in rewards) / 7)
     updater = OfflineUpdater(objective, OfflineSettings(minibatch_size=7), SingleProcess())
     metrics = updater.update(1)
-    assert metrics["loss"] == pytest.approx(found["loss"], rel=1e-5)
+    assert metrics["loss"] == pytest.approx(mean_loss(sum(map(sum, rewards)) / 14), rel=1e-4)
     assert metrics["rewards/chosen"] == pytest.approx(sum(a for a, _ in rewards) / 7, rel=1e-3)
-
-
-def slow_kto(method: KTO, answers, model, reference) -> tuple[float, float]:
-    """(loss, KL baseline) of answers that are one minibatch."""
-
-    def ratio(text: Text) -> float:
-        return plain_logprob(model, text)[0] - plain_logprob(reference, text)[0]
-
-    baseline = max(0.0, sum(ratio(answer.mismatched) for answer in answers) / len(answers))
-    losses = []
-    for answer in answers:
-        gain = method.beta * (ratio(answer.text) - baseline)
-        weight = method.desirable_weight if answer.desirable else method.undesirable_weight
-        losses.append(weight * (1 - sigmoid(gain if answer.desirable else -gain)))
-    return sum(losses) / len(losses), baseline
-
-
-@catches("KTO's KL baseline kept below 0", "KTO's KL baseline from the completions' own prompts")
-@pytest.mark.parametrize("seed", [0, 7])  # of 7 the baseline is above 0
-def test_the_loss_of_kto_is_its_formula_with_one_drift_for_the_whole_minibatch(seed):
-    method = KTO(beta=0.3, desirable_weight=1.5, undesirable_weight=0.8)
-    answers = random_labelled_completions(9, seed)
-    objective = kto_objective(answers, method=method)
-    loss, baseline = slow_kto(method, answers, objective.module.model, tiny_model())
-    assert (baseline > 0) == (seed == 7)
-    assert objective.evaluate()["loss"] == pytest.approx(loss, rel=1e-4)
-    settings = OfflineSettings(minibatch_size=9, microbatch_size=2)
-    metrics = OfflineUpdater(objective, settings, SingleProcess()).update(1)
-    assert metrics["loss"] == pytest.approx(loss, rel=1e-4)
-    assert metrics["drift"] == pytest.approx(baseline, rel=1e-3, abs=1e-5)
-
-
-def test_figures_of_kto_are_means_over_each_kind_of_answer():
-    answers = random_labelled_completions(9)
-    objective = kto_objective(answers)
-    reference, model = tiny_model(), objective.module.model
-    rewards = [
-        0.1 * (plain_logprob(model, x.text)[0] - plain_logprob(reference, x.text)[0])
-        for x in answers
-    ]
-    good = [r for r, x in zip(rewards, answers) if x.desirable]
-    poor = [r for r, x in zip(rewards, answers) if not x.desirable]
-    found = objective.evaluate()
-    margin = sum(good) / len(good) - sum(poor) / len(poor)
-    assert found["margin"] == pytest.approx(margin, rel=1e-3, abs=1e-5)
-    pairs = [a > b for a in good for b in poor]
-    assert found["pair_accuracy"] == pytest.approx(sum(pairs) / len(pairs))
-    metrics = OfflineUpdater(objective, OfflineSettings(minibatch_size=9), SingleProcess()).update(
-        1
-    )
-    assert metrics["rewards/chosen"] == pytest.approx(sum(good) / len(good), rel=1e-3, abs=1e-5)
-    assert metrics["rewards/rejected"] == pytest.approx(sum(poor) / len(poor), rel=1e-3, abs=1e-5)
+    if "sft" in method.loss:
+        assert metrics["loss/sft"] == pytest.approx(-sum(a for a, _ in means) / 7, rel=1e-4)
 
 
 @catches("prompt tokens in an answer's log-prob")
@@ -238,7 +218,8 @@ def test_without_a_reference_none_is_computed(monkeypatch, tmp_path):
         return examples
 
     monkeypatch.setattr("lmpg.language.stages.preference.with_reference", with_reference)
-    for method in (DPO(), DPO(reference=False, per_token=True, beta=2.0)):
+    orpo = DPO(loss=("odds_ratio", "sft"), reference=False)
+    for method in (DPO(), DPO(reference=False, per_token=True, beta=2.0), orpo):
         settings = DpoSettings(
             model=ModelSettings(path=save_tiny(tmp_path / "model")),
             data=DataSettings(path=str(tmp_path / "rows.jsonl")),
@@ -257,6 +238,13 @@ def test_without_a_reference_none_is_computed(monkeypatch, tmp_path):
         ),
         ({"label_smoothing": 0.1}, "has no effect with algorithm.loss = sigmoid"),
         ({"loss": "ipo", "gamma": 1.0}, "ipo has its margin in algorithm.beta"),
+        ({"loss": "nca_pair", "gamma": 1.0}, "gamma = 1.0 has no effect with .* = nca_pair"),
+        ({"loss": ("odds_ratio", "sft")}, "reference = True has no effect with .* odds_ratio, sft"),
+        ({"loss": ("sigmoid", "sigmoid")}, "one stands there twice"),
+        ({"loss_weights": (1.0, 2.0)}, "1.0, 2.0: 2 for the 1 of algorithm.loss = sigmoid"),
+        ({"loss_weights": (0.0,)}, "expected numbers above 0"),
+        ({"loss_weights": (math.nan,)}, "expected numbers above 0"),
+        ({"loss": ()}, "algorithm.loss is empty"),
     ],
 )
 def test_settings_that_would_do_nothing_are_refused(values, message):

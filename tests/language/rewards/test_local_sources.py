@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
 
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rewards.settings import RewardSettings
+from lmpg.language.rewards.worker_process import WorkerProcess
 from tests.support.planted import catches
 
 REWARD = """
@@ -89,27 +88,41 @@ def test_a_reward_still_finds_the_files_that_lie_beside_it(folder):
 @catches("workers of one function keep sources of their own")
 def test_all_workers_of_a_function_have_one_source(folder):
     with scorer_of(folder, "reward", workers=3) as scorer:
-        function = next(iter(scorer._rewards.values()))
         (folder / "mine.py").write_text(REWARD.replace("1 +", "2 +"))
-        for worker in function._workers[1:]:
-            os.kill(worker._process._process.pid, signal.SIGKILL)
+        assert totals(scorer, "hangs", "hangs", "hangs") == [None] * 3
         assert totals(scorer, "a", "b", "c") == [1111.0] * 3
-        again = function._workers[1]._process
-        again.sources = {}  # as if it had been started a moment after the file was edited
-        assert again.start()["sources"][str(folder / "mine.py")][1] != REWARD
-        again.sources = function.sources
-        assert again._keeps({"sources": {str(folder / "mine.py"): ["mine", "other"]}}) is False
+
+
+@catches("a worker keeps what it read first, though another one read otherwise before")
+def test_a_worker_that_starts_while_a_file_is_edited_starts_again_with_the_first_source(folder):
+    first = WorkerProcess(f"{folder / 'mine.py'}:reward", 20)
+    first.start()
+    second = WorkerProcess(first.spec, 20)  # it starts before the first has told what it read
+    started = second._started
+
+    def telling_late():
+        reply = started()
+        second.sources, second._started = first.sources, started
+        return reply
+
+    (folder / "mine.py").write_text(REWARD.replace("1 +", "2 +"))
+    second._started = telling_late
+    second.start()
+    assert second.call({"completions": ["a"]}, 1, 20)["scores"] == [1111.0]
+    first.stop()
+    second.stop()
 
 
 def test_the_sources_are_written_once_and_an_edited_one_beside_the_first(folder, tmp_path):
-    kept = tmp_path / "run" / "rewards"
+    kept = tmp_path / "run" / "reward_sources"
     for _ in range(2):
         scorer = scorer_of(folder, "reward", "place")
         with scorer.keeping_sources(kept):
+            scorer.save_sources(kept)
             assert (kept / "mine.py").exists()
             totals(scorer, "a")
     (folder / "neighbour.py").write_text("X = 20\n")
     with scorer_of(folder, "reward").keeping_sources(kept):
-        pass
+        pass  # saved at the end
     found = {str(p.relative_to(kept)): p.read_text("latin-1") for p in kept.rglob("*.*")}
     assert found == {**FILES, "neighbour_2.py": "X = 20\n"}

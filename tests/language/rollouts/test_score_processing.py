@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -174,3 +175,31 @@ def test_process_rewards_of_scores_without_spread_are_not_blown_up():
     found = processed([2.0, 2.0], steps=[[(1, 2.0)], [(3, 2.0)]], normalise="running")
     assert found.totals == [0, 0]
     assert found.steps == [[(1, 2.0)], [(3, 2.0)]]
+
+
+@catches(
+    "rewards weighted before they are standardised",
+    "a truncated response's rewards standardised before they count 0",
+)
+def test_each_reward_is_standardised_in_its_group_before_they_are_weighted_and_summed():
+    rewards = {
+        "exact": [1.0, 0.0, None, 1.0, 2.0, 3.0],
+        "short": [100.0, 300.0, 7.0, 5.0, 5.0, 5.0],
+    }
+    settings = {"combine": "standardised", "functions": ("a", "b"), "weights": (2.0, 1.0)}
+    totals = [102.0, 300.0, None, 7.0, 9.0, 11.0]
+    completions, scores = batch(totals, finished=[True] * 5 + [False])
+    scores = replace(scores, by_reward=rewards)
+
+    def found(**changes):
+        processing = ScoreProcessing(RewardSettings(**settings, **changes), LIMIT)
+        assert processing.changes_scores
+        return processing.processed(completions, scores, group_size=3).totals
+
+    half = 0.5**0.5
+    first = [2 * half - half, half - 2 * half, None]
+    assert found() == pytest.approx([*first, -2, 0, 2])
+    assert found(missing_eos_penalty=0.5) == pytest.approx([*first, -2, 0, 1.5])
+    assert found(truncated="mask") == pytest.approx([*first, -2 * half, 2 * half, None])
+    zero = [2 * x + y for x, y in zip([0, 1, -1], [1 / 3**0.5, 1 / 3**0.5, -2 / 3**0.5])]
+    assert found(truncated="zero") == pytest.approx([*first, *zero])

@@ -49,7 +49,7 @@ def parts(tmp_path_factory) -> Callable[[str], list[str]]:
     model = save_tiny(folder / "model")
 
     def flags(kind: str) -> list[str]:
-        rows = "rows" if kind in ("sft", "packed", "reward_model") else "pairs"
+        rows = "rows" if kind in ("sft", "packed", "dft", "reward_model") else "pairs"
         own = {"packed": ["--data.packing"], "lora": ["--model.lora.rank", "4"]}.get(kind, [])
         if rows == "pairs":  # answers of a few tokens: with a small epsilon Adam magnifies rounding
             own += ["--update.adam-eps", "1e-3", "--update.learning-rate", "1e-3"]
@@ -79,6 +79,8 @@ def saved(folder: Path, kind: str) -> Path:
         ("dpo", 10, JUDGED),
         ("lora", 10, JUDGED),
         ("simpo", 10, JUDGED),
+        ("orpo", 10, JUDGED),
+        ("dft", 10, {"loss", "perplexity"}),
         ("kto", 20, JUDGED),  # 80 answers
     ],
 )
@@ -100,7 +102,8 @@ def test_a_run_leaves_figures_weights_and_a_report(kind, steps, figures, parts, 
     assert (folder / "config.yaml").exists()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@catches("BCO's mean reward lost on resume")
+@pytest.mark.parametrize("kind", [*KINDS, "bco"])
 def test_a_run_broken_off_and_resumed_equals_one_that_was_not(kind, parts, tmp_path, monkeypatch):
     flags = [*parts(kind), "--run.save-every", "2", "--evaluation.every", "3"]
     run(kind, flags, tmp_path / "whole")

@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from lmpg.language.worlds.cache import MANIFEST, cache_folder, cached
 from lmpg.settings.section import UserError
+from tests.support.planted import catches
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def test_a_stage_is_made_once_per_settings(cache):
 
 def test_the_manifest_says_what_a_stage_was_made_from(cache):
     folder = cached("stage", {"seed": 7}, Maker())
-    assert json.loads((folder / MANIFEST).read_text())["settings"] == {"seed": 7}
+    assert json.loads((folder / MANIFEST).read_text())["settings"] == {"seed": 7, "threads": 1}
 
 
 @pytest.mark.parametrize(
@@ -133,3 +135,14 @@ def test_a_cache_that_cannot_be_written_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("LMPG_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"file cannot be written .*; set LMPG_CACHE to a folder"):
         cached("stage", {}, Maker())
+
+
+@catches("a world made with as many threads as the machine that happens to make it has")
+def test_a_world_is_made_with_one_thread_on_any_machine(cache):
+    seen, before = [], torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        cached("stage", {"seed": 7}, lambda folder: seen.append(torch.get_num_threads()))
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
