@@ -107,6 +107,12 @@ class GymSource:
                 "start anew; everything else goes on as it was saved",
                 self.env.id,
             )
+        if self.runner.num_uncounted:
+            _log.warning(
+                "the shorter run took %d steps at its end that it did not count; a run that is "
+                "this long from its start would have learned from them, so it is another one",
+                self.runner.num_uncounted,
+            )
 
 
 def make_source(

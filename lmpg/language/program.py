@@ -53,10 +53,8 @@ def train_language(settings: LanguageSettings, name: str, world: World | None = 
         return
     with nothing_left_before_the_first_step(folder, processes):
         prepared = prepare(settings, folder, processes, world)
-        scorer, kept = prepared.scorer, folder.path / "reward_sources"
-        mine = kept if processes.is_main else None
-        with scorer.keeping_sources(mine):
-            keep = partial(scorer.save_sources, mine)
+        with prepared.scorer as scorer:
+            keep = partial(scorer.keep_sources, folder.path / "reward_sources")
             run(prepared.online, folder, name, prepared.facts, prepared.inputs, keep)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from lmpg.gym.environments.agent import Agent
+from lmpg.gym.environments.checks import require_finite
 from lmpg.gym.environments.make import make_envs
 from lmpg.gym.environments.settings import EnvSettings
 
@@ -69,6 +70,7 @@ def _first_episodes(
             noise = None if generator is None else agent.noise(1, num_episodes, generator)[0]
             acts = agent.act(observations.features(raw), noise)
             raw, rewards, terminated, truncated, _ = envs.step(actions.for_env(acts))
+            require_finite(settings.id, rewards, "it pays")
             returns += rewards * alive
             lengths += alive
             alive &= ~(terminated | truncated)

@@ -35,10 +35,11 @@ class Column:
         """How many rows are transitions."""
         return int(np.count_nonzero(self.acted))
 
-    def cut_to(self, num_steps: int) -> None:
-        """Mask out all transitions but the first `num_steps`."""
+    def cut_to(self, num_steps: int) -> int:
+        """Mask out all transitions but the first `num_steps`; how many that were."""
         surplus = self.acted & (self.acted.cumsum() > num_steps)
         self.acted = self.acted & ~surplus
+        return int(np.count_nonzero(surplus))
 
 
 @torch.no_grad()

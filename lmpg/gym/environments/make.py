@@ -37,7 +37,8 @@ def make_envs(settings: EnvSettings, num_envs: int) -> VectorEnv:
         make = partial(_make_copies, settings, num_envs)
     with _refused(settings.id, settings.kwargs):
         envs = make()
-    if "autoreset_mode" not in envs.metadata:
+    modes = [*AutoresetMode, *(mode.value for mode in AutoresetMode)]
+    if envs.metadata.get("autoreset_mode") not in modes:
         raise UserError(
             f"env.id = {settings.id}: its {type(envs.unwrapped).__name__} does not say when it "
             'resets. Set metadata["autoreset_mode"] to a gymnasium.vector.AutoresetMode, or take '
@@ -51,9 +52,12 @@ def _refused(env_id: str, kwargs: dict[str, Any]) -> Iterator[None]:
     """Turns errors while an environment is made into a UserError."""
     try:
         yield
-    except (gymnasium.error.Error, TypeError, ImportError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a constructor may raise anything
         raise UserError(
-            f"env.id = {env_id} with env.kwargs = {kwargs} cannot be made: {error}"
+            f"env.id = {env_id} with env.kwargs = {kwargs} cannot be made: "
+            f"{type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
 
 
@@ -75,9 +79,10 @@ def find_spec(env_id: str) -> EnvSpec:
     if module:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except Exception as error:  # a module may raise anything
+            why = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise UserError(
-                f"env.id = {env_id}: the module {module} cannot be imported ({error}). Install it, "
+                f"env.id = {env_id}: the module {module} cannot be imported ({why}). Install it, "
                 "or put its folder into PYTHONPATH"
             ) from error
     try:
@@ -99,10 +104,19 @@ def _make_native(settings: EnvSettings, num_envs: int) -> VectorEnv:
 
 def _make_copies(settings: EnvSettings, num_envs: int) -> VectorEnv:
     kind = AsyncVectorEnv if settings.vectorization == "async" else Copies
+    if kind is AsyncVectorEnv:  # one here first: what a worker refuses comes with its traceback
+        _tried(_make_copy(settings.id, settings.kwargs, 0))
     makers = [partial(_make_copy, settings.id, settings.kwargs, i) for i in range(num_envs)]
     return kind(makers, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
+def _tried(env: Rewindable) -> None:
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    env.close()
+
+
 def _make_copy(env_id: str, kwargs: dict[str, Any], index: int) -> Rewindable:
     env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
-    return Rewindable(env, index)
+    return Rewindable(env, index, env_id)

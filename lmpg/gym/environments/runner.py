@@ -12,16 +12,20 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from torch import Tensor
 
+from lmpg.gym.environments.checks import raised, require_finite, say_once
 from lmpg.gym.environments.experience import Column, rollout_of
 from lmpg.gym.environments.normalisation import Normaliser
 from lmpg.gym.environments.rewind import load_envs, save_envs
 from lmpg.gym.environments.spaces import Actions, Observations
+from lmpg.settings.section import RunStopped, UserError
 from lmpg.types import Evaluation, Rollout
 
 RECENT_EPISODES = 100
+FIRST_ACTIONS = 500
+"""Of methods that learn after each step: so many are looked at, whether they are cut."""
 
 
 class ActingPolicy(Protocol):
@@ -49,18 +53,22 @@ class ActingPolicy(Protocol):
 class Runner:
     """Holds the environments, their last observations, and returns and lengths of open episodes.
 
-    normaliser: scales the observations and rewards that the policy gets.
+    normaliser: scales the observations and rewards that the policy gets. num_uncounted: steps that
+    were taken but not learned from, as copies step together and a run ends at an exact number.
     squash: as in `Actions`.
     """
 
     def __init__(self, envs: VectorEnv, env_id: str, seed: int, squash: bool = False) -> None:
         self.envs = envs
+        self.env_id = env_id
         self.normaliser = Normaliser()
         self.num_envs = envs.num_envs
         self.observations = Observations.of(envs.single_observation_space, env_id)
         self.actions = Actions.of(envs.single_action_space, env_id, squash)
         self.mode = AutoresetMode(envs.metadata["autoreset_mode"])
         self.num_steps = self.num_episodes = 0
+        self.num_uncounted = 0
+        self._first_actions: list[np.ndarray] = []
         self.episodes: deque[tuple[float, int]] = deque(maxlen=RECENT_EPISODES)
         raw, _ = envs.reset(seed=seed)
         self._features = self.observations.features(raw)
@@ -83,9 +91,10 @@ class Runner:
                 noise = np.concatenate([noise, self._noise(policy, until, generator)])
             column = self._step(policy, noise[len(columns)])
             if exact:
-                column.cut_to(until - self.num_steps)
+                self.num_uncounted += column.cut_to(until - self.num_steps)
             self.num_steps += column.num_transitions
             columns.append(column)
+        self._say_if_all_are_cut([c.actions for c in columns])
         return rollout_of(columns, self.normaliser.normalised(self._features), policy)
 
     @property
@@ -97,6 +106,10 @@ class Runner:
         """One step of all copies, for methods that learn after each; `noise` as in `act`."""
         column = self._step(policy, noise)
         self.num_steps += column.num_transitions
+        if len(self._first_actions) < FIRST_ACTIONS:
+            self._first_actions.append(column.actions)
+            if len(self._first_actions) == FIRST_ACTIONS:
+                self._say_if_all_are_cut(self._first_actions)
         return column
 
     def _noise(self, policy: ActingPolicy, until: int, generator: torch.Generator) -> np.ndarray:
@@ -107,7 +120,7 @@ class Runner:
         acted = ~self._resetting
         features = self.normaliser.update_and_normalise(self._features, acted)
         actions = policy.act(features, noise)
-        raw, rewards, terminated, truncated, info = self.envs.step(self.actions.for_env(actions))
+        raw, rewards, terminated, truncated, info = self._stepped(actions)
         if self.mode is AutoresetMode.NEXT_STEP:
             rewards, terminated, truncated = (
                 rewards * acted,
@@ -118,7 +131,7 @@ class Runner:
         scaled = self.normaliser.scaled_rewards(rewards, acted, ended)
         times = self._lengths.copy()
         column = Column(features, actions, scaled, acted, terminated, ended, times)
-        self._features = self.observations.features(raw)
+        self._features = raw
         self._returns += rewards
         self._lengths += acted
         if self.mode is AutoresetMode.NEXT_STEP:
@@ -127,6 +140,33 @@ class Runner:
             self._count(ended)
             column.last = self.normaliser.normalised(self._last_observations(ended, info))
         return column
+
+    def _stepped(self, actions: np.ndarray) -> tuple[Any, ...]:
+        """What the environments answer, observations as features; RunStopped where that cannot be
+        learned from."""
+        try:
+            raw, *rest = self.envs.step(self.actions.for_env(actions))
+            require_finite(self.env_id, rest[0], "it pays")
+            return self.observations.features(raw), *rest
+        except UserError as error:
+            wrong = error
+        except Exception as error:
+            wrong = raised(self.env_id, "step()", error)
+        # workers that have failed cannot be saved
+        kind = UserError if isinstance(self.envs, AsyncVectorEnv) else RunStopped
+        raise kind(f"{wrong}, after {self.num_steps:,} steps") from None
+
+    def _say_if_all_are_cut(self, actions: list[np.ndarray]) -> None:
+        """Warn, once, where nearly all actions of a rollout lay beyond one bound: then each is as
+        good as another."""
+        dimension = self.actions.cut_off(np.concatenate(actions))
+        if dimension is not None:
+            say_once(
+                f"env.id = {self.env_id}: nearly every action (number {dimension}) was cut to one "
+                f"bound of {self.actions.space}, and nothing is learned from these. Unless that "
+                "bound is best, try --policy.squash True, or let the environment scale actions "
+                "around 0"
+            )
 
     def _last_observations(self, ended: np.ndarray, info: dict[str, Any]) -> np.ndarray:
         """Final observations of the episodes that ended; resets these copies where gymnasium leaves
@@ -168,6 +208,7 @@ class Runner:
             "episodes": [list(episode) for episode in self.episodes],
             "num_steps": self.num_steps,
             "num_episodes": self.num_episodes,
+            "num_uncounted": self.num_uncounted,
             "normaliser": self.normaliser.state(),
         }
 
@@ -179,15 +220,19 @@ class Runner:
         if state["envs"]["unknown"]:
             now, same = self._features, np.zeros(self.num_envs, dtype=bool)
         else:
-            raw = load_envs(self.envs, state["envs"])
-            now = saved if raw is None else self.observations.features_of_each(raw)
-            same = (now == saved).all(1)
+            found = load_envs(self.envs, state["envs"])
+            now, paid = saved, np.ones(self.num_envs, dtype=bool)
+            if found is not None:
+                now = self.observations.features_of_each([raw for raw, _ in found])
+                paid = np.array([as_before for _, as_before in found])
+            same = (now == saved).all(1) & paid
         self._features = now
         self._resetting = state["resetting"].numpy() & same
         self._returns = state["returns"].numpy() * same
         self._lengths = state["lengths"].numpy() * same
         self.episodes = deque(((r, n) for r, n in state["episodes"]), maxlen=RECENT_EPISODES)
         self.num_steps, self.num_episodes = state["num_steps"], state["num_episodes"]
+        self.num_uncounted = state.get("num_uncounted", 0)
         self.normaliser.load_state(state["normaliser"])
         return bool(same.all())
 

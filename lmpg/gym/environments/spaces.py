@@ -10,8 +10,12 @@ from typing import Any
 import numpy as np
 from gymnasium import Space, spaces
 
+from lmpg.gym.environments.checks import require_finite
 from lmpg.gym.networks.mlp_policy import ActionSpec
 from lmpg.settings.section import UserError
+
+NEARLY_ALL, FEW = 0.95, 32
+"""Share of actions beyond one bound from which on it is said, and how many there must be."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Observations:
 
     space: Space
     size: int
+    env_id: str
 
     @classmethod
     def of(cls, space: Space, env_id: str) -> Observations:
@@ -33,16 +38,24 @@ class Observations:
                 "MultiDiscrete, MultiBinary, or a Dict or Tuple of these. Wrap the environment, "
                 "register the result and give its id"
             )
-        return cls(space, int(spaces.flatdim(space)))
+        size = int(spaces.flatdim(space))
+        if not size:
+            raise UserError(
+                f"env.id = {env_id}: its observations are {space}, which hold no number. Where "
+                "there is nothing to see, show a constant, such as one 0"
+            )
+        return cls(space, size, env_id)
 
     def features(self, raw: Any) -> np.ndarray:
         """Features of a batch of observations, in a fresh array [B, size], since environments may
-        overwrite theirs."""
-        return _features(self.space, raw)
+        overwrite theirs; UserError where they are NaN or infinite."""
+        found = _features(self.space, raw)
+        require_finite(self.env_id, found, "it shows")
+        return found
 
     def features_of_each(self, single: Sequence[Any]) -> np.ndarray:
         """Features of B single observations, [B, size]."""
-        return _features(self.space, batched(self.space, single))
+        return self.features(batched(self.space, single))
 
 
 def _readable(space: Space) -> bool:
@@ -63,13 +76,20 @@ def _features(space: Space, raw: Any) -> np.ndarray:
     if isinstance(space, spaces.Box | spaces.MultiBinary):
         return np.array(raw, dtype=np.float32).reshape(len(raw), math.prod(space.shape))
     if isinstance(space, spaces.Discrete):
-        return np.eye(int(space.n), dtype=np.float32)[np.asarray(raw) - space.start]
+        return _one_hot(np.asarray(raw).reshape(len(raw)) - space.start, int(space.n))
     if isinstance(space, spaces.MultiDiscrete):
         chosen = (np.asarray(raw) - space.start).reshape(len(raw), -1).T
-        found = [np.eye(int(n), dtype=np.float32)[c] for n, c in zip(space.nvec.flat, chosen)]
+        found = [_one_hot(c, int(n)) for n, c in zip(space.nvec.flat, chosen)]
     else:
         found = [_features(part, raw[key]) for key, part in _parts(space)]  # type: ignore[arg-type]
     return np.concatenate(found, axis=1)
+
+
+def _one_hot(chosen: np.ndarray, count: int) -> np.ndarray:
+    """Rows [B, count] with a one at each choice."""
+    found = np.zeros((len(chosen), count), dtype=np.float32)
+    found[np.arange(len(chosen)), chosen.astype(np.int64)] = 1
+    return found
 
 
 def batched(space: Space, single: Sequence[Any]) -> Any:
@@ -100,6 +120,8 @@ class Actions:
                 f"policy.squash brings actions into their bounds, but those of env.id = {env_id} "
                 f"are {space}. Leave policy.squash out"
             )
+        if not math.prod(space.shape or ()):
+            raise UserError(f"env.id = {env_id}: its actions are {space}, which leave no choice")
         if isinstance(space, spaces.Discrete):
             return cls(ActionSpec("discrete", int(space.n)), space)
         if isinstance(space, spaces.MultiDiscrete):
@@ -115,6 +137,17 @@ class Actions:
             "MultiBinary or a Box of floats. Wrap the environment so that it has one of these, "
             "register it and give its id"
         )
+
+    def cut_off(self, actions: np.ndarray) -> int | None:
+        """Which number of the policy's actions [N, …] nearly always lies beyond the same bound of
+        the environment; None if there is none."""
+        if self.squash or not isinstance(self.space, spaces.Box) or len(actions) < FEW:
+            return None
+        shaped = actions.reshape(len(actions), -1)
+        below = (shaped < self.space.low.reshape(-1)).mean(0)
+        above = (shaped > self.space.high.reshape(-1)).mean(0)
+        found = np.flatnonzero(np.maximum(below, above) >= NEARLY_ALL)
+        return int(found[0]) if len(found) else None
 
     def for_env(self, actions: np.ndarray) -> np.ndarray:
         """Actions as the environment takes them: shifted to its start, or within its bounds."""

@@ -94,7 +94,7 @@ def test_mixed_observations_are_the_same_in_all_autoreset_modes(mode):
     """The environment writes its first observation of the next episode over the last one."""
 
     def transitions(mode):
-        make = lambda: Rewindable(Mixed(), 0)  # noqa: E731
+        make = lambda: Rewindable(Mixed(), 0, "Mixed-v0")  # noqa: E731
         runner = Runner(SyncVectorEnv([make] * 2, autoreset_mode=mode), "mixed", seed=0)
         policy = agent_for(runner)
         policy.actor.flat.data.zero_()
