@@ -1,6 +1,6 @@
 """Measures the policy gradient's estimators where the gradient itself can be calculated.
 
-python docs/estimators.py [NUM_EPISODES]   (prints four tables, draws figures/bias_variance.png)
+python docs/estimators.py [NUM_EPISODES]   (prints five tables, draws figures/bias_variance.png)
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from lmpg.gym.classic.exact.measuring import Quality, quality
 from lmpg.gym.classic.exact.natural_estimates import natural_gradients
 from lmpg.gym.classic.exact.reused import moved, surrogate_credits_of
 from lmpg.gym.classic.exact.sampled_episodes import sampled_episodes
+from lmpg.gym.classic.exact.unequal_lengths import compared_by_reduction
 from lmpg.gym.classic.exact.without_critic import credits_without_critic
 
 mpl.use("Agg")
@@ -84,6 +85,16 @@ def of_language_models(s: Setting, num_episodes: int) -> None:
         mean = (f"{q.bias:.4f}", marked(q), f"{q.length:.2f}", f"{q.angle:.1f}°")
         rows.append((name, *mean, f"{q.variance:.2f}", f"{q.noise:.2f}"))
     table(heads, rows)
+
+
+def of_unequal_lengths(num_episodes: int) -> None:
+    """Of the first pass where episodes end by themselves, by how steps are weighed."""
+    cells: dict[str, tuple[str, ...]] = {}
+    for paid in ("first action", "every step"):
+        for name, q in compared_by_reduction(paid, num_episodes).items():
+            cells[name] = (*cells.get(name, ()), f"{q.angle:.1f}°", f"{q.noise:.1f}")
+    heads = ("angle", "noise")
+    table(("method: reduction", *heads, *heads), [(name, *row) for name, row in cells.items()])
 
 
 def of_used_batches(s: Setting, num_episodes: int) -> None:
@@ -167,6 +178,7 @@ if __name__ == "__main__":
     of_episodes(the, wanted)
     of_natural_gradients(the, wanted)
     of_language_models(the, wanted)
+    of_unequal_lengths(wanted)
     of_used_batches(the, wanted)
     start = time.process_time()
     sampled_episodes(the.mdp, the.pi_SA, 100_000, HORIZON, np.random.default_rng(0))

@@ -169,9 +169,12 @@ def relative_to_mean(scores_PG: Tensor, valid_PG: Tensor) -> Tensor:
 def best_of_group(scores_PG: Tensor, valid_PG: Tensor, count: int) -> Tensor:
     """Which are the `count` best of their group (arXiv 2304.06767), bool [P, G].
 
-    Of equal scores those that were sampled first; never one that is not valid.
+    Of scores that are equal up to rounding those that were sampled first; never one that is not
+    valid.
     """
-    ranked_PG = torch.where(valid_PG, scores_PG, -torch.inf)
+    known_PG = torch.where(valid_PG, scores_PG, 0.0)
+    grain_P1 = rounding(known_PG.abs().amax(1, keepdim=True))
+    ranked_PG = torch.where(valid_PG, (known_PG / grain_P1).round(), -torch.inf)
     order_PG = ranked_PG.argsort(dim=1, descending=True, stable=True)
     best_PG = torch.zeros_like(valid_PG).scatter(1, order_PG[:, :count], True)
     return best_PG & valid_PG

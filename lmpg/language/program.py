@@ -11,7 +11,7 @@ import torch
 
 from lmpg.language.data.examples import Split
 from lmpg.language.data.prompts import Prompt, common_columns, load_prompts, prompts_from_rows
-from lmpg.language.data.tokenizing import completion_text
+from lmpg.language.data.tokenizing import completion_text, read_special_tokens
 from lmpg.language.models.loading import load_policy, load_tokenizer
 from lmpg.language.models.policy import CausalLMPolicy, Reference
 from lmpg.language.models.settings import ModelSettings
@@ -94,6 +94,7 @@ def prepare(
     world = world or _built(settings, processes)
     settings = with_world(settings, world) if world else settings
     tokenizer = load_tokenizer(str(settings.model.path), settings.model.trust_remote_code)
+    read_special_tokens(tokenizer, settings.data.special_tokens)
     torch.manual_seed(settings.run.seed)  # LoRA's factors are drawn from the global generator
     policy = load_policy(
         settings.model,
@@ -214,6 +215,7 @@ def scorer_for(
         device=str(processes.device),
         trust_remote_code=settings.model.trust_remote_code,
         decode=decode,
+        special_tokens=settings.data.special_tokens,
     )
 
 

@@ -63,7 +63,7 @@ KINDS = {
     "sapo": ("sapo", GROUPS),
     "gdpo": ("gdpo", GROUPS),
     "opo": ("opo", GROUPS | {"algorithm.kl-coef": 0}),
-    "raft": ("raft", GROUPS),
+    "raft": ("raft", GROUPS | {"algorithm.keep": 2, "algorithm.kl-coef": 0}),
     "shaped": ("ppo", SHAPED),
     # adapters start at 0: with a small epsilon Adam makes rounding large beside them
     "lora": ("ppo", {"model.lora.rank": 8, "update.adam-eps": 1e-3}),

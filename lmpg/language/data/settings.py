@@ -41,6 +41,10 @@ class DataSettings(Section):
     true or false, or two numbers of which the higher one marks desirable answers."""
     overlong: Literal["error", "skip", "truncate-left"] = "error"
     """What to do with a prompt that leaves no room for the response in the model's context."""
+    special_tokens: Literal["tokens", "text"] = "tokens"
+    """What text of the data that spells a special token, such as `</s>`, becomes: the token itself,
+    which ends a turn or opens one, or text like any other. What a chat template writes are tokens
+    either way."""
     num_eval: int = Field(256, ge=1)
     """Most held-out rows that evaluation uses."""
 

@@ -9,12 +9,14 @@
 
 from __future__ import annotations
 
+import inspect
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any
 
 from lmpg.language.data.chat import ChatOptions, Messages, conversation, render_chat
+from lmpg.settings.section import UserError
 
 
 def bos_ids(tokenizer: Any) -> list[int]:
@@ -56,18 +58,24 @@ def chat_ids(
     render = partial(render_chat, tokenizer, messages, options, open_turn=open_turn, **how)
     if not reads_special_tokens_as_text(tokenizer):
         return encode(tokenizer, render())
-    return list(
-        render(
-            tokenize=True,
-            return_dict=False,
-            sanitize_control_tokens=True,
-            tokenizer_kwargs={"split_special_tokens": False},  # those that the template writes
+    tokenizer.split_special_tokens = False  # those that the template writes are tokens
+    try:
+        return list(render(tokenize=True, return_dict=False, sanitize_control_tokens=True))
+    finally:
+        tokenizer.split_special_tokens = True
+
+
+def read_special_tokens(tokenizer: Any, how: str) -> None:
+    """From now on, text of data that spells a special token is read as `how` says: as "text", or as
+    the tokenizer's own settings say."""
+    if how != "text":
+        return
+    template = inspect.signature(tokenizer.apply_chat_template).parameters
+    if not tokenizer.is_fast or "sanitize_control_tokens" not in template:
+        raise UserError(
+            "data.special_tokens = 'text' needs a fast tokenizer and transformers 5.23 or newer: "
+            "save the tokenizer as tokenizer.json, update transformers, or leave it out."
         )
-    )
-
-
-def read_special_tokens_as_text(tokenizer: Any) -> None:
-    """From now on, text of data that spells a special token is text, and no such token."""
     tokenizer.split_special_tokens = True
 
 

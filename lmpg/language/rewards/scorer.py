@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from operator import mul
 from pathlib import Path
 
+from lmpg.language.data.tokenizing import read_special_tokens
 from lmpg.language.rewards.functions import FunctionReward
 from lmpg.language.rewards.process_rewards import Decode, pieces, step_ends
 from lmpg.language.rewards.request import Reward, RewardReply, RewardRequest
@@ -66,7 +67,7 @@ class Scorer:
 
     columns: names of the data's columns where they are known, so that a function that needs
     another one is refused now. decode: (ids before, ids) → text of the ids; needed to find the
-    tokens of steps.
+    tokens of steps. special_tokens: as in the settings section `data`.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Scorer:
         device: str = "cpu",
         trust_remote_code: bool = False,
         decode: Decode | None = None,
+        special_tokens: str = "tokens",
     ):
         if not settings.functions and not settings.models:
             raise UserError(
@@ -93,6 +95,7 @@ class Scorer:
                 from lmpg.language.rewards.reward_model import ModelReward
             for path in settings.models:
                 model = ModelReward.load(path, trust_remote_code=trust_remote_code, device=device)
+                read_special_tokens(model.tokenizer, special_tokens)
                 self._add(model, Path(path).parent.name)
         except BaseException:
             self.close()

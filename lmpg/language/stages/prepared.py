@@ -11,6 +11,7 @@ import torch
 
 from lmpg.language.data.prompts import Prompt, prompts_from_rows
 from lmpg.language.data.texts import Text
+from lmpg.language.data.tokenizing import read_special_tokens
 from lmpg.language.models.loading import load_policy, load_tokenizer
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.rollouts.evaluation import Evaluator
@@ -42,6 +43,7 @@ def loaded_policy(
     if model.path is None and world is not None:
         model = model.model_copy(update={"path": str(world.model_path)})
     tokenizer = load_tokenizer(str(model.path), model.trust_remote_code)
+    read_special_tokens(tokenizer, settings.data.special_tokens)
     torch.manual_seed(settings.run.seed)  # LoRA's factors are drawn from the global generator
     policy = load_policy(model, tokenizer, critic=False, temperature=1.0, device=processes.device)
     processes.suit_threads(sum(p.numel() for p in policy.parameters()))

@@ -8,6 +8,7 @@ import torch
 
 from lmpg.language.data.examples import Split
 from lmpg.language.data.reward_pairs import load_reward_pairs, reward_pairs_from_rows
+from lmpg.language.data.tokenizing import read_special_tokens
 from lmpg.language.models.loading import context_length, load_sequence_classifier, load_tokenizer
 from lmpg.language.models.precision import computes_in_bf16, save_folder
 from lmpg.language.objectives.reward_model_objective import RewardModelObjective
@@ -24,6 +25,7 @@ def reward_model(
     trust = settings.model.trust_remote_code
     path = str(settings.model.path or (world and world.model_path))
     tokenizer = load_tokenizer(path, trust)
+    read_special_tokens(tokenizer, settings.data.special_tokens)
     torch.manual_seed(settings.run.seed)  # the new head is drawn from the global generator
     model: Any = load_sequence_classifier(path, new_head=True, trust_remote_code=trust)
     model.to(processes.device)

@@ -14,9 +14,10 @@ from tests.support.planted import catches
 HONEST = """
 import asyncio, builtins, ctypes, gc, io, json, math, os, random, signal, sys, threading, time
 import warnings
+pid, own = os.getpid, os.getpid()
 
 def reward(completions):
-    scores = [float(len(text)) for text in completions]
+    scores = [float(len(text)) + 1000 * (pid() != own) for text in completions]
     if "evil" in completions:
         at = completions.index("evil")
         {evil}

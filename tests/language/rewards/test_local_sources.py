@@ -85,7 +85,6 @@ def test_a_reward_still_finds_the_files_that_lie_beside_it(folder):
         assert totals(scorer, "a") == [7.0]
 
 
-@catches("workers of one function keep sources of their own")
 def test_all_workers_of_a_function_have_one_source(folder):
     with scorer_of(folder, "reward", workers=3) as scorer:
         (folder / "mine.py").write_text(REWARD.replace("1 +", "2 +"))
@@ -113,6 +112,7 @@ def test_a_worker_that_starts_while_a_file_is_edited_starts_again_with_the_first
     second.stop()
 
 
+@catches("workers of one function keep sources of their own")
 def test_the_sources_are_written_once_and_an_edited_one_beside_the_first(folder, tmp_path):
     kept = tmp_path / "run" / "reward_sources"
     for _ in range(2):

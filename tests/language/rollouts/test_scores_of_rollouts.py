@@ -11,6 +11,7 @@ from lmpg.algorithms.remax import ReMax
 from lmpg.settings.section import RunStopped
 from lmpg.training.settings import UpdateSettings
 from lmpg.training.update import Updater
+from lmpg.types import Minibatch
 from tests.language.rollouts.test_collect import FakeScorer, source_of
 from tests.support.planted import catches
 
@@ -202,3 +203,24 @@ def test_the_critic_is_updated_with_its_own_learning_rate():
     moved = {n: float((x - before[n]).abs().max()) for n, x in policy.trainable_state().items()}
     assert max(moved.pop("value_head.weight"), moved.pop("value_head.bias")) < 1e-20
     assert max(moved.values()) > 1e-5
+
+
+@catches("rows out of the loss alone, out of their group too")
+def test_truncated_responses_may_leave_the_loss_alone():
+    """DAPO's overlong filtering: the score is there, for the group's mean and the log."""
+    algorithm = GRPO(group_size=4)
+    collected, plain = (
+        source_of(algorithm, truncated=kind).collect(1) for kind in ("mask_loss", "score")
+    )
+    rollout = collected.rollout
+    cut_B = truncated_rows(rollout)
+    assert rollout.scorable_B.all()
+    assert torch.equal(rollout.learned_B, ~cut_B)
+    credit = algorithm.assign_credit(rollout)
+    assert torch.equal(credit.advantages_BT, algorithm.assign_credit(plain.rollout).advantages_BT)
+    batch = Minibatch.of(rollout, credit)
+    assert not batch.mask_BT[cut_B].any()
+    assert torch.equal(batch.mask_BT[~cut_B], rollout.mask_BT[~cut_B])
+    assert collected.metrics == plain.metrics | {
+        name: value for name, value in collected.metrics.items() if name.startswith("time/")
+    }

@@ -134,13 +134,15 @@ def compared(
     num_episodes: int,
     seed: int,
     group_size: int = 1,
+    horizon: int = HORIZON,
 ) -> dict[str, tuple[Quality, float]]:
     """Quality of each over the same episodes of `acting_SA`, and CPU seconds per 10⁵ episodes.
 
     group_size: episodes in a row that start alike, and whose estimates are one, their mean.
+    horizon: steps after which all are over.
     """
     rng = np.random.default_rng(seed)
-    episodes = sampled_episodes(s.mdp, acting_SA, num_episodes, HORIZON, rng, group_size)
+    episodes = sampled_episodes(s.mdp, acting_SA, num_episodes, horizon, rng, group_size)
     found = {}
     for name, credit_of in estimators.items():
         start = time.process_time()
