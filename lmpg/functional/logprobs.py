@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 _AT_ONCE = 2**23
 """Elements of a temporary product."""
-_NEVER = -1e20
+_NEVER = -1e30
 """A logit whose probability is exactly 0, and 0 times which is 0 still."""
 
 

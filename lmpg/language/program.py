@@ -16,6 +16,7 @@ from lmpg.language.models.loading import load_policy, load_reference, load_token
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.reference import Reference
 from lmpg.language.models.settings import ModelSettings
+from lmpg.language.rewards.process_rewards import Decode
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rewards.settings import RewardSettings
 from lmpg.language.rollouts.collect import LanguageSource
@@ -113,7 +114,8 @@ def prepare(
     prompts = prompts_for(settings, policy, tokenizer, world)
     if processes.is_main:
         print(prompts.line(), flush=True)
-    scorer = scorer_for(settings, prompts, tokenizer, processes)
+    decode = partial(completion_text, tokenizer, eos_token_ids=policy.eos_token_ids)
+    scorer = scorer_for(settings, prompts, decode, processes)
     processes.suit_threads(sum(p.numel() for p in policy.parameters()) + scorer.num_weights)
     generator = generator_for(settings, policy, tokenizer, processes)
     source = source_of(settings, generator, scorer, prompts, world, own)
@@ -218,7 +220,7 @@ def old_logprobs_of(settings: LanguageSettings, exact: bool, num_processes: int)
 
 
 def scorer_for(
-    settings: LanguageSettings, prompts: Split[Prompt], tokenizer: Any, processes: Processes
+    settings: LanguageSettings, prompts: Split[Prompt], decode: Decode, processes: Processes
 ) -> Scorer:
     """The rewards, ready to score responses to these prompts."""
     return Scorer(
@@ -226,7 +228,7 @@ def scorer_for(
         columns=common_columns(prompts),
         device=str(processes.device),
         trust_remote_code=settings.model.trust_remote_code,
-        decode=partial(completion_text, tokenizer),
+        decode=decode,
         special_tokens=settings.data.special_tokens,
         optional="teacher" in settings.algorithm.needs,
     )

@@ -91,7 +91,7 @@ def attacked(
                 (copy / name).unlink() if changed is None else (copy / name).write_bytes(changed)
                 outcome = _resumed(works[kind], copy, whole, name)
                 found[damage].update(["tried", outcome])
-                if outcome not in COLUMNS:
+                if outcome not in ("exact", "refused"):
                     print(f"  {kind}, {name}, {damage}: {outcome}", flush=True)
         print(f"{kind}: {len(names)} files", flush=True)
     return found

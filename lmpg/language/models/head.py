@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -103,7 +104,15 @@ def refuse_unknown_head(policy) -> None:
     inputs = {name: value.to(policy.device) for name, value in inputs.items()}
     found = policy.evaluate(inputs).logprobs_BT
     difference = float((found - policy.plain_logprobs(inputs)).abs().max())
-    if not difference <= NATS[torch.bfloat16 if policy.bf16 else torch.float32]:
+    if math.isnan(difference):
+        raise UserError(
+            f"model.path: the log-probs of {type(policy.causal_lm).__name__} are NaN, expected "
+            "numbers: its weights hold NaN or infinities, or sampling.temperature = "
+            f"{policy.temperature} is too small for the size of its logits"
+        )
+    # a temperature below 1 magnifies logits, and with them their rounding
+    difference *= min(1.0, policy.temperature)
+    if difference > NATS[torch.bfloat16 if policy.bf16 else torch.float32]:
         raise UserError(
             f"model.path: {type(policy.causal_lm).__name__} changes its logits after the output "
             f"layer in a way that lmpg does not know (log-probs differ by {difference:.3g}); "

@@ -17,7 +17,8 @@ class LoraSettings(Section):
     alpha: float = Field(16.0, gt=0)
     """Scale of the adapters: their output is multiplied by alpha / rank."""
     target_modules: tuple[str, ...] = ()
-    """Names of the linear layers that get an adapter; empty means all but the head."""
+    """Linear layers that get an adapter: ends of their names, or regular expressions for whole
+    names; empty (or all-linear) means all but the head. Each must fit a layer."""
 
 
 class ModelSettings(Section):

@@ -82,7 +82,7 @@ class Scorer:
         special_tokens: str = "tokens",
         optional: bool = False,
     ):
-        if not settings.functions and not settings.models and not optional:
+        if not (settings.functions or settings.models or optional):
             said = "use --rewards.functions FILE.py:NAME, --rewards.models PATH, or both."
             raise UserError(f"no reward is given: {said}")
         self._settings = settings

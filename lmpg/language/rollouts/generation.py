@@ -101,7 +101,8 @@ class Generator:
         repeated = [p for p in prompts for _ in range(group_size)]
         lengths = samples.inputs["response_lengths"].tolist()
         ids = [row[:n] for row, n in zip(samples.inputs["response_ids"].tolist(), lengths)]
-        texts = completion_texts(self.tokenizer, [p.ids for p in repeated], ids)
+        prompt_ids, ends = [p.ids for p in repeated], self.policy.eos_token_ids
+        texts = completion_texts(self.tokenizer, prompt_ids, ids, ends)
         return Completions(repeated, samples, texts, ids, samples.finished_B.tolist())
 
     def uniforms(self, key: Key, num_prompts: int, group_size: int) -> Tensor:
