@@ -29,7 +29,8 @@ class LanguageEvaluationSettings(EvaluationSettings):
     """Held-out evaluation of a language model trained on its own responses."""
 
     kl: bool = True
-    """Measure the KL to the policy that training started from, a copy of which stays in memory."""
+    """Measure the KL to the reference: the policy that training started from, a copy of which stays
+    in memory, unless model.reference or model.teacher names another."""
 
 
 class OfflineEvaluationSettings(Section):

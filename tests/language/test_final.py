@@ -125,7 +125,7 @@ def test_the_reference_stays_and_with_an_adapter_it_is_no_second_model(
         before = reference.logprobs(inputs)
         online.run()
         online.tracker.close()
-        found["the same model"] = reference._policy is policy
+        found["the same model"] = reference.policy is policy
         found["it stayed"] = torch.equal(reference.logprobs(inputs), before)
         found["policy's way"] = (policy.evaluate(inputs).logprobs_BT - before).abs().max().item()
 

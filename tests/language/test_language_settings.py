@@ -8,6 +8,7 @@ from lmpg.algorithms.distillation import Distillation
 from lmpg.algorithms.grpo import GRPO
 from lmpg.algorithms.ppo import PPO
 from lmpg.language.settings import LanguageSettings
+from lmpg.language.stages.settings import DpoSettings, KtoSettings, SftSettings
 from lmpg.settings.raw import merged
 from lmpg.settings.section import UserError
 from tests.settings.test_config import built
@@ -54,3 +55,18 @@ def test_distillation_from_a_teacher_needs_no_reward():
     assert built(LanguageSettings[Distillation], **own).rewards.functions == ()
     with pytest.raises(UserError, match=r"rewards\.models missing"):
         built(LanguageSettings[PPO], model={"path": "M"}, data={"path": "D"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "sections", "message"),
+    [
+        (SftSettings, {"model": {"reference": "R"}}, r"reference = R, but this loss compares with"),
+        (DpoSettings, {"model": {"reference": "R"}, "algorithm": {"reference": False}}, "no refer"),
+        (KtoSettings, {"model": {"teacher": "T"}}, r"teacher = T, which is for learning from"),
+        (DpoSettings, {"model": {"reference_refresh": 1}}, r"reference_refresh = 1, which is for"),
+    ],
+)
+def test_fixed_data_have_a_reference_where_the_loss_compares_with_one(settings, sections, message):
+    with pytest.raises(UserError, match=message):
+        built(settings, **sections)
+    assert built(DpoSettings, model={"reference": "R"}).needs_reference

@@ -18,29 +18,32 @@ if TYPE_CHECKING:
 
 class Reference:
     """The frozen policy that a KL penalty is measured against: the policy as it was, or a model of
-    its `own`. The policy's adapter is not copied with its model, but put aside or exchanged."""
+    its `own`. The policy's adapter is not copied with its model, but put aside or exchanged.
+
+    policy: what computes, with its own weights unless it is the policy that trains.
+    """
 
     def __init__(self, policy: CausalLMPolicy, own: CausalLMPolicy | None = None):
         self._shared = own is None and policy.model is not policy.causal_lm
-        self._policy = own or (policy if self._shared else policy.frozen_copy())
+        self.policy = own or (policy if self._shared else policy.frozen_copy())
         self._refreshed: dict[str, Tensor] = {}
 
     @property
     def head(self) -> Head:
         """Its output layer."""
-        return self._policy.head
+        return self.policy.head
 
     @torch.no_grad()
     def logprobs(self, inputs: dict[str, Tensor]) -> Tensor:
         """log π_ref of the response tokens, [B, T], float32, 0 in padding."""
         with self._its_weights():
-            return self._policy.logprobs(inputs)
+            return self.policy.logprobs(inputs)
 
     @torch.no_grad()
     def states(self, inputs: dict[str, Tensor]) -> ResponseStates:
         """The hidden states before the response tokens."""
         with self._its_weights():
-            return self._policy.states(inputs)
+            return self.policy.states(inputs)
 
     @torch.no_grad()
     def refresh(self, policy: CausalLMPolicy) -> None:
@@ -55,7 +58,7 @@ class Reference:
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Become what `state` was taken from."""
-        mine = dict(self._policy.model.named_parameters())
+        mine = dict(self.policy.model.named_parameters())
         self._refreshed = {name: x.to(mine[name].device) for name, x in state.items()}
         if not self._shared:
             for name, weights in self._refreshed.items():
@@ -68,10 +71,10 @@ class Reference:
         if not self._shared:
             yield
         elif not self._refreshed:
-            with self._policy.without_adapter():
+            with self.policy.without_adapter():
                 yield
         else:
-            mine = dict(self._policy.model.named_parameters())
+            mine = dict(self.policy.model.named_parameters())
             held = {name: mine[name].data for name in self._refreshed}
             try:
                 for name, weights in self._refreshed.items():

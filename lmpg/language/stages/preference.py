@@ -13,6 +13,7 @@ from lmpg.language.data.policy_pairs import (
     preference_pairs_from_rows,
 )
 from lmpg.language.data.tokenizing import bos_ids
+from lmpg.language.models.loading import load_reference
 from lmpg.language.objectives.dpo_objective import DPOObjective
 from lmpg.language.objectives.kto_objective import KTOObjective
 from lmpg.language.objectives.preference_objective import PreferenceObjective, with_reference
@@ -24,18 +25,13 @@ from lmpg.runtime.processes import Processes
 
 def dpo(settings: DpoSettings, world: OfflineWorld | None, processes: Processes) -> Prepared:
     """Chosen answers are to gain more on the reference than rejected ones."""
-    parts = (
-        load_preference_pairs,
-        preference_pairs_from_rows,
-        DPOObjective,
-        settings.algorithm.reference,
-    )
+    parts = (load_preference_pairs, preference_pairs_from_rows, DPOObjective)
     return _prepared(settings, world, processes, *parts)
 
 
 def kto(settings: KtoSettings, world: OfflineWorld | None, processes: Processes) -> Prepared:
     """Desirable answers are to gain on the reference, undesirable ones to lose."""
-    parts = (load_labelled_completions, labelled_completions_from_rows, KTOObjective, True)
+    parts = (load_labelled_completions, labelled_completions_from_rows, KTOObjective)
     return _prepared(settings, world, processes, *parts)
 
 
@@ -46,9 +42,9 @@ def _prepared(
     load: Callable[..., Split],
     from_rows: Callable[..., list[Any]],
     objective: type[PreferenceObjective],
-    needs_reference: bool,
 ) -> Prepared:
     policy, tokenizer = loaded_policy(settings, world, processes)
+    reference = load_reference(settings.model, tokenizer, policy)
     if world is None:
         data = load(settings.data, tokenizer, policy.context_length)
     else:
@@ -61,8 +57,9 @@ def _prepared(
     texts = [example.texts[0] for example in data.held_out]
     metrics = sample_metrics(settings, world, policy, tokenizer, texts, processes)
     train, held_out, rows = data.train, data.held_out, settings.update.microbatch_size
-    if needs_reference:
-        train, held_out = (with_reference(x, policy, rows, processes) for x in (train, held_out))
+    if settings.needs_reference:
+        judge = policy if reference is None else reference.policy
+        train, held_out = (with_reference(x, judge, rows, processes) for x in (train, held_out))
     seed, algorithm = settings.run.seed, settings.algorithm
     made = objective(policy, algorithm, (train, held_out), seed, processes, rows, metrics)
     return Prepared(made, lambda path: policy.save_pretrained(path, tokenizer), data.line())

@@ -60,11 +60,13 @@ def train_stage(
 
 def inputs_of(settings: OfflineLearningSettings, world: OfflineWorld | None) -> Inputs:
     """The files of the model and the data, or the world's rows."""
-    model = str(settings.model.path or (world and world.model_path))
+    models = {"model.path": model_files(str(settings.model.path or (world and world.model_path)))}
+    if settings.model.reference:
+        models["model.reference"] = model_files(settings.model.reference)
     if world is None:
-        return {**data_inputs(settings.data), "model.path": model_files(model)}
+        return {**data_inputs(settings.data), **models}
     rows = rows_text([*world.train_rows, *world.held_out_rows])
-    return {"data.world": {"its rows": rows}, "model.path": model_files(model)}
+    return {"data.world": {"its rows": rows}, **models}
 
 
 def _built(settings: OfflineLearningSettings, processes: Processes) -> OfflineWorld | None:

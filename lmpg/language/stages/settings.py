@@ -49,6 +49,27 @@ class OfflineLearningSettings(Section):
             )
         return self
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss compares the model with a reference."""
+        return False
+
+    @model_validator(mode="after")
+    def _refuse_what_nothing_is_compared_with(self) -> OfflineLearningSettings:
+        model = self.model
+        if model.reference and not self.needs_reference:
+            raise ValueError(
+                f"model.reference = {model.reference}, but this loss compares with no reference. "
+                "Leave model.reference out, or learn from preferences, as dpo"
+            )
+        for key in ("teacher", "reference_refresh"):
+            if value := getattr(model, key):
+                raise ValueError(
+                    f"model.{key} = {value}, which is for learning from the model's own responses. "
+                    f"Leave model.{key} out"
+                )
+        return self
+
 
 class SampledStageSettings(OfflineLearningSettings):
     """Learn a policy from a fixed set; what it writes may be looked at, too."""
@@ -69,12 +90,22 @@ class DpoSettings(SampledStageSettings):
     algorithm: DPO = DPO()
     update: OfflineSettings = OfflineSettings(learning_rate=1e-6)
 
+    @property
+    def needs_reference(self) -> bool:
+        """Not where the loss does without, as SimPO's."""
+        return self.algorithm.reference
+
 
 class KtoSettings(SampledStageSettings):
     """KTO: a causal language model learns from answers that are desirable or not."""
 
     algorithm: KTO = KTO()
     update: OfflineSettings = OfflineSettings(learning_rate=1e-6)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Always."""
+        return True
 
 
 class RewardModelSettings(OfflineLearningSettings):

@@ -55,7 +55,7 @@ def test_the_reference_is_the_same_model_with_the_adapter_off(kind, tmp_path):
     assert (after - before).abs().max() > 1e-3
     assert torch.equal(reference.logprobs(INPUTS), before)
     assert torch.equal(policy.evaluate(INPUTS).logprobs_BT, after)
-    assert reference._policy is policy  # no second copy
+    assert reference.policy is policy  # no second copy
 
 
 def test_reading_the_reference_between_forward_and_backward_changes_no_gradient(tmp_path):

@@ -99,4 +99,4 @@ def test_the_divergence_of_a_policy_is_that_of_both_models_own_logits(rank, tmp_
     with torch.no_grad():
         assert policy.evaluate(INPUTS).divergence_BT is None
     found.sum().backward()
-    assert all(p.grad is None for p in teacher._policy.parameters())
+    assert all(p.grad is None for p in teacher.policy.parameters())
