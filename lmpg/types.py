@@ -202,12 +202,13 @@ class Evaluation:
     """The present policy's numbers for given steps (float32, with gradient while it trains).
 
     logprobs_BT: log π of the recorded steps. entropy_BT: of the distributions that they were drawn
-        from, in nats.
+        from, in nats. divergence_BT: of these from a teacher's, where one is learned from by that.
     """
 
     logprobs_BT: Tensor
     entropy_BT: Tensor
     values_BT: Tensor | None = None
+    divergence_BT: Tensor | None = None
 
 
 class Policy(Protocol):
@@ -244,11 +245,13 @@ class Algorithm(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Of {"critic", "reference", "greedy", "ratios", "old_logprobs"}: what it must be given.
+        """Of {"critic", "reference", "teacher", "divergence", "greedy", "ratios", "old_logprobs"}:
+        what it must be given.
 
         greedy: the score of each prompt's greedy response. ratios: π/π_old, so that π_old must be
         the very distribution that was sampled from. old_logprobs: credit reads the rollout's
-        log-probs, so that they must be exact before the update.
+        log-probs, so that they must be exact before the update. teacher: stands in the reference's
+        place. divergence: that to the teacher in every evaluation of the update.
         """
         ...
 
@@ -259,7 +262,7 @@ class Algorithm(Protocol):
     def loss_terms(self, new: Evaluation, batch: Minibatch) -> dict[str, Tensor]:
         """Named per-step terms [B, T], scaled by their coefficients, neither masked nor reduced.
 
-        Names are `policy`, `value`, `entropy`, `kl`, `penalty`; `policy` is always there. The first
-        three depend on log-probs, on values and on the entropy alone.
+        Names are `policy`, `value`, `entropy`, `kl`, `penalty`, `distillation`; the first or the
+        last is always there. The first three depend on log-probs, values and the entropy alone.
         """
         ...

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -193,3 +195,16 @@ def test_a_planted_arrow_that_points_up_is_found(path, source):
 )
 def test_an_arrow_that_points_down_is_allowed(path, source):
     assert violations(path, source) == []
+
+
+@catches("psutil imported and not declared")
+def test_every_package_that_is_imported_is_declared():
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    users = [
+        *project["dependencies"],
+        *(x for name in extras if name != "dev" for x in extras[name]),
+    ]
+    declared = {re.match(r"[\w-]+", line)[0].replace("-", "_") for line in users}
+    seen = {name for _, names in LAYERS.values() for name in names.split()}
+    assert {{"yaml": "pyyaml"}.get(name, name) for name in seen} <= declared

@@ -23,6 +23,7 @@ ALGORITHMS: ByName[type[Section]] = ByName(
         "cispo": "lmpg.algorithms.cispo:CISPO",
         "sapo": "lmpg.algorithms.sapo:SAPO",
         "raft": "lmpg.algorithms.raft:RAFT",
+        "distillation": "lmpg.algorithms.distillation:Distillation",
         "off_policy": "lmpg.algorithms.off_policy:OffPolicy",
         "a2c": "lmpg.algorithms.a2c:A2C",
     }

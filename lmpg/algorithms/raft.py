@@ -17,6 +17,7 @@ class RAFT(Regularised):
     """−log π of the best responses; the others teach nothing, so a batch holds the best alone."""
 
     per_step: ClassVar[bool] = False
+    whiten_minibatches: ClassVar[bool] = False  # type: ignore[misc]  # all are alike
     group_size: int = Field(8, ge=2)
     """n: responses per prompt, of which the best are kept."""
     keep: int = Field(1, ge=1)

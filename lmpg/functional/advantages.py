@@ -36,7 +36,7 @@ def gae(
 
 
 def length_adaptive_lambda(lengths: Tensor, alpha: float) -> Tensor:
-    """λ = 1 − 1/(αl) for rows of l steps, at least 0 (arXiv 2504.05118, section 3.2).
+    """λ = 1 − 1/(αl) for rows of l steps, at least 0 (arXiv 2504.05118, section 4.2).
 
     The weights λ^k of a long row reach αl steps on average, a share of it instead of a number.
     """

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 _AT_ONCE = 2**23
 """Elements of a temporary product."""
-_NEVER = -1e20
+_NEVER = -1e30
 """A logit whose probability is exactly 0, and 0 times which is 0 still."""
 
 
@@ -56,7 +56,7 @@ class LogitShape:
 
 def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, shape: LogitShape) -> Tensor:
     """Logits [N, V] of hidden states [N, D]; the product in autocast's precision, then float32."""
-    dtype = _product_dtype(hidden, weight)
+    dtype = product_dtype(hidden, weight)
     bias = None if bias is None else bias.to(dtype)
     return shape.logits(F.linear(hidden.to(dtype), weight.to(dtype), bias))
 
@@ -82,13 +82,14 @@ def token_logprobs(
     computes them again all the same. absent: ids that are no choice, whose probability is 0.
     """
     shape = LogitShape(temperature, scale, softcap, absent)
-    dtype = _product_dtype(hidden, weight)
+    dtype = product_dtype(hidden, weight)
     few = len(hidden) * len(weight) <= kept and softcap is None
     keep = few and torch.is_grad_enabled()
     return _TokenLogprobs.apply(hidden, weight, bias, ids, shape, chunk, dtype, keep)
 
 
-def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+def product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """The precision of hidden @ weight.T: autocast's where it is on."""
     if torch.is_autocast_enabled(hidden.device.type):
         return torch.get_autocast_dtype(hidden.device.type)
     return torch.promote_types(hidden.dtype, weight.dtype)
@@ -125,7 +126,7 @@ class _TokenLogprobs(torch.autograd.Function):
         if grad_logprobs is None and grad_entropy is None:
             return (None,) * 8
         hidden, weight, bias, ids, size, entropy = ctx.saved_tensors
-        grads = _Gradients(hidden, weight, bias, ctx.needs_input_grad, ctx.dtype)
+        grads = HeadGradients(hidden, weight, bias, ctx.needs_input_grad, ctx.dtype)
         kept, ctx.kept = ctx.kept, None  # its memory is free for the layers before
         if kept is not None and grad_entropy is None:
             grads.add(slice(None), kept, -ctx.shape.factor * grad_logprobs)
@@ -168,7 +169,7 @@ def _logits_grad(logits, size, ids, grad_logprobs, entropy_part, rows) -> Tensor
     return grad
 
 
-class _Gradients:
+class HeadGradients:
     """Gradients of the head's inputs, summed over chunks in at least float32."""
 
     def __init__(self, hidden, weight, bias, needed, dtype):

@@ -34,7 +34,7 @@ def geometric_mean_log_ratio(
     clip_low: float | None,
     clip_high: float | None,
 ) -> Tensor:
-    """Mean over a row's steps of clipped log-ratios (arXiv 2507.20673, eq. 4), the same on each.
+    """Mean over a row's steps of clipped log-ratios (arXiv 2507.20673), the same on each.
 
     [B, T]; min(x, clip_high) where A > 0, max(x, −clip_low) elsewhere: e to the result is the
     geometric mean of the clipped ratios. None for clip_high is the same as clip_low, None for

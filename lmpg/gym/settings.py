@@ -107,7 +107,8 @@ class TextbookSettings(Section, Generic[M]):
 
 
 # each on one line: pydantic looks for docstrings from the line on that makes a class
-_SHARED: Any = {name: GymSettings[a] for name, a in ALGORITHMS.items()}  # type: ignore[valid-type]
+_ALONE = {name: a for name, a in ALGORITHMS.items() if "teacher" not in a().needs}  # type: ignore[attr-defined]
+_SHARED: Any = {name: GymSettings[a] for name, a in _ALONE.items()}  # type: ignore[valid-type]
 
 _OWN: Any = {name: TextbookSettings[m] for name, m in METHODS.items()}  # type: ignore[valid-type]
 

@@ -12,9 +12,11 @@ import torch
 from lmpg.language.data.examples import Split
 from lmpg.language.data.prompts import Prompt, common_columns, load_prompts, prompts_from_rows
 from lmpg.language.data.tokenizing import completion_text, read_special_tokens
-from lmpg.language.models.loading import load_policy, load_tokenizer
-from lmpg.language.models.policy import CausalLMPolicy, Reference
+from lmpg.language.models.loading import load_policy, load_reference, load_tokenizer
+from lmpg.language.models.policy import CausalLMPolicy
+from lmpg.language.models.reference import Reference
 from lmpg.language.models.settings import ModelSettings
+from lmpg.language.rewards.process_rewards import Decode
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rewards.settings import RewardSettings
 from lmpg.language.rollouts.collect import LanguageSource
@@ -53,10 +55,8 @@ def train_language(settings: LanguageSettings, name: str, world: World | None = 
         return
     with nothing_left_before_the_first_step(folder, processes):
         prepared = prepare(settings, folder, processes, world)
-        scorer, kept = prepared.scorer, folder.path / "reward_sources"
-        mine = kept if processes.is_main else None
-        with scorer.keeping_sources(mine):
-            keep = partial(scorer.save_sources, mine)
+        with prepared.scorer as scorer:
+            keep = partial(scorer.keep_sources, folder.path / "reward_sources")
             run(prepared.online, folder, name, prepared.facts, prepared.inputs, keep)
 
 
@@ -74,6 +74,13 @@ class PreparedRun:
 def with_world(settings: LanguageSettings, world: World) -> LanguageSettings:
     """`settings` with the world's model, and with its rewards where the user gives none."""
     model = {**settings.model.model_dump(), "path": str(world.model_path)}
+    if "teacher" in settings.algorithm.needs and not settings.model.teacher:
+        if world.teacher is None:
+            raise UserError(
+                f"data.world = {settings.data.world} has no teacher, expected one. Give "
+                "--model.teacher PATH, or take --data.world addition"
+            )
+        model["teacher"] = str(world.teacher())
     rewards = settings.rewards.model_dump()
     if not (settings.rewards.functions or settings.rewards.models):
         rewards |= {"functions": world.reward_functions, "models": world.reward_models}
@@ -103,15 +110,17 @@ def prepare(
         device=processes.device,
         reward_model=next(iter(settings.rewards.models), None),
     )
+    own = load_reference(settings.model, tokenizer, policy)
     prompts = prompts_for(settings, policy, tokenizer, world)
     if processes.is_main:
         print(prompts.line(), flush=True)
-    scorer = scorer_for(settings, prompts, tokenizer, processes)
+    decode = partial(completion_text, tokenizer, eos_token_ids=policy.eos_token_ids)
+    scorer = scorer_for(settings, prompts, decode, processes)
     processes.suit_threads(sum(p.numel() for p in policy.parameters()) + scorer.num_weights)
     generator = generator_for(settings, policy, tokenizer, processes)
-    source = source_of(settings, generator, scorer, prompts, world)
+    source = source_of(settings, generator, scorer, prompts, world, own)
     if checkpoint.newest_step(folder.checkpoints) is None:
-        check(source, prompts)
+        check(source, prompts, first_reference=own is None)
     online = assembled(settings, source, folder)
     facts, inputs = world.facts if world else {}, inputs_of(settings, world)
     return PreparedRun(online, scorer, facts, inputs)
@@ -151,6 +160,7 @@ def source_of(
     scorer: Scorer,
     prompts: Split[Prompt],
     world: World | None,
+    own: Reference | None = None,
 ) -> LanguageSource:
     """The source of rollouts, with its evaluator; dynamic sampling only where it is asked for."""
     algorithm, sampling = settings.algorithm, settings.sampling
@@ -158,7 +168,10 @@ def source_of(
     sampler = GroupSampler(
         generator, scorer, prompts.train, algorithm, rows // algorithm.group_size
     )
-    reference, compared = references(settings, generator.policy)
+    reference, compared = references(settings, generator.policy, own)
+    if "divergence" in algorithm.needs and own is not None:
+        generator.policy.learn_from(own, algorithm.beta)
+    judged = settings.rewards.functions or settings.rewards.models or compared is None
     metric = world.eval_metric if world else None
     return LanguageSource(
         generator=generator,
@@ -176,6 +189,9 @@ def source_of(
             eval_metric=metric,
         ),
         samples_every=settings.run.samples_every,
+        refresh_every=settings.model.reference_refresh,
+        best_metric="reward" if judged else "kl",
+        lower_is_better=not judged,
     )
 
 
@@ -204,7 +220,7 @@ def old_logprobs_of(settings: LanguageSettings, exact: bool, num_processes: int)
 
 
 def scorer_for(
-    settings: LanguageSettings, prompts: Split[Prompt], tokenizer: Any, processes: Processes
+    settings: LanguageSettings, prompts: Split[Prompt], decode: Decode, processes: Processes
 ) -> Scorer:
     """The rewards, ready to score responses to these prompts."""
     return Scorer(
@@ -212,19 +228,25 @@ def scorer_for(
         columns=common_columns(prompts),
         device=str(processes.device),
         trust_remote_code=settings.model.trust_remote_code,
+<<<<<<< HEAD
+        decode=decode,
+=======
         decode=partial(completion_text, tokenizer),
+>>>>>>> group
         special_tokens=settings.data.special_tokens,
+        optional="teacher" in settings.algorithm.needs,
     )
 
 
 def references(
-    settings: LanguageSettings, policy: CausalLMPolicy
+    settings: LanguageSettings, policy: CausalLMPolicy, own: Reference | None = None
 ) -> tuple[Reference | None, Reference | None]:
-    """The policy as it is now, for training and for evaluation: one copy, None where unused."""
+    """The user's own, or the policy as it is now, for training and for evaluation: one copy, None
+    where unused."""
     learning = "reference" in settings.algorithm.needs
     if not learning and not settings.evaluation.kl:
         return None, None
-    found = policy.reference()
+    found = own or policy.reference()
     return found if learning else None, found if settings.evaluation.kl else None
 
 
@@ -266,10 +288,10 @@ def assembled(settings: LanguageSettings, source: LanguageSource, folder: RunFol
     )
 
 
-def check(source: LanguageSource, prompts: Split[Prompt]) -> None:
+def check(source: LanguageSource, prompts: Split[Prompt], *, first_reference: bool = True) -> None:
     """The self-test of a new run, in one line; stops it where something is wrong."""
     generator, ids = source.generator, [prompt.ids for prompt in prompts.train]
-    reference = source.reference or source.evaluator.reference
+    reference = (source.reference or source.evaluator.reference) if first_reference else None
     result = self_test(generator, reference, ids)
     if generator.processes.is_main:
         print(result.line(), flush=True)

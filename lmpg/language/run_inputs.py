@@ -19,10 +19,12 @@ def inputs_of(settings: LanguageSettings, world: World | None) -> Inputs:
         data = {"data.world": {"its rows": rows}}
     specs = [parsed_spec(text) for text in settings.rewards.functions]
     sources = [{} if x.is_builtin else source_files(x.function.rpartition(":")[0]) for x in specs]
+    others = {key: getattr(settings.model, key) for key in ("reference", "teacher")}
     models = [model_files(path) for path in settings.rewards.models]
     return {
         **data,
         "model.path": model_files(str(settings.model.path)),
+        **{f"model.{key}": model_files(path) for key, path in others.items() if path},
         "rewards.functions": numbered(sources),
         "rewards.models": numbered(models),
     }

@@ -43,6 +43,9 @@ class LanguageSettings(Section, Generic[A]):
             "data.path": self.data.path,
             "rewards.functions or rewards.models": self.rewards.functions or self.rewards.models,
         }
+        if "teacher" in self._needs() and self.model.path:  # who judges in place of a reward
+            del given["rewards.functions or rewards.models"]
+            given["model.teacher"] = self.model.teacher
         if self.model.path and str(self.data.path).startswith("world:"):
             return self  # the world's rewards go with its data
         missing = [name for name, value in given.items() if not value]
@@ -51,6 +54,33 @@ class LanguageSettings(Section, Generic[A]):
             raise ValueError(
                 f"{named}, but {' and '.join(missing)} missing: your own model, data and reward "
                 "are given together, or none of them for the world built into the script"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_references_without_effect(self) -> LanguageSettings:
+        model, name = self.model, algorithm_name(type(self.algorithm))
+        if model.teacher and "teacher" not in self._needs():
+            raise ValueError(
+                f"model.teacher = {model.teacher}, but algorithm.name = {name} has no teacher. "
+                "Take algorithm.name distillation, or set model.reference to stay near that model"
+            )
+        own = {"reference": model.reference, "reference_refresh": model.reference_refresh}
+        for key, value in own.items():
+            if value and "teacher" in self._needs():
+                raise ValueError(
+                    f"model.{key} = {value} with algorithm.name = {name}, whose reference is the "
+                    f"teacher. Leave model.{key} out"
+                )
+            if value and "reference" not in self._needs():
+                raise ValueError(
+                    f"model.{key} = {value}, but algorithm.name = {name} compares with no "
+                    f"reference here. Set algorithm.kl_coef above 0, or leave model.{key} out"
+                )
+        if all(own.values()):
+            raise ValueError(
+                f"model.reference = {model.reference} with model.reference_refresh = "
+                f"{model.reference_refresh}, which makes the policy the reference. Leave one out"
             )
         return self
 

@@ -84,7 +84,7 @@ class RunFolder:
     def abandon(self) -> None:
         """Remove the folder of a run that ends before its first step, so that the same command
         can be given again; one that has begun stays."""
-        if self.status == "fresh" and not _has_begun(self.path):
+        if self.status == "fresh" and self.path.is_dir() and not _has_begun(self.path):
             _clear(self.path)
             (self.path / LOCK).unlink(missing_ok=True)
             self.close()

@@ -65,10 +65,10 @@ class FolderLock:
         return None
 
     def _take(self) -> None:
-        whole = _locked(self._here)
+        whole = locked(self._here)
         file = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         self._descriptors.append(file)
-        if not (_locked(file) or whole):
+        if not (locked(file) or whole):
             self._owner = _owned(self.path / OWNER)
 
 
@@ -97,7 +97,7 @@ def opened() -> list[Path]:
     return [lock.named for lock in _held.values()]
 
 
-def _locked(descriptor: int) -> bool:
+def locked(descriptor: int) -> bool:
     """Whether the system has given the lock; False where it has none, Held where it is taken."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

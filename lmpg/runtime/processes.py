@@ -7,8 +7,11 @@ per optimizer step: weights count the global minibatch, so the sum is the gradie
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import signal
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, TypeVar
@@ -54,16 +57,14 @@ class Processes:
         """
         if int(os.environ.get("WORLD_SIZE", "1")) > self.count:
             return int(os.environ["WORLD_SIZE"])
-        try:
-            words = psutil.Process(os.getppid()).cmdline()
-        except psutil.Error:
-            return self.count
-        text = " ".join(words) if any("accelerate" in word for word in words) else ""
-        found = re.search(r"--num[_-]processes[ =](\d+)", text)
+        found = re.search(r"--num[_-]processes[ =](\d+)", accelerate_launcher())
         return int(found[1]) if found else self.count
 
     def announce(self) -> None:
-        """Say how many processes there are, and warn where more were asked for."""
+        """Say how many processes there are, and warn where more were asked for. A launcher that is
+        ended asks this process to stop."""
+        if accelerate_launcher():
+            end_with_parent()
         if not self.is_main:
             return
         noun = "processes" if self.count > 1 else "process"
@@ -167,6 +168,22 @@ class SingleProcess(Processes):
 
     def wait(self) -> None:
         """There is nobody to wait for."""
+
+
+def accelerate_launcher() -> str:
+    """The command line of the parent where that is accelerate's launcher, else ""."""
+    try:
+        words = psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        return ""
+    return " ".join(words) if any("accelerate" in word for word in words) else ""
+
+
+def end_with_parent() -> None:
+    """Let this process get SIGTERM when its parent ends (Linux): accelerate's launcher leaves a
+    single process behind when it is ended."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
 
 
 def on_cpu() -> bool:

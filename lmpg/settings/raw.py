@@ -49,6 +49,10 @@ def read_yaml(path: str | Path) -> RawSettings:
             f"{path}: holds more than {MOST_VALUES} values once its aliases (`*name`) are written "
             "out, expected one value per setting"
         )
+    try:
+        repr(values)  # as messages do
+    except ValueError as error:  # a hexadecimal integer of thousands of digits
+        raise UserError(f"{path}: a value can't be written ({error}); expected YAML") from error
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -61,7 +61,7 @@ class Diagnostics:
         }
         for name, term_BT in terms.items():
             columns[f"loss/{name}"] = term_BT.detach()
-        by_logprobs = gradients["policy"][0]
+        by_logprobs = gradients["policy"][0] if "policy" in gradients else None
         if by_logprobs is not None:
             columns["policy_gradient"] = by_logprobs
         by_values = gradients["value"][-1] if "value" in gradients else None

@@ -68,7 +68,7 @@ def run(
     """Trains until the end or an interruption, and leaves everything in the run's folder.
 
     facts: go into the summary as they are. inputs: what a resumed run must find unchanged.
-    on_start: called once nothing is left to be refused.
+    on_start: called by the main process once nothing is left to be refused.
     After an interruption, which is raised, the same command with --run.resume goes on.
     """
     started = time.perf_counter()
@@ -77,7 +77,8 @@ def run(
     with lasting_console(), closing(loop.tracker):
         for line in loop.processes.on_main(lambda: folder.start(inputs or {})):
             loop.tracker.say(line)
-        on_start()
+        if loop.processes.is_main:
+            on_start()
         for line in thread_lines(loop.processes):
             loop.tracker.say(line)
         resume(loop, folder)

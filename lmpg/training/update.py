@@ -195,16 +195,14 @@ def _detached(
     Back-propagation takes two steps: from each term to the outputs, where the clip fraction counts
     the log-probs without gradient, then once from the outputs through the model. Returns the
     detached Evaluation, its tensors as a list, and a function that takes the second step, given
-    gradients by (log-probs, entropy, values).
+    gradients by (log-probs, entropy, values, divergence), those that there are.
     """
     by_hand = policy.differentiated(inputs) if hasattr(policy, "differentiated") else None
     new, backward = by_hand or (policy.evaluate(inputs), None)
-    outputs, leaves = [], []
-    for x in (new.logprobs_BT, new.entropy_BT, new.values_BT):
-        if x is not None:
-            outputs.append(x)
-            leaves.append(x.detach().requires_grad_())
-    return Evaluation(*leaves), leaves, backward or partial(_backward, outputs)
+    outputs = {name: x for name, x in vars(new).items() if x is not None}
+    leaves = {name: x.detach().requires_grad_() for name, x in outputs.items()}
+    back = backward or partial(_backward, list(outputs.values()))
+    return Evaluation(**leaves), list(leaves.values()), back
 
 
 def _backward(outputs: list[Tensor], *gradients: Tensor | None) -> None:

@@ -45,7 +45,7 @@ def test_a_far_token_enters_the_product_of_ratios_as_it_is(level, first):
 @pytest.mark.parametrize("advantage", [2.0, -2.0])
 def test_gmpo_weighs_a_response_by_the_geometric_mean_of_clipped_ratios(advantage):
     """min(ρA, clip(ρ) A) of each token, the product of their sizes, its root, the sign of A:
-    arXiv 2507.20673, eq. 4, written out."""
+    arXiv 2507.20673, written out."""
     differences, low, high = [0.1, 0.9, -0.2, -0.8], 0.4, 0.5
     losses, gradient = evaluated_row("gmpo", differences, advantage, clip=low, clip_high=high)
     product, alive = 1.0, []

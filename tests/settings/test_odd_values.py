@@ -28,6 +28,7 @@ def built(**sections):
         ),
         ("a: &a [*a]", "more than 10000 values"),
         ("a: " + "1" * 5000, "a value can't be read"),
+        ("a: 0x" + "f" * 5000, "a value can't be written"),
         ("a: 2020-13-45", r"a value can't be read \(month must be"),
         ("a: !!timestamp 20", "a value can't be read"),
         ("a: " + "[" * 3000, "a value can't be read"),

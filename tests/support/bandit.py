@@ -58,9 +58,9 @@ def updater_for(policy, total_steps=1, seed=0, **settings):
     return Updater(policy, UpdateSettings(**settings), total_steps, seed, Processes())
 
 
-def trained_probabilities(algorithm, steps=300, rows=2048, seed=0, **settings):
+def trained_probabilities(algorithm, steps=300, rows=2048, seed=0, policy=None, **settings):
     """Probabilities after `steps` iterations of rollout and update, learning rate down to 0."""
-    policy = BanditPolicy()
+    policy = policy or BanditPolicy()
     settings = {
         "learning_rate": 0.05,
         "schedule": "linear",

@@ -45,6 +45,7 @@ def own_parts(folder: Path) -> dict[str, Any]:
     """Flags of a tiny model, prompts of different lengths and a reward that leaves some out."""
     folder.mkdir(parents=True, exist_ok=True)
     save_tiny(folder / "model")
+    save_tiny(folder / "other", seed=7)
     rows = [{"prompt": "abc de fghi jkl"[: 1 + 5 * i % 14], "number": i} for i in range(40)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "reward.py").write_text(REWARD)
@@ -58,10 +59,11 @@ def own_parts(folder: Path) -> dict[str, Any]:
 
 def with_kind(parts: dict[str, Any], kind: dict[str, Any]) -> dict[str, Any]:
     """Flags of `kind` over the parts; for refills a reward that few groups have a spread in."""
-    reward = str(parts["rewards.functions"])
+    reward, folder = str(parts["rewards.functions"]), parts["model.path"].parent
+    named = {key: folder / kind[key] for key in ("model.teacher", "model.reference") if key in kind}
     if "sampling.max-refills" in kind:
         reward = reward.replace(":letters", ":coarse")
-    return {**parts, "rewards.functions": reward, **kind}
+    return {**parts, "rewards.functions": reward, **kind, **named}
 
 
 SHAPED = {

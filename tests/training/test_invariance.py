@@ -64,6 +64,8 @@ KINDS = {
     "gdpo": ("gdpo", GROUPS),
     "opo": ("opo", GROUPS | {"algorithm.kl-coef": 0}),
     "raft": ("raft", GROUPS | {"algorithm.keep": 2, "algorithm.kl-coef": 0}),
+    "distillation": ("distillation", {"model.teacher": "other"}),
+    "gkd": ("gkd", {"model.teacher": "other", "model.lora.rank": 8, "update.adam-eps": 1e-3}),
     "shaped": ("ppo", SHAPED),
     # adapters start at 0: with a small epsilon Adam makes rounding large beside them
     "lora": ("ppo", {"model.lora.rank": 8, "update.adam-eps": 1e-3}),

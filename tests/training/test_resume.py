@@ -165,3 +165,23 @@ def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
     assert outcome(tmp_path / "run") == whole
     assert not list((tmp_path / "run" / "checkpoints").glob(".tmp*"))
     assert checkpoint.newest_step(tmp_path / "run" / "checkpoints") == 4
+
+
+@catches("a refreshed reference not restored", "reference refreshed one iteration late on resume")
+@pytest.mark.parametrize(
+    ("program", "own"),
+    [
+        ("ppo", {"model.reference-refresh": 2}),
+        ("ppo", {"model.reference-refresh": 1, "model.lora.rank": 4, "algorithm.kl-in": "loss"}),
+        ("ppo", {"model.reference": "other"}),
+        ("gkd", {"model.teacher": "other"}),
+    ],
+)
+def test_a_run_with_a_reference_of_its_own_is_resumed_bit_for_bit(program, own, parts, tmp_path):
+    flags = {**with_kind(parts, own), **LENGTH, "update.epochs": 1}
+    whole = run_here(program, {**flags, "run.output-dir": tmp_path / "whole"})
+    part = {**flags, "run.output-dir": tmp_path / "part"}
+    run_here(program, {**part, "run.total-steps": 3})
+    run_here(program, {**part, "run.resume": True})
+    assert outcome(tmp_path / "part") == outcome(whole)
+    assert metrics(whole)[0]["objective/kl"] != 0 or "model.reference-refresh" in own

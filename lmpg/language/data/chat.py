@@ -170,13 +170,14 @@ def _read_options(tokenizer: Any, messages: Messages, options: ChatOptions) -> C
                 "the message a text."
             )
     if options.get("tools") and not re.search(r"\btools\b", template):
-        _warn_once("the chat template writes no tools, so the column 'tools' is not used")
+        warn_once("the chat template writes no tools, so the column 'tools' is not used")
         return {name: value for name, value in options.items() if name != "tools"}
     return options
 
 
 @lru_cache(maxsize=64)
-def _warn_once(text: str) -> None:
+def warn_once(text: str) -> None:
+    """Logs what is odd about the data, each text once."""
     logger.warning("data: %s (said once)", text)
 
 

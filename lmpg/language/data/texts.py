@@ -19,6 +19,7 @@ from lmpg.language.data.chat import (
     is_begun,
     render_chat,
     text_or_messages,
+    warn_once,
 )
 from lmpg.language.data.examples import RowFilter, Split, columns_of, load_split, require_column
 from lmpg.language.data.preference_rows import is_empty, is_preference, preference
@@ -171,8 +172,9 @@ def _chat(tokenizer: Any, first: Any, answer: Any, where: str, options: ChatOpti
         parts.append((first, BEGUN) if begun else (messages[:turn], OPENED))
         parts.append((messages[: turn + 1], CLOSED))
     whole, *cuts = (render_chat(tokenizer, part, options, **how) for part, how in parts)
-    for before, through in zip(cuts[::2], cuts[1::2]):
+    for turn, before, through in zip(turns, cuts[::2], cuts[1::2]):
         _require_prefixes(before, through, whole, where)
+        _say_if_left_out(messages[turn].get("content") or "", through)
     if reads_special_tokens_as_text(tokenizer):
         ids, *heads = (chat_ids(tokenizer, part, options, **how) for part, how in parts)
         ends = [shared_length(ids, head) for head in heads]
@@ -203,6 +205,15 @@ def _require_prefixes(before: str, through: str, whole: str, where: str) -> None
             f"{where}: the chat template opens the assistant's turn with {before[shared:]!r:.60}, "
             f"but writes the message as {through[shared:]!r:.60}, so what the policy would have "
             "written can't be told. Give the message as the template writes it, or plain text."
+        )
+
+
+def _say_if_left_out(content: str, written: str) -> None:
+    """Logs once if the template leaves out part of what the assistant says; spaces don't count."""
+    if content not in written and "".join(content.split()) not in "".join(written.split()):
+        warn_once(
+            "the chat template leaves out part of what the assistant says (such as its thinking), "
+            "so that part is not learned"
         )
 
 

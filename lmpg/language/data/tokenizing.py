@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from bisect import bisect_right
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from lmpg.language.data.chat import ChatOptions, Messages, conversation, render_chat
@@ -125,28 +125,49 @@ def continuation_ids(tokenizer: Any, before: str, text: str) -> list[int]:
     return encode(tokenizer, text)
 
 
-def completion_text(tokenizer: Any, prompt: list[int], response: list[int]) -> str:
-    """Text of a response as it continues its prompt, without special tokens.
+def completion_text(
+    tokenizer: Any,
+    prompt: list[int],
+    response: list[int],
+    eos_token_ids: Sequence[int] | None = None,
+) -> str:
+    """Text of a response as it continues its prompt: all tokens but the EOS that ends it.
 
     Decoded on its own it could lose its leading space (SentencePiece's decoders strip one).
+    eos_token_ids: what may end it; None for the tokenizer's EOS alone.
     """
-    return completion_texts(tokenizer, [prompt], [response])[0]
+    return completion_texts(tokenizer, [prompt], [response], eos_token_ids)[0]
 
 
 def completion_texts(
-    tokenizer: Any, prompts: list[list[int]], responses: list[list[int]]
+    tokenizer: Any,
+    prompts: list[list[int]],
+    responses: list[list[int]],
+    eos_token_ids: Sequence[int] | None = None,
 ) -> list[str]:
     """`completion_text` of one response to each prompt; equal prompts are decoded once."""
-    text = partial(tokenizer.decode, skip_special_tokens=True)
-    heads: dict[tuple[int, ...], str] = {}
+    text = partial(tokenizer.decode, skip_special_tokens=False)
+    ends = [tokenizer.eos_token_id] if eos_token_ids is None else eos_token_ids
+    special = _special_ids(tokenizer, len(tokenizer))
+    heads: dict[tuple[int, ...], tuple[list[int], str]] = {}
     found = []
     for prompt, response in zip(prompts, responses):
         key = tuple(prompt)
         if key not in heads:
-            heads[key] = text(prompt)
-        head, whole = heads[key], text(prompt + response)
-        found.append(whole[len(head) :] if whole.startswith(head) else text(response))
+            bare = [i for i in prompt if i not in special]
+            heads[key] = bare, text(bare)
+        bare, head = heads[key]
+        written = response[:-1] if response[-1:] and response[-1] in ends else response
+        whole = text(bare + written)
+        found.append(whole[len(head) :] if whole.startswith(head) else text(written))
     return found
+
+
+@lru_cache(maxsize=4)
+def _special_ids(tokenizer: Any, size: int) -> frozenset[int]:
+    """Ids of special tokens; `size` is the tokenizer's, which grows with each that is added."""
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(tokenizer.all_special_ids) | {i for i, token in added if token.special}
 
 
 def scored_ids(
@@ -161,12 +182,21 @@ def scored_ids(
     ends as its template says.
     """
     if isinstance(prompt, str) and isinstance(completion, str):
-        ids = list(tokenizer(prompt + completion, verbose=False)["input_ids"])
-        eos = tokenizer.eos_token_id
-        if eos is not None and ids[-1:] != [eos]:
-            ids.append(eos)
-        return ids
+        return _text_ids(tokenizer, prompt + completion)
     return chat_ids(tokenizer, conversation(prompt, completion), options, open_turn=False)
+
+
+def _text_ids(tokenizer: Any, text: str) -> list[int]:
+    """Ids of `text` as the tokenizer frames it, and EOS; what the text spells out is not put there
+    a second time, as a chat rendered to text spells its BOS."""
+    ids, eos = list(tokenizer(text, verbose=False)["input_ids"]), tokenizer.eos_token_id
+    if ids[:1] == ids[1:2] or ids[-1:] == ids[-2:-1]:
+        bare, start = encode(tokenizer, text), bos_ids(tokenizer)
+        if start and bare[: len(start)] == start:
+            ids = ids[len(start) :]
+        if bare[-1:] == [eos] == ids[-2:-1]:
+            ids.pop()
+    return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
 
 
 def cut_left(ids: list[int], max_tokens: int, start: list[int]) -> list[int]:

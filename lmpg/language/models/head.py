@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lmpg.functional.divergence import HeadOutputs, generalised_jsd
 from lmpg.functional.logprobs import LogitShape, head_logits, token_logprobs
 from lmpg.language.models.architectures import NATS, logit_scale_and_softcap, probe_ids
 from lmpg.settings.section import UserError
@@ -59,6 +61,22 @@ class Head:
         weight, bias = self._linear.weight, self._linear.bias
         return token_logprobs_of(hidden_ND, weight, ids_N, bias, self.shape)
 
+    def divergence(
+        self, hidden_ND: Tensor, teacher: Head, teacher_hidden_ND: Tensor, *, beta: float
+    ) -> Tensor:
+        """The generalised JSD of each distribution to the teacher's, [N], in chunks."""
+        rows = _rows_at_once(hidden_ND.device.type, len(self._linear.weight))
+        mine, theirs = self._outputs(hidden_ND), teacher._outputs(teacher_hidden_ND)
+        return generalised_jsd(mine, theirs, beta, rows)
+
+    def _outputs(self, hidden_ND: Tensor) -> HeadOutputs:
+        return HeadOutputs(hidden_ND, self._linear.weight, self._linear.bias, self.shape)
+
+
+def _rows_at_once(device: str, vocabulary: int) -> int:
+    """Rows of logits that suit the device."""
+    return max(_ROWS_AT_ONCE, _LOGITS_AT_ONCE.get(device, 2**24) // vocabulary)
+
 
 def token_logprobs_of(
     hidden_ND: Tensor,
@@ -68,8 +86,7 @@ def token_logprobs_of(
     shape: LogitShape = LogitShape(),  # noqa: B008
 ) -> tuple[Tensor, Tensor]:
     """`token_logprobs` in chunks of a size that suits the device."""
-    at_once = _LOGITS_AT_ONCE.get(hidden_ND.device.type, 2**24)
-    rows = max(_ROWS_AT_ONCE, at_once // len(weight_VD))
+    rows = _rows_at_once(hidden_ND.device.type, len(weight_VD))
     rest = (shape.temperature, rows, shape.scale, shape.softcap, _KEPT, shape.absent)
     return token_logprobs(hidden_ND, weight_VD, bias_V, ids_N, *rest)
 
@@ -87,7 +104,15 @@ def refuse_unknown_head(policy) -> None:
     inputs = {name: value.to(policy.device) for name, value in inputs.items()}
     found = policy.evaluate(inputs).logprobs_BT
     difference = float((found - policy.plain_logprobs(inputs)).abs().max())
-    if not difference <= NATS[torch.bfloat16 if policy.bf16 else torch.float32]:
+    if math.isnan(difference):
+        raise UserError(
+            f"model.path: the log-probs of {type(policy.causal_lm).__name__} are NaN, expected "
+            "numbers: its weights hold NaN or infinities, or sampling.temperature = "
+            f"{policy.temperature} is too small for the size of its logits"
+        )
+    # a temperature below 1 magnifies logits, and with them their rounding
+    difference *= min(1.0, policy.temperature)
+    if difference > NATS[torch.bfloat16 if policy.bf16 else torch.float32]:
         raise UserError(
             f"model.path: {type(policy.causal_lm).__name__} changes its logits after the output "
             f"layer in a way that lmpg does not know (log-probs differ by {difference:.3g}); "

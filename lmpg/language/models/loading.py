@@ -29,6 +29,7 @@ from lmpg.language.models.lora import with_adapter
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.precision import computes_in_bf16
 from lmpg.language.models.pretrained import pretrained_model, pretrained_tokenizer
+from lmpg.language.models.reference import Reference
 from lmpg.language.models.settings import ModelSettings
 from lmpg.settings.section import UserError
 
@@ -56,14 +57,16 @@ def load_policy(
     temperature: float,
     device: torch.device | str = "cpu",
     reward_model: str | None = None,
+    key: str = "model.path",
 ) -> CausalLMPolicy:
     """The model of `settings.path` as a policy; with `critic`, the one that the settings ask for:
     its saved one, one like `reward_model`, or a new one.
 
-    LoRA factors are drawn from torch's global generator, nothing else is random.
+    LoRA factors are drawn from torch's global generator, nothing else is random. key: the setting
+    that the path comes from.
     """
-    model = load_causal_lm(settings.path, settings.trust_remote_code)
-    _refuse_smaller_vocabulary(settings.path, model, tokenizer)
+    model = load_causal_lm(settings.path, settings.trust_remote_code, key)
+    _refuse_smaller_vocabulary(key, settings.path, model, tokenizer)
     eos_token_ids = all_eos_token_ids(model, tokenizer)
     pad_token_id = tokenizer.pad_token_id
     lora, shared = settings.lora, settings.critic == "shared"
@@ -81,7 +84,7 @@ def load_policy(
         context_length=context,
         bf16=computes_in_bf16(settings.precision, model, device),
         critic=separate,
-        absent_ids=_absent_ids(settings.path, model, tokenizer, eos_token_ids),
+        absent_ids=_absent_ids(key, settings.path, model, tokenizer, eos_token_ids),
     ).to(device)
     refuse_unknown_head(policy)
     return policy
@@ -99,7 +102,8 @@ def load_critic(
                 "model.critic = reward_model, but there are no rewards.models to start from. Set "
                 "model.critic to separate, or give --rewards.models PATH"
             )
-        _refuse_other_vocabulary(reward_model, tokenizer, remote)
+        fix = "Set model.critic to separate"
+        _refuse_other_vocabulary("rewards.models", reward_model, tokenizer, remote, fix)
         classifier = load_sequence_classifier(reward_model, trust_remote_code=remote)
         return critic_from_classifier(reward_model, classifier)
     folder = Path(str(settings.path)).expanduser() / FOLDER
@@ -110,11 +114,37 @@ def load_critic(
     return SeparateCritic(trunk, load_value_head(folder, hidden_size))
 
 
-def load_causal_lm(path: str | None, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_reference(settings: ModelSettings, tokenizer, policy: CausalLMPolicy) -> Reference | None:
+    """The teacher, or the user's own reference, frozen; None where the first policy is the one.
+
+    Its tokenizer must have the same vocabulary, as it reads the policy's token ids.
+    """
+    key = "model.teacher" if settings.teacher else "model.reference"
+    path = settings.teacher or settings.reference
+    if path is None:
+        return None
+    _refuse_other_vocabulary(key, path, tokenizer, settings.trust_remote_code)
+    same = {"precision": settings.precision, "trust_remote_code": settings.trust_remote_code}
+    own = load_policy(
+        ModelSettings(path=path, **same),  # type: ignore[arg-type]
+        tokenizer,
+        critic=False,
+        temperature=policy.temperature,
+        device=policy.device,
+        key=key,
+    )
+    if own.context_length < policy.context_length:
+        policy.context_length = own.context_length  # what it cannot read it cannot judge
+    return Reference(policy, own.requires_grad_(False))
+
+
+def load_causal_lm(
+    path: str | None, trust_remote_code: bool = False, key: str = "model.path"
+) -> PreTrainedModel:
     """A transformers causal language model with float32 weights, in eval mode."""
     if path is None:
         raise UserError("model.path is not set, expected a Hub id or the folder of a causal LM")
-    return pretrained_model("model.path", AutoModelForCausalLM, path, trust_remote_code)
+    return pretrained_model(key, AutoModelForCausalLM, path, trust_remote_code)
 
 
 def load_sequence_classifier(
@@ -165,7 +195,7 @@ def _value_head(path: str | None, model: PreTrainedModel) -> nn.Linear:
 
 
 def _absent_ids(
-    path: str | None, model: PreTrainedModel, tokenizer, eos_token_ids: tuple[int, ...]
+    key: str, path: str | None, model: PreTrainedModel, tokenizer, eos_token_ids: tuple[int, ...]
 ) -> Tensor | None:
     """Ids that the model has logits for, but the tokenizer no token; None where there are none."""
     rows = len(getattr(model.get_output_embeddings(), "weight", ()))
@@ -174,32 +204,39 @@ def _absent_ids(
     if not absent:
         return None
     logger.warning(
-        "model.path = %s: %d of the model's %d ids have no token in its tokenizer (%d and others); "
+        "%s = %s: %d of the model's %d ids have no token in its tokenizer (%d and others); "
         "their probability is 0, in sampling as in learning",
-        *(path, len(absent), rows, absent[0]),
+        *(key, path, len(absent), rows, absent[0]),
     )
     return torch.tensor(absent)
 
 
-def _refuse_other_vocabulary(path: str, tokenizer, trust_remote_code: bool) -> None:
-    other = pretrained_tokenizer("rewards.models", path, trust_remote_code)
+def _refuse_other_vocabulary(
+    key: str,
+    path: str,
+    tokenizer,
+    trust_remote_code: bool,
+    fix: str = "Choose a model of the same family",
+) -> None:
+    other = pretrained_tokenizer(key, path, trust_remote_code)
     mine, its = tokenizer.get_vocab(), other.get_vocab()
     if mine != its:
         apart = sum(mine.get(token) != its.get(token) for token in mine.keys() | its.keys())
         raise UserError(
-            f"model.critic = reward_model, but the tokenizer of rewards.models: {path} differs "
-            f"from that of model.path in {apart} tokens, expected the same vocabulary, as the "
-            "critic reads the policy's token ids. Set model.critic to separate"
+            f"{key} = {path}: its tokenizer differs from that of model.path in {apart} tokens, "
+            f"expected the same vocabulary, as it is to read the policy's token ids. {fix}"
         )
 
 
-def _refuse_smaller_vocabulary(path: str | None, model: PreTrainedModel, tokenizer) -> None:
+def _refuse_smaller_vocabulary(
+    key: str, path: str | None, model: PreTrainedModel, tokenizer
+) -> None:
     embedding: Any = model.get_input_embeddings()
     rows = len(embedding.weight)
     largest = max(tokenizer.get_vocab().values())
     if largest >= rows:
         raise UserError(
-            f"model.path = {path}: the tokenizer's largest id is {largest}, but the model embeds "
+            f"{key} = {path}: the tokenizer's largest id is {largest}, but the model embeds "
             f"only ids below {rows}, expected a tokenizer and a model that belong together; "
             "save the right tokenizer there, or call model.resize_token_embeddings"
         )

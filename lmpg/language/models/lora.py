@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def with_adapter(model: PreTrainedModel, settings: LoraSettings) -> nn.Module:
             f"model.lora.rank = {settings.rank} needs peft, which is not installed: "
             "pip install 'lmpg[lora]', or set model.lora.rank to 0"
         ) from None
-    targets = list(settings.target_modules) or "all-linear"
+    targets = _targets(model, settings.target_modules)
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]
@@ -48,6 +49,32 @@ def with_adapter(model: PreTrainedModel, settings: LoraSettings) -> nn.Module:
         ) from None
     _refuse_embeddings(model, targets)
     return wrapped
+
+
+def _targets(model: PreTrainedModel, given: tuple[str, ...]) -> list[str] | str:
+    """What peft is to adapt: names as they were given, but layers one by one where any of them is
+    an expression. A name that fits no layer is refused, whatever the others fit."""
+    if given in ((), ("all-linear",)):
+        return "all-linear"
+    layers = [name for name, _ in model.named_modules() if name]
+    fitting = {target: [name for name in layers if _fits(target, name)] for target in given}
+    unknown = [target for target, found in fitting.items() if not found]
+    if unknown:
+        raise UserError(
+            f"model.lora.target_modules = {list(given)}: no layer is called {', '.join(unknown)}, "
+            f"expected names of this model's linear layers, such as {_linear_names(model)}"
+        )
+    if all(f".{name}".endswith(f".{target}") for target in given for name in fitting[target]):
+        return list(given)
+    return sorted({name for found in fitting.values() for name in found})
+
+
+def _fits(target: str, name: str) -> bool:
+    """Whether `target` is the end of a layer's name, or an expression for the whole of it."""
+    try:
+        return f".{name}".endswith(f".{target}") or re.fullmatch(target, name) is not None
+    except re.error:
+        return False
 
 
 def save_adapter_and_merged(model: Any, folder: Path, tokenizer) -> None:

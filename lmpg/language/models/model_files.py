@@ -1,15 +1,34 @@
-"""The files that a model's folder is read from, for fingerprints."""
+"""The files that a model's folder is read from: for fingerprints, and what is wrong with them."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedConfig
 from transformers.utils.hub import cached_file
 
 from lmpg.language.models.critic import FOLDER as CRITIC
+from lmpg.settings.section import UserError
 
 READ = {".json", ".safetensors", ".bin", ".model", ".tiktoken", ".jinja", ".txt", ".py"}
 NOT_READ = {"trainer_state.json", "training_args.bin", "facts.json", "manifest.json"}
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_FETCHED = ("deepgemm", "deep-gemm", "sonicmoe", "sonic-moe")
+"""Implementations of experts that are kernels from the Hub."""
+_FLASH = {
+    "flash_attention_2": "flash_attn",
+    "flash_attention_3": "flash_attn_interface",
+    "flash_attention_4": "flash_attn",
+}
+"""Packages without which transformers fetches a kernel in their place."""
+_OBJECTS = ("config", "generation_config", "model", "tokenizer")
+"""What files that hold one JSON object are called."""
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 def model_files(path: str) -> dict[str, Path]:
@@ -30,3 +49,92 @@ def model_files(path: str) -> dict[str, Path]:
         for file in sorted(part.glob("*"))
         if file.is_file() and file.suffix in READ and file.name not in NOT_READ
     }
+
+
+def refuse_broken_settings(key: str, folder: Path) -> None:
+    """transformers passes over a generation_config.json that it cannot read, EOS tokens and all."""
+    for path in (folder / "config.json", folder / "generation_config.json"):
+        try:
+            if path.is_file():
+                _read(path)
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(
+                f"{key} = {folder}: its {path.name} {error}, expected a folder written by "
+                "save_pretrained; mend the file"
+            ) from None
+
+
+def refuse_fetched_kernels(key: str, path: str) -> None:
+    """A config may name code on the Hub for its attention or its experts, which transformers would
+    fetch and run, whatever `trust_remote_code` says."""
+    folder = Path(path).expanduser()
+    try:
+        place = folder if folder.is_dir() else path
+        config, _ = PreTrainedConfig.get_config_dict(place)
+    except (OSError, ValueError):
+        return  # loading tells what is wrong
+    for name, value in _implementations(config):
+        if "/" in value or value in _FETCHED or (value in _FLASH and not _installed(_FLASH[value])):
+            raise UserError(
+                f"{key} = {path}: its config.json asks for {name} = {value}, a kernel that would "
+                "be fetched from the Hub and run, expected sdpa, eager or flex_attention (experts: "
+                "grouped_mm, batched_mm or eager); change it or take it out"
+            )
+
+
+def _implementations(config: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """(key, value) of every implementation that a config names, its parts' among them."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield from _implementations(value, key if key.endswith("_implementation") else name)
+    elif name and isinstance(config, str):
+        yield name, config
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def damage(folder: Path, what: str) -> str | None:
+    """The first file of a model's folder that cannot be read, and why; None if all can."""
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    for path in paths:
+        try:
+            if path.is_file():
+                _read(path)
+        except (OSError, ValueError, RecursionError) as error:
+            return f"{path.name} {error}"
+    if (
+        folder.is_dir()
+        and what == "tokenizer"
+        and not any(path.name in _TOKENIZERS for path in paths)
+    ):
+        return "it holds no tokenizer.json; save the tokenizer beside the model"
+    return None
+
+
+def _read(path: Path) -> None:
+    """Raises an error that goes on after the file's name, unless its beginning is in order."""
+    with path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise ValueError(
+                "is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
+            )
+    if path.suffix == ".json":
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"is no JSON ({error})") from None
+        if not isinstance(found, dict) and path.name.startswith(_OBJECTS):
+            raise ValueError(f"holds a {type(found).__name__}, expected an object")
+        if path.name == "tokenizer.json" and "model" not in found:
+            raise ValueError("is none that the library `tokenizers` wrote")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(str(path), "pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(
+                f"is cut short or no safetensors file ({path.stat().st_size} bytes: {error}); "
+                "copy it again"
+            ) from None

@@ -18,6 +18,7 @@ from lmpg.language.models.forward.reuse import ForwardReuse
 from lmpg.language.models.head import Head
 from lmpg.language.models.lora import save_adapter_and_merged
 from lmpg.language.models.precision import save_folder
+from lmpg.language.models.reference import Reference
 from lmpg.settings.section import UserError
 from lmpg.types import Evaluation
 
@@ -28,7 +29,8 @@ class CausalLMPolicy(nn.Module):
     value_head: a critic on the policy's own trunk. critic: one with weights of its own.
     temperature divides the logits, everywhere. bf16 computes in autocast over fp32 weights.
     absent_ids: token ids that no token has (int64), whose probability is 0 everywhere.
-    forward_reuse: caches a forward for the update, once `keep_forward` was asked for.
+    forward_reuse: caches a forward for the update, once `keep_forward` was asked for. teacher: whom
+    it learns from, and the β of the divergence, see `learn_from`.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class CausalLMPolicy(nn.Module):
         self.bf16 = bf16
         self.head = Head(self.causal_lm, temperature, absent_ids)
         self.forward_reuse: ForwardReuse | None = None
+        self.teacher: tuple[Reference, float] | None = None
         self.train(False)
 
     @property
@@ -82,9 +85,17 @@ class CausalLMPolicy(nn.Module):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def evaluate(self, inputs: dict[str, Tensor]) -> Evaluation:
-        """Log-probs, entropy and values of the response tokens, [B, T], float32, 0 in padding."""
+        """Log-probs, entropy and values of the response tokens, and while learning from a teacher's
+        distributions the divergence to these, [B, T] each, float32, 0 in padding."""
         states, logprobs_BT, entropy_BT = self._evaluated(inputs)
-        return Evaluation(logprobs_BT, entropy_BT, self._values(inputs, states))
+        divergence_BT = None
+        if self.teacher is not None and torch.is_grad_enabled():
+            divergence_BT = self._divergence(inputs, states, *self.teacher)
+        return Evaluation(logprobs_BT, entropy_BT, self._values(inputs, states), divergence_BT)
+
+    def learn_from(self, teacher: Reference, beta: float) -> None:
+        """Compare whole distributions with the teacher's from now on, by the generalised JSD."""
+        self.teacher = (teacher, beta)
 
     def logprobs(self, inputs: dict[str, Tensor]) -> Tensor:
         """Log-probs alone; the critic computes nothing."""
@@ -120,8 +131,8 @@ class CausalLMPolicy(nn.Module):
         return compute() if reuse is None else reuse(name, inputs, compute)
 
     def _computed(self, inputs: dict[str, Tensor]) -> tuple[ResponseStates, Tensor, Tensor]:
+        states = self.states(inputs)
         with self.autocast():
-            states = response_states(self.trunk, inputs)
             logprobs_N, entropy_N = self.head.token_logprobs(states.hidden_ND, states.ids_N)
         return states, states.spread(logprobs_N), states.spread(entropy_N)
 
@@ -129,6 +140,22 @@ class CausalLMPolicy(nn.Module):
         if self.critic is not None:
             return self.state_values(inputs)
         return None if self.value_head is None else states.spread(self.values(states.hidden_ND))
+
+    def _divergence(
+        self, inputs: dict[str, Tensor], states: ResponseStates, teacher: Reference, beta: float
+    ) -> Tensor:
+        """The generalised JSD between the teacher's next token and the policy's, [B, T]."""
+        theirs = teacher.states(inputs)
+        with self.autocast():
+            found_N = self.head.divergence(
+                states.hidden_ND, teacher.head, theirs.hidden_ND, beta=beta
+            )
+        return states.spread(found_N)
+
+    def states(self, inputs: dict[str, Tensor]) -> ResponseStates:
+        """The hidden states before the response tokens."""
+        with self.autocast():
+            return response_states(self.trunk, inputs)
 
     @torch.no_grad()
     def plain_logprobs(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -150,6 +177,19 @@ class CausalLMPolicy(nn.Module):
         Call it before the weights of a checkpoint are loaded.
         """
         return Reference(self)
+
+    def frozen_copy(self) -> CausalLMPolicy:
+        """The policy as it is now, with weights of its own that stay, and without a critic."""
+        return CausalLMPolicy(
+            copy.deepcopy(self.model).requires_grad_(False),
+            None,
+            temperature=self.temperature,
+            eos_token_ids=self.eos_token_ids,
+            pad_token_id=self.pad_token_id,
+            context_length=self.context_length,
+            bf16=self.bf16,
+            absent_ids=self.head.shape.absent,
+        )
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
@@ -193,35 +233,6 @@ class CausalLMPolicy(nn.Module):
             save_value_head(self.value_head, folder)
         if self.critic is not None:
             self.critic.save_pretrained(folder / FOLDER, tokenizer)
-
-
-class Reference:
-    """The frozen policy that a KL penalty is measured against."""
-
-    def __init__(self, policy: CausalLMPolicy):
-        self._shared = policy.model is not policy.causal_lm
-        self._policy = policy if self._shared else _frozen_copy(policy)
-
-    @torch.no_grad()
-    def logprobs(self, inputs: dict[str, Tensor]) -> Tensor:
-        """log π_ref of the response tokens, [B, T], float32, 0 in padding."""
-        if not self._shared:
-            return self._policy.logprobs(inputs)
-        with self._policy.without_adapter():
-            return self._policy.logprobs(inputs)
-
-
-def _frozen_copy(policy: CausalLMPolicy) -> CausalLMPolicy:
-    return CausalLMPolicy(
-        copy.deepcopy(policy.model).requires_grad_(False),
-        None,
-        temperature=policy.temperature,
-        eos_token_ids=policy.eos_token_ids,
-        pad_token_id=policy.pad_token_id,
-        context_length=policy.context_length,
-        bf16=policy.bf16,
-        absent_ids=policy.head.shape.absent,
-    )
 
 
 def unpadded_rows(inputs: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

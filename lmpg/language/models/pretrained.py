@@ -6,9 +6,7 @@ model has no place for. Here either is an error, but for a new head where one is
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
@@ -18,9 +16,13 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
+from lmpg.language.models.model_files import (
+    damage,
+    refuse_broken_settings,
+    refuse_fetched_kernels,
+)
 from lmpg.language.models.paths import refuse_missing_folder
 from lmpg.language.models.precision import no_progress_bars
 from lmpg.settings.section import UserError
@@ -38,10 +40,6 @@ _WRAPPED = {
 }
 _FORMER_BUFFERS = re.compile(r"(\binv_freq|\bmasked_bias|\battn\.bias|\battention\.bias)$")
 """Constants that older versions of transformers saved among the weights."""
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-_OBJECTS = ("config", "generation_config", "model", "tokenizer")
-"""What files that hold one JSON object are called."""
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _SHOWN, _LONGEST_REASON = 3, 400
 """Weights named, and characters of a foreign error."""
 
@@ -61,7 +59,8 @@ def pretrained_model(
     and give one label.
     """
     _refuse_adapter(key, path)
-    _refuse_broken_settings(key, Path(path).expanduser())
+    refuse_broken_settings(key, Path(path).expanduser())
+    refuse_fetched_kernels(key, path)
     model, info = _loaded(
         key,
         WHAT[kind],
@@ -96,19 +95,6 @@ def _refuse_adapter(key: str, path: str) -> None:
         merged = folder / "merged"
         fix = f"set {key} to {merged}" if merged.is_dir() else "merge it into its model first"
         raise UserError(f"{key} = {path} is a LoRA adapter, expected a whole model; {fix}")
-
-
-def _refuse_broken_settings(key: str, folder: Path) -> None:
-    """transformers passes over a generation_config.json that it cannot read, EOS tokens and all."""
-    for path in (folder / "config.json", folder / "generation_config.json"):
-        try:
-            if path.is_file():
-                _read(path)
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(
-                f"{key} = {folder}: its {path.name} {error}, expected a folder written by "
-                "save_pretrained; mend the file"
-            ) from None
 
 
 def _refuse_a_part(
@@ -180,10 +166,10 @@ def _loaded(key: str, what: str, load: Callable, path: str, **arguments: Any) ->
         with no_progress_bars(), _without_report():
             return load(str(folder) if folder.is_dir() else path, **arguments)
     except Exception as error:  # whatever transformers and a model's own code meet in bad files
-        damage = None if isinstance(error, ImportError) else _damage(folder, what)
+        found = None if isinstance(error, ImportError) else damage(folder, what)
         raise UserError(
             f"{key} = {path}: no {what} could be loaded from there, expected a Hub id that can be "
-            f"reached or a folder written by save_pretrained: {damage or _reason(error)}"
+            f"reached or a folder written by save_pretrained: {found or _reason(error)}"
         ) from error
 
 
@@ -213,48 +199,3 @@ def _reason(error: Exception) -> str:
     said = " ".join(line.strip() for line in str(error).splitlines()[:2])
     said = said if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {said}"
     return textwrap.shorten(said, _LONGEST_REASON)
-
-
-def _damage(folder: Path, what: str) -> str | None:
-    """The first file of a model's folder that cannot be read, and why; None if all can."""
-    paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    for path in paths:
-        try:
-            if path.is_file():
-                _read(path)
-        except (OSError, ValueError, RecursionError) as error:
-            return f"{path.name} {error}"
-    if (
-        folder.is_dir()
-        and what == "tokenizer"
-        and not any(path.name in _TOKENIZERS for path in paths)
-    ):
-        return "it holds no tokenizer.json; save the tokenizer beside the model"
-    return None
-
-
-def _read(path: Path) -> None:
-    """Raises an error that goes on after the file's name, unless its beginning is in order."""
-    with path.open("rb") as file:
-        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
-            raise ValueError(
-                "is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
-            )
-    if path.suffix == ".json":
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"is no JSON ({error})") from None
-        if not isinstance(found, dict) and path.name.startswith(_OBJECTS):
-            raise ValueError(f"holds a {type(found).__name__}, expected an object")
-        if path.name == "tokenizer.json" and "model" not in found:
-            raise ValueError("is none that the library `tokenizers` wrote")
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(str(path), "pt"):
-                pass
-        except SafetensorError as error:
-            raise ValueError(
-                f"is cut short or no safetensors file ({os.path.getsize(path)} bytes: {error}); "
-                "copy it again"
-            ) from None

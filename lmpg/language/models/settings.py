@@ -17,7 +17,8 @@ class LoraSettings(Section):
     alpha: float = Field(16.0, gt=0)
     """Scale of the adapters: their output is multiplied by alpha / rank."""
     target_modules: tuple[str, ...] = ()
-    """Names of the linear layers that get an adapter; empty means all but the head."""
+    """Linear layers that get an adapter: ends of their names, or regular expressions for whole
+    names; empty (or all-linear) means all but the head. Each must fit a layer."""
 
 
 class ModelSettings(Section):
@@ -33,4 +34,13 @@ class ModelSettings(Section):
     critic: Literal["shared", "separate", "reward_model"] = "shared"
     """shared: a value head on the policy's trunk; separate: a second trunk with a value head,
     trained as a whole; reward_model: the same, starting as the first of rewards.models."""
+    reference: str | None = None
+    """Hub id or folder of the frozen model that a KL is measured to, with the policy's vocabulary;
+    none is the model that training starts from."""
+    reference_refresh: int = Field(0, ge=0)
+    """Iterations after which the reference becomes the policy as it is by then, again and again;
+    0 keeps it."""
+    teacher: str | None = None
+    """Hub id or folder of the model that `distillation` learns from, with the policy's vocabulary;
+    it stands in the reference's place."""
     lora: LoraSettings = LoraSettings()

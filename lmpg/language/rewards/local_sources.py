@@ -10,6 +10,7 @@ import os
 import sys
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
+from pathlib import Path
 from types import CodeType, SimpleNamespace
 from typing import Any
 
@@ -53,3 +54,22 @@ def is_local(path: str) -> bool:
     """Whether a file is the user's: neither Python's, nor lmpg's, nor of an installed package."""
     inside = (STANDARD_LIBRARY + os.sep, LMPG + os.sep)
     return not path.startswith(inside) and not any(part in INSTALLED for part in path.split(os.sep))
+
+
+def save(sources: Sources, folder: Path) -> None:
+    """Writes sources as MODULE.py, packages as folders; another text of a module gets a number."""
+    for place, (module, text) in sources.items():
+        parts = [*module.split("."), *(["__init__"] if Path(place).name == "__init__.py" else [])]
+        _save(folder.joinpath(*parts[:-1]), parts[-1], text.encode("latin-1"))
+
+
+def _save(folder: Path, name: str, source: bytes) -> None:
+    path, number = folder / f"{name}.py", 2
+    while path.exists():
+        if path.read_bytes() == source:
+            return
+        path, number = folder / f"{name}_{number}.py", number + 1
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = folder / f"{name}.py.partial"  # a run that is killed now writes it again
+    whole.write_bytes(source)
+    whole.replace(path)

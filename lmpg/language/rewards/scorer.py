@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from operator import mul
 from pathlib import Path
 
 from lmpg.language.data.tokenizing import read_special_tokens
 from lmpg.language.rewards.functions import FunctionReward
+from lmpg.language.rewards.local_sources import save
 from lmpg.language.rewards.process_rewards import Decode, pieces, step_ends
 from lmpg.language.rewards.request import Reward, RewardReply, RewardRequest
 from lmpg.language.rewards.settings import RewardSettings
@@ -66,8 +66,9 @@ class Scorer:
     """The rewards of `settings`; imports every function and loads every model at once.
 
     columns: names of the data's columns where they are known, so that a function that needs
-    another one is refused now. decode: (ids before, ids) → text of the ids; needed to find the
-    tokens of steps. special_tokens: as in the settings section `data`.
+    another one is refused now. decode: (ids before, ids) → text of the ids, to find the tokens of
+    steps. special_tokens: as in the settings section `data`. optional: without any reward every
+    response scores 0.
     """
 
     def __init__(
@@ -79,16 +80,20 @@ class Scorer:
         trust_remote_code: bool = False,
         decode: Decode | None = None,
         special_tokens: str = "tokens",
+        optional: bool = False,
     ):
-        if not settings.functions and not settings.models:
-            raise UserError(
-                "no reward is given: use --rewards.functions FILE.py:NAME, "
-                "--rewards.models PATH, or both."
-            )
+<<<<<<< HEAD
+        if not (settings.functions or settings.models or optional):
+=======
+        if not settings.functions and not settings.models and not optional:
+>>>>>>> group
+            said = "use --rewards.functions FILE.py:NAME, --rewards.models PATH, or both."
+            raise UserError(f"no reward is given: {said}")
         self._settings = settings
         self._decode = decode
         self._rewards: dict[str, Reward] = {}
         self._said: defaultdict[str, set[str]] = defaultdict(set)
+        self._kept: Path | None = None
         try:
             self._add_functions(settings, columns)
             if settings.models:
@@ -117,8 +122,7 @@ class Scorer:
     ) -> PendingScores:
         """Starts scoring B responses: functions in the background, models when the result is asked.
 
-        Every argument has (or holds lists with) one entry per response. prompts: as the user
-        wrote them.
+        Every argument has (or holds lists with) one entry per response. prompts: as written.
         """
         request = RewardRequest(prompts, completions, completion_ids, columns)
         if self._settings.process != "none":
@@ -136,31 +140,22 @@ class Scorer:
         """`submit`, and the scores as soon as they are there."""
         return self.submit(prompts, completions, completion_ids, columns).result()
 
-    @contextmanager
-    def keeping_sources(self, folder: Path | None) -> Iterator[None]:
-        """Saves at the end what the functions were made of and ends the workers."""
-        with self:
-            try:
-                yield
-            finally:
-                if folder and folder.is_dir():  # no run has begun without it
-                    self.save_sources(folder)
-
-    def save_sources(self, folder: Path | None) -> None:
-        """Writes the local modules that functions have imported, each as MODULE.py, once.
+    def keep_sources(self, folder: Path) -> None:
+        """Writes to `folder` the local modules that functions have imported, each as MODULE.py;
+        those that they import later when the scorer is closed.
 
         What `folder` holds stays: another text of the same module gets a number.
         """
-        if folder is None:
+        if not folder.parent.is_dir():  # the run's was moved or deleted
             return
+        self._kept = folder
         for reward in self._rewards.values():
-            for path, (module, text) in getattr(reward, "sources", {}).items():
-                package = ["__init__"] if Path(path).name == "__init__.py" else []
-                parts = [*module.split("."), *package]
-                _save(folder.joinpath(*parts[:-1]), parts[-1], text.encode("latin-1"))
+            save(getattr(reward, "sources", {}), folder)
 
     def close(self) -> None:
         """Ends the workers; also done when the program ends."""
+        if self._kept is not None:
+            self.keep_sources(self._kept)
         for reward in self._rewards.values():
             reward.close()
 
@@ -238,8 +233,9 @@ class PendingScores:
                 messages.append(f"{name}: {times} of {count} without a score: {text}")
         totals: list[float | None] = []
         too_large = 0
-        for scores, token_rewards in zip(zip(*by_reward.values()), steps):
-            total = None if None in scores else sum(map(mul, weights, scores))
+        rows = zip(*by_reward.values()) if by_reward else [()] * count
+        for scores, token_rewards in zip(rows, steps):
+            total = None if None in scores else sum(map(mul, weights, scores), 0.0)
             if total is not None and not _fits(total, token_rewards):
                 total, too_large = None, too_large + 1
             totals.append(total)
@@ -248,18 +244,6 @@ class PendingScores:
             messages.append(f"{too_large} of {count} without a score: {said}")
         placed = [sorted(x.items()) if t is not None else [] for x, t in zip(steps, totals)]
         return Scores(totals, by_reward, totals.count(None), messages, placed)
-
-
-def _save(folder: Path, name: str, source: bytes) -> None:
-    path, number = folder / f"{name}.py", 2
-    while path.exists():
-        if path.read_bytes() == source:
-            return
-        path, number = folder / f"{name}_{number}.py", number + 1
-    folder.mkdir(parents=True, exist_ok=True)
-    whole = folder / f"{name}.py.partial"  # a run that is killed now writes it again
-    whole.write_bytes(source)
-    whole.replace(path)
 
 
 def _fits(total: float, token_rewards: TokenRewards) -> bool:

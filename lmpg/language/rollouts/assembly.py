@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lmpg.functional.advantages import next_in_mask
 from lmpg.functional.masking import masked_mean
-from lmpg.language.models.policy import Reference
+from lmpg.language.models.reference import Reference
 from lmpg.language.rewards.scorer import Step
 from lmpg.language.rewards.settings import Truncated
 from lmpg.language.rollouts.generation import Generator

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from lmpg.language.models.policy import Reference
+from lmpg.language.models.reference import Reference
 from lmpg.language.rollouts.assembly import SHOWN, RolloutPart, assembled, rollout_metrics
 from lmpg.language.rollouts.dynamic_sampling import DynamicSampling
 from lmpg.language.rollouts.evaluation import Evaluator
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 class LanguageSource:
     """Rollouts of completions to prompts; see `lmpg.training.source.Source`.
 
+    refresh_every: iterations after which the reference becomes the policy; 0: never.
     processing: what is done to scores, with the statistics of all iterations so far. begun: whether
     a rollout was asked for. warned: whether a rollout without signal was reported.
     """
@@ -35,6 +36,7 @@ class LanguageSource:
     algorithm: Algorithm
     evaluator: Evaluator
     samples_every: int
+    refresh_every: int = 0
     begun: bool = False
     warned: bool = False
     best_metric: str = "reward"
@@ -48,6 +50,9 @@ class LanguageSource:
         RunStopped if too many completions have no score.
         """
         self.begun, watch = True, Stopwatch()
+        if self.refresh_every and iteration > 1 and (iteration - 1) % self.refresh_every == 0:
+            assert self.reference is not None
+            self.reference.refresh(self.generator.policy)
         sampled = self.sampler.sample(iteration, self.processing, watch)
         self.processing = sampled.processing
         with watch("time/reference"):
@@ -67,12 +72,16 @@ class LanguageSource:
         return self.evaluator.evaluate(share)
 
     def state(self) -> dict[str, Any]:
-        """Statistics of scores; prompts and random numbers follow from the seed and the step."""
-        return self.processing.state()
+        """Statistics of scores, and a refreshed reference; prompts and random numbers follow from
+        the seed and the step."""
+        reference = {} if self.reference is None else self.reference.state()
+        return self.processing.state() | ({"reference": reference} if reference else {})
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state` was taken."""
         self.processing = self.processing.with_state(state)
+        if self.reference is not None and "reference" in state:
+            self.reference.load_state(state["reference"])
 
     def _assembled(self, sampled: list[ScoredGroups]) -> RolloutPart:
         """The rollout of all ranks, on every rank, with processed scores."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmpg.language.data.prompts import EvalMetric, Prompt
-from lmpg.language.models.policy import Reference
+from lmpg.language.models.reference import Reference
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.score_processing import mean, score_statistics

@@ -13,7 +13,8 @@ from torch import Tensor
 from lmpg.language.data.prompts import Prompt
 from lmpg.language.data.tokenizing import completion_texts
 from lmpg.language.models.forward.response_states import one_token_more
-from lmpg.language.models.policy import CausalLMPolicy, Reference
+from lmpg.language.models.policy import CausalLMPolicy
+from lmpg.language.models.reference import Reference
 from lmpg.language.rewards.scorer import PendingScores, Scorer
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.sampling.samples import Samples, concatenated
@@ -100,7 +101,8 @@ class Generator:
         repeated = [p for p in prompts for _ in range(group_size)]
         lengths = samples.inputs["response_lengths"].tolist()
         ids = [row[:n] for row, n in zip(samples.inputs["response_ids"].tolist(), lengths)]
-        texts = completion_texts(self.tokenizer, [p.ids for p in repeated], ids)
+        prompt_ids, ends = [p.ids for p in repeated], self.policy.eos_token_ids
+        texts = completion_texts(self.tokenizer, prompt_ids, ids, ends)
         return Completions(repeated, samples, texts, ids, samples.finished_B.tolist())
 
     def uniforms(self, key: Key, num_prompts: int, group_size: int) -> Tensor:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lmpg.language.models.policy import CausalLMPolicy, Reference, unpadded_rows
+from lmpg.language.models.policy import CausalLMPolicy, unpadded_rows
+from lmpg.language.models.reference import Reference
 from lmpg.language.rollouts.generation import Generator
 from lmpg.runtime.seeding import generator as seeded
 from lmpg.settings.section import UserError
 
-TOLERANCE = 1e-5  # of means over tokens, in fp32
+TOLERANCE = 1e-5  # of means over tokens, in fp32, at temperatures from 1 on
 TOKEN_TOLERANCE = 1e-4  # of the worst single token; deep models round by a few 1e-5
 NUM_PROMPTS = 4
 IN_WORDS = {
@@ -31,7 +32,7 @@ class SelfTest:
     """Largest deviations found, in nats per token, and how the model is set up.
 
     old_logprobs, backend: where the old log-probs of this run come from, and how completions are
-    sampled, in words.
+    sampled, in words. temperature: one below 1 magnifies logits, and with them their rounding.
     """
 
     ratio: float
@@ -44,6 +45,7 @@ class SelfTest:
     eos_token_ids: tuple[int, ...]
     critic: str
     value_head: tuple[int, int] | None
+    temperature: float = 1.0
 
     def line(self) -> str:
         """One line for the log."""
@@ -58,23 +60,24 @@ class SelfTest:
 
     def problems(self) -> list[str]:
         """What is wrong, in words; empty when all is well."""
-        found = []
-        if self.padding > TOKEN_TOLERANCE:
+        found, magnified = [], max(1.0, 1 / self.temperature)
+        worst, mean = TOKEN_TOLERANCE * magnified, TOLERANCE * magnified
+        if not self.padding <= worst:
             found.append(
                 f"log-probs differ by {self.padding:.1e} with padding: the model ignores "
                 "attention_mask or position_ids"
             )
-        if self.logits > TOKEN_TOLERANCE:
+        if not self.logits <= worst:
             found.append(
                 f"log-probs differ by {self.logits:.1e} from the model's own logits: it changes "
                 "them after its output layer, which lmpg does not know of"
             )
-        if self.sampler > TOKEN_TOLERANCE or abs(self.ratio - 1) > TOLERANCE:
+        if not (self.sampler <= worst and abs(self.ratio - 1) <= mean):
             found.append(
                 f"sampled log-probs differ by {self.sampler:.1e} from a fresh forward's: the "
                 "model's key-value cache does not give what its plain forward gives"
             )
-        if abs(self.reference_kl) > TOLERANCE:
+        if not abs(self.reference_kl) <= mean:
             found.append(f"KL to the reference is {self.reference_kl:.1e} before any training")
         return found
 
@@ -106,6 +109,7 @@ def self_test(
         eos_token_ids=policy.eos_token_ids,
         critic="none" if head is None else getattr(policy.critic, "kind", "shared"),
         value_head=None if head is None else (head.in_features, head.out_features),
+        temperature=policy.temperature,
     )
 
 

@@ -107,7 +107,7 @@ class ScoreProcessing:
 
     def with_state(self, state: dict[str, Any]) -> ScoreProcessing:
         """The same processing with the statistics of a checkpoint."""
-        return replace(self, seen=RunningMoments(**state["scores"])) if state else self
+        return replace(self, seen=RunningMoments(**state["scores"])) if "scores" in state else self
 
 
 def mean(values: list[float]) -> float:

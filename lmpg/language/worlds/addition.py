@@ -77,6 +77,7 @@ def build(start: Path | None = None, rewards: bool = True) -> World:
         eval_metric=accuracy,
         reward_functions=("lmpg.language.worlds.tasks.sums:exact_match",),
         facts={} if start else {"warm_start": read_facts(_started())},
+        teacher=_taught,
     )
 
 
@@ -113,6 +114,24 @@ def _started() -> Path:
         "update": SUPERVISED.model_dump(),
     }
     return cached("addition-model", settings, make)
+
+
+def _taught() -> Path:
+    """The teacher: what the blank model becomes when its supervised training goes on."""
+    from lmpg.language.worlds.making import warm_start
+
+    blank = _blank()
+
+    def make(folder: Path) -> None:
+        rows = _as_texts("train"), _as_texts("checked")
+        warm_start(folder, blank, rows, SUPERVISED, SEED, "addition: teacher")
+
+    settings = {
+        "from": blank.name,
+        "held out": [HELD_OUT, CHECKED],
+        "update": SUPERVISED.model_dump(),
+    }
+    return cached("addition-teacher", settings, make)
 
 
 @cache

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lmpg.runs.files import fsync
+from lmpg.runs.files import fsync, settle
+from lmpg.runs.lock import Held, locked
 from lmpg.runtime.machine import one_thread
 from lmpg.settings.section import UserError
 
@@ -79,8 +80,7 @@ def _fill(folder: Path, make: Callable[[Path], None], settings: str) -> None:
     digests = {str(path.relative_to(temporary)): _sha256(path) for path in files}
     manifest = {"settings": json.loads(settings), "files": digests}
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-    for path in [*files, temporary / MANIFEST, temporary]:
-        fsync(path)
+    settle(temporary)
     shutil.rmtree(folder, ignore_errors=True)  # torn, or it would not be made again
     temporary.rename(folder)
     fsync(folder.parent)
@@ -99,8 +99,8 @@ def _lock(folder: Path) -> Iterator[None]:
         ) from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            locked(file.fileno())  # where a file system has no locks, it may be made twice
+        except Held:
             print(f"waiting for another process that is making {folder.name}", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -18,6 +18,7 @@ class World:
     train_rows, held_out_rows: dicts with `prompt` and the columns that rewards ask for.
     reward_functions, reward_models: as in the settings section `rewards`.
     eval_metric: for evaluation alone, training never sees it.
+    teacher: makes the folder of a better model with the same tokenizer, for distillation.
     facts: numbers about the world for summary.json, such as the reward model's pair accuracy.
     """
 
@@ -28,6 +29,7 @@ class World:
     reward_functions: tuple[str, ...] = ()
     reward_models: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
+    teacher: Callable[[], Path] | None = None
 
 
 @dataclass(frozen=True)

@@ -99,13 +99,16 @@ def write_report(run_dir: Path) -> Path:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file; a last line cut short by a crash is left out."""
+    """Rows of a log; a last line cut short by a crash is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.split("\n"):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(row, dict) and _is_number(row.get("step")):
+            rows.append(row)
     return rows
 
 

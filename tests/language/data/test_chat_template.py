@@ -7,6 +7,7 @@ import logging
 
 import pytest
 
+from lmpg.language.data.chat import warn_once
 from lmpg.language.data.examples import RowFilter
 from lmpg.language.data.policy_pairs import (
     labelled_completions_from_rows,
@@ -78,8 +79,21 @@ def test_tools_and_variables_of_another_kind_are_refused_by_name(column, value, 
 
 def test_that_a_template_writes_no_tools_is_said(caplog):
     template = WORDS + "{# test #}"
+    warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         row = {"prompt": CHAT[:1], "tools": [TOOL]}
         (prompt,) = prompts_from_rows([row], chat_tokenizer(template), 512)
     assert prompt.ids == prompt_ids(chat_tokenizer(WORDS), CHAT[:1])
     assert "the chat template writes no tools" in caplog.text
+
+
+def test_that_a_template_leaves_out_what_the_assistant_thinks_is_said(caplog):
+    template = WORDS.replace("{{ m['content'] }}", "{{ m['content'].split('</think>')[-1] }}")
+    row = {"prompt": CHAT[:1], "completion": "<think>hm</think>\nYo"}
+    warn_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        texts_from_rows([{**row, "completion": " Yo\n"}], chat_tokenizer(WORDS), 512)
+        assert not caplog.text
+        (text,) = texts_from_rows([row], chat_tokenizer(template), 512)
+    assert spans(chat_tokenizer(template), text) == ["Yo</s>"]
+    assert "leaves out part of what the assistant says" in caplog.text

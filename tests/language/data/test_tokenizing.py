@@ -71,15 +71,19 @@ def test_prompt_and_completion_text_join_to_the_whole_text(space_first):
     assert completion_text(tokenizer, prompt, response) == " a time"
 
 
-def test_a_scored_text_ends_with_exactly_one_eos():
-    for appends in (False, True):
-        tokenizer = character_tokenizer(appends_eos=appends)
-        for completion in ("b", "b</s>"):
-            ids = scored_ids(tokenizer, "a", completion)
-            assert ids[0] == BOS
-            if not (appends and completion.endswith("</s>")):
-                assert ids[-1] == EOS
-                assert ids.count(EOS) == 1
+@catches("a second BOS or EOS around a text that spells its own")
+@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize("appends", [True, False])
+def test_a_scored_text_has_one_bos_and_one_eos_whatever_it_spells(bos, appends):
+    tokenizer = character_tokenizer(bos=bos, appends_eos=appends)
+    plain = scored_ids(tokenizer, "a", "b")
+    assert plain == [BOS] * bos + encode(tokenizer, "ab") + [EOS]
+    assert scored_ids(tokenizer, "a", "b</s>") == plain
+    if bos:
+        assert scored_ids(tokenizer, "<s>a", "b") == plain
+        assert scored_ids(tokenizer, "<s>a", "b</s>") == plain
+    for text in ("aab", "abb", ""):  # what repeats, but is no frame, stays
+        assert scored_ids(tokenizer, text, "") == [BOS] * bos + encode(tokenizer, text) + [EOS]
 
 
 def test_a_scored_chat_ends_as_its_template_says():
@@ -108,3 +112,31 @@ def test_texts_of_many_responses_are_those_of_one_at_a_time(space_first):
     responses = [[*continuation_ids(tokenizer, "Once upon", x), EOS] for x in (" a", "b", " c")]
     alone = [completion_text(tokenizer, p, r) for p, r in zip(prompts, responses)]
     assert completion_texts(tokenizer, prompts, responses) == alone
+
+
+@catches("special tokens cut out of what rewards see")
+@pytest.mark.parametrize("space_first", [False, True])
+def test_rewards_see_every_token_but_the_eos_that_ends_the_response(space_first):
+    tokenizer = character_tokenizer(space_first=space_first)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    think, done, user = tokenizer.convert_tokens_to_ids(["<think>", "</think>", "<|user|>"])
+    prompt = [*prompt_ids(tokenizer, "Once upon"), user]  # chat prompts end with special tokens
+    x = continuation_ids(tokenizer, "Once upon", "x")
+    response = [think, *x, done, user, *x]
+    text = "<think>x</think><|user|>x"
+    assert completion_text(tokenizer, prompt, response) == text
+    assert completion_text(tokenizer, prompt, [*response, EOS]) == text
+    assert completion_text(tokenizer, prompt, [*x, EOS, *x]) == "x</s>x"
+    assert completion_text(tokenizer, prompt, [*x, done], [EOS, done]) == "x"
+    assert completion_text(tokenizer, prompt, [*x, EOS], [done]) == "x</s>"
+    assert completion_text(tokenizer, prompt, [EOS]) == ""
+    assert completion_text(tokenizer, prompt, []) == ""
+    assert completion_text(tokenizer, [], response) == text
+
+
+def test_special_tokens_that_are_added_later_are_known():
+    tokenizer = character_tokenizer()
+    assert completion_text(tokenizer, [BOS], [EOS]) == ""
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<new>"]})
+    new = tokenizer.convert_tokens_to_ids("<new>")
+    assert completion_text(tokenizer, [BOS, new], [new]) == "<new>"

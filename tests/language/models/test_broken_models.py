@@ -7,10 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmpg.language.models.loading import load_causal_lm, load_policy, load_tokenizer
+from lmpg.language.models import pretrained
+from lmpg.language.models.loading import (
+    load_causal_lm,
+    load_policy,
+    load_sequence_classifier,
+    load_tokenizer,
+)
 from lmpg.language.models.settings import ModelSettings
 from lmpg.language.rewards.reward_model import ModelReward
 from lmpg.settings.section import UserError
+from tests.support.planted import catches
 from tests.support.tiny import configured, save_tiny, tiny_model, tiny_tokenizer
 
 WEIGHTS = "model.safetensors"
@@ -140,3 +147,33 @@ def test_a_file_or_an_empty_folder_in_place_of_a_models_folder_is_refused(tmp_pa
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"holds no tokenizer.json"):
         load_tokenizer(str(tmp_path / "empty"))
+
+
+@catches("a kernel that a config names fetched from the Hub")
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"attn_implementation": "kernels-community/flash-attn2"},
+        {"_attn_implementation": "someone/kernel@main:attend"},
+        {"attn_implementation": "paged|someone/kernel"},
+        {"attn_implementation": {"": "sdpa", "text_config": "someone/kernel"}},
+        {"text_config": {"attn_implementation": "someone/kernel"}},
+        {"attn_implementation": "flash_attention_3"},
+        {"experts_implementation": "sonicmoe"},
+    ],
+)
+@pytest.mark.parametrize("trust", [False, True])
+def test_kernels_that_would_be_fetched_are_refused_by_name(named, trust, tmp_path, monkeypatch):
+    path = configured(save_tiny(tmp_path), **named)
+    monkeypatch.setattr(pretrained, "_loaded", None)  # nothing is loaded, or fetched, before
+    said = rf" = {path}: .*implementation = .*, a kernel that would be fetched"
+    with pytest.raises(UserError, match=f"model.path{said}"):
+        load_causal_lm(path, trust)
+    with pytest.raises(UserError, match=f"rewards.models{said}"):
+        load_sequence_classifier(path, trust_remote_code=trust)
+
+
+@pytest.mark.parametrize("name", ["sdpa", "eager", "flex_attention"])
+def test_attention_that_torch_brings_is_loaded(name, tmp_path):
+    model = load_causal_lm(configured(save_tiny(tmp_path), attn_implementation=name))
+    assert model.config._attn_implementation == name

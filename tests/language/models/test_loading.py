@@ -173,3 +173,33 @@ def test_a_model_that_changes_its_logits_in_an_unknown_way_is_refused(
     monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", changed)
     with pytest.raises(UserError, match="LlamaForCausalLM changes its logits"):
         load(path, precision=precision)
+
+
+@catches("rounding that a temperature near 0 magnifies taken for an unknown head")
+@pytest.mark.parametrize("temperature", [1e-3, 1e-6, 1e-20])
+def test_a_temperature_near_zero_refuses_no_model_but_one_with_an_unknown_head(
+    temperature, tmp_path, monkeypatch
+):
+    path = save_tiny(tmp_path, initializer_range=0.5)
+    assert load(path, temperature=temperature).temperature == temperature
+    forward = transformers.LlamaForCausalLM.forward
+
+    def changed(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        output.logits = output.logits * 1.001
+        return output
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", changed)
+    with pytest.raises(UserError, match="LlamaForCausalLM changes its logits"):
+        load(path, temperature=temperature)
+
+
+def test_log_probs_that_are_nan_are_refused_with_both_causes(tmp_path):
+    path = save_tiny(tmp_path)
+    with pytest.raises(UserError, match=r"are NaN.*sampling.temperature = 1e-42 is too small"):
+        load(path, temperature=1e-42)
+    model = tiny_model()
+    model.model.norm.weight.data[3] = torch.nan
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"are NaN.*its weights hold NaN or infinities"):
+        load(path)

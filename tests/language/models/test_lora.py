@@ -144,6 +144,38 @@ def test_target_modules_choose_the_layers(tmp_path):
     assert layers == {"q_proj", "v_proj"}
 
 
+@pytest.mark.parametrize(
+    ("targets", "same"),
+    [
+        (("all-linear",), ()),
+        (("self_attn.q_proj",), ("q_proj",)),
+        ((r".*\.(q|v)_proj",), ("q_proj", "v_proj")),
+        ((r".*q_proj", "v_proj"), ("q_proj", "v_proj")),
+    ],
+)
+def test_targets_may_be_all_linear_layers_parts_of_names_or_expressions(targets, same, tmp_path):
+    path = save_tiny(tmp_path)
+    found, expected = (
+        load(path, target_modules=names, critic=False).trainable_state()
+        for names in (targets, same)
+    )
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(x, expected[name]) for name, x in found.items())
+    one = load(path, target_modules=(r"model\.layers\.0\..*\.q_proj",), critic=False)
+    assert {name.split(".self_attn")[0][-1] for name in one.trainable_state()} == {"0"}
+
+
+@catches("a misspelt LoRA target left out beside one that fits")
+@pytest.mark.parametrize(
+    "wrong", ["value_proj", "model.layers.7.self_attn.v_proj", "(", "proj", ""]
+)
+def test_every_target_that_fits_no_layer_is_refused_by_name(wrong, tmp_path):
+    with pytest.raises(UserError) as refused:
+        load(save_tiny(tmp_path), target_modules=("q_proj", wrong), critic=False)
+    assert f"no layer is called {wrong}, expected" in str(refused.value)
+    assert "['down_proj', 'gate_proj'" in str(refused.value)
+
+
 @pytest.mark.parametrize("targets", [("nonsense",), ("q_proj", "lm_head"), ("embed_tokens",)])
 def test_target_modules_that_do_not_fit_are_refused_by_name(targets, tmp_path):
     with pytest.raises(UserError, match=rf"model.lora.target_modules = .*{targets[-1]}.*q_proj"):

@@ -115,14 +115,15 @@ def test_a_worker_that_starts_while_a_file_is_edited_starts_again_with_the_first
 @catches("workers of one function keep sources of their own")
 def test_the_sources_are_written_once_and_an_edited_one_beside_the_first(folder, tmp_path):
     kept = tmp_path / "run" / "reward_sources"
+    kept.parent.mkdir()
     for _ in range(2):
         scorer = scorer_of(folder, "reward", "place")
-        with scorer.keeping_sources(kept):
-            scorer.save_sources(kept)
+        with scorer:
+            scorer.keep_sources(kept)
             assert (kept / "mine.py").exists()
             totals(scorer, "a")
     (folder / "neighbour.py").write_text("X = 20\n")
-    with scorer_of(folder, "reward").keeping_sources(kept):
-        pass  # saved at the end
+    with scorer_of(folder, "reward") as scorer:
+        scorer.keep_sources(kept)
     found = {str(p.relative_to(kept)): p.read_text("latin-1") for p in kept.rglob("*.*")}
     assert found == {**FILES, "neighbour_2.py": "X = 20\n"}

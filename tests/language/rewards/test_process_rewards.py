@@ -102,6 +102,16 @@ def test_a_space_that_the_tokenizer_strips_from_a_beginning_moves_no_step():
     assert step_ends(text, ids, "\n", partial(completion_text, tokenizer))[0] == 3
 
 
+def test_special_tokens_count_for_the_step_that_they_stand_in():
+    tokenizer = character_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>"]})
+    ids = tokenizer("a<think>\nb\n<think>", add_special_tokens=False)["input_ids"]
+    decode = partial(completion_text, tokenizer)
+    text = completion_text(tokenizer, [], [*ids, tokenizer.eos_token_id])
+    assert text == "a<think>\nb\n<think>"
+    assert step_ends(text, [*ids, tokenizer.eos_token_id], "\n", decode) == [2, 4, 6]
+
+
 def test_bytes_that_are_no_character_delay_no_step():
     tokenizer = byte_tokenizer()
     ids = [*tokenizer("a")["input_ids"], 200, 200, *tokenizer("\nb")["input_ids"]]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 from transformers import LlamaModel
 
 from lmpg.cli.main import main
 from lmpg.language.models.policy import Reference
+from lmpg.language.rollouts.preflight import SelfTest
 from lmpg.language.sampling import decoding
 from tests.support.planted import catches
 from tests.support.programs import own_parts, run_here
@@ -62,3 +66,25 @@ def test_a_failed_self_test_stops_the_run_and_leaves_nothing_behind(
     assert said in error
     assert not (tmp_path / "run").exists()
     assert (run_here("ppo", flags) / "final").is_dir()
+
+
+@pytest.mark.parametrize("name", ["padding", "logits", "sampler"])
+def test_rounding_is_judged_by_what_the_temperature_makes_of_it(name):
+    fine = SelfTest(
+        ratio=1.0,
+        reference_kl=0.0,
+        sampler=0.0,
+        padding=0.0,
+        logits=0.0,
+        old_logprobs="",
+        backend="",
+        eos_token_ids=(1,),
+        critic="none",
+        value_head=None,
+    )
+    assert fine.problems() == []
+    rounded = replace(fine, **{name: 5e-4})
+    assert len(rounded.problems()) == 1
+    assert replace(rounded, temperature=0.1).problems() == []
+    assert len(replace(rounded, temperature=0.5).problems()) == 1
+    assert len(replace(fine, **{name: math.nan}, temperature=1e-6).problems()) == 1

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import subprocess
 import sys
@@ -146,3 +148,13 @@ def test_a_world_is_made_with_one_thread_on_any_machine(cache):
         assert (seen, torch.get_num_threads()) == ([1], 2)
     finally:
         torch.set_num_threads(before)
+
+
+@catches("a cache on a file system without locks ends in a traceback")
+def test_where_nothing_can_be_locked_a_folder_is_made_all_the_same(cache, monkeypatch):
+    def flock(descriptor, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    folder = cached("thing", {"a": 1}, lambda path: (path / "x").write_text("made"))
+    assert (folder / "x").read_text() == "made"

@@ -1,0 +1,82 @@
+"""The reference: a frozen policy that others are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lmpg.language.models.forward.response_states import ResponseStates
+from lmpg.language.models.head import Head
+
+if TYPE_CHECKING:
+    from lmpg.language.models.policy import CausalLMPolicy
+
+
+class Reference:
+    """The frozen policy that a KL penalty is measured against: the policy as it was, or a model of
+    its `own`. The policy's adapter is not copied with its model, but put aside or exchanged."""
+
+    def __init__(self, policy: CausalLMPolicy, own: CausalLMPolicy | None = None):
+        self._shared = own is None and policy.model is not policy.causal_lm
+        self._policy = own or (policy if self._shared else policy.frozen_copy())
+        self._refreshed: dict[str, Tensor] = {}
+
+    @property
+    def head(self) -> Head:
+        """Its output layer."""
+        return self._policy.head
+
+    @torch.no_grad()
+    def logprobs(self, inputs: dict[str, Tensor]) -> Tensor:
+        """log π_ref of the response tokens, [B, T], float32, 0 in padding."""
+        with self._its_weights():
+            return self._policy.logprobs(inputs)
+
+    @torch.no_grad()
+    def states(self, inputs: dict[str, Tensor]) -> ResponseStates:
+        """The hidden states before the response tokens."""
+        with self._its_weights():
+            return self._policy.states(inputs)
+
+    @torch.no_grad()
+    def refresh(self, policy: CausalLMPolicy) -> None:
+        """Become `policy` as it is now."""
+        named = policy.model.named_parameters()
+        self.load_state({name: p.detach().clone() for name, p in named if p.requires_grad})
+
+    def state(self) -> dict[str, Tensor]:
+        """What the last refresh made of it, for a checkpoint; {} before any."""
+        return self._refreshed
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Become what `state` was taken from."""
+        mine = dict(self._policy.model.named_parameters())
+        self._refreshed = {name: x.to(mine[name].device) for name, x in state.items()}
+        if not self._shared:
+            for name, weights in self._refreshed.items():
+                mine[name].copy_(weights)
+            self._refreshed = {name: mine[name] for name in self._refreshed}
+
+    @contextmanager
+    def _its_weights(self) -> Iterator[None]:
+        """The policy with the reference's adapter, or without any, for the time of the block."""
+        if not self._shared:
+            yield
+        elif not self._refreshed:
+            with self._policy.without_adapter():
+                yield
+        else:
+            mine = dict(self._policy.model.named_parameters())
+            held = {name: mine[name].data for name in self._refreshed}
+            try:
+                for name, weights in self._refreshed.items():
+                    mine[name].data = weights
+                yield
+            finally:
+                for name, weights in held.items():
+                    mine[name].data = weights

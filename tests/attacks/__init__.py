@@ -1,0 +1,1 @@
+"""Attacks on whole runs: long, and only on request; `docs/reliability.md` says what they found."""
