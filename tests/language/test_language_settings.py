@@ -35,7 +35,7 @@ STANDARDISED = {"rewards": {"combine": "standardised"}}
             r"reference = R .* whose reference is t",
         ),
         (GRPO, {"model": {"reference": "R"}}, r"reference = R, .* compares with no reference here"),
-        (GRPO, {"model": {"reference_refresh": 3}}, r"reference_refresh = 3, .* kl_coef above 0"),
+        (GRPO, {"model": {"reference_refresh": 3}}, r"reference_refresh = 3, .*kl_coef above 0"),
         (PPO, {"model": {"reference": "R", "reference_refresh": 3}}, r"Leave one out"),
         (
             Distillation,
