@@ -228,11 +228,7 @@ def scorer_for(
         columns=common_columns(prompts),
         device=str(processes.device),
         trust_remote_code=settings.model.trust_remote_code,
-<<<<<<< HEAD
         decode=decode,
-=======
-        decode=partial(completion_text, tokenizer),
->>>>>>> group
         special_tokens=settings.data.special_tokens,
         optional="teacher" in settings.algorithm.needs,
     )

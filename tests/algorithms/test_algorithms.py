@@ -14,10 +14,6 @@ from lmpg.algorithms.reinforce import REINFORCE
 from lmpg.algorithms.reinforce_plus_plus import ReinforcePlusPlus
 from lmpg.algorithms.remax import ReMax
 from lmpg.algorithms.rloo import RLOO
-<<<<<<< HEAD
-=======
-from lmpg.functional.advantages import length_adaptive_lambda
->>>>>>> group
 from lmpg.types import Credit, Evaluation, Minibatch, Rollout
 from tests.support.planted import catches
 

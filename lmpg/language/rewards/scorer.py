@@ -82,11 +82,7 @@ class Scorer:
         special_tokens: str = "tokens",
         optional: bool = False,
     ):
-<<<<<<< HEAD
         if not (settings.functions or settings.models or optional):
-=======
-        if not settings.functions and not settings.models and not optional:
->>>>>>> group
             said = "use --rewards.functions FILE.py:NAME, --rewards.models PATH, or both."
             raise UserError(f"no reward is given: {said}")
         self._settings = settings
