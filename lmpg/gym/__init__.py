@@ -16,6 +16,7 @@ import gymnasium
 from lmpg.gym.environments.agent import Agent, load_agent
 from lmpg.gym.environments.episodes import Episodes, play
 from lmpg.gym.environments.make import make_rendered
+from lmpg.gym.environments.own import Env, env_id_of
 from lmpg.gym.environments.settings import EnvSettings
 from lmpg.gym.program import train_gym
 from lmpg.gym.settings import gym_settings_class, preset_for
@@ -27,19 +28,23 @@ load = load_agent
 
 
 def train(
-    env: str | Mapping[str, Any] = "CartPole-v1",
+    env: Env | Mapping[str, Any] = "CartPole-v1",
     algorithm: str | Mapping[str, Any] = "ppo",
     **settings: Mapping[str, Any],
 ) -> Agent:
     """Train an agent, as scripts/train_gym.py does with these settings; returns the agent.
 
-    env, algorithm: an id and a name, or the sections of these names. settings: further sections,
-    as in train(update={"learning_rate": 1e-3}, run={"output_dir": "runs/mine"}). Bad ones raise
-    UserError.
+    env: an id, an environment's class, a function that makes one, an instance (of which there will
+    be copies), or the section `env`, whose `id` may be any of these. algorithm: a name, or its
+    section. settings: further sections, as in train(update={"learning_rate": 1e-3},
+    run={"output_dir": "runs/mine"}). Bad ones raise UserError.
     """
+    section = dict(env) if isinstance(env, Mapping) else {"id": env}
+    if "id" in section:
+        section["id"] = env_id_of(section["id"])
     given = as_in_yaml(
         {
-            "env": {"id": env} if isinstance(env, str) else env,
+            "env": section,
             "algorithm": {"name": algorithm} if isinstance(algorithm, str) else algorithm,
             **settings,
         }
@@ -53,7 +58,7 @@ def train(
 
 def evaluate(
     agent: Agent,
-    env: str,
+    env: Env,
     episodes: int = 100,
     deterministic: bool = True,
     seed: int = 0,
@@ -64,10 +69,10 @@ def evaluate(
     deterministic: the most likely actions; else sampled ones. kwargs: of the environment.
     """
     drawn = None if deterministic else generator(seed, "evaluate")
-    return play(agent, EnvSettings(id=env, kwargs=kwargs), episodes, seed, drawn)
+    return play(agent, EnvSettings(id=env_id_of(env), kwargs=kwargs), episodes, seed, drawn)
 
 
-def record(agent: Agent, env: str, path: str | Path, seed: int = 0, **kwargs: Any) -> float:
+def record(agent: Agent, env: Env, path: str | Path, seed: int = 0, **kwargs: Any) -> float:
     """Plays one episode of the most likely actions into the video `path` (.mp4); its return.
 
     Needs the extra `video`, and an environment that can be rendered; else UserError.
@@ -75,7 +80,8 @@ def record(agent: Agent, env: str, path: str | Path, seed: int = 0, **kwargs: An
     path = Path(path)
     if path.suffix != ".mp4":
         raise UserError(f"path = {path}: videos are written as .mp4")
-    world = make_rendered(env, kwargs)
+    env_id = env_id_of(env)
+    world = make_rendered(env_id, kwargs)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         films = Path(folder) / "films"
@@ -84,7 +90,7 @@ def record(agent: Agent, env: str, path: str | Path, seed: int = 0, **kwargs: An
         except gymnasium.error.DependencyNotInstalled as error:
             raise UserError(f"{error}; install the extra: pip install 'lmpg[video]'") from error
         with filmed:
-            total = _played(agent, filmed, env, seed)
+            total = _played(agent, filmed, env_id, seed)
         next(films.glob("*.mp4")).replace(path)
     return total
 

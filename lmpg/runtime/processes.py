@@ -13,7 +13,8 @@ import re
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, TypeVar
 
 import psutil
 import torch
@@ -23,6 +24,7 @@ from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor
 
 from lmpg.runtime.machine import OWN_THREADS, SMALL_MODEL, limit_threads
+from lmpg.runtime.waiting import Waiting
 from lmpg.settings.section import UserError
 
 T = TypeVar("T")
@@ -38,6 +40,7 @@ class Processes:
 
     num_threads = 0
     why_so_many = ""
+    _waiting: ClassVar[Waiting | None] = None  # a pipeline's stages count their meetings on
 
     def __init__(self, cpu: bool = False) -> None:
         self._state = PartialState(cpu=cpu or on_cpu())
@@ -111,7 +114,10 @@ class Processes:
 
     def gather_list(self, items: list[T]) -> list[T]:
         """All ranks' items in rank order, on every rank."""
-        return gather_object(items) if self.count > 1 else items
+        if self.count == 1:
+            return items
+        with self._meeting():
+            return gather_object(items)
 
     def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
         """Replace every gradient by its sum over ranks; one without a gradient counts as 0."""
@@ -121,19 +127,31 @@ class Processes:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
         flat = torch.cat([p.grad.reshape(-1) for p in parameters])  # type: ignore[union-attr]
-        dist.all_reduce(flat)
+        with self._meeting():
+            dist.all_reduce(flat)
         for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
             p.grad.copy_(part.view_as(p))  # type: ignore[union-attr]
 
     def sum(self, x: Tensor) -> Tensor:
         """`x` summed over ranks."""
         if self.count > 1:
-            dist.all_reduce(x)
+            with self._meeting():
+                dist.all_reduce(x)
         return x
 
     def wait(self) -> None:
         """Wait until every rank has come here."""
-        self._state.wait_for_everyone()
+        if self.count > 1:
+            with self._meeting():
+                self._state.wait_for_everyone()
+
+    def _meeting(self) -> AbstractContextManager[None]:
+        """All processes come to the block; says which one is waited for long."""
+        if Processes._waiting is None:
+            board = dist.distributed_c10d._get_default_store()
+            Processes._waiting = Waiting(self.rank, self.count, board)
+            Processes._waiting.start()
+        return Processes._waiting.meeting()
 
     def close(self) -> None:
         """Close the process group; torch warns at exit otherwise."""

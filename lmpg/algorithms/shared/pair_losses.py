@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
@@ -52,7 +51,7 @@ class PairLosses(Section):
                 f"algorithm.loss_weights = {', '.join(map(str, weights))}: {len(weights)} for the "
                 f"{len(self.loss)} of algorithm.loss = {named}. Give one weight for each loss"
             )
-        if not all(0 < weight < math.inf for weight in weights):
+        if not all(weight > 0 for weight in weights):
             raise ValueError(
                 f"algorithm.loss_weights = {', '.join(map(str, weights))}: expected numbers above "
                 "0. Leave out the losses that are not to count"

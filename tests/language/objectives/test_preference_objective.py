@@ -262,7 +262,7 @@ def test_a_reference_of_ones_own_is_what_answers_are_compared_with(rank, tmp_pat
         ({"loss": ("sigmoid", "sigmoid")}, "one stands there twice"),
         ({"loss_weights": (1.0, 2.0)}, "1.0, 2.0: 2 for the 1 of algorithm.loss = sigmoid"),
         ({"loss_weights": (0.0,)}, "expected numbers above 0"),
-        ({"loss_weights": (math.nan,)}, "expected numbers above 0"),
+        ({"loss_weights": (math.nan,)}, "finite number"),
         ({"loss": ()}, "algorithm.loss is empty"),
     ],
 )
