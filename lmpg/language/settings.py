@@ -43,7 +43,9 @@ class LanguageSettings(Section, Generic[A]):
             "data.path": self.data.path,
             "rewards.functions or rewards.models": self.rewards.functions or self.rewards.models,
         }
+        judge = "reward"
         if "teacher" in self._needs() and self.model.path:  # who judges in place of a reward
+            judge = "teacher"
             del given["rewards.functions or rewards.models"]
             given["model.teacher"] = self.model.teacher
         if self.model.path and str(self.data.path).startswith("world:"):
@@ -52,7 +54,7 @@ class LanguageSettings(Section, Generic[A]):
         if missing and len(missing) < len(given):
             named = "; ".join(f"{name} = {value}" for name, value in given.items() if value)
             raise ValueError(
-                f"{named}, but {' and '.join(missing)} missing: your own model, data and reward "
+                f"{named}, but {' and '.join(missing)} missing: your own model, data and {judge} "
                 "are given together, or none of them for the world built into the script"
             )
         return self

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any
 
 PATIENCE = 10.0
 """Seconds of waiting before it is said; twice as many after each time that it was for nothing."""
@@ -20,23 +20,13 @@ PATIENCE = 10.0
 EVERY = 1.0
 
 
-class Board(Protocol):
-    """What all processes can write to and read, such as torch.distributed's store."""
-
-    def set(self, key: str, value: str) -> object:
-        """Write."""
-
-    def get(self, key: str) -> bytes:
-        """Read what was written."""
-
-    def check(self, keys: list[str]) -> bool:
-        """Whether all were written."""
-
-
 class Waiting:
-    """How long this process, number `rank` of `count`, has waited at its present meeting."""
+    """How long this process, number `rank` of `count`, has waited at its present meeting.
 
-    def __init__(self, rank: int, count: int, board: Board) -> None:
+    board: what all processes write to and read, as torch.distributed's store.
+    """
+
+    def __init__(self, rank: int, count: int, board: Any) -> None:
         self._rank, self._count, self._board = rank, count, board
         self._name = f"process {os.getpid()} on {socket.gethostname()}"
         self._meeting, self._since = 0, 0.0

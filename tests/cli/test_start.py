@@ -25,10 +25,8 @@ OWN = "--model.path /no/model --data.path /no/data.jsonl --rewards.functions len
     ("line", "loaded"),
     [
         ("--help", []),
-        ("train ppo --help", ["torch"]),
         ("train grpo --update.learning-rate -1", ["torch"]),
         (f"train grpo {OWN}", ["torch"]),
-        ("train sft --model.path /no/model --data.path /no/data.jsonl", ["torch"]),
     ],
 )
 def test_help_and_refusals_load_no_library_that_they_do_not_need(line, loaded):

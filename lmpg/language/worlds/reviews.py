@@ -59,7 +59,8 @@ def preset(algorithm: type) -> dict[str, Any]:
         "evaluation": {"every": 10},
         "run": {"total_steps": 50},
     }
-    found["algorithm"]["kl_coef"] = 0.3 if fields["kl_in"].default == "reward" else 0.2
+    if "kl_coef" in fields:
+        found["algorithm"]["kl_coef"] = 0.3 if fields["kl_in"].default == "reward" else 0.2
     if "value_coef" in fields:
         found["algorithm"]["value_coef"] = 0.5
     return found

@@ -111,7 +111,9 @@ def test_a_reward_model_with_another_vocabulary_is_refused(folders, tmp_path):
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["zz"])
     tokenizer.save_pretrained(path)
-    with pytest.raises(UserError, match=r"rewards\.models: .*other differs .* in 1 tokens"):
+    with pytest.raises(
+        UserError, match=r"rewards\.models = .*other: its tokenizer differs .* in 1 tokens"
+    ):
         loaded((folders[0], path), "reward_model")
     with pytest.raises(UserError, match=r"no rewards\.models to start from"):
         loaded((folders[0], None), "reward_model")

@@ -229,6 +229,25 @@ def test_without_a_reference_none_is_computed(monkeypatch, tmp_path):
         assert asked == [8, 2]
 
 
+@catches("DPO: a reference of one's own asked for, the first policy taken")
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_reference_of_ones_own_is_what_answers_are_compared_with(rank, tmp_path):
+    rows = [{"prompt": f"{i}", "chosen": "good", "rejected": "bad"} for i in range(10)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mine, other = save_tiny(tmp_path / "model"), save_tiny(tmp_path / "other", seed=7)
+
+    def known(**model):
+        data = DataSettings(path=str(tmp_path / "rows.jsonl"))
+        settings = DpoSettings(model=ModelSettings(**model), data=data)
+        found = dpo(settings, None, SingleProcess()).objective
+        return [pair.ref_logprobs for pair in found.train]
+
+    expected = known(path=other)
+    found = known(path=mine, reference=other, lora={"rank": rank})
+    assert found == expected
+    assert known(path=mine) != expected
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -149,10 +149,11 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_harms_nothing(
     monkeypatch.setattr(Offline, "iterate", poisoned)
     folder = tmp_path / "run"
     with pytest.raises(UserError, match=r"step 3: the gradient was inf or NaN.*learning_rate"):
-        run("sft", parts("sft"), folder)
+        run("sft", [*parts("sft"), "--run.save-every", "1"], folder)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["exit_reason"].startswith("stopped: step 3")
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_2"]
+    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert kept == ["diverged_step_2", "step_1"]  # what cannot learn is no place to go on from
     assert not (folder / "final").exists()
 
 
