@@ -52,8 +52,6 @@ def state(folder: Path) -> object:
     assert newest is not None
     kept = {k: v for k, v in newest[1].items() if k != "tracker"}
     kept["progress"] = {k: v for k, v in kept["progress"].items() if k != "seconds"}
-    for copy in kept["source"].get("envs", {}).get("copies", []):
-        copy.pop("memory", None)  # of earlier episodes: wrappers count in it since they were made
     return bytes_of(kept)
 
 

@@ -168,6 +168,8 @@ class Rewindable(gymnasium.Wrapper):
             put_back(self.env, saved["memory"])
             found = self._replayed(saved)
             put_back(self.env, saved["now"])
+        if "memory" in saved:  # not what this process held before the replay
+            self.start["memory"] = saved["memory"]
         return found
 
     def _replayed(self, saved: Snapshot) -> tuple[Any, bool]:
