@@ -16,8 +16,9 @@ def refuse_missing_paths(settings: Any) -> None:
 
     settings: of a language run or of a stage.
     """
-    if settings.model.path:
-        refuse_missing_folder("model.path", settings.model.path, "model")
+    for name in ("path", "reference", "teacher"):
+        if path := getattr(settings.model, name):
+            refuse_missing_folder(f"model.{name}", path, "model")
     data = settings.data
     if data.path and not data.path.startswith(PREFIX):
         refuse_missing_file(data.path, "data.path")

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.attacks.lives import begin, differences, ended, kinds, last_words
+from tests.attacks.lives import begin, differences, ended, kinds, last_words, print_rows
 
 ODD_JSON = ("null", "[]", "{}", "3", '"text"', "[" * 5000, '{"format": 1}', '{"files": 7}', "NaN")
 KINDS = ("LM (PPO)", "DPO", "gym")
@@ -64,9 +64,7 @@ def main() -> None:
         found = attacked(Path(place), asked.kinds, asked.files, asked.seed)
     print("\n| damage | tried | exact | exact but for this file | refused | faults |")
     print("|---|---|---|---|---|---|")
-    for damage, counts in found.items():
-        faults = "; ".join(f"{n} × {what}" for what, n in counts.items() if what not in COLUMNS)
-        print(f"| {damage} | {' | '.join(str(counts[c]) for c in COLUMNS)} | {faults or 'none'} |")
+    print_rows(found, COLUMNS)
 
 
 COLUMNS = ("tried", "exact", "but for itself", "refused")

@@ -18,7 +18,17 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.attacks.lives import RANKS, begin, differences, ended, kill, kinds, last_words, survivors
+from tests.attacks.lives import (
+    RANKS,
+    begin,
+    differences,
+    ended,
+    kill,
+    kinds,
+    last_words,
+    print_rows,
+    survivors,
+)
 
 AGAIN = 0.25  # of the lives that go on are killed, too
 
@@ -34,9 +44,7 @@ def main() -> None:
         found = attacked(Path(place), asked.kills, asked.seed, asked.kinds)
     print("\n| run | kill −9 | amid the run | runs resumed | bit-equal | faults |")
     print("|---|---|---|---|---|---|")
-    for kind, counts in found.items():
-        faults = "; ".join(f"{n} × {what}" for what, n in counts.items() if what not in COLUMNS)
-        print(f"| {kind} | {' | '.join(str(counts[c]) for c in COLUMNS)} | {faults or 'none'} |")
+    print_rows(found, COLUMNS)
 
 
 COLUMNS = ("kills", "mid-run", "runs", "equal")

@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,13 @@ def last_words(flags: dict) -> str:
     """The last line of what a run has said."""
     lines = Path(f"{flags['run.output-dir']}.log").read_text(errors="replace").splitlines()
     return (lines or ["nothing was said"])[-1][:200]
+
+
+def print_rows(found: dict[str, Counter[str]], columns: tuple[str, ...]) -> None:
+    """A row of a table for each: its counts in the columns, and all other counts as faults."""
+    for name, counts in found.items():
+        faults = "; ".join(f"{n} × {what}" for what, n in counts.items() if what not in columns)
+        print(f"| {name} | {' | '.join(str(counts[c]) for c in columns)} | {faults or 'none'} |")
 
 
 def differences(whole: Path, other: Path) -> list[str]:

@@ -32,6 +32,16 @@ def lived(settings: EnvSettings, seed: int = 0) -> tuple[Runner, MLPPolicy]:
     return runner, policy
 
 
+def assert_it_goes_on(runner, settings, policy, folder):
+    """Another runner that is put where this one is saved has the same future."""
+    checkpoint.save(folder, 1, runner.state(), keep=1)
+    restored, _ = lived(settings, seed=99)
+    assert restored.load_state(checkpoint.newest(folder)[1])
+    assert_same_future(runner, restored, policy)
+    runner.close()
+    restored.close()
+
+
 def assert_same_future(a: Runner, b: Runner, policy: MLPPolicy) -> None:
     first, second = (r.collect(policy, r.num_steps + 700, generator("on")) for r in (a, b))
     for name in FIELDS:
@@ -60,12 +70,7 @@ def test_a_saved_runner_goes_on_bit_for_bit(settings, steps_before, tmp_path):
     runner, policy = lived(settings)
     if steps_before:
         runner.collect(policy, steps_before, generator("before"))
-    checkpoint.save(tmp_path, 1, runner.state(), keep=1)
-    restored, _ = lived(settings, seed=99)
-    assert restored.load_state(checkpoint.newest(tmp_path)[1])
-    assert_same_future(runner, restored, policy)
-    runner.close()
-    restored.close()
+    assert_it_goes_on(runner, settings, policy, tmp_path)
 
 
 class Unrepeatable(gymnasium.Env):
@@ -176,12 +181,7 @@ def test_what_an_environment_remembers_of_earlier_episodes_is_put_back(
     settings = EnvSettings(id="LmpgGrows-v0", num_envs=2, vectorization=vectorization)
     runner, policy = lived(settings)
     runner.collect(policy, 111, generator("before"))
-    checkpoint.save(tmp_path, 1, runner.state(), keep=1)
-    restored, _ = lived(settings, seed=99)
-    assert restored.load_state(checkpoint.newest(tmp_path)[1])
-    assert_same_future(runner, restored, policy)
-    runner.close()
-    restored.close()
+    assert_it_goes_on(runner, settings, policy, tmp_path)
 
 
 def test_a_memory_that_cannot_be_seen_is_noticed_by_what_it_pays(registered):
