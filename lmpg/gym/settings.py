@@ -106,7 +106,9 @@ class TextbookSettings(Section, Generic[M]):
         return self
 
 
-GYM_METHODS = [name for name in (*ALGORITHMS, *METHODS) if name != "distillation"]
+_ALONE = [name for name, a in ALGORITHMS.items() if "teacher" not in a().needs]  # type: ignore[attr-defined]
+
+GYM_METHODS = [*_ALONE, *METHODS]
 """What `algorithm.name` may be in an environment, which has no teacher."""
 
 

@@ -11,7 +11,7 @@ from lmpg.algorithms import ALGORITHMS, algorithm_name
 from lmpg.cli.main import agent_settings, train_agent
 from lmpg.gym.classic import METHODS
 from lmpg.gym.networks.mlp_policy import load_mlp_policy
-from lmpg.gym.settings import GYM_METHODS, fitting, gym_settings_class
+from lmpg.gym.settings import fitting, gym_settings_class
 from lmpg.settings.section import RunStopped, UserError
 from tests.support.planted import catches
 from tests.support.programs import bytes_of, let_go, metrics, weights, words
@@ -42,11 +42,6 @@ def test_methods_and_algorithms_are_chosen_by_names_of_their_own():
         assert type(settings("--algorithm.name", name).algorithm) is method
     with pytest.raises(UserError, match=r"expected one of ppo.*trpo"):
         settings("--algorithm.name", "topr")
-
-
-def test_every_algorithm_without_a_teacher_can_be_tried_in_an_environment():
-    taught = {name for name, algorithm in ALGORITHMS.items() if "teacher" in algorithm().needs}
-    assert {*ALGORITHMS} - {*GYM_METHODS} == taught
 
 
 def test_a_method_takes_from_a_preset_what_it_has():
