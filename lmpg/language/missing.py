@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from lmpg.language.data.rows import refuse_missing_file
@@ -9,6 +10,7 @@ from lmpg.language.models.paths import refuse_missing_folder
 from lmpg.language.rewards.specs import parsed_spec
 from lmpg.language.settings import LanguageSettings
 from lmpg.language.worlds.registry import PREFIX
+from lmpg.settings.section import UserError
 
 
 def refuse_missing_paths(settings: Any) -> None:
@@ -16,12 +18,19 @@ def refuse_missing_paths(settings: Any) -> None:
 
     settings: of a language run or of a stage.
     """
-    for name in ("path", "reference", "teacher"):
+    for name in ("path", "tokenizer", "reference", "teacher"):
         if path := getattr(settings.model, name):
-            refuse_missing_folder(f"model.{name}", path, "model")
+            what = "tokenizer" if name == "tokenizer" else "model"
+            revision = settings.model.revision if name == "path" else None
+            refuse_missing_folder(f"model.{name}", path, what, revision)
     data = settings.data
     if data.path and not data.path.startswith(PREFIX):
-        refuse_missing_file(data.path, "data.path")
+        refuse_missing_file(data.path, "data.path", data.revision)
+    if data.chat_template and not Path(data.chat_template).expanduser().is_file():
+        raise UserError(
+            f"data.chat_template = {data.chat_template} is no file, expected one with a chat "
+            "template (Jinja), such as a model's chat_template.jinja; mend the path"
+        )
     if data.eval_path:
         refuse_missing_file(data.eval_path, "data.eval_path")
     if isinstance(settings, LanguageSettings):
