@@ -101,6 +101,8 @@ def load_policy(
         critic=separate,
         absent_ids=_absent_ids(key, settings.path, model, tokenizer, eos_token_ids),
     ).to(device)
+    if settings.gradient_checkpointing:
+        policy.recompute_layers()
     refuse_unknown_head(policy)
     return policy
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lmpg.language.models.critic import FOLDER, SeparateCritic, save_value_head
+from lmpg.language.models.forward.recompute import recompute_layers
 from lmpg.language.models.forward.response_states import ResponseStates, response_states
 from lmpg.language.models.forward.reuse import ForwardReuse
 from lmpg.language.models.forward.kept_weights import copies_in, is_low, keep_frozen, widened
@@ -76,6 +77,13 @@ class CausalLMPolicy(nn.Module):
     def trunk(self) -> nn.Module:
         """The model without its output layer."""
         return self.causal_lm.base_model
+
+    def recompute_layers(self) -> None:
+        """From now on keep no inner results of layers and head, but compute them again."""
+        recompute_layers(self.trunk)
+        if self.critic is not None:
+            recompute_layers(self.critic.trunk)
+        self.head.kept = 0
 
     @property
     def device(self) -> torch.device:

@@ -37,6 +37,9 @@ class ModelSettings(Section):
     """What weights that do not learn are kept in: the model under an adapter, the reference, the
     teacher, reward models. auto: as in their checkpoint; bf16 rounds others. Whatever learns is
     kept in fp32."""
+    gradient_checkpointing: bool = False
+    """Compute each layer again in the backward pass instead of keeping what it computed: about a
+    third more time for a fraction of the activations' memory."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for models whose code you have read."""
     critic: Literal["shared", "separate", "reward_model"] = "shared"

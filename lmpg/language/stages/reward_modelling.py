@@ -10,6 +10,7 @@ from lmpg.language.data.examples import Split
 from lmpg.language.data.reward_pairs import load_reward_pairs, reward_pairs_from_rows
 from lmpg.language.data.tokenizing import reading_tokenizer
 from lmpg.language.models.loading import context_length, load_sequence_classifier, tokenizer_of
+from lmpg.language.models.forward.recompute import recompute_layers
 from lmpg.language.models.precision import computes_in_bf16, save_folder
 from lmpg.language.objectives.reward_model_objective import RewardModelObjective
 from lmpg.language.stages.prepared import Prepared, starting_model
@@ -32,6 +33,8 @@ def reward_model(
         revision=start.revision,
     )
     model.to(processes.device)
+    if settings.model.gradient_checkpointing:
+        recompute_layers(model.base_model)
     processes.suit_threads(sum(p.numel() for p in model.parameters()))
     context = min(context_length(model.config, tokenizer), tokenizer.model_max_length)
     if world is None:
