@@ -13,6 +13,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
+from lmpg.gym.environments.checks import FAILURES
 from lmpg.gym.environments.copies import Copies
 from lmpg.gym.environments.problems import register_problems
 from lmpg.gym.environments.rewind import Rewindable
@@ -54,7 +55,7 @@ def _refused(env_id: str, kwargs: dict[str, Any]) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # a constructor may raise anything
+    except FAILURES as error:  # a constructor may raise anything
         raise UserError(
             f"env.id = {env_id} with env.kwargs = {kwargs} cannot be made: "
             f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -79,7 +80,7 @@ def find_spec(env_id: str) -> EnvSpec:
     if module:
         try:
             importlib.import_module(module)
-        except Exception as error:  # a module may raise anything
+        except FAILURES as error:  # a module may raise anything
             why = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise UserError(
                 f"env.id = {env_id}: the module {module} cannot be imported ({why}). Install it, "
