@@ -205,9 +205,7 @@ def test_other_models_are_looked_for_before_anything_is_loaded(method, key, flag
     monkeypatch.setattr("lmpg.language.stages.program.train_stage", None)
     of_policy = {k: flags[k] for k in ("model.path", "data.path", "run.output-dir")}
     rewards = {"rewards.functions": "length"} if method == "ppo" else {}
-    with pytest.raises(
-        UserError, match=f"{key} = /nowhere/model does not exist, expected a folder"
-    ):
+    with pytest.raises(UserError, match=f"{key} = /nowhere/model does not exist, expected a"):
         run_here(method, {**of_policy, **rewards, key: "/nowhere/model"})
 
 

@@ -66,8 +66,8 @@ def load_agent(folder: str | Path) -> Agent:
         return Agent(policy, Normaliser())
     with refused_where_damaged(path):
         found = json.loads(path.read_text(encoding="utf-8"))
-        moments = (np.array(found[name], dtype=float) for name in ("mean", "var"))
-        known = ColumnMoments(*moments, float(found["count"]))
+        mean, var = (np.array(found[name], dtype=float) for name in ("mean", "var"))
+        known = ColumnMoments(mean, var, float(found["count"]))
         if not known.mean.shape == known.var.shape == (policy.num_features,):
             raise ValueError(f"moments of {known.mean.shape}, not {policy.num_features} features")
     return Agent(policy, Normaliser(known))

@@ -105,9 +105,11 @@ def _make_native(settings: EnvSettings, num_envs: int) -> VectorEnv:
 
 def _make_copies(settings: EnvSettings, num_envs: int) -> VectorEnv:
     kind = AsyncVectorEnv if settings.vectorization == "async" else Copies
+    spec = find_spec(settings.id)
     if kind is AsyncVectorEnv:  # one here first: what a worker refuses comes with its traceback
-        _tried(_make_copy(settings.id, settings.kwargs, 0))
-    makers = [partial(_make_copy, settings.id, settings.kwargs, i) for i in range(num_envs)]
+        _tried(_make_copy(settings, spec, 0))
+    # a worker that does not inherit this process's memory has not registered what this one has
+    makers = [partial(_make_copy, settings, spec, i) for i in range(num_envs)]
     return kind(makers, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
@@ -118,6 +120,6 @@ def _tried(env: Rewindable) -> None:
     env.close()
 
 
-def _make_copy(env_id: str, kwargs: dict[str, Any], index: int) -> Rewindable:
-    env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
-    return Rewindable(env, index, env_id)
+def _make_copy(settings: EnvSettings, spec: EnvSpec, index: int) -> Rewindable:
+    env = gymnasium.make(spec, disable_env_checker=True, **settings.kwargs)
+    return Rewindable(env, index, settings.id)

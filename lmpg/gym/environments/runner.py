@@ -162,7 +162,7 @@ class Runner:
         good as another."""
         dimension = self.actions.cut_off(np.concatenate(actions))
         if dimension is not None:
-            squash = "try --policy.squash True, or " if self.actions.space.is_bounded() else ""
+            squash = "try --policy.squash True, or " if self.actions.bounded else ""
             say_once(
                 f"env.id = {self.env_id}: nearly every action (number {dimension}) was cut to one "
                 f"bound of {self.actions.space}, and nothing is learned from these. Unless that "
