@@ -5,7 +5,6 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from lmpg.language.data.reasoning import PREFIX
-from lmpg.language.stages import STAGES
 from lmpg.language.worlds.registry import WORLDS, world_asked_for, world_stage
 from lmpg.settings.raw import RawSettings, merged
 from lmpg.settings.section import Section
@@ -26,15 +25,18 @@ def suitable_settings(
     return merged(own_reward(given), steps(algorithm, merged(preset, given)), preset)
 
 
-def suitable_stage_settings(method: str, preset: RawSettings, given: RawSettings) -> RawSettings:
-    """`preset` over what suits the world that the stage `method` learns in with these settings.
+def suitable_stage_settings(
+    method: str, stage: type[Section], preset: RawSettings, given: RawSettings
+) -> RawSettings:
+    """`preset` over what suits the world that the stage `method` learns in with these settings;
+    without a world, over the learning rate for what is trained. stage: its settings' class.
 
     given: the user's own settings, which win over all that.
     """
     world = world_asked_for(merged(preset, given))
     if world is not None:
         return merged(world_stage(world, method).preset, preset)
-    default = STAGES[method].model_fields["update"].default.learning_rate
+    default = stage.model_fields["update"].default.learning_rate
     rate = rate_that_suits(merged(preset, given), default)
     return merged({"update": {"learning_rate": rate}}, preset)
 

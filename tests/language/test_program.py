@@ -12,6 +12,7 @@ from lmpg.algorithms.reinforce import REINFORCE
 from lmpg.language.program import train_language
 from lmpg.language.sampling.settings import SamplingSettings
 from lmpg.language.settings import LanguageSettings
+from lmpg.language.stages import STAGES
 from lmpg.language.suitable import suitable_settings, suitable_stage_settings
 from lmpg.language.worlds.world import World
 from lmpg.runs.settings import LanguageEvaluationSettings, RunSettings
@@ -51,26 +52,29 @@ def test_what_suits_a_world_lies_below_the_preset():
     found = suitable_settings(GRPO, preset, {"data": {"world": "addition"}})
     assert (found["update"]["epochs"], found["sampling"]) == (7, {"max_new_tokens": 4})
     assert suitable_settings(GRPO, preset, OWN)["update"]["epochs"] == 7
-    assert suitable_stage_settings("sft", preset, OWN)["update"]["epochs"] == 7
-    assert suitable_stage_settings("sft", preset, {})["update"]["epochs"] == 7
+    assert suitable_stage_settings("sft", STAGES["sft"], preset, OWN)["update"]["epochs"] == 7
+    assert suitable_stage_settings("sft", STAGES["sft"], preset, {})["update"]["epochs"] == 7
 
 
 OWN = {"model": {"path": "m"}, "data": {"path": "d"}, "rewards": {"functions": ("f:f",)}}
 
 
-def _update(algorithm, **given):
-    found = suitable_settings(algorithm, {}, merged(OWN, given))
-    return completed(LanguageSettings[algorithm], found, merged(OWN, given)).update
+def _update(method, **given):
+    found = suitable_settings(method, {}, merged(OWN, given))
+    return completed(LanguageSettings[method], found, merged(OWN, given)).update
 
 
 def test_a_model_of_ones_own_learns_in_small_steps_and_adapters_in_larger_ones():
     lora = {"model": {"lora": {"rank": "8"}}}
     assert (_update(GRPO).learning_rate, _update(GRPO, **lora).learning_rate) == (1e-6, 1e-5)
     assert _update(GRPO, **lora, update={"learning_rate": 3e-6}).learning_rate == 3e-6
-    rates = [suitable_stage_settings("sft", {}, merged(OWN, x))["update"] for x in ({}, lora)]
+    rates = [
+        suitable_stage_settings("sft", STAGES["sft"], {}, merged(OWN, x))["update"]
+        for x in ({}, lora)
+    ]
     assert [rate["learning_rate"] for rate in rates] == [2e-5, 2e-4]
-    # of an Adam step at a gradient of norm 0.03 in a billion weights no more than 1 % is lost
-    assert _update(GRPO).adam_eps <= 0.01 * 0.03 / 1e9**0.5
+    # of an Adam step at a gradient of norm 0.03 in a billion weights no more than 2 % is lost
+    assert _update(GRPO).adam_eps <= 0.02 * 0.03 / 1e9**0.5
 
 
 def test_a_rollout_is_one_optimizer_step_but_four_where_ratios_and_a_critic_serve_several():
