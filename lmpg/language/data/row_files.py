@@ -38,6 +38,7 @@ _FOREIGN = {  # how a file begins that is not the text that its ending promises:
     b"BZh": ("compressed with bzip2", "add the ending .bz2"),
     b"\xfd7zXZ": ("compressed with xz", "add the ending .xz"),
     b"PK\x03\x04": ("a zip archive or an Excel file", "unpack it, or save the sheet as CSV"),
+    b"\xff\xfe\0\0": ("UTF-32 text", "convert it: iconv -f UTF-32 -t UTF-8 FILE > NEW"),
     b"\xff\xfe": ("UTF-16 text", "convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW"),
     b"\xfe\xff": ("UTF-16 text", "convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW"),
 }
