@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lmpg.language.data.chat import OPTIONS
 from lmpg.language.data.reasoning import PREFIX, reasoning_rows
 from lmpg.language.data.row_files import (
     TEXTS,
@@ -228,10 +229,10 @@ def _load_from_disk(path: Path, split: str, key: str) -> list[Row]:
 
 
 def _unpadded(rows: list[Row]) -> list[Row]:
-    """The rows, whose messages and tools have only the keys that were given: Arrow's tables give
-    each the keys of all others too, with None."""
+    """The rows, whose messages, tools and variables of a chat template have only the keys that were
+    given: Arrow's tables give each the keys of all others too, with None."""
     return [
-        {name: _given(x) if name == "tools" or _is_chat(x) else x for name, x in row.items()}
+        {name: _given(x) if name in OPTIONS or _is_chat(x) else x for name, x in row.items()}
         for row in rows
     ]
 

@@ -186,7 +186,7 @@ def test_an_empty_data_set_is_refused(tmp_path, name, content):
 
 def test_a_parquet_without_rows_is_called_empty(tmp_path):
     Dataset.from_dict({"prompt": []}).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="a.parquet is empty: it has no rows"):
+    with pytest.raises(UserError, match=r"a.parquet is empty: it has no rows"):
         read_rows(str(tmp_path / "a.parquet"), "train")
 
 
