@@ -86,8 +86,9 @@ def run(
             with new_objects_only():
                 reason = loop.run()
         except RunStopped as stop:
-            with suppress(RunStopped):  # what has stopped it may stop this, too
-                _conclude(loop, {"exit_reason": f"stopped: {stop}"}, started, name, facts)
+            if loop.progress.before:  # else nothing has been done, and nothing is to be left
+                with suppress(RunStopped):  # what has stopped it may stop this, too
+                    _conclude(loop, {"exit_reason": f"stopped: {stop}"}, started, name, facts)
             raise
         found: dict[str, Any] = {"exit_reason": reason}
         if reason == FINISHED:

@@ -9,7 +9,12 @@ import torch
 from lmpg.language.data.examples import Split
 from lmpg.language.data.reward_pairs import load_reward_pairs, reward_pairs_from_rows
 from lmpg.language.data.tokenizing import read_special_tokens
-from lmpg.language.models.loading import context_length, load_sequence_classifier, load_tokenizer
+from lmpg.language.models.loading import (
+    context_length,
+    load_sequence_classifier,
+    load_tokenizer,
+    refuse_smaller_vocabulary,
+)
 from lmpg.language.models.precision import computes_in_bf16, save_folder
 from lmpg.language.objectives.reward_model_objective import RewardModelObjective
 from lmpg.language.stages.prepared import Prepared
@@ -28,6 +33,7 @@ def reward_model(
     read_special_tokens(tokenizer, settings.data.special_tokens)
     torch.manual_seed(settings.run.seed)  # the new head is drawn from the global generator
     model: Any = load_sequence_classifier(path, new_head=True, trust_remote_code=trust)
+    refuse_smaller_vocabulary("model.path", path, model, tokenizer)
     model.to(processes.device)
     processes.suit_threads(sum(p.numel() for p in model.parameters()))
     context = min(context_length(model.config, tokenizer), tokenizer.model_max_length)
