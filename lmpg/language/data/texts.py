@@ -80,6 +80,9 @@ def _read(
             row_filter.skipped["empty"] += 1
             continue
         whole = whole_text(tokenizer, first, answer, where, options)
+        if not any(whole.loss_mask):  # a single token, which nothing comes before
+            row_filter.skipped["empty"] += 1
+            continue
         text = fitted_text(whole, row_filter, where, answer)
         if text is not None:
             texts.append(text)
