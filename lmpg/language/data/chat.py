@@ -168,7 +168,7 @@ def render_chat(
             **options,
         )
         _say_what_is_left_out(messages, written)
-        return written
+        return _whole(written)
     except UserError:
         raise
     except Exception as error:  # templates raise jinja2's errors, and any other

@@ -20,8 +20,10 @@ from transformers import PreTrainedModel
 
 from lmpg.language.models.model_files import (
     damage,
+    integer_weights,
     refuse_broken_settings,
     refuse_fetched_kernels,
+    refuse_pointers,
 )
 from lmpg.language.models.paths import refuse_missing_folder
 from lmpg.language.models.precision import no_progress_bars
@@ -46,6 +48,7 @@ _SHOWN, _LONGEST_REASON = 3, 400
 
 def pretrained_tokenizer(key: str, path: str, trust_remote_code: bool = False) -> Any:
     """The tokenizer at `path`, which the setting `key` names."""
+    refuse_pointers(key, Path(path).expanduser())
     load = transformers.AutoTokenizer.from_pretrained
     return _loaded(key, "tokenizer", load, path, trust_remote_code=trust_remote_code)
 
@@ -80,6 +83,12 @@ def pretrained_model(
         raise UserError(
             f"{key} = {path}: its quantization_config names a method that transformers does not "
             f"know ({_method(quantized)}), expected a whole {WHAT[kind]}; save it unquantised"
+        )
+    if not quantized and (names := integer_weights(path)):
+        raise UserError(
+            f"{key} = {path}: {_named(names)} hold integers, as quantised weights do, and its "
+            f"config.json has no quantization_config, expected a whole {WHAT[kind]}; save it "
+            "unquantised"
         )
     return model.eval()
 

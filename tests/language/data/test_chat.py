@@ -219,6 +219,8 @@ def test_half_a_character_is_read_as_its_replacement_wherever_a_chat_comes_from(
         assert text_or_messages(chat, "here") == [user("a\ufffd")]
     assert chat_options({"tools": [{"name": "\ud83d"}]}, "here") == {"tools": [{"name": "\ufffd"}]}
     assert caplog.text.count("half a character, read as \ufffd") == 1
+    tokenizer = chat_tokenizer("\ud83d" + WORDS)
+    assert render_chat(tokenizer, CHAT[:1], open_turn=True).startswith("\ufffd[user]")
 
 
 def test_a_turn_of_weight_zero_is_read_and_not_learned():
