@@ -1,4 +1,4 @@
-"""What a run takes of the machine: seconds by phase, CPU threads, memory, and installed packages."""
+"""What a run takes of the machine: seconds by phase, CPU threads, memory, packages."""
 
 from __future__ import annotations
 

@@ -92,8 +92,9 @@ def run(
                 loop.prune()
                 loop.write(lambda: replace_folder(loop.folder / "final", loop.save_policy))
         except RunStopped as stop:
-            with suppress(RunStopped):  # what has stopped it may stop this, too
-                _conclude(loop, {"exit_reason": f"stopped: {stop}"}, started, name, facts)
+            if loop.progress.before:  # else nothing has been done, and nothing is to be left
+                with suppress(RunStopped):  # what has stopped it may stop this, too
+                    _conclude(loop, {"exit_reason": f"stopped: {stop}"}, started, name, facts)
             raise
         _conclude(loop, found, started, name, facts)
     if loop.stopped_by:

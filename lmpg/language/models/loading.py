@@ -78,7 +78,7 @@ def load_policy(
     that the path comes from.
     """
     model = load_causal_lm(settings.path, settings.trust_remote_code, key, settings.revision)
-    _refuse_smaller_vocabulary(key, settings.path, model, tokenizer)
+    refuse_smaller_vocabulary(key, settings.path, model, tokenizer)
     eos_token_ids = all_eos_token_ids(model, tokenizer)
     pad_token_id = tokenizer.pad_token_id
     lora, shared = settings.lora, settings.critic == "shared"
@@ -247,9 +247,8 @@ def _refuse_other_vocabulary(
         )
 
 
-def _refuse_smaller_vocabulary(
-    key: str, path: str | None, model: PreTrainedModel, tokenizer
-) -> None:
+def refuse_smaller_vocabulary(key: str, path: str | None, model: Any, tokenizer) -> None:
+    """UserError where the tokenizer gives ids that the model, of the setting `key`, embeds not."""
     embedding: Any = model.get_input_embeddings()
     rows = len(embedding.weight)
     largest = max(tokenizer.get_vocab().values())
