@@ -29,8 +29,11 @@ _CONFIGS = [Path(__file__).parents[2] / "configs", Path(sys.prefix) / "share" / 
 
 def read_yaml(path: str | Path) -> RawSettings:
     """The settings in a YAML file; UserError for anything but a mapping."""
+    path = Path(path).expanduser()
+    if path.is_fifo() and not path.is_relative_to("/dev"):  # the shell's <(…) is there
+        raise UserError(f"--config {path}: a FIFO, which may never end; expected a YAML file")
     try:
-        values = _StrictLoader(Path(path).read_text(encoding="utf-8")).get_single_data()
+        values = _StrictLoader(path.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}; expected a YAML file") from error
     except UnicodeDecodeError as error:
