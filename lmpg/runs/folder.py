@@ -21,8 +21,9 @@ from lmpg.runs import fingerprints
 from lmpg.runs.files import TEMPORARY, sweep, write_text
 from lmpg.runs.fingerprints import INPUTS, Inputs, Prints
 from lmpg.runs.lock import LOCK, OWNER, Held, hold, let_go, opened
-from lmpg.runs.resumable import changes
+from lmpg.runs.resumable import changes, share_threads
 from lmpg.runs.tracking import FILES, as_json
+from lmpg.settings.raw import as_in_yaml, defaults_of
 from lmpg.settings.section import UserError
 
 __all__ = ["opened"]
@@ -114,7 +115,7 @@ def open_run(settings: Any, name: str) -> RunFolder:
     try:
         new = resolved(settings)
         if (path / CONFIG).exists() and _has_begun(path):
-            return _go_on(path, new, resume, run.resume_anyway)
+            return _go_on(path, new, resume, run.resume_anyway, type(settings))
         _clear(path)
     except UserError:
         let_go(path)
@@ -123,7 +124,9 @@ def open_run(settings: Any, name: str) -> RunFolder:
     return RunFolder(path, "fresh", new, changed=told, made=made)
 
 
-def _go_on(path: Path, new: dict[str, Any], resume: bool, anyway: bool) -> RunFolder:
+def _go_on(
+    path: Path, new: dict[str, Any], resume: bool, anyway: bool, kind: type[BaseModel]
+) -> RunFolder:
     """The folder of a run that was begun earlier: finished, or to be resumed with `resume`."""
     if not resume:
         raise UserError(
@@ -133,19 +136,11 @@ def _go_on(path: Path, new: dict[str, Any], resume: bool, anyway: bool) -> RunFo
     old = _read_config(path / CONFIG)
     share_threads(old, new)
     began_with = fingerprints.read(path)
-    changed = changes(old, new, path, began_with)
+    changed = changes(old, new, path, began_with, as_in_yaml(defaults_of(kind)))
     if _is_finished(path, old, new):
         return RunFolder(path, "finished", new)
     sweep(path, WRITTEN_WHOLE)
     return RunFolder(path, "resuming", new, anyway, changed, began_with)
-
-
-def share_threads(old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Give the number of CPU threads to settings that leave it open, from those that name it."""
-    known = new["run"].get("torch_threads") or old["run"].get("torch_threads") or 0
-    for values in (old, new):
-        if not values["run"].get("torch_threads"):
-            values["run"]["torch_threads"] = known
 
 
 def _has_begun(path: Path) -> bool:
