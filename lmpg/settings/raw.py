@@ -230,14 +230,15 @@ def _with_nul(value: Any, path: str) -> Iterator[str]:
 
 
 def _line(problem: Any) -> str:
-    if problem["type"] == "value_error":  # our own checks name keys and values themselves
-        return str(problem["ctx"]["error"])
+    own = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else ""
+    if own and not own.startswith("expected"):  # such checks name keys and values themselves
+        return own
     path = ""
     for part in problem["loc"]:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
     if problem["type"] == "missing":
         return f"{path} is not set; it has no default"
-    message = problem["msg"].removeprefix("Input should be ")
+    message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, expected ")
     return f"{path} = {problem['input']!r}: expected {message}"
 
 

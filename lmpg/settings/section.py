@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
 
 
 class Section(BaseModel):
@@ -21,11 +20,11 @@ class Section(BaseModel):
     def _refuse_what_only_looks_like_a_value(cls, value: Any, info: ValidationInfo) -> Any:
         """An empty text, as of a shell's variable that is not set, and True where 1 would count."""
         if value == "":
-            raise PydanticCustomError("empty", "something; leave the setting out for its default")
+            raise ValueError("expected something; leave the setting out for its default")
         kind = cls.model_fields[str(info.field_name)].annotation
         kinds = {kind, *get_args(kind)}
         if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
-            raise PydanticCustomError("truth", "a number")
+            raise ValueError("expected a number")
         return value
 
 
