@@ -15,6 +15,7 @@ from lmpg.runs.files import replace_folder
 from lmpg.runs.fingerprints import Inputs
 from lmpg.runs.folder import FINISHED, REPORT, RunFolder, open_run, write_summary
 from lmpg.runs.report.write import write_report
+from lmpg.runs.settings import MOST_THREADS
 from lmpg.runtime.machine import (
     keep_freed_memory,
     new_objects_only,
@@ -42,7 +43,7 @@ def begin(settings: Any, name: str, processes: Processes) -> RunFolder:
         asked = settings.run.torch_threads == folder.num_threads
         why = "run.torch_threads" if asked else "as the run began"
         processes.fix_threads(folder.num_threads, why)
-    elif count := processes.on_main(threads_by_environment):
+    elif count := processes.on_main(lambda: threads_by_environment(MOST_THREADS)):
         processes.fix_threads(count, "OMP_NUM_THREADS")
     return folder
 
@@ -106,7 +107,7 @@ def thread_lines(processes: Processes) -> list[str]:
     count, why = processes.num_threads, processes.why_so_many
     noun = "threads" if count > 1 else "thread"
     lines = [f"{count} CPU {noun} per process: {why} (--run.torch-threads)"]
-    given = threads_by_environment()
+    given = threads_by_environment(MOST_THREADS)
     if why == "as the run began" and given not in (0, count):
         lines[0] += f"; OMP_NUM_THREADS = {given} would change its results and is passed over"
     if count > num_cores():
