@@ -57,7 +57,8 @@ def train_language(settings: LanguageSettings, name: str, world: World | None = 
         prepared = prepare(settings, folder, processes, world)
         with prepared.scorer as scorer:
             keep = partial(scorer.keep_sources, folder.path / "reward_sources")
-            run(prepared.online, folder, name, prepared.facts, prepared.inputs, keep)
+            rest = prepared.facts, prepared.inputs, keep, "text-generation"
+            run(prepared.online, folder, name, *rest)
 
 
 @dataclass(frozen=True)

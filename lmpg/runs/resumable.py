@@ -15,6 +15,7 @@ MAY_DIFFER = {  # the number of steps, saving and trackers; and what changes mem
     "run.save_every",
     "run.keep_checkpoints",
     "run.trackers",
+    "run.push_to_hub",
     "update.microbatch_size",
     "update.microbatch_tokens",
 }

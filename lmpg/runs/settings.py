@@ -95,6 +95,8 @@ class RunSettings(AnyRunSettings):
 
     total_steps: int = Field(100, ge=1)
     """Iterations of rollout and update."""
+    push_to_hub: str | None = None
+    """Repository on the Hub that `final/` is uploaded to at the end; a new one is private."""
     samples_every: int = Field(10, ge=0)
     """Iterations between the prompts and completions written to samples.jsonl; 0 writes none."""
 
@@ -104,6 +106,8 @@ class OfflineRunSettings(AnyRunSettings):
 
     total_steps: int = Field(1_000_000_000, ge=1)
     """Optimizer steps at most."""
+    push_to_hub: str | None = None
+    """Repository on the Hub that `final/` is uploaded to at the end; a new one is private."""
     save_every: int = Field(100, ge=0)
     """Optimizer steps between checkpoints; 0 saves only at the end."""
 

@@ -88,7 +88,7 @@ def load_policy(
         separate = load_critic(settings, model, tokenizer, reward_model)
         context = min(context, context_length(separate.trunk.config, tokenizer))
     policy = CausalLMPolicy(
-        with_adapter(model, lora) if lora.rank > 0 else model,
+        with_adapter(model, lora, settings.revision) if lora.rank > 0 else model,
         _value_head(settings.path, model) if critic and shared else None,
         temperature=temperature,
         eos_token_ids=eos_token_ids,

@@ -20,10 +20,13 @@ _LONGEST_REASON = 400
 """Characters of a foreign error."""
 
 
-def with_adapter(model: PreTrainedModel, settings: LoraSettings) -> nn.Module:
+def with_adapter(
+    model: PreTrainedModel, settings: LoraSettings, revision: str | None = None
+) -> nn.Module:
     """`model` frozen, with adapters that start at zero: its output is the same.
 
-    Their first factors are drawn from torch's global generator.
+    Their first factors are drawn from torch's global generator. What is saved names the model and
+    its revision, so that both are found again; a folder by its whole path.
     """
     try:
         import peft
@@ -33,6 +36,8 @@ def with_adapter(model: PreTrainedModel, settings: LoraSettings) -> nn.Module:
             "pip install 'lmpg[lora]', or set model.lora.rank to 0"
         ) from None
     targets, names = _targets(model, settings.target_modules), _linear_names(model)
+    if (folder := Path(str(model.name_or_path))).is_dir():
+        model.name_or_path = str(folder.absolute())
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]
@@ -45,7 +50,7 @@ def with_adapter(model: PreTrainedModel, settings: LoraSettings) -> nn.Module:
         with warnings.catch_warnings():
             # peft reads a property that transformers has renamed
             warnings.simplefilter("ignore", FutureWarning)
-            wrapped = peft.get_peft_model(model, config)
+            wrapped = peft.get_peft_model(model, config, revision=revision)
     except ValueError as error:
         raise UserError(
             f"model.lora.target_modules = {targets} does not fit this model, expected names of its "
