@@ -22,7 +22,7 @@ from lmpg.language.rewards.settings import RewardSettings
 from lmpg.language.rollouts.collect import LanguageSource
 from lmpg.language.rollouts.dynamic_sampling import DynamicSampling
 from lmpg.language.rollouts.evaluation import Evaluator
-from lmpg.language.rollouts.generation import Generator
+from lmpg.language.rollouts.generation import Generator, stop_search
 from lmpg.language.rollouts.preflight import require_sound, self_test
 from lmpg.language.rollouts.score_processing import ScoreProcessing
 from lmpg.language.rollouts.scoring import GroupSampler
@@ -57,7 +57,8 @@ def train_language(settings: LanguageSettings, name: str, world: World | None = 
         prepared = prepare(settings, folder, processes, world)
         with prepared.scorer as scorer:
             keep = partial(scorer.keep_sources, folder.path / "reward_sources")
-            run(prepared.online, folder, name, prepared.facts, prepared.inputs, keep)
+            rest = prepared.facts, prepared.inputs, keep, "text-generation"
+            run(prepared.online, folder, name, *rest)
 
 
 @dataclass(frozen=True)
@@ -199,9 +200,11 @@ def generator_for(
 ) -> Generator:
     """The generator of completions, for training and evaluation."""
     update, sampling = settings.update, settings.sampling
+    limits = sampling.max_new_tokens, sampling.top_k, sampling.top_p
+    stops = stop_search(sampling.stop, tokenizer, policy)
     return Generator(
         policy=policy,
-        sampler=Sampler(policy, sampling.max_new_tokens, sampling.top_k, sampling.top_p),
+        sampler=Sampler(policy, *limits, stops=stops),
         tokenizer=tokenizer,
         seed=settings.run.seed,
         processes=processes,
@@ -239,11 +242,13 @@ def references(
 ) -> tuple[Reference | None, Reference | None]:
     """The user's own, or the policy as it is now, for training and for evaluation: one copy, None
     where unused."""
-    learning = "reference" in settings.algorithm.needs
-    if not learning and not settings.evaluation.kl:
+    learning, measured = "reference" in settings.algorithm.needs, settings.evaluation.kl
+    if measured is None:
+        measured = learning or own is not None or policy.reference_is_cheap
+    if not learning and not measured:
         return None, None
     found = own or policy.reference(refreshed=settings.model.reference_refresh > 0)
-    return found if learning else None, found if settings.evaluation.kl else None
+    return found if learning else None, found if measured else None
 
 
 def prompts_for(

@@ -24,7 +24,7 @@ from lmpg.language.models.critic import (
     load_value_head,
     new_value_head,
 )
-from lmpg.language.models.forward.kept_weights import frozen_dtype, keep_frozen
+from lmpg.language.models.forward.kept_weights import chosen_dtype, exact_dtype, keep_frozen
 from lmpg.language.models.head import refuse_unknown_head
 from lmpg.language.models.lora import with_adapter
 from lmpg.language.models.policy import CausalLMPolicy
@@ -79,7 +79,7 @@ def load_policy(
     that the path comes from.
     """
     model = load_causal_lm(settings.path, settings.trust_remote_code, key, settings.revision)
-    _refuse_smaller_vocabulary(key, settings.path, model, tokenizer)
+    refuse_smaller_vocabulary(key, settings.path, model, tokenizer)
     eos_token_ids = all_eos_token_ids(model, tokenizer)
     pad_token_id = tokenizer.pad_token_id
     lora, shared = settings.lora, settings.critic == "shared"
@@ -88,9 +88,13 @@ def load_policy(
     if critic and not shared:  # before an adapter changes and freezes the trunk that is copied
         separate = load_critic(settings, model, tokenizer, reward_model)
         context = min(context, context_length(separate.trunk.config, tokenizer))
-    frozen_in = frozen_dtype(settings.dtype, model)
+    own = exact_dtype(model)
+    frozen_in = chosen_dtype(settings.dtype, own)
+    learning: nn.Module = model
+    if lora.rank > 0:
+        learning = keep_frozen(with_adapter(model, lora, settings.revision), frozen_in)
     policy = CausalLMPolicy(
-        keep_frozen(with_adapter(model, lora), frozen_in) if lora.rank > 0 else model,
+        learning,
         _value_head(settings.path, model) if critic and shared else None,
         temperature=temperature,
         eos_token_ids=eos_token_ids,
@@ -98,6 +102,7 @@ def load_policy(
         context_length=context,
         bf16=computes_in_bf16(settings.precision, model, device),
         frozen_dtype=frozen_in,
+        saved_dtype=chosen_dtype(settings.final_dtype, own),
         critic=separate,
         absent_ids=_absent_ids(key, settings.path, model, tokenizer, eos_token_ids),
     ).to(device)
@@ -253,9 +258,8 @@ def _refuse_other_vocabulary(
         )
 
 
-def _refuse_smaller_vocabulary(
-    key: str, path: str | None, model: PreTrainedModel, tokenizer
-) -> None:
+def refuse_smaller_vocabulary(key: str, path: str | None, model: Any, tokenizer) -> None:
+    """UserError where the tokenizer gives ids that the model, of the setting `key`, embeds not."""
     embedding: Any = model.get_input_embeddings()
     rows = len(embedding.weight)
     largest = max(tokenizer.get_vocab().values())

@@ -11,8 +11,12 @@ from typing import Any
 
 from lmpg.language.data.chat import ChatOptions, chat_options
 from lmpg.language.data.tokenizing import bos_ids, cut_left, scored_ids
-from lmpg.language.models.forward.kept_weights import frozen_dtype, keep_frozen
-from lmpg.language.models.loading import context_length, load_sequence_classifier
+from lmpg.language.models.forward.kept_weights import chosen_dtype, exact_dtype, keep_frozen
+from lmpg.language.models.loading import (
+    context_length,
+    load_sequence_classifier,
+    refuse_smaller_vocabulary,
+)
 from lmpg.language.models.pretrained import pretrained_tokenizer
 from lmpg.language.models.sequence_classifier import SequenceScorer
 from lmpg.language.rewards.request import RewardReply, RewardRequest
@@ -39,8 +43,10 @@ class ModelReward:
     ) -> ModelReward:
         """The model and tokenizer of a folder or Hub id; weights are kept as `model.dtype` says."""
         model = load_sequence_classifier(path, trust_remote_code=trust_remote_code)
-        kept = keep_frozen(model.requires_grad_(False), frozen_dtype(dtype, model)).to(device)
+        kept_in = chosen_dtype(dtype, exact_dtype(model))
+        kept = keep_frozen(model.requires_grad_(False), kept_in).to(device)
         tokenizer = pretrained_tokenizer("rewards.models", path, trust_remote_code)
+        refuse_smaller_vocabulary("rewards.models", path, model, tokenizer)
         context = min(context_length(model.config, tokenizer), tokenizer.model_max_length)
         return cls(model_name(path), SequenceScorer(kept, tokenizer), tokenizer, context)
 
@@ -73,13 +79,16 @@ class ModelReward:
         return reply
 
     def _scores(self, rows: list[tuple[Any, str, ChatOptions]]) -> RewardReply:
-        ids = [
-            cut_left(scored_ids(self.tokenizer, *row), self.max_tokens, self._bos) for row in rows
-        ]
-        scores = self.scorer.score(ids)
+        whole = [scored_ids(self.tokenizer, *row) for row in rows]
+        scores = self.scorer.score([cut_left(ids, self.max_tokens, self._bos) for ids in whole])
         if len(scores) != len(rows):
             raise ValueError(f"the model gave {len(scores)} scores for {len(rows)} responses")
         reply = RewardReply()
+        if any(len(ids) > self.max_tokens for ids in whole):
+            reply.notes.append(
+                f"texts of more than {self.max_tokens} tokens, the model's context, are scored "
+                "without their beginning"
+            )
         for score in scores:
             if math.isfinite(score):
                 reply.scores.append(float(score))

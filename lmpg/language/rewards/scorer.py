@@ -62,6 +62,11 @@ class Scores:
         )
 
 
+def listed(messages: list[str]) -> str:
+    """The first kinds of what went wrong, a line each, to end an error with."""
+    return "".join(f"\n  {text}" for text in list(dict.fromkeys(messages))[:MAX_WARNINGS])
+
+
 class Scorer:
     """The rewards of `settings`; imports every function and loads every model at once.
 

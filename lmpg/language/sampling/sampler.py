@@ -21,6 +21,7 @@ from lmpg.language.sampling.engines.protocol import Decoder, Engine
 from lmpg.language.sampling.engines.transformers import transformers_engine
 from lmpg.language.sampling.engines.weights import DecodeWeights, is_lora, policy_weights
 from lmpg.language.sampling.samples import DistinctPrompts, Samples
+from lmpg.language.sampling.stops import NewSearch, StopSearch
 from lmpg.runtime.machine import worthwhile_threads
 
 NewDecoder = Callable[[DecodeWeights, int], Decoder]
@@ -46,11 +47,14 @@ class Sampler:
         top_k: int = 0,
         top_p: float = 1.0,
         capture: Capture | None = None,
+        stops: NewSearch | None = None,
     ):
-        """capture: what repeats decode steps; if none is given, CUDA graphs where there is CUDA."""
+        """capture: what repeats decode steps; if none is given, CUDA graphs where there is CUDA.
+        stops: begins the search for stop strings in a batch."""
         self.policy = policy
         self.max_new_tokens = max_new_tokens
         self.top_k, self.top_p = top_k, top_p
+        self._stops = stops
         # Asking which rows have finished waits for a GPU; computing them a while longer is cheaper
         self.check_every = 1 if policy.device.type == "cpu" else 16
         self._deviation: float | None = None
@@ -78,7 +82,8 @@ class Sampler:
         length = distinct.ids_PL.shape[1] + int(limits_B.max())
         reason = why_transformers(self.policy, length) or self._why_distrusted()
         if reason is None and self._cuda is not None:
-            samples = self._cuda.sample(distinct, limits_B, uniforms_BT, self.check_every)
+            search = self._search(distinct)
+            samples = self._cuda.sample(distinct, limits_B, uniforms_BT, self.check_every, search)
             self.backend = f"by the CUDA engine, {self._cuda.backend}"
             return samples
         return self._sampled(self._engine(reason, length), distinct, limits_B, uniforms_BT)
@@ -89,7 +94,8 @@ class Sampler:
         num_steps = int(limits_B.max())
         num_weights = sum(x.numel() for x in self.policy.causal_lm.parameters())
         with engine.precision(), worthwhile_threads(num_weights * len(limits_B)):
-            decoding = Decoding(engine, self.policy, prompts, limits_B.to(self.policy.device))
+            limits_B = limits_B.to(self.policy.device)
+            decoding = Decoding(engine, self.policy, prompts, limits_B, self._search(prompts))
             for step in range(num_steps):
                 uniforms_B = None if uniforms_BT is None else uniforms_BT[:, step]
                 decoding.choose(uniforms_B, self.top_k, self.top_p)
@@ -98,6 +104,9 @@ class Sampler:
                 if step + 1 < num_steps:
                     decoding.advance()
         return decoding.samples()
+
+    def _search(self, prompts: DistinctPrompts) -> StopSearch | None:
+        return None if self._stops is None else self._stops(prompts)
 
     def _engine(self, reason: str | None, length: int) -> Engine:
         """The weights are read here, anew for each rollout: an update has changed them."""

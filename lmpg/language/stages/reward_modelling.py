@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,8 +10,14 @@ import torch
 from lmpg.language.data.examples import Split
 from lmpg.language.data.reward_pairs import load_reward_pairs, reward_pairs_from_rows
 from lmpg.language.data.tokenizing import reading_tokenizer
-from lmpg.language.models.loading import context_length, load_sequence_classifier, tokenizer_of
+from lmpg.language.models.forward.kept_weights import chosen_dtype, exact_dtype
 from lmpg.language.models.forward.recompute import recompute_layers
+from lmpg.language.models.loading import (
+    context_length,
+    load_sequence_classifier,
+    refuse_smaller_vocabulary,
+    tokenizer_of,
+)
 from lmpg.language.models.precision import computes_in_bf16, save_folder
 from lmpg.language.objectives.reward_model_objective import RewardModelObjective
 from lmpg.language.stages.prepared import Prepared, starting_model
@@ -32,6 +39,8 @@ def reward_model(
         trust_remote_code=start.trust_remote_code,
         revision=start.revision,
     )
+    refuse_smaller_vocabulary("model.path", start.path, model, tokenizer)
+    saved_in = chosen_dtype(settings.model.final_dtype, exact_dtype(model.base_model))
     model.to(processes.device)
     if settings.model.gradient_checkpointing:
         recompute_layers(model.base_model)
@@ -48,4 +57,8 @@ def reward_model(
     objective = RewardModelObjective(
         model, tokenizer, settings.algorithm, examples, seed, processes, bf16
     )
-    return Prepared(objective, lambda folder: save_folder(folder, model, tokenizer), pairs.line())
+
+    def save(folder: Path) -> None:
+        save_folder(folder, model, tokenizer, saved_in)
+
+    return Prepared(objective, save, pairs.line())

@@ -68,7 +68,9 @@ def loss_of(policy):
     return new.logprobs_BT.sum() + new.entropy_BT.sum() + values
 
 
-@catches("a layer computed again in another precision", "a layer computed again without kept weights")
+@catches(
+    "a layer computed again in another precision", "a layer computed again without kept weights"
+)
 @pytest.mark.parametrize("own_forward", [False, True])
 @pytest.mark.parametrize("kind", list(POLICIES))
 def test_layers_that_are_computed_again_give_the_same_gradients(kind, own_forward, monkeypatch):

@@ -36,7 +36,7 @@ def recomputes(trunk: Any) -> bool:
 
 
 def recomputed(trunk: Any, layer: Callable, *given: Any, **named: Any) -> Any:
-    """`layer(*given, **named)`, of which the backward pass keeps the arguments alone. It is computed
+    """`layer(*given, **named)`, of which only the arguments are kept. The backward pass computes it
     again under the conditions of now: autocast (by torch), kept weights, kind of attention."""
     attention = getattr(trunk.config, "_attn_implementation", None)
     again = partial(_conditions, trunk, attention)

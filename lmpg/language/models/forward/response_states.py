@@ -59,7 +59,9 @@ def response_states(trunk: nn.Module, inputs: dict[str, Tensor]) -> ResponseStat
     decoder = architecture(trunk)
     if not _agrees(trunk, decoder):
         return _padded_states(trunk, inputs)
-    return _ragged_states(decoder, inputs, partial(recomputed, trunk) if recomputes(trunk) else None)
+    return _ragged_states(
+        decoder, inputs, partial(recomputed, trunk) if recomputes(trunk) else None
+    )
 
 
 @torch.no_grad()

@@ -177,7 +177,9 @@ def _layer_weights(
     mlp_in = [_read(x, dtype) for x in layer.mlp_in]
     if decoder.gated:
         mlp_in = _split(mlp_in, [len(mlp_in[0][0]) // 2] * 2)
-    out, down = (_times(_read(x, dtype), decoder.residual_multiplier) for x in (layer.out, layer.down))
+    out, down = (
+        _times(_read(x, dtype), decoder.residual_multiplier) for x in (layer.out, layer.down)
+    )
     if order is not None:
         heads = decoder.heads, decoder.kv_heads
         qkv[:2] = [_ordered(x, n, order) for x, n in zip(qkv, heads)]
