@@ -11,8 +11,8 @@ import torch
 
 from lmpg.language.data.examples import Split
 from lmpg.language.data.prompts import Prompt, common_columns, load_prompts, prompts_from_rows
-from lmpg.language.data.tokenizing import completion_text, read_special_tokens
-from lmpg.language.models.loading import load_policy, load_reference, load_tokenizer
+from lmpg.language.data.tokenizing import completion_text, reading_tokenizer
+from lmpg.language.models.loading import load_policy, load_reference, tokenizer_of
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.reference import Reference
 from lmpg.language.models.settings import ModelSettings
@@ -22,7 +22,7 @@ from lmpg.language.rewards.settings import RewardSettings
 from lmpg.language.rollouts.collect import LanguageSource
 from lmpg.language.rollouts.dynamic_sampling import DynamicSampling
 from lmpg.language.rollouts.evaluation import Evaluator
-from lmpg.language.rollouts.generation import Generator
+from lmpg.language.rollouts.generation import Generator, stop_search
 from lmpg.language.rollouts.preflight import require_sound, self_test
 from lmpg.language.rollouts.score_processing import ScoreProcessing
 from lmpg.language.rollouts.scoring import GroupSampler
@@ -99,8 +99,7 @@ def prepare(
     refuse_idle_processes(settings, processes)
     world = world or _built(settings, processes)
     settings = with_world(settings, world) if world else settings
-    tokenizer = load_tokenizer(str(settings.model.path), settings.model.trust_remote_code)
-    read_special_tokens(tokenizer, settings.data.special_tokens)
+    tokenizer = reading_tokenizer(tokenizer_of(settings.model), settings.data)
     torch.manual_seed(settings.run.seed)  # LoRA's factors are drawn from the global generator
     policy = load_policy(
         settings.model,
@@ -200,9 +199,11 @@ def generator_for(
 ) -> Generator:
     """The generator of completions, for training and evaluation."""
     update, sampling = settings.update, settings.sampling
+    limits = sampling.max_new_tokens, sampling.top_k, sampling.top_p
+    stops = stop_search(sampling.stop, tokenizer, policy)
     return Generator(
         policy=policy,
-        sampler=Sampler(policy, sampling.max_new_tokens, sampling.top_k, sampling.top_p),
+        sampler=Sampler(policy, *limits, stops=stops),
         tokenizer=tokenizer,
         seed=settings.run.seed,
         processes=processes,
@@ -291,4 +292,4 @@ def check(source: LanguageSource, prompts: Split[Prompt], *, first_reference: bo
     result = self_test(generator, reference, ids)
     if generator.processes.is_main:
         print(result.line(), flush=True)
-    require_sound(result, generator.policy.bf16)
+    require_sound(result)
