@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 import shutil
 import time
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel
 
-from lmpg import __version__
 from lmpg.algorithms import algorithm_name
 from lmpg.runs import fingerprints
 from lmpg.runs.files import TEMPORARY, sweep, write_text
@@ -106,9 +103,9 @@ def open_run(settings: Any, name: str) -> RunFolder:
     but locks is written until `RunFolder.start`.
     """
     run = settings.run
-    path = Path(run.output_dir) if run.output_dir else fresh_name(name)
+    path, made = (Path(run.output_dir), []) if run.output_dir else _fresh(name)
     resume = run.resume or run.resume_anyway
-    made = _make(path)
+    made += _make(path)
     _lock(path)
     try:
         new = resolved(settings)
@@ -201,17 +198,6 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
     return {}
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages whose code computes a run's numbers."""
-    found = {"python": platform.python_version(), "lmpg": __version__}
-    for package in ("torch", "transformers", "accelerate", "peft", "gymnasium", "numpy"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def fresh_name(name: str) -> Path:
     """runs/NAME-TIME, which does not exist yet."""
     stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -220,6 +206,21 @@ def fresh_name(name: str) -> Path:
         n += 1
         path = Path("runs") / f"{stem}-{n}"
     return path
+
+
+def _fresh(name: str) -> tuple[Path, list[Path]]:
+    """A folder runs/NAME-TIME that no run started in the same second has, and the folders that
+    were made for it, outermost first."""
+    while True:
+        path = fresh_name(name)
+        made = [x for x in (*reversed(path.parents), path) if not x.exists()]
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError:  # said by `_make`
+            return path, []
+        return path, made
 
 
 def _make(path: Path) -> list[Path]:

@@ -13,13 +13,14 @@ from lmpg.runs import checkpoint
 from lmpg.runs.console import lasting_console
 from lmpg.runs.files import replace_folder
 from lmpg.runs.fingerprints import Inputs
-from lmpg.runs.folder import FINISHED, REPORT, RunFolder, open_run, versions, write_summary
+from lmpg.runs.folder import FINISHED, REPORT, RunFolder, open_run, write_summary
 from lmpg.runs.report.write import write_report
 from lmpg.runtime.machine import (
     keep_freed_memory,
     new_objects_only,
     num_cores,
     threads_by_environment,
+    versions,
 )
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import RunStopped, UserError

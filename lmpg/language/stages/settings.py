@@ -101,6 +101,15 @@ class KtoSettings(SampledStageSettings):
 
     algorithm: KTO = KTO()
 
+    @model_validator(mode="after")
+    def _refuse_that_no_answer_counts(self) -> KtoSettings:
+        if not (self.algorithm.desirable_weight or self.algorithm.undesirable_weight):
+            raise ValueError(
+                "algorithm.desirable_weight = 0 and algorithm.undesirable_weight = 0, so that no "
+                "answer counts. Set one of them above 0"
+            )
+        return self
+
     @property
     def needs_reference(self) -> bool:
         """Always."""
