@@ -1,4 +1,4 @@
-"""What a run takes of the machine: seconds by phase, CPU threads, memory, and installed packages."""
+"""What a run takes of the machine: seconds by phase, CPU threads, memory, packages."""
 
 from __future__ import annotations
 
@@ -88,10 +88,12 @@ def limit_threads(count: int) -> None:
                     getattr(library, name)(count)
 
 
-def threads_by_environment() -> int:
-    """OMP_NUM_THREADS, set by the user or by a launcher; 0 where it names no number."""
+def threads_by_environment(most: int) -> int:
+    """OMP_NUM_THREADS, set by the user or by a launcher; 0 where it names no number up to `most`
+    (torch passes over those that are far too many)."""
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(first) if first.isdecimal() else 0
+    count = int(first) if first.isdecimal() and len(first) < 10 else 0
+    return count if count <= most else 0
 
 
 def num_cores() -> int:

@@ -14,7 +14,10 @@ from lmpg.runs.console import lasting_console
 from lmpg.runs.files import replace_folder
 from lmpg.runs.fingerprints import Inputs
 from lmpg.runs.folder import FINISHED, REPORT, RunFolder, open_run, write_summary
+from lmpg.runs.hub.card import write_cards
+from lmpg.runs.hub.upload import require_repository, upload
 from lmpg.runs.report.write import write_report
+from lmpg.runs.settings import MOST_THREADS
 from lmpg.runtime.machine import (
     keep_freed_memory,
     new_objects_only,
@@ -31,18 +34,24 @@ log = logging.getLogger(__name__)
 
 
 def begin(settings: Any, name: str, processes: Processes) -> RunFolder:
-    """Take hold of the run's folder, the same on every rank; says so where it has finished."""
+    """Take hold of the run's folder, the same on every rank; says so where it has finished, and
+    uploads its model where that is asked for now."""
     keep_freed_memory()
+    repository = getattr(settings.run, "push_to_hub", None)
+    if repository:
+        processes.on_main(lambda: require_repository(repository))
     folder = processes.on_main(lambda: open_run(settings, name))
     if folder.status == "finished" and processes.is_main:
         if not (folder.path / REPORT).exists():  # killed between its last two files
             write_report(folder.path)
         print(f"{folder.path} has finished already; nothing to do", flush=True)
+    if folder.status == "finished" and repository:
+        processes.on_main(lambda: print(_uploaded(folder.path, repository, name), flush=True))
     if folder.num_threads:
         asked = settings.run.torch_threads == folder.num_threads
         why = "run.torch_threads" if asked else "as the run began"
         processes.fix_threads(folder.num_threads, why)
-    elif count := processes.on_main(threads_by_environment):
+    elif count := processes.on_main(lambda: threads_by_environment(MOST_THREADS)):
         processes.fix_threads(count, "OMP_NUM_THREADS")
     return folder
 
@@ -66,11 +75,13 @@ def run(
     facts: dict[str, Any],
     inputs: Inputs | None = None,
     on_start: Callable[[], None] = lambda: None,
+    task: str | None = None,
 ) -> None:
     """Trains until the end or an interruption, and leaves everything in the run's folder.
 
     facts: go into the summary as they are. inputs: what a resumed run must find unchanged.
-    on_start: called by the main process once nothing is left to be refused.
+    on_start: called by the main process once nothing is left to be refused. task: of the model as
+    the Hub calls it, for its card; None where it gets none.
     After an interruption, which is raised, the same command with --run.resume goes on.
     """
     started = time.perf_counter()
@@ -90,12 +101,19 @@ def run(
             if found["exit_reason"] == FINISHED:
                 found["after"] = loop.evaluate()
                 loop.prune()
-                loop.write(lambda: replace_folder(loop.folder / "final", loop.save_policy))
+                summary = _summary(loop, found, started, name, facts)
+                loop.write(lambda: _write_final(loop, task, folder.settings, summary))
         except RunStopped as stop:
-            with suppress(RunStopped):  # what has stopped it may stop this, too
-                _conclude(loop, {"exit_reason": f"stopped: {stop}"}, started, name, facts)
+            if loop.progress.before:  # else nothing has been done, and nothing is to be left
+                with suppress(RunStopped):  # what has stopped it may stop this, too
+                    _conclude(loop, {"exit_reason": f"stopped: {stop}"}, started, name, facts)
             raise
         _conclude(loop, found, started, name, facts)
+        repository = getattr(loop.settings, "push_to_hub", None)
+        if repository and found["exit_reason"] == FINISHED:
+            loop.tracker.say(
+                loop.processes.on_main(lambda: _uploaded(loop.folder, repository, name))
+            )
     if loop.stopped_by:
         raise interruption(loop.stopped_by)
 
@@ -105,7 +123,7 @@ def thread_lines(processes: Processes) -> list[str]:
     count, why = processes.num_threads, processes.why_so_many
     noun = "threads" if count > 1 else "thread"
     lines = [f"{count} CPU {noun} per process: {why} (--run.torch-threads)"]
-    given = threads_by_environment()
+    given = threads_by_environment(MOST_THREADS)
     if why == "as the run began" and given not in (0, count):
         lines[0] += f"; OMP_NUM_THREADS = {given} would change its results and is passed over"
     if count > num_cores():
@@ -143,9 +161,18 @@ def _conclude(
     loop: Loop, found: dict[str, Any], started: float, name: str, facts: dict[str, Any]
 ) -> None:
     """summary.json, report.html and the last lines of the log; by the main process."""
+    summary = _summary(loop, found, started, name, facts)
+    loop.write(lambda: write_summary(loop.folder, summary))
+    loop.write(lambda: write_report(loop.folder))
+    loop.tracker.say(_closing_lines(summary, loop.folder))
+
+
+def _summary(
+    loop: Loop, found: dict[str, Any], started: float, name: str, facts: dict[str, Any]
+) -> dict[str, Any]:
     progress, steps = loop.progress, loop.source.step_name
     busy = sum(progress.seconds.values())
-    summary = {
+    return {
         "name": name,
         **found,
         "before": progress.before,
@@ -160,9 +187,24 @@ def _conclude(
         "versions": versions(),
         **facts,
     }
-    loop.write(lambda: write_summary(loop.folder, summary))
-    loop.write(lambda: write_report(loop.folder))
-    loop.tracker.say(_closing_lines(summary, loop.folder))
+
+
+def _write_final(
+    loop: Loop, task: str | None, settings: dict[str, Any], summary: dict[str, Any]
+) -> None:
+    """final/: the model, and where it has a task a card beside it."""
+
+    def fill(folder: Path) -> None:
+        loop.save_policy(folder)
+        if task is not None:
+            write_cards(folder, task, settings, summary)
+
+    replace_folder(loop.folder / "final", fill)
+
+
+def _uploaded(folder: Path, repository: str, name: str) -> str:
+    """Uploads final/; returns a line that says where it is."""
+    return f"final/ is at {upload(folder / 'final', repository, f'{name}, trained by lmpg')}"
 
 
 def _closing_lines(summary: dict[str, Any], folder: Path) -> str:
