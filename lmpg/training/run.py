@@ -109,11 +109,8 @@ def run(
                     _conclude(loop, {"exit_reason": f"stopped: {stop}"}, started, name, facts)
             raise
         _conclude(loop, found, started, name, facts)
-        repository = getattr(loop.settings, "push_to_hub", None)
-        if repository and found["exit_reason"] == FINISHED:
-            loop.tracker.say(
-                loop.processes.on_main(lambda: _uploaded(loop.folder, repository, name))
-            )
+        if found["exit_reason"] == FINISHED:
+            _upload(loop, name)
     if loop.stopped_by:
         raise interruption(loop.stopped_by)
 
@@ -202,9 +199,11 @@ def _write_final(
     replace_folder(loop.folder / "final", fill)
 
 
-def _uploaded(folder: Path, repository: str, name: str) -> str:
-    """Uploads final/; returns a line that says where it is."""
-    return f"final/ is at {upload(folder / 'final', repository, f'{name}, trained by lmpg')}"
+def _upload(loop: Loop, name: str) -> None:
+    """Uploads final/ where the settings ask for it, and says where it is."""
+    if repository := getattr(loop.settings, "push_to_hub", None):
+        what = loop.folder / "final", repository, f"{name}, trained by lmpg"
+        loop.tracker.say(f"final/ is at {loop.processes.on_main(lambda: upload(*what))}")
 
 
 def _closing_lines(summary: dict[str, Any], folder: Path) -> str:
