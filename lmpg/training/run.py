@@ -88,34 +88,36 @@ def run(
     if loop.processes.is_main:
         folder.fix_threads(loop.processes.num_threads)
     with lasting_console(), closing(loop.tracker):
-        for line in loop.processes.on_main(lambda: folder.start(inputs or {})):
-            loop.tracker.say(line)
-        if loop.processes.is_main:
-            on_start()
-        for line in thread_lines(loop.processes):
-            loop.tracker.say(line)
-        resume(loop, folder)
+        _start(loop, folder, inputs or {}, on_start)
         try:
             with new_objects_only():
                 found: dict[str, Any] = {"exit_reason": loop.run()}
             if found["exit_reason"] == FINISHED:
                 found["after"] = loop.evaluate()
                 loop.prune()
-                summary = _summary(loop, found, started, name, facts)
-                loop.write(lambda: _write_final(loop, task, folder.settings, summary))
+                made = folder.settings, _summary(loop, found, started, name, facts)
+                loop.write(lambda: _write_final(loop, task, *made))
         except RunStopped as stop:
             if loop.progress.before:  # else nothing has been done, and nothing is to be left
+                found = {"exit_reason": f"stopped: {stop}"}
                 with suppress(RunStopped):  # what has stopped it may stop this, too
-                    _conclude(loop, {"exit_reason": f"stopped: {stop}"}, started, name, facts)
+                    _conclude(loop, found, started, name, facts)
             raise
         _conclude(loop, found, started, name, facts)
-        repository = getattr(loop.settings, "push_to_hub", None)
-        if repository and found["exit_reason"] == FINISHED:
-            loop.tracker.say(
-                loop.processes.on_main(lambda: _uploaded(loop.folder, repository, name))
-            )
+        if found["exit_reason"] == FINISHED:
+            _upload(loop, name)
     if loop.stopped_by:
         raise interruption(loop.stopped_by)
+
+
+def _start(loop: Loop, folder: RunFolder, inputs: Inputs, on_start: Callable[[], None]) -> None:
+    """Writes what the run begins with, and goes on where a resumed one has been."""
+    lines = loop.processes.on_main(lambda: folder.start(inputs))
+    if loop.processes.is_main:
+        on_start()
+    for line in [*lines, *thread_lines(loop.processes)]:
+        loop.tracker.say(line)
+    resume(loop, folder)
 
 
 def thread_lines(processes: Processes) -> list[str]:
@@ -200,6 +202,13 @@ def _write_final(
             write_cards(folder, task, settings, summary)
 
     replace_folder(loop.folder / "final", fill)
+
+
+def _upload(loop: Loop, name: str) -> None:
+    """Uploads final/ where the settings ask for it, and says where it is."""
+    if repository := getattr(loop.settings, "push_to_hub", None):
+        said = loop.processes.on_main(lambda: _uploaded(loop.folder, repository, name))
+        loop.tracker.say(said)
 
 
 def _uploaded(folder: Path, repository: str, name: str) -> str:
