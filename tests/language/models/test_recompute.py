@@ -8,7 +8,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import BertConfig, BertForSequenceClassification
 
 from lmpg.language.models.critic import critic_like
-from lmpg.language.models.forward import response_states
+from lmpg.language.models.forward import decoder, response_states
 from lmpg.language.models.forward.recompute import recompute_layers
 from lmpg.language.models.inputs import language_inputs
 from lmpg.language.models.lora import with_adapter
@@ -167,3 +167,19 @@ def test_what_computes_a_score_itself_computes_it_again_alike():
             recompute_layers(model.base_model)
         found.append(learned(model, sequence_scores(model, [[5, 6, 7], [8, 1]]).sum()))
     assert all(torch.equal(found[1][name], x) for name, x in found[0].items())
+
+
+@catches("copies of weights in bfloat16 kept for the backward pass")
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
+def test_no_copies_of_weights_are_kept_and_gradients_are_those_of_autocast(kind, monkeypatch):
+    found, kept = [], []
+    for plain in (False, True):
+        policy = tiny_policy(tiny_model(kind), bf16=True)
+        if plain:
+            monkeypatch.setattr(decoder, "product", lambda linear, x: linear(x))
+        kept.append(kept_bytes(policy, INPUTS))
+        policy.zero_grad()
+        found.append(learned(policy, loss_of(policy)))
+    assert all(torch.equal(found[0][name], x) for name, x in found[1].items())
+    layers = [p for name, p in policy.named_parameters() if p.dim() == 2 and ".layers." in name]
+    assert kept[1] - kept[0] == sum(2 * p.numel() for p in layers)
