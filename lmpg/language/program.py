@@ -293,4 +293,4 @@ def check(source: LanguageSource, prompts: Split[Prompt], *, first_reference: bo
     result = self_test(generator, reference, ids)
     if generator.processes.is_main:
         print(result.line(), flush=True)
-    require_sound(result, generator.policy.bf16)
+    require_sound(result)

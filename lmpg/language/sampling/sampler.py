@@ -26,6 +26,11 @@ from lmpg.runtime.machine import worthwhile_threads
 
 NewDecoder = Callable[[DecodeWeights, int], Decoder]
 """A decoder over weights, for contexts of so many tokens."""
+_PROBED = 8
+"""Tokens of the texts on which an engine is tried."""
+_ROUNDING = 2.0
+"""How far an engine may be from the model in float32, in multiples of what the model's own forward
+is in the policy's precision."""
 
 
 class Sampler:
@@ -53,6 +58,7 @@ class Sampler:
         # Asking which rows have finished waits for a GPU; computing them a while longer is cheaper
         self.check_every = 1 if policy.device.type == "cpu" else 16
         self._deviation: float | None = None
+        self._rounding = 0.0
         self.backend = "not yet"
         if capture is None and policy.device.type == "cuda":
             capture = CudaGraphs()
@@ -115,9 +121,13 @@ class Sampler:
         if self._deviation is None:
             decoder = CpuDecoder if self._cuda is None else partial(CudaDecoder, rows=2)
             self._deviation = engine_deviation(self.policy, decoder)
-        if self._deviation <= TOLERANCE[torch.bfloat16 if self.policy.bf16 else torch.float32]:
+            self._rounding = own_rounding(self.policy)
+        if self._deviation <= max(TOLERANCE, _ROUNDING * self._rounding):
             return None
-        return f"hidden states of lmpg's engine deviate from the model's by {self._deviation:.2g}"
+        own = f", whose own rounding is {self._rounding:.2g}" if self._rounding else ""
+        return (
+            f"hidden states of lmpg's engine deviate from the model's by {self._deviation:.2g}{own}"
+        )
 
     def _limits(self, prompts: list[list[int]]) -> Tensor:
         """Tokens that fit after each prompt."""
@@ -155,20 +165,36 @@ def why_transformers(policy: CausalLMPolicy, length: int) -> str | None:
 
 @torch.no_grad()
 def engine_deviation(policy: CausalLMPolicy, decoder: NewDecoder = CpuDecoder) -> float:
-    """How far a decoder's hidden states are from transformers', after a few tokens of two prompts
-    of different lengths."""
-    length = min(policy.context_length, 8)
+    """How far a decoder's hidden states, in the policy's precision, are from transformers' in
+    float32."""
+    length = min(policy.context_length, _PROBED)
+    ours = _hidden_after_steps(policy, own_engine(policy, length, decoder))
+    with policy.in_float32():
+        return deviation(ours, _hidden_after_steps(policy, transformers_engine(policy)))
+
+
+@torch.no_grad()
+def own_rounding(policy: CausalLMPolicy) -> float:
+    """How far transformers' own hidden states, in the policy's precision, are from those in
+    float32."""
+    if not policy.bf16 and policy.device.type == "cpu":
+        return 0.0
+    rounded = _hidden_after_steps(policy, transformers_engine(policy))
+    with policy.in_float32():
+        return deviation(rounded, _hidden_after_steps(policy, transformers_engine(policy)))
+
+
+def _hidden_after_steps(policy: CausalLMPolicy, engine: Engine) -> Tensor:
+    """Hidden states after a few tokens of two prompts of different lengths."""
+    length = min(policy.context_length, _PROBED)
     steps = length // 2
     ids_RL = probe_ids(policy.causal_lm, 2, length).to(policy.device)
     lengths = torch.tensor([length - steps, 1], device=policy.device)
     rows = torch.arange(2, device=policy.device)
-    found = []
-    for engine in (own_engine(policy, length, decoder), transformers_engine(policy)):
-        with engine.precision():
-            hidden = [engine.decoder.prefill(ids_RL[:, :-steps], lengths, rows)]
-            hidden += [engine.decoder.advance(ids) for ids in ids_RL[:, -steps:].T]
-        found.append(torch.stack(hidden))
-    return deviation(*found)
+    with engine.precision():
+        hidden = [engine.decoder.prefill(ids_RL[:, :-steps], lengths, rows)]
+        hidden += [engine.decoder.advance(ids) for ids in ids_RL[:, -steps:].T]
+    return torch.stack(hidden)
 
 
 def _unreadable_layers(model: nn.Module) -> str | None:

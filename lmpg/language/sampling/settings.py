@@ -10,7 +10,7 @@ from lmpg.settings.section import Section
 class SamplingSettings(Section):
     """How responses are sampled; of a model's generation_config only EOS ids are read."""
 
-    max_new_tokens: int = Field(48, ge=1)
+    max_new_tokens: int = Field(256, ge=1)
     """Longest response, in tokens."""
     temperature: float = Field(1.0, gt=0)
     """Divides the logits, for policy, old policy and reference alike."""
