@@ -17,6 +17,7 @@ from lmpg.runs.folder import FINISHED, REPORT, RunFolder, open_run, versions, wr
 from lmpg.runs.hub.card import write_cards
 from lmpg.runs.hub.upload import require_repository, upload
 from lmpg.runs.report.write import write_report
+from lmpg.runs.settings import AnyRunSettings
 from lmpg.runtime.machine import (
     keep_freed_memory,
     new_objects_only,
@@ -35,16 +36,15 @@ def begin(settings: Any, name: str, processes: Processes) -> RunFolder:
     """Take hold of the run's folder, the same on every rank; says so where it has finished, and
     uploads its model where that is asked for now."""
     keep_freed_memory()
-    repository = getattr(settings.run, "push_to_hub", None)
-    if repository:
+    if repository := getattr(settings.run, "push_to_hub", None):
         processes.on_main(lambda: require_repository(repository))
     folder = processes.on_main(lambda: open_run(settings, name))
     if folder.status == "finished" and processes.is_main:
         if not (folder.path / REPORT).exists():  # killed between its last two files
             write_report(folder.path)
         print(f"{folder.path} has finished already; nothing to do", flush=True)
-    if folder.status == "finished" and repository:
-        processes.on_main(lambda: print(_uploaded(folder.path, repository, name), flush=True))
+    if folder.status == "finished":
+        _upload(settings.run, folder.path, name, processes)
     if folder.num_threads:
         asked = settings.run.torch_threads == folder.num_threads
         why = "run.torch_threads" if asked else "as the run began"
@@ -78,21 +78,15 @@ def run(
     """Trains until the end or an interruption, and leaves everything in the run's folder.
 
     facts: go into the summary as they are. inputs: what a resumed run must find unchanged.
-    on_start: called by the main process once nothing is left to be refused. task: of the model as
-    the Hub calls it, for its card; None where it gets none.
+    on_start: called by the main process once nothing is left to be refused. task: of the model, as
+    the Hub calls it; None for one without a card.
     After an interruption, which is raised, the same command with --run.resume goes on.
     """
     started = time.perf_counter()
     if loop.processes.is_main:
         folder.fix_threads(loop.processes.num_threads)
     with lasting_console(), closing(loop.tracker):
-        for line in loop.processes.on_main(lambda: folder.start(inputs or {})):
-            loop.tracker.say(line)
-        if loop.processes.is_main:
-            on_start()
-        for line in thread_lines(loop.processes):
-            loop.tracker.say(line)
-        resume(loop, folder)
+        _start(loop, folder, inputs or {}, on_start)
         try:
             with new_objects_only():
                 found: dict[str, Any] = {"exit_reason": loop.run()}
@@ -106,13 +100,18 @@ def run(
                 _conclude(loop, {"exit_reason": f"stopped: {stop}"}, started, name, facts)
             raise
         _conclude(loop, found, started, name, facts)
-        repository = getattr(loop.settings, "push_to_hub", None)
-        if repository and found["exit_reason"] == FINISHED:
-            loop.tracker.say(
-                loop.processes.on_main(lambda: _uploaded(loop.folder, repository, name))
-            )
     if loop.stopped_by:
         raise interruption(loop.stopped_by)
+
+
+def _start(loop: Loop, folder: RunFolder, inputs: Inputs, on_start: Callable[[], None]) -> None:
+    """The folder's first files, the first lines of the log, and what a resumed run goes on from."""
+    told = loop.processes.on_main(lambda: folder.start(inputs))
+    if loop.processes.is_main:
+        on_start()
+    for line in [*told, *thread_lines(loop.processes)]:
+        loop.tracker.say(line)
+    resume(loop, folder)
 
 
 def thread_lines(processes: Processes) -> list[str]:
@@ -157,11 +156,14 @@ def resume(loop: Loop, folder: RunFolder) -> None:
 def _conclude(
     loop: Loop, found: dict[str, Any], started: float, name: str, facts: dict[str, Any]
 ) -> None:
-    """summary.json, report.html and the last lines of the log; by the main process."""
+    """summary.json, report.html and the last lines of the log, by the main process; and what a
+    finished run uploads."""
     summary = _summary(loop, found, started, name, facts)
     loop.write(lambda: write_summary(loop.folder, summary))
     loop.write(lambda: write_report(loop.folder))
     loop.tracker.say(_closing_lines(summary, loop.folder))
+    if found["exit_reason"] == FINISHED:
+        _upload(loop.settings, loop.folder, name, loop.processes)
 
 
 def _summary(
@@ -199,9 +201,13 @@ def _write_final(
     replace_folder(loop.folder / "final", fill)
 
 
-def _uploaded(folder: Path, repository: str, name: str) -> str:
-    """Uploads final/; returns a line that says where it is."""
-    return f"final/ is at {upload(folder / 'final', repository, f'{name}, trained by lmpg')}"
+def _upload(settings: AnyRunSettings, folder: Path, name: str, processes: Processes) -> None:
+    """final/ goes to the Hub, where that is asked for; says where it is."""
+    if repository := getattr(settings, "push_to_hub", None):
+        message = f"{name}, trained by lmpg"
+        place = processes.on_main(lambda: upload(folder / "final", repository, message))
+        if processes.is_main:
+            print(f"final/ is at {place}", flush=True)
 
 
 def _closing_lines(summary: dict[str, Any], folder: Path) -> str:

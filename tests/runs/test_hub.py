@@ -74,6 +74,7 @@ def test_a_card_tells_names_of_local_files_and_nothing_of_where_they_lie(tmp_pat
     assert "my_reward.py:f(scale=2)" in found.text
     assert "/home" not in found.content
     assert str(tmp_path) not in found.content
+    assert without_folders("a/mine.py:f(b='c/d')") == "mine.py:f(b='c/d')"
     for text in ("org/data", "a/b or c", "\n\n", "world:reviews"):
         assert without_folders(text) == text
 
