@@ -117,8 +117,12 @@ def _own_flags(given: list[tuple[str, list[str]]], processes: Processes) -> tupl
             "--run.resume is given, but --run.output-dir is not: expected the folder of the "
             "pipeline to go on with, such as --run.output-dir runs/pipeline-20250131-120000"
         )
+    if own.get(OWN[0]) == [""]:
+        raise UserError("run.output_dir = '': expected a folder; leave it out for a fresh one")
     path = own.get(OWN[0]) or processes.on_main(lambda: [str(fresh_name("pipeline"))])
-    return Path(path[0]), {flag: words for flag, words in own.items() if flag == OWN[1]}
+    return Path(path[0]).expanduser(), {
+        flag: words for flag, words in own.items() if flag == OWN[1]
+    }
 
 
 def _hand_out(given: list[tuple[str, list[str]]], stages: list[PipelineStage]) -> None:

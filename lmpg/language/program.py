@@ -230,6 +230,7 @@ def scorer_for(
         columns=common_columns(prompts),
         device=str(processes.device),
         trust_remote_code=settings.model.trust_remote_code,
+        dtype=settings.model.dtype,
         decode=decode,
         special_tokens=settings.data.special_tokens,
         optional="teacher" in settings.algorithm.needs,
@@ -244,7 +245,7 @@ def references(
     learning = "reference" in settings.algorithm.needs
     if not learning and not settings.evaluation.kl:
         return None, None
-    found = own or policy.reference()
+    found = own or policy.reference(refreshed=settings.model.reference_refresh > 0)
     return found if learning else None, found if settings.evaluation.kl else None
 
 

@@ -76,6 +76,14 @@ def changes(
     return told
 
 
+def share_threads(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Give the number of CPU threads to settings that leave it open, from those that name it."""
+    known = new["run"].get("torch_threads") or old["run"].get("torch_threads") or 0
+    for values in (old, new):
+        if not values["run"].get("torch_threads"):
+            values["run"]["torch_threads"] = known
+
+
 def _moved(key: str, old: Any, new: Any, known_inputs: Collection[str]) -> bool:
     """Whether a setting names an input by another path; its fingerprint tells if it is the same."""
     if key not in known_inputs or not old or not new:

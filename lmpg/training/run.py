@@ -13,16 +13,17 @@ from lmpg.runs import checkpoint
 from lmpg.runs.console import lasting_console
 from lmpg.runs.files import replace_folder
 from lmpg.runs.fingerprints import Inputs
-from lmpg.runs.folder import FINISHED, REPORT, RunFolder, open_run, versions, write_summary
+from lmpg.runs.folder import FINISHED, REPORT, RunFolder, open_run, write_summary
 from lmpg.runs.hub.card import write_cards
 from lmpg.runs.hub.upload import require_repository, upload
 from lmpg.runs.report.write import write_report
-from lmpg.runs.settings import AnyRunSettings
+from lmpg.runs.settings import MOST_THREADS, AnyRunSettings
 from lmpg.runtime.machine import (
     keep_freed_memory,
     new_objects_only,
     num_cores,
     threads_by_environment,
+    versions,
 )
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import RunStopped, UserError
@@ -49,7 +50,7 @@ def begin(settings: Any, name: str, processes: Processes) -> RunFolder:
         asked = settings.run.torch_threads == folder.num_threads
         why = "run.torch_threads" if asked else "as the run began"
         processes.fix_threads(folder.num_threads, why)
-    elif count := processes.on_main(threads_by_environment):
+    elif count := processes.on_main(lambda: threads_by_environment(MOST_THREADS)):
         processes.fix_threads(count, "OMP_NUM_THREADS")
     return folder
 
@@ -96,8 +97,9 @@ def run(
                 summary = _summary(loop, found, started, name, facts)
                 loop.write(lambda: _write_final(loop, task, folder.settings, summary))
         except RunStopped as stop:
-            with suppress(RunStopped):  # what has stopped it may stop this, too
-                _conclude(loop, {"exit_reason": f"stopped: {stop}"}, started, name, facts)
+            if loop.progress.before:  # else nothing has been done, and nothing is to be left
+                with suppress(RunStopped):  # what has stopped it may stop this, too
+                    _conclude(loop, {"exit_reason": f"stopped: {stop}"}, started, name, facts)
             raise
         _conclude(loop, found, started, name, facts)
     if loop.stopped_by:
@@ -119,7 +121,7 @@ def thread_lines(processes: Processes) -> list[str]:
     count, why = processes.num_threads, processes.why_so_many
     noun = "threads" if count > 1 else "thread"
     lines = [f"{count} CPU {noun} per process: {why} (--run.torch-threads)"]
-    given = threads_by_environment()
+    given = threads_by_environment(MOST_THREADS)
     if why == "as the run began" and given not in (0, count):
         lines[0] += f"; OMP_NUM_THREADS = {given} would change its results and is passed over"
     if count > num_cores():
