@@ -53,7 +53,8 @@ def test_a_cards_metadata_name_base_data_library_and_task_as_the_hub_does():
         "tags": ["lmpg", "ppo"],
     }
     assert "| reward | 0.25 | 0.5 | mean score of held-out samples |" in found.text
-    assert "Made from org/base by `ppo` in lmpg 0.1.0, with 7 steps on org/data:hard." in found.text
+    assert "Made from org/base by `ppo` in lmpg 0.1.0, on org/data:hard." in found.text
+    assert "| method | `ppo`, 7 steps |" in found.text
     settings = yaml.safe_load(found.text.split("```yaml\n")[1].partition("```")[0])
     assert settings["run"]["seed"] == 3
     scoring = card("text-classification", run={"push_to_hub": "me/judge"})
