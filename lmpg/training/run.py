@@ -17,7 +17,7 @@ from lmpg.runs.folder import FINISHED, REPORT, RunFolder, open_run, write_summar
 from lmpg.runs.hub.card import write_cards
 from lmpg.runs.hub.upload import require_repository, upload
 from lmpg.runs.report.write import write_report
-from lmpg.runs.settings import MOST_THREADS, AnyRunSettings
+from lmpg.runs.settings import MOST_THREADS
 from lmpg.runtime.machine import (
     keep_freed_memory,
     new_objects_only,
@@ -37,15 +37,16 @@ def begin(settings: Any, name: str, processes: Processes) -> RunFolder:
     """Take hold of the run's folder, the same on every rank; says so where it has finished, and
     uploads its model where that is asked for now."""
     keep_freed_memory()
-    if repository := getattr(settings.run, "push_to_hub", None):
+    repository = getattr(settings.run, "push_to_hub", None)
+    if repository:
         processes.on_main(lambda: require_repository(repository))
     folder = processes.on_main(lambda: open_run(settings, name))
     if folder.status == "finished" and processes.is_main:
         if not (folder.path / REPORT).exists():  # killed between its last two files
             write_report(folder.path)
         print(f"{folder.path} has finished already; nothing to do", flush=True)
-    if folder.status == "finished":
-        _upload(settings.run, folder.path, name, processes)
+    if folder.status == "finished" and repository:
+        processes.on_main(lambda: print(_uploaded(folder.path, repository, name), flush=True))
     if folder.num_threads:
         asked = settings.run.torch_threads == folder.num_threads
         why = "run.torch_threads" if asked else "as the run began"
@@ -79,8 +80,8 @@ def run(
     """Trains until the end or an interruption, and leaves everything in the run's folder.
 
     facts: go into the summary as they are. inputs: what a resumed run must find unchanged.
-    on_start: called by the main process once nothing is left to be refused. task: of the model, as
-    the Hub calls it; None for one without a card.
+    on_start: called by the main process once nothing is left to be refused. task: of the model as
+    the Hub calls it, for its card; None where it gets none.
     After an interruption, which is raised, the same command with --run.resume goes on.
     """
     started = time.perf_counter()
@@ -94,24 +95,27 @@ def run(
             if found["exit_reason"] == FINISHED:
                 found["after"] = loop.evaluate()
                 loop.prune()
-                summary = _summary(loop, found, started, name, facts)
-                loop.write(lambda: _write_final(loop, task, folder.settings, summary))
+                made = folder.settings, _summary(loop, found, started, name, facts)
+                loop.write(lambda: _write_final(loop, task, *made))
         except RunStopped as stop:
             if loop.progress.before:  # else nothing has been done, and nothing is to be left
+                found = {"exit_reason": f"stopped: {stop}"}
                 with suppress(RunStopped):  # what has stopped it may stop this, too
-                    _conclude(loop, {"exit_reason": f"stopped: {stop}"}, started, name, facts)
+                    _conclude(loop, found, started, name, facts)
             raise
         _conclude(loop, found, started, name, facts)
+        if found["exit_reason"] == FINISHED:
+            _upload(loop, name)
     if loop.stopped_by:
         raise interruption(loop.stopped_by)
 
 
 def _start(loop: Loop, folder: RunFolder, inputs: Inputs, on_start: Callable[[], None]) -> None:
-    """The folder's first files, the first lines of the log, and what a resumed run goes on from."""
-    told = loop.processes.on_main(lambda: folder.start(inputs))
+    """Writes what the run begins with, and goes on where a resumed one has been."""
+    lines = loop.processes.on_main(lambda: folder.start(inputs))
     if loop.processes.is_main:
         on_start()
-    for line in [*told, *thread_lines(loop.processes)]:
+    for line in [*lines, *thread_lines(loop.processes)]:
         loop.tracker.say(line)
     resume(loop, folder)
 
@@ -158,14 +162,11 @@ def resume(loop: Loop, folder: RunFolder) -> None:
 def _conclude(
     loop: Loop, found: dict[str, Any], started: float, name: str, facts: dict[str, Any]
 ) -> None:
-    """summary.json, report.html and the last lines of the log, by the main process; and what a
-    finished run uploads."""
+    """summary.json, report.html and the last lines of the log; by the main process."""
     summary = _summary(loop, found, started, name, facts)
     loop.write(lambda: write_summary(loop.folder, summary))
     loop.write(lambda: write_report(loop.folder))
     loop.tracker.say(_closing_lines(summary, loop.folder))
-    if found["exit_reason"] == FINISHED:
-        _upload(loop.settings, loop.folder, name, loop.processes)
 
 
 def _summary(
@@ -203,13 +204,16 @@ def _write_final(
     replace_folder(loop.folder / "final", fill)
 
 
-def _upload(settings: AnyRunSettings, folder: Path, name: str, processes: Processes) -> None:
-    """final/ goes to the Hub, where that is asked for; says where it is."""
-    if repository := getattr(settings, "push_to_hub", None):
-        message = f"{name}, trained by lmpg"
-        place = processes.on_main(lambda: upload(folder / "final", repository, message))
-        if processes.is_main:
-            print(f"final/ is at {place}", flush=True)
+def _upload(loop: Loop, name: str) -> None:
+    """Uploads final/ where the settings ask for it, and says where it is."""
+    if repository := getattr(loop.settings, "push_to_hub", None):
+        said = loop.processes.on_main(lambda: _uploaded(loop.folder, repository, name))
+        loop.tracker.say(said)
+
+
+def _uploaded(folder: Path, repository: str, name: str) -> str:
+    """Uploads final/; returns a line that says where it is."""
+    return f"final/ is at {upload(folder / 'final', repository, f'{name}, trained by lmpg')}"
 
 
 def _closing_lines(summary: dict[str, Any], folder: Path) -> str:

@@ -82,18 +82,14 @@ def load_policy(
     refuse_smaller_vocabulary(key, settings.path, model, tokenizer)
     eos_token_ids = all_eos_token_ids(model, tokenizer)
     pad_token_id = tokenizer.pad_token_id
-    lora, shared = settings.lora, settings.critic == "shared"
+    shared, separate = settings.critic == "shared", None
     context = context_length(model.config, tokenizer)
-    separate = None
     if critic and not shared:  # before an adapter changes and freezes the trunk that is copied
         separate = load_critic(settings, model, tokenizer, reward_model)
         context = min(context, context_length(separate.trunk.config, tokenizer))
     frozen_in = frozen_dtype(settings.dtype, model)
-    learning: nn.Module = model
-    if lora.rank > 0:
-        learning = keep_frozen(with_adapter(model, lora, settings.revision), frozen_in)
     policy = CausalLMPolicy(
-        learning,
+        _learning(settings, model, frozen_in),
         _value_head(settings.path, model) if critic and shared else None,
         temperature=temperature,
         eos_token_ids=eos_token_ids,
@@ -106,6 +102,13 @@ def load_policy(
     ).to(device)
     refuse_unknown_head(policy)
     return policy
+
+
+def _learning(settings: ModelSettings, model: PreTrainedModel, frozen_in: torch.dtype) -> nn.Module:
+    """What learns: the model, or adapters over it, whose frozen weights are kept in `frozen_in`."""
+    if settings.lora.rank == 0:
+        return model
+    return keep_frozen(with_adapter(model, settings.lora, settings.revision), frozen_in)
 
 
 def load_critic(
