@@ -72,6 +72,8 @@ def test_a_card_tells_names_of_local_files_and_nothing_of_where_they_lie(tmp_pat
     assert found.data.to_dict().keys() == {"library_name", "pipeline_tag", "tags"}
     assert "Made from my-base" in found.text
     assert "on rows.jsonl." in found.text
+    (base / "final" / "merged").mkdir(parents=True)
+    assert "Made from my-base" in card(model={"path": str(base / "final" / "merged")}).text
     assert "my_reward.py:f(scale=2)" in found.text
     assert "/home" not in found.content
     assert str(tmp_path) not in found.content

@@ -93,7 +93,13 @@ def _base(settings: dict[str, Any]) -> str:
     path = settings["model"]["path"]
     if path is None:
         return f"the model of the built-in world {settings['data']['world']}"
-    return base_on_the_hub(path) or without_folders(path)
+    return base_on_the_hub(path) or _name_of(path)
+
+
+def _name_of(path: str) -> str:
+    """The name of a local model: of the run, where it lies in a run's folder."""
+    parts = [x for x in Path(path).expanduser().parts if x not in ("final", "merged", "best")]
+    return parts[-1]
 
 
 def _origin(settings: dict[str, Any], summary: dict[str, Any], adapter: bool) -> str:
