@@ -60,6 +60,8 @@ def test_a_system_prompt_stands_in_front_of_every_chat_that_has_none(write):
     own = {"role": "system", "content": "Rhyme"}
     assert prompts_of(write({"prompt": [own, user("Hi")]}), **wanted)[0].prompt == [own, user("Hi")]
     assert prompts_of(write({"prompt": "Hi"}), **wanted)[1] == text
+    empty = prompts_of(write({"prompt": "Hi"}), system_prompt="")[1]  # templates may have their own
+    assert empty == "<|system|><|user|>Hi<|assistant|>"
 
 
 def test_texts_become_chats_only_where_that_is_asked_for(write):
@@ -167,6 +169,7 @@ def test_a_run_keeps_tokenizer_and_template_in_final_and_resumes_with_them_alone
         "data.path": write({"prompt": "ab", "completion": "c"}, {"prompt": "d", "completion": "e"}),
         "data.chat": True,
         "data.chat-template": template,
+        "data.chat-template-kwargs": "{enable_thinking: false}",
         "update.minibatch-size": 4,
         "run.total-steps": 1,
         "run.output-dir": tmp_path / "run",
@@ -191,7 +194,7 @@ def test_a_run_keeps_tokenizer_and_template_in_final_and_resumes_with_them_alone
     run_here("sft", {**on, "data.chat-template": copy})
 
 
-WORLDLESS = {"chat": True, "system_prompt": "a", "revision": "a", "chat_template_kwargs": {"a": 1}}
+WORLDLESS = {"chat": True, "system_prompt": "", "revision": "a", "chat_template_kwargs": {"a": 1}}
 
 
 @pytest.mark.parametrize("path", [None, "world:reviews"])
