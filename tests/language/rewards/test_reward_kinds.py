@@ -117,7 +117,9 @@ def test_a_model_that_fails_on_a_sample_scores_the_others(judge, fault, message,
     with Scorer(RewardSettings(models=(judge,))) as scorer:
         scores = scored(scorer, ["a", fault, "b"])
         right = scored(scorer, ["a", "b"]).totals
-    assert scores.totals == [pytest.approx(right[0]), None, pytest.approx(right[1])]
+    # other batches round otherwise
+    assert scores.totals[::2] == pytest.approx(right, rel=1e-5)
+    assert scores.totals[1] is None
     assert message in scores.messages[0]
 
 
