@@ -33,6 +33,7 @@ class Head:
         self, causal_lm: PreTrainedModel, temperature: float, absent_ids: Tensor | None = None
     ):
         """absent_ids: ids that no token has, as vocabularies are padded; their probability is 0."""
+        self.kept = _KEPT
         self._linear = causal_lm.get_output_embeddings()
         self.early: tuple[Sequence[int], int] = ((), 0)
         self._early_shape = LogitShape()
@@ -95,7 +96,7 @@ class Head:
 
         def of(rows: Tensor | None, early: bool) -> tuple[Tensor, Tensor]:
             hidden, ids = _picked(hidden_ND, rows), _picked(ids_N, rows)
-            return token_logprobs_of(hidden, weight, ids, bias, self._shape_of(early))
+            return token_logprobs_of(hidden, weight, ids, bias, self._shape_of(early), self.kept)
 
         logprobs_N, entropy_N = self._by_step(step_N, of)
         return logprobs_N, entropy_N
@@ -155,10 +156,11 @@ def token_logprobs_of(
     ids_N: Tensor,
     bias_V: Tensor | None = None,
     shape: LogitShape = LogitShape(),  # noqa: B008
+    kept: int = _KEPT,
 ) -> tuple[Tensor, Tensor]:
     """`token_logprobs` in chunks of a size that suits the device."""
     rows = _rows_at_once(hidden_ND.device.type, len(weight_VD))
-    rest = (shape.temperature, rows, shape.scale, shape.softcap, _KEPT, shape.absent)
+    rest = (shape.temperature, rows, shape.scale, shape.softcap, kept, shape.absent)
     return token_logprobs(hidden_ND, weight_VD, bias_V, ids_N, *rest)
 
 
