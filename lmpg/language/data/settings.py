@@ -65,7 +65,7 @@ class DataSettings(Section):
         if self.path is not None and not self.path.startswith("world:"):
             return self
         for key in ("revision", "chat", "system_prompt", "chat_template", "chat_template_kwargs"):
-            if (value := getattr(self, key)) not in (None, False, {}):
+            if value := getattr(self, key):
                 raise ValueError(
                     f"data.{key} = {value}, but the data are those of a built-in world, whose "
                     f"texts are fixed. Give --data.path, or leave data.{key} out"

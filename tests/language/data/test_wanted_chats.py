@@ -60,8 +60,6 @@ def test_a_system_prompt_stands_in_front_of_every_chat_that_has_none(write):
     own = {"role": "system", "content": "Rhyme"}
     assert prompts_of(write({"prompt": [own, user("Hi")]}), **wanted)[0].prompt == [own, user("Hi")]
     assert prompts_of(write({"prompt": "Hi"}), **wanted)[1] == text
-    empty = prompts_of(write({"prompt": "Hi"}), system_prompt="")[1]  # templates may have their own
-    assert empty == "<|system|><|user|>Hi<|assistant|>"
 
 
 def test_texts_become_chats_only_where_that_is_asked_for(write):
@@ -194,7 +192,7 @@ def test_a_run_keeps_tokenizer_and_template_in_final_and_resumes_with_them_alone
     run_here("sft", {**on, "data.chat-template": copy})
 
 
-WORLDLESS = {"chat": True, "system_prompt": "", "revision": "a", "chat_template_kwargs": {"a": 1}}
+WORLDLESS = {"chat": True, "system_prompt": "a", "revision": "a", "chat_template_kwargs": {"a": 1}}
 
 
 @pytest.mark.parametrize("path", [None, "world:reviews"])

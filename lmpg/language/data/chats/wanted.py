@@ -31,7 +31,7 @@ def as_chat(value: str | Messages, settings: DataSettings) -> str | Messages:
 def refuse_chat(settings: DataSettings, where: str) -> None:
     """UserError where the settings make a chat of a prompt, but a text has no prompt of its own."""
     for key in ("chat", "system_prompt"):
-        if (value := getattr(settings, key)) not in (None, False):
+        if value := getattr(settings, key):
             raise UserError(
                 f"data.{key} = {value!r}: {where} holds a whole text, expected chat messages, or a "
                 "prompt in a column of its own, which becomes the user's message."
