@@ -110,6 +110,7 @@ def prepare(
         device=processes.device,
         reward_model=next(iter(settings.rewards.models), None),
     )
+    policy.head.forbid_early(policy.eos_token_ids, settings.sampling.min_new_tokens)
     own = load_reference(settings.model, tokenizer, policy)
     prompts = prompts_for(settings, policy, tokenizer, world)
     if processes.is_main:

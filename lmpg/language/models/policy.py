@@ -167,7 +167,8 @@ class CausalLMPolicy(nn.Module):
     def _computed(self, inputs: dict[str, Tensor]) -> tuple[ResponseStates, Tensor, Tensor]:
         states = self.states(inputs)
         with self.autocast():
-            logprobs_N, entropy_N = self.head.token_logprobs(states.hidden_ND, states.ids_N)
+            tokens = states.hidden_ND, states.ids_N, states.step_N
+            logprobs_N, entropy_N = self.head.token_logprobs(*tokens)
         return states, states.spread(logprobs_N), states.spread(entropy_N)
 
     def _values(self, inputs: dict[str, Tensor], states: ResponseStates) -> Tensor | None:
@@ -181,9 +182,8 @@ class CausalLMPolicy(nn.Module):
         """The generalised JSD between the teacher's next token and the policy's, [B, T]."""
         theirs = teacher.states(inputs)
         with self.autocast():
-            found_N = self.head.divergence(
-                states.hidden_ND, teacher.head, theirs.hidden_ND, beta=beta
-            )
+            both = states.hidden_ND, teacher.head, theirs.hidden_ND
+            found_N = self.head.divergence(*both, beta=beta, step_N=states.step_N)
         return states.spread(found_N)
 
     def states(self, inputs: dict[str, Tensor]) -> ResponseStates:
@@ -198,9 +198,7 @@ class CausalLMPolicy(nn.Module):
         for b, (prompt, response) in enumerate(unpadded_rows(inputs)):
             with self.autocast():
                 logits = self.model(input_ids=torch.cat([prompt, response])[None]).logits[0]
-            steps = self.head.shape.possible(
-                logits[len(prompt) - 1 : -1].float() / self.temperature
-            )
+            steps = self.head.possible(logits[len(prompt) - 1 : -1].float() / self.temperature)
             logprobs = steps.log_softmax(-1).gather(1, response[:, None])[:, 0]
             result_BT[b, : len(response)] = logprobs
         return result_BT

@@ -42,6 +42,11 @@ class ResponseStates:
     slots_N: Tensor
     shape: torch.Size
 
+    @property
+    def step_N(self) -> Tensor:
+        """Which step of its response each token is."""
+        return self.slots_N % self.shape[1]
+
     def spread(self, x_N: Tensor) -> Tensor:
         """One number per token as [B, T], 0 in padding."""
         flat = x_N.new_zeros(self.shape.numel()).index_copy(0, self.slots_N, x_N)
