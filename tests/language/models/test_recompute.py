@@ -37,9 +37,9 @@ def separate_critic():
     return tiny_policy(model, critic=critic)
 
 
-def adapted(low=False):
+def adapted(low=False, kind="llama"):
     torch.manual_seed(0)
-    model = with_adapter(tiny_model(), LoraSettings(rank=2))
+    model = with_adapter(tiny_model(kind), LoraSettings(rank=2))
     for name, p in model.named_parameters():
         if "lora_B" in name:
             p.data += 0.1
@@ -183,3 +183,22 @@ def test_no_copies_of_weights_are_kept_and_gradients_are_those_of_autocast(kind,
     assert all(torch.equal(found[0][name], x) for name, x in found[1].items())
     layers = [p for name, p in policy.named_parameters() if p.dim() == 2 and ".layers." in name]
     assert kept[1] - kept[0] == sum(2 * p.numel() for p in layers)
+
+
+@catches("an adapter's argument kept in float32", "an adapter passed over")
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_adapters_have_the_gradients_of_peft_and_share_their_argument(bf16, kind, monkeypatch):
+    found, kept = [], []
+    for plain in (False, True):
+        policy = adapted(kind=kind)
+        policy.bf16 = bf16
+        if plain:
+            monkeypatch.setattr(decoder, "product", lambda linear, x: linear(x))
+        kept.append(kept_bytes(policy, INPUTS))
+        policy.zero_grad()
+        found.append(learned(policy, loss_of(policy)))
+    assert found[0].keys() == found[1].keys()
+    for name, x in found[1].items():
+        assert torch.equal(found[0][name], x), name
+    assert kept[0] < kept[1] if bf16 else kept[0] == kept[1]
