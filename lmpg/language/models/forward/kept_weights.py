@@ -127,7 +127,7 @@ def product(linear: Any, x: Tensor) -> Tensor:
     device = x.device.type
     if type(linear) is not nn.Linear or not torch.is_autocast_enabled(device):
         return linear(x)
-    if linear.weight.dtype != torch.float32 or not torch.is_grad_enabled():
+    if linear.weight.dtype != torch.float32:
         return linear(x)
     return _Cast.apply(x, linear.weight, linear.bias, torch.get_autocast_dtype(device))
 
