@@ -6,11 +6,13 @@ padding, dropout, a temperature on one side only, a head applied differently.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lmpg.language.data.prompts import Prompt, shortest_and_longest
 from lmpg.language.models.policy import CausalLMPolicy, unpadded_rows
 from lmpg.language.models.reference import Reference
 from lmpg.language.rollouts.generation import Generator
@@ -101,6 +103,11 @@ class SelfTest:
         if not abs(self.reference_kl) <= mean:
             found.append(f"KL to the reference is {self.reference_kl:.1e} before any training")
         return found
+
+
+def ids_to_test(prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Ids of the prompts of a data set that `self_test` takes, without reading all others."""
+    return [prompt.ids for prompt in shortest_and_longest(prompts, NUM_PROMPTS)]
 
 
 @torch.no_grad()
