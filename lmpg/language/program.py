@@ -242,11 +242,13 @@ def references(
 ) -> tuple[Reference | None, Reference | None]:
     """The user's own, or the policy as it is now, for training and for evaluation: one copy, None
     where unused."""
-    learning = "reference" in settings.algorithm.needs
-    if not learning and not settings.evaluation.kl:
+    learning, measured = "reference" in settings.algorithm.needs, settings.evaluation.kl
+    if measured is None:
+        measured = learning or own is not None or policy.reference_is_cheap
+    if not learning and not measured:
         return None, None
     found = own or policy.reference(refreshed=settings.model.reference_refresh > 0)
-    return found if learning else None, found if settings.evaluation.kl else None
+    return found if learning else None, found if measured else None
 
 
 def prompts_for(

@@ -32,6 +32,7 @@ class Head:
         self, causal_lm: PreTrainedModel, temperature: float, absent_ids: Tensor | None = None
     ):
         """absent_ids: ids that no token has, as vocabularies are padded; their probability is 0."""
+        self.kept = _KEPT
         self._linear = causal_lm.get_output_embeddings()
         self._shape = LogitShape(
             temperature, *logit_scale_and_softcap(causal_lm.config), absent_ids
@@ -59,7 +60,7 @@ class Head:
     def token_logprobs(self, hidden_ND: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor]:
         """log p of each id and the entropy of its distribution, [N] each, in chunks."""
         weight, bias = self._linear.weight, self._linear.bias
-        return token_logprobs_of(hidden_ND, weight, ids_N, bias, self.shape)
+        return token_logprobs_of(hidden_ND, weight, ids_N, bias, self.shape, self.kept)
 
     def divergence(
         self, hidden_ND: Tensor, teacher: Head, teacher_hidden_ND: Tensor, *, beta: float
@@ -84,10 +85,11 @@ def token_logprobs_of(
     ids_N: Tensor,
     bias_V: Tensor | None = None,
     shape: LogitShape = LogitShape(),  # noqa: B008
+    kept: int = _KEPT,
 ) -> tuple[Tensor, Tensor]:
     """`token_logprobs` in chunks of a size that suits the device."""
     rows = _rows_at_once(hidden_ND.device.type, len(weight_VD))
-    rest = (shape.temperature, rows, shape.scale, shape.softcap, _KEPT, shape.absent)
+    rest = (shape.temperature, rows, shape.scale, shape.softcap, kept, shape.absent)
     return token_logprobs(hidden_ND, weight_VD, bias_V, ids_N, *rest)
 
 

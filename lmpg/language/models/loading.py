@@ -24,7 +24,7 @@ from lmpg.language.models.critic import (
     load_value_head,
     new_value_head,
 )
-from lmpg.language.models.forward.kept_weights import frozen_dtype, keep_frozen
+from lmpg.language.models.forward.kept_weights import chosen_dtype, exact_dtype, keep_frozen
 from lmpg.language.models.head import refuse_unknown_head
 from lmpg.language.models.lora import with_adapter
 from lmpg.language.models.policy import CausalLMPolicy
@@ -87,7 +87,8 @@ def load_policy(
     if critic and not shared:  # before an adapter changes and freezes the trunk that is copied
         separate = load_critic(settings, model, tokenizer, reward_model)
         context = min(context, context_length(separate.trunk.config, tokenizer))
-    frozen_in = frozen_dtype(settings.dtype, model)
+    own = exact_dtype(model)
+    frozen_in = chosen_dtype(settings.dtype, own)
     policy = CausalLMPolicy(
         _learning(settings, model, frozen_in),
         _value_head(settings.path, model) if critic and shared else None,
@@ -97,9 +98,12 @@ def load_policy(
         context_length=context,
         bf16=computes_in_bf16(settings.precision, model, device),
         frozen_dtype=frozen_in,
+        saved_dtype=chosen_dtype(settings.final_dtype, own),
         critic=separate,
         absent_ids=_absent_ids(key, settings.path, model, tokenizer, eos_token_ids),
     ).to(device)
+    if settings.gradient_checkpointing:
+        policy.recompute_layers()
     refuse_unknown_head(policy)
     return policy
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from lmpg.language.models.critic import FOLDER, SeparateCritic, save_value_head
 from lmpg.language.models.forward.kept_weights import copies_in, is_low, keep_frozen, widened
+from lmpg.language.models.forward.recompute import recompute_layers
 from lmpg.language.models.forward.response_states import ResponseStates, response_states
 from lmpg.language.models.forward.reuse import ForwardReuse
 from lmpg.language.models.head import Head
@@ -23,14 +24,17 @@ from lmpg.language.models.reference import Reference
 from lmpg.settings.section import UserError
 from lmpg.types import Evaluation
 
+_FEW = 50_000_000
+"""Weights, a copy of which nobody misses the memory of."""
+
 
 class CausalLMPolicy(nn.Module):
     """π(token | prompt, tokens before it) of a transformers or peft model; always in eval mode.
 
     value_head: a critic on the policy's own trunk. critic: one with weights of its own.
     temperature divides the logits, everywhere. bf16 computes in autocast over fp32 weights.
-    frozen_dtype: what a reference, which does not learn, is kept in; low: whether weights of the
-    policy are kept in bfloat16 themselves.
+    frozen_dtype, saved_dtype: what a reference is kept in, and what is saved; low: whether weights
+    of the policy are kept in bfloat16 themselves.
     absent_ids: token ids that no token has (int64), whose probability is 0 everywhere.
     forward_reuse: caches a forward for the update, once `keep_forward` was asked for. teacher: whom
     it learns from, and the β of the divergence, see `learn_from`.
@@ -47,6 +51,7 @@ class CausalLMPolicy(nn.Module):
         context_length: int,
         bf16: bool = False,
         frozen_dtype: torch.dtype = torch.float32,
+        saved_dtype: torch.dtype = torch.float32,
         critic: SeparateCritic | None = None,
         absent_ids: Tensor | None = None,
     ):
@@ -60,6 +65,7 @@ class CausalLMPolicy(nn.Module):
         self.context_length = context_length
         self.bf16 = bf16
         self.frozen_dtype = frozen_dtype
+        self.saved_dtype = saved_dtype
         self.low = is_low(model)
         self.head = Head(self.causal_lm, temperature, absent_ids)
         self.forward_reuse: ForwardReuse | None = None
@@ -76,6 +82,13 @@ class CausalLMPolicy(nn.Module):
     def trunk(self) -> nn.Module:
         """The model without its output layer."""
         return self.causal_lm.base_model
+
+    def recompute_layers(self) -> None:
+        """From now on keep no inner results of layers and head, but compute them again."""
+        recompute_layers(self.trunk)
+        if self.critic is not None:
+            recompute_layers(self.critic.trunk)
+        self.head.kept = 0
 
     @property
     def device(self) -> torch.device:
@@ -190,6 +203,12 @@ class CausalLMPolicy(nn.Module):
             result_BT[b, : len(response)] = logprobs
         return result_BT
 
+    @property
+    def reference_is_cheap(self) -> bool:
+        """Whether it takes little memory: none with LoRA, a copy of a small model else."""
+        few = sum(p.numel() for p in self.model.parameters()) <= _FEW
+        return self.model is not self.causal_lm or few
+
     def reference(self, refreshed: bool = False) -> Reference:
         """The policy as it is now, frozen; with LoRA the model under the adapter, not copied.
 
@@ -252,13 +271,13 @@ class CausalLMPolicy(nn.Module):
         """
         folder = Path(folder)
         if self.model is self.causal_lm:
-            save_folder(folder, self.model, tokenizer)
+            save_folder(folder, self.model, tokenizer, self.saved_dtype)
         else:
-            save_adapter_and_merged(self.model, folder, tokenizer)
+            save_adapter_and_merged(self.model, folder, tokenizer, self.saved_dtype)
         if self.value_head is not None:
             save_value_head(self.value_head, folder)
         if self.critic is not None:
-            self.critic.save_pretrained(folder / FOLDER, tokenizer)
+            self.critic.save_pretrained(folder / FOLDER, tokenizer, self.saved_dtype)
 
 
 def unpadded_rows(inputs: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

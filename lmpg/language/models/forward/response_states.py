@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,8 +22,9 @@ from lmpg.language.models.architectures import (
     unsupported,
 )
 from lmpg.language.models.decoder_parts import Architecture
-from lmpg.language.models.forward.decoder import hidden_states
+from lmpg.language.models.forward.decoder import Run, hidden_states
 from lmpg.language.models.forward.ragged import Ragged
+from lmpg.language.models.forward.recompute import layers_recomputed, recomputed, recomputes
 from lmpg.language.models.inputs import accepted, forward_arguments, trimmed
 from lmpg.language.models.precision import in_float32
 
@@ -57,7 +59,9 @@ def response_states(trunk: nn.Module, inputs: dict[str, Tensor]) -> ResponseStat
     decoder = architecture(trunk)
     if not _agrees(trunk, decoder):
         return _padded_states(trunk, inputs)
-    return _ragged_states(decoder, inputs)
+    return _ragged_states(
+        decoder, inputs, partial(recomputed, trunk) if recomputes(trunk) else None
+    )
 
 
 @torch.no_grad()
@@ -85,10 +89,12 @@ def _agrees(trunk: nn.Module, decoder: Architecture) -> bool:
     return _AGREES[trunk]
 
 
-def _ragged_states(decoder: Architecture, inputs: dict[str, Tensor]) -> ResponseStates:
+def _ragged_states(
+    decoder: Architecture, inputs: dict[str, Tensor], run: Run | None = None
+) -> ResponseStates:
     ragged = Ragged.of(inputs).to(decoder.embedding.weight.device)
     shape = inputs["response_ids"].shape
-    return ResponseStates(hidden_states(decoder, ragged), ragged.id_M, ragged.slot_M, shape)
+    return ResponseStates(hidden_states(decoder, ragged, run), ragged.id_M, ragged.slot_M, shape)
 
 
 def _padded_states(trunk: nn.Module, inputs: dict[str, Tensor]) -> ResponseStates:
@@ -101,7 +107,7 @@ def _padded_states(trunk: nn.Module, inputs: dict[str, Tensor]) -> ResponseState
     shape = inputs["response_ids"].shape
     device = next(trunk.parameters()).device
     arguments = accepted(trunk, forward_arguments(rows))
-    with quick_attention(trunk, arguments["input_ids"].shape[1]):
+    with quick_attention(trunk, arguments["input_ids"].shape[1]), layers_recomputed(trunk):
         moved = {name: x.to(device, non_blocking=True) for name, x in arguments.items()}
         output = trunk(**moved, use_cache=False)
     hidden_BTD = output.last_hidden_state[:, -num_steps:]
