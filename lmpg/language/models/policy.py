@@ -83,8 +83,10 @@ class CausalLMPolicy(nn.Module):
         """The model without its output layer."""
         return self.causal_lm.base_model
 
-    def recompute_layers(self) -> None:
+    def recompute_layers(self, asked: bool = True) -> None:
         """From now on keep no inner results of layers and head, but compute them again."""
+        if not asked:
+            return
         recompute_layers(self.trunk)
         if self.critic is not None:
             recompute_layers(self.critic.trunk)
