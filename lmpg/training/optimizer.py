@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lmpg.runtime.processes import Processes
-from lmpg.runtime.extras import bitsandbytes_for
+from lmpg.settings.section import UserError
 from lmpg.training.settings import OptimizerSettings, UpdateSettings
 
 CRITIC = ("critic.", "value_head.")  # how the parameters of a policy's critic are called
@@ -25,9 +25,14 @@ def new_optimizer(
     """The optimizer of `settings`; UserError where its library is not installed."""
     rest: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     if settings.optimizer == "adamw_8bit":
-        return bitsandbytes_for("update.optimizer = adamw_8bit").optim.AdamW8bit(
-            parameters, eps=settings.adam_eps, **rest
-        )
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError:
+            raise UserError(
+                "update.optimizer = adamw_8bit needs bitsandbytes, which is not installed: "
+                "pip install 'lmpg[bitsandbytes]', or take update.optimizer adafactor"
+            ) from None
+        return AdamW8bit(parameters, eps=settings.adam_eps, **rest)
     if settings.optimizer == "adafactor":
         from transformers.optimization import Adafactor  # slow to import
 

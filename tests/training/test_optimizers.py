@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import sys
 
 import pytest
 import torch
@@ -190,6 +191,6 @@ def test_a_run_with_it_is_resumed_bit_for_bit(name, tmp_path):
 
 
 def test_8_bit_adamw_without_its_library_is_refused_by_name(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(UserError, match=r"update\.optimizer = adamw_8bit needs bitsandbytes.*pip"):
         new_optimizer([nn.Parameter(torch.zeros(3))], UpdateSettings(optimizer="adamw_8bit"))
