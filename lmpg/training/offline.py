@@ -19,7 +19,7 @@ from lmpg.runtime.machine import Stopwatch
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import Diverged
 from lmpg.training.loop import Loop, Progress
-from lmpg.training.optimizer import adamw, learning_rate, take_step
+from lmpg.training.optimizer import learning_rate, new_optimizer, take_step
 from lmpg.training.settings import OfflineSettings
 
 E = TypeVar("E")
@@ -83,7 +83,7 @@ class OfflineUpdater(Generic[E]):
         self.settings = settings
         self.processes = processes
         self.parameters = [p for p in objective.module.parameters() if p.requires_grad]
-        self.optimizer = adamw(self.parameters, settings)
+        self.optimizer = new_optimizer(self.parameters, settings)
         self._epoch = (0, objective.epoch(0))
         self.steps_per_epoch = math.ceil(len(self._epoch[1]) / settings.minibatch_size)
         self.total_steps = min(max_steps, self.steps_per_epoch * settings.epochs)
