@@ -45,6 +45,11 @@ class Head:
             )
 
     @property
+    def input_size(self) -> int:
+        """How many numbers of a hidden state the output layer reads."""
+        return self._linear.weight.shape[1]
+
+    @property
     def shape(self) -> LogitShape:
         """What happens to the output layer's products, on the device where that is."""
         absent, device = self._shape.absent, self._linear.weight.device
@@ -114,8 +119,8 @@ def refuse_unknown_head(policy) -> None:
     difference *= min(1.0, policy.temperature)
     if difference > NATS[torch.bfloat16 if policy.bf16 else torch.float32]:
         raise UserError(
-            f"model.path: {type(policy.causal_lm).__name__} changes its logits after the output "
-            f"layer in a way that lmpg does not know (log-probs differ by {difference:.3g}); "
-            "expected a linear output layer, with logit_scale, lm_head_multiplier, logits_scaling "
-            "or final_logit_softcapping at most; choose another model"
+            f"model.path: {type(policy.causal_lm).__name__} changes hidden states before its output "
+            f"layer, or logits after it, in a way that lmpg does not know (log-probs differ by "
+            f"{difference:.3g}); expected a linear output layer, with logit_scale, "
+            "lm_head_multiplier, logits_scaling or final_logit_softcapping at most; choose another"
         )

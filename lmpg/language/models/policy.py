@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lmpg.language.models.architectures import trunk_of
 from lmpg.language.models.critic import FOLDER, SeparateCritic, save_value_head
 from lmpg.language.models.forward.response_states import ResponseStates, response_states
 from lmpg.language.models.forward.reuse import ForwardReuse
@@ -69,7 +70,7 @@ class CausalLMPolicy(nn.Module):
     @property
     def trunk(self) -> nn.Module:
         """The model without its output layer."""
-        return self.causal_lm.base_model
+        return trunk_of(self.causal_lm)
 
     @property
     def device(self) -> torch.device:

@@ -81,7 +81,14 @@ def pretrained_model(
             f"{key} = {path}: its quantization_config names a method that transformers does not "
             f"know ({_method(quantized)}), expected a whole {WHAT[kind]}; save it unquantised"
         )
+    for module in model.modules():
+        if hasattr(module, "_rescale_layers"):  # RWKV's halves weights, for float16, which are saved
+            module._rescale_layers = _nothing
     return model.eval()
+
+
+def _nothing() -> None:
+    """In place of a method; `copy.deepcopy` leaves a function as it is."""
 
 
 def _method(quantized: Any) -> str:

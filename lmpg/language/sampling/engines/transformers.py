@@ -8,21 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache
+from transformers import DynamicCache, RecurrentGemmaModel
 
 from lmpg.language.models.inputs import mask_and_positions, moved
 from lmpg.language.models.policy import CausalLMPolicy
+from lmpg.language.sampling.engines.caches import OwnStates, kept, reordered, rwkv_step
 from lmpg.language.sampling.engines.protocol import Engine
+from lmpg.settings.section import UserError
 
 
 class TransformersDecoder:
-    """A model's own forward, token by token; right for any causal language model."""
+    """A model's own forward, token by token, with the cache that it makes itself; right for any
+    causal language model whose prompts are not padded, see `bears_padding`, or may be."""
 
     def __init__(self, policy: CausalLMPolicy):
         self._trunk, self._last_position = policy.trunk, policy.context_length - 1
-        self._cache: Any = DynamicCache(config=policy.causal_lm.config)
-        # ALiBi and recurrent models take none
-        self._takes_positions = "position_ids" in inspect.signature(self._trunk.forward).parameters
+        self._cache: dict[str, Any] = {}
+        self._states: OwnStates | None = None
+        if type(self._trunk) is RecurrentGemmaModel:
+            self._states = OwnStates(self._trunk)
+            self._cache = {"past_key_values": DynamicCache(config=self._trunk.config)}
+        self._takes = inspect.signature(self._trunk.forward).parameters
 
     def prefill(self, ids_PL: Tensor, lengths_P: Tensor, prompt_R: Tensor) -> Tensor:
         """Reads prompts (padded left) and opens a row for each entry of prompt_R, [R, D]."""
@@ -30,7 +36,7 @@ class TransformersDecoder:
         end_P = torch.full_like(lengths_P, width)
         mask_PL, positions_PL = mask_and_positions(end_P - lengths_P, end_P, width)
         hidden_PLD = self._forward(ids_PL, mask_PL, positions_PL)
-        self._cache.reorder_cache(prompt_R)
+        self._reorder(prompt_R)
         self._position_R = lengths_P.index_select(0, prompt_R)
         self._mask_RL = mask_PL.index_select(0, prompt_R)
         return hidden_PLD[:, -1].index_select(0, prompt_R)
@@ -47,16 +53,35 @@ class TransformersDecoder:
         """Moves the rows `tail` to the places `holes`; the first num_rows go on."""
         order_R = torch.arange(len(self._position_R), device=holes.device)
         order_R = moved(order_R, holes, tail, num_rows)
-        self._cache.reorder_cache(order_R)
+        self._reorder(order_R)
         self._position_R = self._position_R.index_select(0, order_R)
         self._mask_RL = self._mask_RL.index_select(0, order_R)
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        arguments = {"input_ids": ids, "attention_mask": mask}
-        if self._takes_positions:
+        if "state" in self._takes and ids.shape[1] == 1:
+            hidden, state = rwkv_step(self._trunk, ids, self._cache.get("state"))
+            self._cache = {"state": state}
+            return hidden
+        arguments = {"input_ids": ids}
+        if not self._cache or "past_key_values" in self._cache:  # else no token sees padding again
+            arguments["attention_mask"] = mask
+        if "position_ids" in self._takes:  # ALiBi and recurrent models take none
             arguments["position_ids"] = positions
-        output = self._trunk(**arguments, past_key_values=self._cache, use_cache=True)
+        output = self._trunk(**arguments, **self._cache, use_cache=True)
+        self._cache = kept(output) or self._cache
+        if not self._cache:
+            raise UserError(
+                f"model.path: {type(self._trunk).__name__} keeps nothing between tokens, expected "
+                "a causal language model that need not read its whole text again for each; choose "
+                "another"
+            )
         return output.last_hidden_state
+
+    def _reorder(self, order_R: Tensor) -> None:
+        """The rows of the cache, in this order."""
+        self._cache = {name: reordered(cache, order_R) for name, cache in self._cache.items()}
+        if self._states is not None:
+            self._states.reorder(order_R)
 
 
 def transformers_engine(policy: CausalLMPolicy) -> Engine:
