@@ -11,7 +11,7 @@ import pytest
 
 from lmpg.algorithms import ALGORITHMS
 from lmpg.cli.main import methods, settings_class
-from lmpg.gym.settings import GYM_METHODS
+from lmpg.gym.settings import GYM_METHODS, gym_settings_class
 from lmpg.settings.raw import preset_names
 from lmpg.settings.section import Section
 from tests.support.planted import catches
@@ -104,7 +104,7 @@ def test_every_path_and_module_that_is_named_exists(page):
 def test_every_command_names_what_there_is(page):
     names, makefile, wrong = {*methods(), *preset_names(), "gpg"}, prose(ROOT / "Makefile"), []
     known = {("algorithm", "name")}  # read before the settings' class is known
-    for settings in [*map(settings_class, methods()), *GYM_METHODS.values()]:
+    for settings in [*map(settings_class, methods()), *map(gym_settings_class, GYM_METHODS)]:
         known |= flags(settings)
     sections = {section for section, _ in known}
     for text in code(page):

@@ -42,5 +42,4 @@ OFFLINE_ALGORITHMS: ByName[type[Section]] = ByName(
 def algorithm_name(algorithm: type) -> str:
     """What `algorithm.name` in a YAML file calls an algorithm's class, textbook methods too."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", algorithm.__name__).lower()
-    known = {**ALGORITHMS, **OFFLINE_ALGORITHMS}
-    return next((name for name, a in known.items() if a is algorithm), words)
+    return ALGORITHMS.name_of(algorithm) or OFFLINE_ALGORITHMS.name_of(algorithm) or words

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lmpg.algorithms import ALGORITHMS
 from lmpg.cli.flags import taken
-from lmpg.cli.main import main, methods, train_by_name
+from lmpg.cli.main import main, methods, nothing_collected, train_by_name
 from lmpg.language.stages import STAGES
 from lmpg.settings.raw import preset_names, read_yaml
 from lmpg.settings.section import UserError
@@ -17,7 +17,8 @@ def run(argv: Sequence[str]) -> None:
     """Carry out a command line, `argv` without the program's name."""
     command, *rest = argv or ["--help"]
     if command == "pipeline":
-        from lmpg.cli.pipeline import pipeline  # not for --help: it needs the worlds' models
+        with nothing_collected():
+            from lmpg.cli.pipeline import pipeline  # not for --help: it needs torch
 
         pipeline(rest)
     elif command == "train":

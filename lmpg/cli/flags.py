@@ -1,4 +1,4 @@
-"""Flags and `--config FILE` become raw settings, with their names checked; tyro writes --help.
+"""Flags and `--config FILE` become raw settings, with their names checked.
 
 Words are handed on as they stand: pydantic converts and checks them together with everything
 else, so that all errors look alike.
@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import NoneType
-from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
-import tyro
 import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from tyro.constructors import PrimitiveConstructorSpec
 
 from lmpg.algorithms import ALGORITHMS, algorithm_name
 from lmpg.settings.raw import (
@@ -23,7 +21,6 @@ from lmpg.settings.raw import (
     completed,
     defaults_of,
     is_list,
-    is_section,
     merged,
     misplaced,
     nearest,
@@ -134,7 +131,7 @@ def _wrong_flags(settings: type[BaseModel], flags: list[tuple[str, list[str]]]) 
             problems.append(_unknown(flag, words, list(known.values())))
         elif flag in seen:
             problems.append(f"{flag} stands there twice; give it once, with all its values")
-        elif _nargs(_field(settings, known[flag])) == 1 and len(words) != 1:
+        elif number_of_words(_field(settings, known[flag])) == 1 and len(words) != 1:
             given = f"takes one value, not {' '.join(words)}" if words else "needs a value after it"
             problems.append(f"{flag} {given}")
         seen.add(flag)
@@ -173,7 +170,7 @@ def _raw(field: FieldInfo, words: list[str]) -> Any:
     return word
 
 
-def _nargs(field: FieldInfo) -> Literal[1, "*"]:
+def number_of_words(field: FieldInfo) -> Literal[1, "*"]:
     """One word, except for lists and for switches."""
     return "*" if is_list(field.annotation) or field.annotation is bool else 1
 
@@ -191,63 +188,7 @@ def settings_or_help(
     names: of the methods that `--algorithm.name` may pick, where it may.
     """
     if line.help_wanted:
-        _show_help(settings, merged(defaults_of(settings), preset, given), names)
+        from lmpg.cli.help import show_help  # it brings tyro along
+
+        show_help(settings, merged(defaults_of(settings), preset, given), names)
     return completed(settings, preset, given)
-
-
-def _show_help(settings: type[Section], shown: RawSettings, names: Sequence[str]) -> None:
-    own = settings.model_fields.get("algorithm")
-    more = (
-        f"\n\n--algorithm.name NAME picks the method, one of {', '.join(names)}; the settings "
-        f"below are those of {algorithm_name(own.annotation)}."  # type: ignore[union-attr, arg-type]
-        if names
-        else ""
-    )
-    origin = settings.__pydantic_generic_metadata__["origin"] or settings
-    text = (
-        f"{origin.__doc__}\n\n--config FILE reads settings from a YAML file with the same "
-        f"names (sections with settings below them); flags win over it.{more}"
-    )
-    tyro.cli(_mirror(settings, shown), args=["--help"], description=text)
-
-
-def _mirror(settings: type[BaseModel], shown: RawSettings) -> Any:
-    """The settings class as a TypedDict whose keys may all be absent: tyro's view of it."""
-    fields: dict[str, Any] = {}
-    for name, field in settings.model_fields.items():
-        value = shown.get(name)
-        if is_section(field.annotation):
-            section: Any = field.annotation
-            mirror = _mirror(section, value if isinstance(value, dict) else {})
-            text = (section.__doc__ or "").partition("\n")[0]
-            fields[name] = Annotated[mirror, tyro.conf.arg(help=text)]
-        else:
-            fields[name] = _leaf(field, value)
-    return TypedDict(settings.__name__.partition("[")[0], fields, total=False)  # type: ignore
-
-
-def _leaf(field: FieldInfo, shown: Any) -> Any:
-    """A flag's type for tyro: how many words it takes, and what --help says."""
-    spec: Any = PrimitiveConstructorSpec(
-        nargs=_nargs(field),
-        metavar=_metavar(field.annotation),
-        instance_from_str=lambda words: words,
-        is_instance=lambda value: True,
-        str_from_instance=lambda value: [str(value)],
-    )
-    default = " ".join(map(str, shown)) or "none" if isinstance(shown, tuple | list) else shown
-    arg = tyro.conf.arg(help=field.description, help_behavior_hint=f"(default: {default})")
-    return Annotated[Any, spec, arg]
-
-
-def _metavar(annotation: Any) -> str:
-    if get_origin(annotation) is Literal:
-        return "{" + ",".join(map(str, get_args(annotation))) + "}"
-    if is_list(annotation):
-        return f"[{_metavar(get_args(annotation)[0])} ...]"
-    if get_origin(annotation) is dict:
-        return "'{key: value}'"
-    if NoneType in get_args(annotation):
-        return "|".join(_metavar(a) for a in get_args(annotation))
-    names = {bool: "[True|False]", int: "INT", float: "FLOAT", str: "STR", NoneType: "None"}
-    return names.get(annotation, "VALUE")

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from lmpg.algorithms import ALGORITHMS
 from lmpg.cli import flags
-from lmpg.cli.main import methods, preset_below, run_with, settings_class
+from lmpg.cli.main import methods, nothing_collected, preset_below, run_with, settings_class
+from lmpg.language.missing import refuse_missing_paths
 from lmpg.language.worlds.registry import PREFIX, chosen_world
 from lmpg.runs import folder as run_folder
 from lmpg.runs.folder import RunFolder, fresh_name
@@ -61,6 +62,16 @@ def pipeline(argv: Sequence[str]) -> None:
         print(USAGE)
         return
     processes = Processes()
+    folder, stages = _checked(names, given, processes)
+    _carry_out(stages, folder, processes)
+
+
+@nothing_collected()
+def _checked(
+    names: list[str], given: list[tuple[str, list[str]]], processes: Processes
+) -> tuple[Path, list[PipelineStage]]:
+    """The pipeline's folder and its stages; all settings and paths are looked at before any
+    work."""
     folder, resume = _own_flags(given, processes)
     stages = [
         PipelineStage(name, named_preset(name, methods())[0], folder / f"{i}_{name}")
@@ -71,9 +82,10 @@ def pipeline(argv: Sequence[str]) -> None:
         stage.flags |= {"--run.output-dir": [str(stage.folder)], **resume}
         stage.given = _given_to(stage)
     for number in range(len(stages)):
-        _settings(stages, number)  # all of them are checked before any work
+        to_come = [str(stage.result) for stage in stages[:number]]
+        refuse_missing_paths(_settings(stages, number), to_come)
     _refuse_other_files(folder)
-    _carry_out(stages, folder, processes)
+    return folder, stages
 
 
 def _carry_out(stages: list[PipelineStage], folder: Path, processes: Processes) -> None:

@@ -106,14 +106,10 @@ class TextbookSettings(Section, Generic[M]):
         return self
 
 
-# each on one line: pydantic looks for docstrings from the line on that makes a class
-_ALONE = {name: a for name, a in ALGORITHMS.items() if "teacher" not in a().needs}  # type: ignore[attr-defined]
-_SHARED: Any = {name: GymSettings[a] for name, a in _ALONE.items()}  # type: ignore[valid-type]
+_ALONE = [name for name, a in ALGORITHMS.items() if "teacher" not in a().needs]  # type: ignore[attr-defined]
 
-_OWN: Any = {name: TextbookSettings[m] for name, m in METHODS.items()}  # type: ignore[valid-type]
-
-GYM_METHODS: dict[str, type[Any]] = {**_SHARED, **_OWN}
-"""The settings of a run in an environment, by its `algorithm.name`."""
+GYM_METHODS = [*_ALONE, *METHODS]
+"""What `algorithm.name` may be in an environment, which has no teacher."""
 
 
 def gym_settings_class(name: str | None) -> type[Any]:
@@ -121,7 +117,11 @@ def gym_settings_class(name: str | None) -> type[Any]:
     name = name or "ppo"
     if name not in GYM_METHODS:
         raise UserError(f"algorithm.name = {name!r}: expected one of {', '.join(GYM_METHODS)}")
-    return GYM_METHODS[name]
+    # made on one line, as pydantic looks for docstrings from there on, and only when asked for,
+    # as that takes a while
+    if name in METHODS:
+        return TextbookSettings[METHODS[name]]  # type: ignore[valid-type]
+    return GymSettings[ALGORITHMS[name]]  # type: ignore[misc, valid-type]
 
 
 def preset_for(

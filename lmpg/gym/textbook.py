@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,10 @@ class Textbook(Loop):
 
     def __post_init__(self) -> None:
         self.method_state = self.method.initial_state(self.source.policy, self.source.run.seed)
+
+    def weights(self) -> Iterable[Tensor]:
+        """All that is trained."""
+        return self.source.policy.trainable_state().values()
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+from pathlib import Path
 from typing import Any
 
 from lmpg.language.data.rows import refuse_missing_file
@@ -9,23 +11,35 @@ from lmpg.language.models.paths import refuse_missing_folder
 from lmpg.language.rewards.specs import parsed_spec
 from lmpg.language.settings import LanguageSettings
 from lmpg.language.worlds.registry import PREFIX
+from lmpg.settings.section import UserError
+
+MODELS = ("path", "tokenizer", "reference", "teacher")
 
 
-def refuse_missing_paths(settings: Any) -> None:
+def refuse_missing_paths(settings: Any, to_come: Container[str] = ()) -> None:
     """UserError where a model, a data file or a reward that the settings name lies nowhere.
 
-    settings: of a language run or of a stage.
+    settings: of a language run or of a stage. to_come: models that earlier stages will make.
     """
-    for name in ("path", "reference", "teacher"):
-        if path := getattr(settings.model, name):
-            refuse_missing_folder(f"model.{name}", path, "model")
+    models = {f"model.{name}": [getattr(settings.model, name)] for name in MODELS}
+    if isinstance(settings, LanguageSettings):
+        models["rewards.models"] = list(settings.rewards.models)
+    for key, paths in models.items():
+        what = "tokenizer" if key == "model.tokenizer" else "model"
+        revision = settings.model.revision if key == "model.path" else None
+        for path in paths:
+            if path and path not in to_come:
+                refuse_missing_folder(key, path, what, revision)
     data = settings.data
     if data.path and not data.path.startswith(PREFIX):
-        refuse_missing_file(data.path, "data.path")
+        refuse_missing_file(data.path, "data.path", data.revision)
+    if data.chat_template and not Path(data.chat_template).expanduser().is_file():
+        raise UserError(
+            f"data.chat_template = {data.chat_template} is no file, expected one with a chat "
+            "template (Jinja), such as a model's chat_template.jinja; mend the path"
+        )
     if data.eval_path:
         refuse_missing_file(data.eval_path, "data.eval_path")
     if isinstance(settings, LanguageSettings):
         for function in settings.rewards.functions:
             parsed_spec(function)
-        for model in settings.rewards.models:
-            refuse_missing_folder("rewards.models", model, "model")

@@ -11,8 +11,8 @@ import torch
 
 from lmpg.language.data.examples import Split
 from lmpg.language.data.prompts import Prompt, common_columns, load_prompts, prompts_from_rows
-from lmpg.language.data.tokenizing import completion_text, read_special_tokens
-from lmpg.language.models.loading import load_policy, load_reference, load_tokenizer
+from lmpg.language.data.tokenizing import completion_text, reading_tokenizer
+from lmpg.language.models.loading import load_policy, load_reference, tokenizer_of
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.reference import Reference
 from lmpg.language.models.settings import ModelSettings
@@ -99,8 +99,7 @@ def prepare(
     refuse_idle_processes(settings, processes)
     world = world or _built(settings, processes)
     settings = with_world(settings, world) if world else settings
-    tokenizer = load_tokenizer(str(settings.model.path), settings.model.trust_remote_code)
-    read_special_tokens(tokenizer, settings.data.special_tokens)
+    tokenizer = reading_tokenizer(tokenizer_of(settings.model), settings.data)
     torch.manual_seed(settings.run.seed)  # LoRA's factors are drawn from the global generator
     policy = load_policy(
         settings.model,

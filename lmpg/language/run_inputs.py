@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lmpg.language.data.data_files import data_inputs, rows_text
-from lmpg.language.models.model_files import model_files
+from lmpg.language.models.model_files import model_files, start_files
 from lmpg.language.rewards.specs import parsed_spec
 from lmpg.language.settings import LanguageSettings
 from lmpg.language.worlds.world import World
@@ -23,7 +23,7 @@ def inputs_of(settings: LanguageSettings, world: World | None) -> Inputs:
     models = [model_files(path) for path in settings.rewards.models]
     return {
         **data,
-        "model.path": model_files(str(settings.model.path)),
+        **start_files(settings.model),
         **{f"model.{key}": model_files(path) for key, path in others.items() if path},
         "rewards.functions": numbered(sources),
         "rewards.models": numbered(models),

@@ -23,6 +23,7 @@ from lmpg.runs.fingerprints import INPUTS, Inputs
 from lmpg.runs.lock import LOCK, OWNER, Held, hold, let_go, opened
 from lmpg.runs.resumable import changes
 from lmpg.runs.tracking import FILES, as_json
+from lmpg.settings.raw import as_in_yaml, defaults_of
 from lmpg.settings.section import UserError
 
 __all__ = ["opened"]
@@ -112,7 +113,7 @@ def open_run(settings: Any, name: str) -> RunFolder:
     try:
         new = resolved(settings)
         if (path / CONFIG).exists() and _has_begun(path):
-            return _go_on(path, new, resume, run.resume_anyway)
+            return _go_on(path, new, resume, run.resume_anyway, type(settings))
         _clear(path)
     except UserError:
         let_go(path)
@@ -120,7 +121,9 @@ def open_run(settings: Any, name: str) -> RunFolder:
     return RunFolder(path, "fresh", new, made=made)
 
 
-def _go_on(path: Path, new: dict[str, Any], resume: bool, anyway: bool) -> RunFolder:
+def _go_on(
+    path: Path, new: dict[str, Any], resume: bool, anyway: bool, kind: type[BaseModel]
+) -> RunFolder:
     """The folder of a run that was begun earlier: finished, or to be resumed with `resume`."""
     if not resume:
         raise UserError(
@@ -129,7 +132,7 @@ def _go_on(path: Path, new: dict[str, Any], resume: bool, anyway: bool) -> RunFo
         )
     old = _read_config(path / CONFIG)
     share_threads(old, new)
-    changed = changes(old, new, path, fingerprints.read(path))
+    changed = changes(old, new, path, fingerprints.read(path), as_in_yaml(defaults_of(kind)))
     if _is_finished(path, old, new):
         return RunFolder(path, "finished", new)
     sweep(path, WRITTEN_WHOLE)

@@ -33,18 +33,29 @@ STEERED = {  # a coefficient that is steered goes on with the value in the check
     "algorithm.kl_coef": "algorithm.kl_target",
     "algorithm.penalty_coef": "algorithm.penalty_target",
 }
-PLACES = {"model.path", "model.reference", "data.path", "data.eval_path", "rewards.models"}
+PLACES = {
+    *("model.path", "model.tokenizer", "model.reference", "rewards.models"),
+    *("data.path", "data.eval_path", "data.chat_template"),
+}
 _FOLDER = re.compile(r"^.*/(?=[^/]*\.py:)")
 
 
 def changes(
-    old: dict[str, Any], new: dict[str, Any], path: Path, known_inputs: Collection[str]
+    old: dict[str, Any],
+    new: dict[str, Any],
+    path: Path,
+    known_inputs: Collection[str],
+    defaults: dict[str, Any],
 ) -> list[str]:
     """Lines about the settings that differ and may; UserError for those that may not.
 
     known_inputs: settings whose files the run has fingerprints of: these may lie elsewhere now.
+    defaults: what settings of its sections were that the old run's version did not have yet.
     """
     before, now = flat(old), flat(new)
+    for key, value in flat(defaults).items():
+        if key in now and key.partition(".")[0] in old:
+            before.setdefault(key, value)
     refused, told = [], []
     for key in sorted(before.keys() | now.keys()):
         a, b = before.get(key), now.get(key)

@@ -27,3 +27,8 @@ class ByName(UserDict[str, T]):
             found = import_module(module)
             found = self.data[name] = getattr(found, attribute) if attribute else found
         return found
+
+    def name_of(self, thing: type) -> str | None:
+        """The name of a class in the table, for which none of the others is imported."""
+        place = f"{thing.__module__}:{thing.__name__}"
+        return next((n for n, found in self.data.items() if found in (thing, place)), None)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
+
+from torch import Tensor
 
 from lmpg.runs import checkpoint
 from lmpg.runs.files import UNWRITABLE, replace_folder
@@ -22,8 +20,7 @@ from lmpg.runtime.machine import Stopwatch, peak_memory_gb
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import Diverged, RunStopped
 from lmpg.training.source import Evaluable
-
-ECHO_SECONDS = 1.0  # a launcher passes on the Ctrl-C that the terminal has sent to all already
+from lmpg.training.stop_request import StopRequest
 
 
 @dataclass
@@ -83,6 +80,10 @@ class Loop(ABC):
         """Learn once, and move `progress` on; returns the metrics of `iteration` (from 1)."""
 
     @abstractmethod
+    def weights(self) -> Iterable[Tensor]:
+        """All that is trained."""
+
+    @abstractmethod
     def state(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit."""
 
@@ -107,17 +108,34 @@ class Loop(ABC):
                 if self.stopped_by:
                     self.save()
                     return "interrupted"
-        if progress.iteration != checkpoint.newest_step(self.folder / "checkpoints"):
+        if progress.iteration != checkpoint.newest_step(self._checkpoints):
             self.save()
-        self.write(lambda: checkpoint.prune(self._checkpoints, self.settings.keep_checkpoints))
         return "finished"
 
+    def evaluate(self) -> dict[str, float]:
+        """Held-out metrics; RunStopped where the last step has ruined the weights."""
+        self._refuse_ruined_weights()
+        try:
+            found = self.source.evaluate()
+            if math.isnan(found.get("loss", 0.0)):
+                raise Diverged(_ruined(self.progress.iteration, "whose held-out loss is NaN"))
+        except Diverged as error:
+            raise self._without_these_weights(error) from None
+        return found
+
+    def prune(self) -> None:
+        """Delete all but as many checkpoints as are to be kept, once the newest is known to be
+        good."""
+        self.write(lambda: checkpoint.prune(self._checkpoints, self.settings.keep_checkpoints))
+
     def save(self) -> None:
-        """Write a checkpoint; the next iteration logs how long it took.
+        """Write a checkpoint, unless the weights are ruined; the next iteration logs how long it
+        took.
 
         Whether its weights can learn is known after the next iteration: until then the one before
         stays, even where a single one is to be kept.
         """
+        self._refuse_ruined_weights()
         watch = Stopwatch()
         with watch("time/checkpoint"):
             state, keep = self.state(), max(2, self.settings.keep_checkpoints)
@@ -180,12 +198,12 @@ class Loop(ABC):
         try:
             metrics = self.iterate(iteration)
         except Diverged as error:
-            raise RunStopped(f"{error}. {self._last_good()}") from None
+            raise self._without_these_weights(error) from None
         except RunStopped:
             self.save()
             raise
         if self.settings.keep_checkpoints == 1:  # the newest can learn
-            self.write(lambda: checkpoint.prune(self._checkpoints, 1))
+            self.prune()
         progress.iteration = iteration
         self._add_seconds(metrics)
         done, name = progress.num_tokens_or_steps, self.source.step_name
@@ -202,15 +220,22 @@ class Loop(ABC):
         if self.settings.save_every and iteration % self.settings.save_every == 0:
             self.save()
 
-    def _last_good(self) -> str:
+    def _refuse_ruined_weights(self) -> None:
+        """RunStopped where a step has left weights that are inf or NaN: no step may follow whose
+        gradients would tell."""
+        if not all(bool(x.isfinite().all()) for x in self.weights()):
+            said = _ruined(self.progress.iteration, "some of which are inf or NaN")
+            raise self._without_these_weights(Diverged(said))
+
+    def _without_these_weights(self, error: Diverged) -> RunStopped:
         """Set the checkpoint of the present weights aside, if there is one: they cannot learn.
-        Returns what to do."""
+        Returns what to say."""
         step = self.progress.iteration
         self.write(lambda: checkpoint.set_aside(self._checkpoints, step))
         good = self.processes.on_main(lambda: checkpoint.newest_step(self._checkpoints))
         start = "the start, as there is no earlier checkpoint"
         where = start if good is None else f"step {good}, the last good checkpoint"
-        return f"Then the same command with --run.resume goes on from {where}"
+        return RunStopped(f"{error}. Then the same command with --run.resume goes on from {where}")
 
     def _add_seconds(self, metrics: dict[str, float]) -> None:
         """Add up the seconds of each phase, for the summary."""
@@ -220,7 +245,7 @@ class Loop(ABC):
                 spent[name] = spent.get(name, 0.0) + value
 
     def _evaluate_and_keep_best(self) -> dict[str, float]:
-        found, name = self.source.evaluate(), self.source.best_metric
+        found, name = self.evaluate(), self.source.best_metric
         sign = -1 if self.source.lower_is_better else 1
         best = self.progress.best.get(name, -sign * math.inf)
         if sign * found[name] > sign * best:
@@ -229,47 +254,7 @@ class Loop(ABC):
         return found
 
 
-class StopRequest:
-    """Context in which the first Ctrl-C, SIGTERM or SIGHUP (the terminal was closed) is remembered
-    instead of raised: the run ends after the iteration at hand, saved; a second ends it at once."""
-
-    def __init__(self, processes: Processes) -> None:
-        self._processes = processes
-        self._asked: int | None = None
-        self._asked_at = 0.0
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is not threading.main_thread():
-            return self  # Python lets the main thread alone hear signals, and they are its own
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            ignored = signal.getsignal(number) is signal.SIG_IGN
-            if not (ignored and number == signal.SIGHUP):  # nohup
-                self._old[number] = signal.signal(number, self._remember)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def requested(self, problem: str | None = None) -> tuple[int | None, list[str | None]]:
-        """The signal by which any rank was asked to stop, and every rank's problem; every rank must
-        call this together."""
-        found = self._processes.gather_list([(self._asked, problem)])
-        return next((number for number, _ in found if number), None), [text for _, text in found]
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self._asked is not None:
-            if now - self._asked_at > ECHO_SECONDS:
-                raise interruption(number)
-            return
-        self._asked, self._asked_at = number, now
-        if self._processes.is_main:
-            print("stopping after this iteration; once more to stop at once", flush=True)
-
-
-def interruption(number: int) -> BaseException:
-    """What a signal ends a program with: KeyboardInterrupt for Ctrl-C, else the exit code by which
-    shells tell that the program was ended by it."""
-    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+def _ruined(step: int, how: str) -> str:
+    return (
+        f"step {step} has left weights {how}. Lower update.learning_rate or update.max_grad_norm"
+    )

@@ -8,6 +8,7 @@ micro-batch they are: those change memory and time, never the result.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -146,6 +147,10 @@ class Offline(Loop):
 
     source: Objective
     updater: OfflineUpdater
+
+    def weights(self) -> Iterable[Tensor]:
+        """All that is trained."""
+        return self.updater.parameters
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lmpg.functional.advantages import explained_variance
 from lmpg.functional.masking import masked_mean
@@ -41,6 +43,10 @@ class Online(Loop):
 
     def __post_init__(self) -> None:
         self.adaptive = any(getattr(self.algorithm, target, None) for target in TARGETS)
+
+    def weights(self) -> Iterable[Tensor]:
+        """All that is trained."""
+        return self.policy.trainable_state().values()
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit."""

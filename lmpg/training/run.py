@@ -23,7 +23,8 @@ from lmpg.runtime.machine import (
 )
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import RunStopped, UserError
-from lmpg.training.loop import Loop, interruption
+from lmpg.training.loop import Loop
+from lmpg.training.stop_request import interruption
 
 log = logging.getLogger(__name__)
 
@@ -84,15 +85,15 @@ def run(
         resume(loop, folder)
         try:
             with new_objects_only():
-                reason = loop.run()
+                found: dict[str, Any] = {"exit_reason": loop.run()}
+            if found["exit_reason"] == FINISHED:
+                found["after"] = loop.evaluate()
+                loop.prune()
+                loop.write(lambda: replace_folder(loop.folder / "final", loop.save_policy))
         except RunStopped as stop:
             with suppress(RunStopped):  # what has stopped it may stop this, too
                 _conclude(loop, {"exit_reason": f"stopped: {stop}"}, started, name, facts)
             raise
-        found: dict[str, Any] = {"exit_reason": reason}
-        if reason == FINISHED:
-            found["after"] = loop.source.evaluate()
-            loop.write(lambda: replace_folder(loop.folder / "final", loop.save_policy))
         _conclude(loop, found, started, name, facts)
     if loop.stopped_by:
         raise interruption(loop.stopped_by)

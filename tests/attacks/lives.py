@@ -155,9 +155,16 @@ def differences(whole: Path, other: Path) -> list[str]:
     found = [f"missing: {name}" for name in sorted(names[0] - names[1])]
     found += [f"left over: {name}" for name in sorted(names[1] - names[0])]
     for name in sorted(names[0] & names[1]):
-        if _content(whole, name) != _content(other, name):
+        if not _are_equal(whole, other, name):
             found.append(f"different: {name}")
     return found
+
+
+def _are_equal(whole: Path, other: Path, name: str) -> bool:
+    try:
+        return _content(whole, name) == _content(other, name)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return False  # it is damaged still
 
 
 def _content(folder: Path, name: str) -> Any:

@@ -33,6 +33,8 @@ def reward(completions):
         {evil}
     return scores
 """
+OF_THE_REWARD = ("config.yaml", "inputs.json", "evil.py")
+"""Files that tell one reward from another."""
 SLOW = {
     "hangs": "time.sleep(60)",
     "hangs with the interpreter's lock held": "ctypes.PyDLL(None).sleep(60)",
@@ -88,7 +90,7 @@ def attacked(place: Path, only: list[str] | None = None) -> dict[str, str]:
         folder = f"run_{number}"
         found[name] = _ended(work, place, folder, code)
         if name in free and (said := differences(place / "honest", place / folder)):
-            said = [x for x in said if "rewards/" not in x and "config.yaml" not in x]
+            said = [x for x in said if not x.endswith(OF_THE_REWARD)]
             found[name] = f"FAULT: {said}" if said else found[name]
         print(f"| {name} | {found[name]} |", flush=True)
     for how in () if only else ("finished", "killed", "killed amid a call"):

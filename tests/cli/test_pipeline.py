@@ -72,9 +72,12 @@ def summary(folder: Path) -> dict:
             ["sft", "ppo", "--model.path", "m", "--data.path", "d"],
             "rewards.functions or rewards.models missing",
         ),
+        (["sft", "ppo", "--ppo.rewards.functions", "nowhere.py:f"], "nowhere.py"),
+        (["sft", "ppo", "--ppo.rewards.models", "/nowhere"], "rewards.models = /nowhere does not"),
+        (["sft", "dpo", "--dpo.data.path", "nowhere.jsonl"], "the file nowhere.jsonl doesn.t"),
     ],
 )
-def test_bad_flags_are_refused_before_any_stage_starts(argv, message, tmp_path):
+def test_bad_flags_and_paths_are_refused_before_any_stage_starts(argv, message, tmp_path):
     with pytest.raises(UserError, match=message):
         pipeline([*argv, "--run.output-dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

@@ -25,7 +25,7 @@ from lmpg.gym.environments.settings import EnvSettings
 from lmpg.gym.networks.mlp_policy import ActionSpec, MLPPolicy
 from lmpg.gym.networks.settings import PolicySettings
 from lmpg.gym.rollouts import make_source, num_iterations
-from lmpg.gym.settings import GYM_METHODS, GymSettings
+from lmpg.gym.settings import GymSettings, gym_settings_class
 from lmpg.runtime.processes import Processes
 from lmpg.runtime.seeding import generator
 from lmpg.training.update import Updater
@@ -55,7 +55,7 @@ LQR = {
 @pytest.mark.parametrize(("name", "algorithm", "update"), [(k, *v) for k, v in LQR.items()])
 def test_methods_with_a_critic_find_the_gain_and_the_value_of_lqr(name, algorithm, update):
     """G17 at γ = .9: K = .588403, P = 1.588403, from the last ten iterations."""
-    s = GYM_METHODS[name].model_validate(
+    s = gym_settings_class(name).model_validate(
         {
             "env": {"id": "lmpg/LQR-v0", "num_envs": 16, "kwargs": {"square": True}},
             "policy": {"hidden_sizes": (), "log_std": "fixed", "initial_log_std": -2.0},

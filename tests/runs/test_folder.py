@@ -236,3 +236,14 @@ def test_the_summary_is_strict_json_written_in_one_piece(tmp_path, monkeypatch):
 
 def test_versions_name_what_decides_the_numbers():
     assert {"python", "lmpg", "torch", "transformers"} <= run_folder.versions().keys()
+
+
+@catches("a run of an older version refused for a setting that it did not have yet")
+def test_a_setting_that_the_runs_version_did_not_have_counts_as_its_default(tmp_path):
+    opened(tmp_path)
+    values = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    del values["data"]["special_tokens"], values["sampling"]["temperature"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=r"^sampling\.temperature = 0\.5, but the run in .* has 1"):
+        resumed(tmp_path, sampling={"temperature": 0.5})
+    assert resumed(tmp_path).status == "resuming"

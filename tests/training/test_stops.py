@@ -216,3 +216,36 @@ def test_a_run_whose_folder_is_deleted_ends_and_makes_no_new_one(flags, monkeypa
     with pytest.raises(RunStopped, match="was deleted while the run went on"):
         agent(flags)
     assert not folder.exists()
+
+
+@catches("a divergence in the very last step is taken for a result")
+@pytest.mark.parametrize(("keep", "every"), [(1, 0), (2, 1)])
+def test_a_last_step_that_ruins_the_weights_is_no_result(flags, monkeypatch, keep, every):
+    iterate = Online.iterate
+
+    def ruining(self, iteration):
+        found = iterate(self, iteration)
+        if iteration == FINISHED[-1]:
+            next(iter(self.policy.parameters())).data.view(-1)[0] = torch.nan
+        return found
+
+    monkeypatch.setattr(Online, "iterate", ruining)
+    flags |= {"run.keep-checkpoints": keep, "evaluation.every": every}
+    with pytest.raises(RunStopped, match=r"step 4 has left weights .* from step 3, the last good"):
+        agent(flags)
+    folder = flags["run.output-dir"]
+    assert not (folder / "final").exists()
+    assert json.loads((folder / "summary.json").read_text())["exit_reason"].startswith("stopped")
+    monkeypatch.undo()
+    assert resumed(flags) == FINISHED
+    assert (folder / "final").is_dir()
+
+
+@catches("probabilities that are NaN choose a token beyond the vocabulary")
+def test_weights_too_large_for_any_probability_are_told_from_a_result(tmp_path):
+    parts = own_parts(tmp_path / "parts")
+    flags = {**parts, "run.output-dir": tmp_path / "run", "update.learning-rate": 1e20}
+    for steps, said in ((1, "gives NaN for the next token"), (2, "every gradient was inf or NaN")):
+        with pytest.raises(RunStopped, match=said):
+            run_here("reinforce", {**flags, "run.total-steps": steps, "run.resume": steps > 1})
+        assert not (tmp_path / "run" / "final").exists()

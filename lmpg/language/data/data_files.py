@@ -16,7 +16,9 @@ Parts = dict[str, Path | str]
 
 def data_inputs(settings: DataSettings) -> dict[str, Parts]:
     """What `data.path` and `data.eval_path` hold: setting → name → file or text."""
-    found = {"data.path": _parts(settings.path, settings.split)}
+    found = {"data.path": _parts(settings.path, settings.split, settings.revision)}
+    if settings.chat_template is not None:
+        found["data.chat_template"] = {"the template": Path(settings.chat_template).expanduser()}
     if settings.eval_path is not None:
         split = settings.eval_split or settings.split
         found["data.eval_path"] = _parts(settings.eval_path, split)
@@ -28,7 +30,7 @@ def rows_text(rows: list[Row]) -> str:
     return json.dumps(rows, sort_keys=True, default=repr)
 
 
-def _parts(source: Any, split: str) -> Parts:
+def _parts(source: Any, split: str, revision: str | None = None) -> Parts:
     path = Path(str(source)).expanduser()
     if path.is_file():
         return {f"*{path.suffix}": path}  # a file's name may change, its format may not
@@ -37,4 +39,5 @@ def _parts(source: Any, split: str) -> Parts:
         return {str(x.relative_to(path)): x for x in files}
     if str(source).startswith(PREFIX):
         return {"reasoning-gym": metadata.version("reasoning-gym")}
-    return {f"the rows of {source}": rows_text(read_rows(str(source), split))}
+    rows = read_rows(str(source), split, revision=revision)
+    return {f"the rows of {source}": rows_text(rows)}

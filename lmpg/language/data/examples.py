@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from lmpg.language.data.chats.wanted import with_template_kwargs
 from lmpg.language.data.order import held_out_split, subset
 from lmpg.language.data.rows import Row, read_rows
 from lmpg.language.data.settings import DataSettings
@@ -154,12 +155,15 @@ def load_split(
     """
     if settings.path is None:
         raise UserError("data.path is missing: give a Hub name or a local file with --data.path.")
-    train = read(read_rows(settings.path, settings.split), settings.path)
+    rows = read_rows(settings.path, settings.split, revision=settings.revision)
+    train = read(with_template_kwargs(rows, settings), settings.path)
     if settings.eval_path is None and settings.eval_split is None:
         train, held_out = _held_back(train, settings)
         return Split(train, held_out, dict(row_filter.skipped), row_filter.num_cut)
     source, split = _held_out_source(settings)
-    held_out = read(read_rows(source, split, "data.eval_path"), source)
+    revision = settings.revision if settings.eval_path is None else None
+    rows = read_rows(source, split, "data.eval_path", revision)
+    held_out = read(with_template_kwargs(rows, settings), source)
     held_out = [held_out[i] for i in subset(len(held_out), settings.num_eval)]
     return Split(train, held_out, dict(row_filter.skipped), row_filter.num_cut)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lmpg.language.data.chat import chat_options, text_or_messages
+from lmpg.language.data.chats.wanted import as_chat
 from lmpg.language.data.examples import (
     RowFilter,
     Split,
@@ -185,6 +186,7 @@ def _labelled(
         if not prompt or is_empty(answer) or labels[i] is None:
             row_filter.skipped["empty"] += 1
             continue
+        prompt = as_chat(prompt, settings)
         options = chat_options(row, where) if list in map(type, (prompt, answer)) else {}
         whole = whole_text(tokenizer, prompt, answer, where, options)
         text = fitted_text(whole, row_filter, where, answer)

@@ -13,13 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from lmpg.language.data.chat import (
-    CALLS,
-    ChatOptions,
-    Messages,
-    chat_options,
-    text_or_messages,
-)
+from lmpg.language.data.chat import CALLS, ChatOptions, Messages, chat_options, text_or_messages
+from lmpg.language.data.chats.wanted import as_chat, refuse_chat
 from lmpg.language.data.examples import RowFilter, columns_of, require_column
 from lmpg.language.data.rows import Row
 from lmpg.language.data.settings import DataSettings
@@ -84,13 +79,16 @@ def preference(row: Row, settings: DataSettings, where: str) -> Preference | Non
         raise UserError(f"{where}: one of chosen and rejected is text, the other chat messages.")
     whole = isinstance(chosen, list) and chosen[0]["role"] != "assistant"
     prompt = None if whole else read(settings.prompt_column or "prompt")  # the whole repeats it
+    if isinstance(chosen, str) and not prompt:
+        refuse_chat(settings, where)
+    prompt = prompt and as_chat(prompt, settings)
     options = chat_options(row, where) if list in map(type, (prompt, chosen)) else {}
     if prompt:
         return Preference(prompt, chosen, rejected, options)
     cut = _shared_messages(chosen, rejected) if whole else _boundary(chosen, rejected)
     if isinstance(chosen, list) and not whole:
         cut = 0
-    return Preference(chosen[:cut], chosen[cut:], rejected[cut:], options)
+    return Preference(as_chat(chosen[:cut], settings), chosen[cut:], rejected[cut:], options)
 
 
 def usable_preferences(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from lmpg.language.data.chat import ChatOptions, Messages, chat_options, text_or_messages
+from lmpg.language.data.chats.wanted import as_chat
 from lmpg.language.data.examples import RowFilter, Split, columns_of, load_split, require_column
 from lmpg.language.data.preference_rows import with_prompt_column
 from lmpg.language.data.rows import Row
@@ -43,7 +44,7 @@ def load_prompts(settings: DataSettings, tokenizer: Any, max_prompt_tokens: int)
     def read(rows: list[Row], source: str) -> list[Prompt]:
         rows = with_prompt_column(rows, settings, source)
         rows = _with_answers(rows, settings.answer_column, source)
-        return _read(rows, tokenizer, row_filter, column, source)
+        return _read(rows, tokenizer, row_filter, column, source, settings)
 
     return load_split(settings, row_filter, read)
 
@@ -58,7 +59,7 @@ def prompts_from_rows(
 ) -> list[Prompt]:
     """Prompts of rows that are already in memory, in their order."""
     row_filter = _prompt_filter(tokenizer, max_prompt_tokens, overlong)
-    return _read(rows, tokenizer, row_filter, column, "rows")
+    return _read(rows, tokenizer, row_filter, column, "rows", DataSettings())
 
 
 def _prompt_filter(tokenizer: Any, max_prompt_tokens: int, overlong: str) -> RowFilter:
@@ -72,7 +73,12 @@ def _prompt_filter(tokenizer: Any, max_prompt_tokens: int, overlong: str) -> Row
 
 
 def _read(
-    rows: list[Row], tokenizer: Any, row_filter: RowFilter, column: str, source: str
+    rows: list[Row],
+    tokenizer: Any,
+    row_filter: RowFilter,
+    column: str,
+    source: str,
+    settings: DataSettings,
 ) -> list[Prompt]:
     require_column(rows, column, source, "--data.prompt-column")
     kept = []
@@ -80,6 +86,7 @@ def _read(
         where = f"{source}, row {number}"
         prompt = text_or_messages(row.get(column), f"{where}, column {column!r}")
         if prompt and (isinstance(prompt, list) or prompt.strip()):
+            prompt = as_chat(prompt, settings)
             options = chat_options(row, where) if isinstance(prompt, list) else {}
             kept.append((where, row, prompt, options))
         else:

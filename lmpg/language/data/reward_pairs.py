@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lmpg.language.data.chat import chat_options, text_or_messages
+from lmpg.language.data.chats.wanted import as_chat, refuse_chat
 from lmpg.language.data.examples import (
     RowFilter,
     Split,
@@ -161,6 +162,9 @@ def _labelled_texts(
             continue
         where_label = f"{where}, column {settings.label_column!r}"
         label = _finite(label, where_label, "any higher label beats any lower")
+        if isinstance(text, str):
+            refuse_chat(settings, where)
+        text = as_chat(text, settings)
         options = chat_options(row, where) if isinstance(text, list) else {}
         whole = scored_ids(tokenizer, [] if isinstance(text, list) else "", text, options)
         ids = row_filter.fitted(whole, where)

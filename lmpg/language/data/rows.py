@@ -27,13 +27,15 @@ FORMATS = ".json, .jsonl, .csv, .tsv, .parquet, .arrow or .txt"
 _TABLES = {".parquet": "parquet", ".arrow": "arrow"}
 
 
-def read_rows(source: str, split: str, key: str = "data.path") -> list[Row]:
+def read_rows(
+    source: str, split: str, key: str = "data.path", revision: str | None = None
+) -> list[Row]:
     """All rows of `source`: `reasoning_gym:TASK`, a local file or folder, else `NAME` or
     `NAME:CONFIG` on the Hub.
 
-    key: the setting that `source` came from, for messages.
+    key: the setting that `source` came from, for messages. revision: of a data set on the Hub.
     """
-    refuse_missing_file(source, key)
+    refuse_missing_file(source, key, revision)
     path = Path(source).expanduser()
     if source.startswith(PREFIX):
         rows = reasoning_rows(source, key)
@@ -42,7 +44,7 @@ def read_rows(source: str, split: str, key: str = "data.path") -> list[Row]:
     elif path.is_dir():
         rows = _read_folder(path, split, key)
     else:
-        rows = _read_hub(source, split, key)
+        rows = _read_hub(source, split, key, revision)
     if not rows:
         raise UserError(f"{key}: {source} is empty: it has no rows. Expected at least one.")
     return rows
@@ -111,11 +113,16 @@ def _files_of_splits(path: Path, key: str) -> dict[str, list[Path]]:
     return {str(name): [Path(file) for file in part] for name, part in files.items()}
 
 
-def refuse_missing_file(source: str, key: str) -> None:
+def refuse_missing_file(source: str, key: str, revision: str | None = None) -> None:
     """UserError where nothing that can be read lies at `source`, the setting `key`, and it can be
-    no name on the Hub: names the missing file, and one like it."""
+    no name on the Hub: names the missing file, and one like it. A revision needs such a name."""
     path = Path(source).expanduser()
     if source.startswith(PREFIX) or _require_readable(path, key):
+        if revision is not None:
+            raise UserError(
+                f"data.revision = {revision}, but {key} = {source} is not on the Hub, expected the "
+                "name of a data set there, whose branches, tags and commits it names: leave it out."
+            )
         return
     if not (is_data_file(path) or source.startswith((".", "/", "~")) or source.count("/") > 1):
         return
@@ -147,9 +154,10 @@ def _require_readable(path: Path, key: str) -> bool:
     return False
 
 
-def _read_hub(source: str, split: str, key: str) -> list[Row]:
+def _read_hub(source: str, split: str, key: str, revision: str | None) -> list[Row]:
     name, _, config = source.partition(":")
-    return _load(source, key, name, *([config] if config else []), split=split)
+    at = {} if revision is None else {"revision": revision}
+    return _load(source, key, name, *([config] if config else []), split=split, **at)
 
 
 def _load(source: str, key: str, *args: str, split: str, **options: Any) -> list[Row]:

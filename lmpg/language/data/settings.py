@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lmpg.settings.section import Section
 
@@ -20,6 +20,8 @@ class DataSettings(Section):
     of a built-in world."""
     eval_path: str | None = None
     """The same for held-out data; none holds back `num_eval` rows of `path`."""
+    revision: str | None = None
+    """Branch, tag or commit of `path` on the Hub; none is its main branch."""
     split: str = "train"
     """Split to read where the source has several."""
     eval_split: str | None = None
@@ -45,8 +47,30 @@ class DataSettings(Section):
     """What text of the data that spells a special token, such as `</s>`, becomes: the token itself,
     which ends a turn or opens one, or text like any other. What a chat template writes are tokens
     either way."""
+    chat: bool = False
+    """A prompt that is text becomes a chat, as its user's message: for models that were taught to
+    chat."""
+    system_prompt: str | None = None
+    """System message in front of every chat that has none; makes chats of texts, as `chat` does."""
+    chat_template: str | None = None
+    """File with a chat template (Jinja) to use in place of the tokenizer's; `final/` keeps it."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Variables of the chat template, such as '{enable_thinking: false}'; those that a row has in a
+    column of this name win."""
     num_eval: int = Field(256, ge=1)
     """Most held-out rows that evaluation uses."""
+
+    @model_validator(mode="after")
+    def _refuse_what_built_in_worlds_have_no_use_for(self) -> DataSettings:
+        if self.path is not None and not self.path.startswith("world:"):
+            return self
+        for key in ("revision", "chat", "system_prompt", "chat_template", "chat_template_kwargs"):
+            if value := getattr(self, key):
+                raise ValueError(
+                    f"data.{key} = {value}, but the data are those of a built-in world, whose "
+                    f"texts are fixed. Give --data.path, or leave data.{key} out"
+                )
+        return self
 
 
 class TextSettings(DataSettings):

@@ -21,6 +21,7 @@ from lmpg.language.data.chat import (
     text_or_messages,
     warn_once,
 )
+from lmpg.language.data.chats.wanted import as_chat, refuse_chat
 from lmpg.language.data.examples import RowFilter, Split, columns_of, load_split, require_column
 from lmpg.language.data.preference_rows import is_empty, is_preference, preference
 from lmpg.language.data.rows import Row
@@ -110,6 +111,9 @@ def _parts(
         if not first or (completion and is_empty(answer)):
             yield where, None, None, {}
             continue
+        if completion is None and isinstance(first, str):
+            refuse_chat(settings, where)
+        first = as_chat(first, settings)
         chat = isinstance(first, list) or isinstance(answer, list)
         yield where, first, answer, chat_options(row, where) if chat else {}
 

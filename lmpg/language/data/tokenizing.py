@@ -16,6 +16,8 @@ from functools import lru_cache, partial
 from typing import Any
 
 from lmpg.language.data.chat import ChatOptions, Messages, conversation, render_chat
+from lmpg.language.data.chats.wanted import template_of
+from lmpg.language.data.settings import DataSettings
 from lmpg.settings.section import UserError
 
 
@@ -63,6 +65,15 @@ def chat_ids(
         return list(render(tokenize=True, return_dict=False, sanitize_control_tokens=True))
     finally:
         tokenizer.split_special_tokens = True
+
+
+def reading_tokenizer(tokenizer: Any, settings: DataSettings) -> Any:
+    """The tokenizer, which from now on reads data as the settings say: special tokens in it, and
+    chats by the template that they name."""
+    read_special_tokens(tokenizer, settings.special_tokens)
+    if settings.chat_template is not None:
+        tokenizer.chat_template = template_of(settings.chat_template, tokenizer)
+    return tokenizer
 
 
 def read_special_tokens(tokenizer: Any, how: str) -> None:

@@ -38,12 +38,24 @@ logger = logging.getLogger(__name__)
 _UNBOUNDED = 2**30
 
 
-def load_tokenizer(path: str, trust_remote_code: bool = False):
+def tokenizer_of(settings: ModelSettings):
+    """The tokenizer that goes with the model of `settings`: its own, or the one that they name."""
+    if settings.tokenizer is None:
+        return load_tokenizer(str(settings.path), settings.trust_remote_code, settings.revision)
+    return load_tokenizer(settings.tokenizer, settings.trust_remote_code, key="model.tokenizer")
+
+
+def load_tokenizer(
+    path: str,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    key: str = "model.path",
+):
     """The tokenizer of a model; one without an EOS token is refused."""
-    tokenizer = pretrained_tokenizer("model.path", path, trust_remote_code)
+    tokenizer = pretrained_tokenizer(key, path, trust_remote_code, revision)
     if tokenizer.eos_token_id is None:
         raise UserError(
-            f"model.path = {path}: its tokenizer has no EOS token, expected one, because every "
+            f"{key} = {path}: its tokenizer has no EOS token, expected one, because every "
             "response ends with it. Set it and save the tokenizer: tokenizer.eos_token = '</s>'; "
             "tokenizer.save_pretrained(folder)"
         )
@@ -66,7 +78,7 @@ def load_policy(
     LoRA factors are drawn from torch's global generator, nothing else is random. key: the setting
     that the path comes from.
     """
-    model = load_causal_lm(settings.path, settings.trust_remote_code, key)
+    model = load_causal_lm(settings.path, settings.trust_remote_code, key, settings.revision)
     _refuse_smaller_vocabulary(key, settings.path, model, tokenizer)
     eos_token_ids = all_eos_token_ids(model, tokenizer)
     pad_token_id = tokenizer.pad_token_id
@@ -141,16 +153,23 @@ def load_reference(settings: ModelSettings, tokenizer, policy: CausalLMPolicy) -
 
 
 def load_causal_lm(
-    path: str | None, trust_remote_code: bool = False, key: str = "model.path"
+    path: str | None,
+    trust_remote_code: bool = False,
+    key: str = "model.path",
+    revision: str | None = None,
 ) -> PreTrainedModel:
     """A transformers causal language model with float32 weights, in eval mode."""
     if path is None:
         raise UserError("model.path is not set, expected a Hub id or the folder of a causal LM")
-    return pretrained_model(key, AutoModelForCausalLM, path, trust_remote_code)
+    return pretrained_model(key, AutoModelForCausalLM, path, trust_remote_code, revision=revision)
 
 
 def load_sequence_classifier(
-    path: str, *, new_head: bool = False, trust_remote_code: bool = False
+    path: str,
+    *,
+    new_head: bool = False,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
 ) -> nn.Module:
     """A reward model: a sequence classifier with one label, float32, in eval mode.
 
@@ -158,7 +177,7 @@ def load_sequence_classifier(
     the start of reward-model training; else a missing head is refused.
     """
     key, kind = "model.path" if new_head else "rewards.models", AutoModelForSequenceClassification
-    model = pretrained_model(key, kind, path, trust_remote_code, new_head)
+    model = pretrained_model(key, kind, path, trust_remote_code, new_head, revision)
     if model.config.num_labels != 1:
         raise UserError(
             f"rewards.models: {path} has {model.config.num_labels} labels, expected a sequence "

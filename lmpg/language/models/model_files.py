@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 from transformers.utils.hub import cached_file
 
 from lmpg.language.models.critic import FOLDER as CRITIC
+from lmpg.language.models.settings import ModelSettings
 from lmpg.settings.section import UserError
 
 READ = {".json", ".safetensors", ".bin", ".model", ".tiktoken", ".jinja", ".txt", ".py"}
@@ -31,13 +32,13 @@ _OBJECTS = ("config", "generation_config", "model", "tokenizer")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
-def model_files(path: str) -> dict[str, Path]:
+def model_files(path: str, revision: str | None = None) -> dict[str, Path]:
     """Weights, configs, tokenizer and code of a folder or Hub id, by their names in it; of a Hub id
     those in the cache, where loading has put them."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         try:
-            found = cached_file(path, "config.json", local_files_only=True)
+            found = cached_file(path, "config.json", local_files_only=True, revision=revision)
         except (OSError, ValueError):
             found = None
         if found is None:
@@ -49,6 +50,16 @@ def model_files(path: str) -> dict[str, Path]:
         for file in sorted(part.glob("*"))
         if file.is_file() and file.suffix in READ and file.name not in NOT_READ
     }
+
+
+def start_files(settings: ModelSettings) -> dict[str, dict[str, Path]]:
+    """The files that `model.path`, and `model.tokenizer` where there is one, are read from."""
+    found = {"model.path": model_files(str(settings.path), settings.revision)}
+    if settings.tokenizer is not None:
+        files, weights = model_files(settings.tokenizer), (".safetensors", ".bin")
+        own = {name: file for name, file in files.items() if file.suffix not in weights}
+        found["model.tokenizer"] = own
+    return found
 
 
 def refuse_broken_settings(key: str, folder: Path) -> None:
@@ -64,13 +75,13 @@ def refuse_broken_settings(key: str, folder: Path) -> None:
             ) from None
 
 
-def refuse_fetched_kernels(key: str, path: str) -> None:
+def refuse_fetched_kernels(key: str, path: str, revision: str | None = None) -> None:
     """A config may name code on the Hub for its attention or its experts, which transformers would
     fetch and run, whatever `trust_remote_code` says."""
     folder = Path(path).expanduser()
     try:
         place = folder if folder.is_dir() else path
-        config, _ = PreTrainedConfig.get_config_dict(place)
+        config, _ = PreTrainedConfig.get_config_dict(place, revision=revision)
     except (OSError, ValueError):
         return  # loading tells what is wrong
     for name, value in _implementations(config):

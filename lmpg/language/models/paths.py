@@ -7,12 +7,17 @@ from pathlib import Path
 from lmpg.settings.section import UserError
 
 
-def refuse_missing_folder(key: str, path: str, what: str) -> None:
+def refuse_missing_folder(key: str, path: str, what: str, revision: str | None = None) -> None:
     """UserError where `path`, the setting `key`, is no folder and can be no Hub id either.
 
-    what: is to lie there, for the message.
+    what: is to lie there, for the message. revision: of a Hub id, which a folder has none of.
     """
     if Path(path).expanduser().is_dir():
+        if revision is not None:
+            raise UserError(
+                f"model.revision = {revision}, but {key} = {path} is a folder, expected a Hub id, "
+                "whose branches, tags and commits it names; leave it out"
+            )
         return
     if Path(path).expanduser().is_file():
         raise UserError(

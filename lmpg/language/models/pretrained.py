@@ -44,28 +44,36 @@ _SHOWN, _LONGEST_REASON = 3, 400
 """Weights named, and characters of a foreign error."""
 
 
-def pretrained_tokenizer(key: str, path: str, trust_remote_code: bool = False) -> Any:
+def pretrained_tokenizer(
+    key: str, path: str, trust_remote_code: bool = False, revision: str | None = None
+) -> Any:
     """The tokenizer at `path`, which the setting `key` names."""
     load = transformers.AutoTokenizer.from_pretrained
-    return _loaded(key, "tokenizer", load, path, trust_remote_code=trust_remote_code)
+    return _loaded(key, "tokenizer", load, path, revision, trust_remote_code=trust_remote_code)
 
 
 def pretrained_model(
-    key: str, kind: Any, path: str, trust_remote_code: bool = False, new_head: bool = False
+    key: str,
+    kind: Any,
+    path: str,
+    trust_remote_code: bool = False,
+    new_head: bool = False,
+    revision: str | None = None,
 ) -> PreTrainedModel:
     """The model of the auto class `kind` at `path`, float32, in eval mode, every weight from there.
 
     With `new_head` the layers on top of its trunk may be new, drawn from torch's global generator,
-    and give one label.
+    and give one label. revision: of a Hub id.
     """
     _refuse_adapter(key, path)
     refuse_broken_settings(key, Path(path).expanduser())
-    refuse_fetched_kernels(key, path)
+    refuse_fetched_kernels(key, path, revision)
     model, info = _loaded(
         key,
         WHAT[kind],
         kind.from_pretrained,
         path,
+        revision,
         dtype=torch.float32,
         trust_remote_code=trust_remote_code,
         output_loading_info=True,
@@ -165,18 +173,22 @@ def _trunk_names(model: PreTrainedModel) -> set[str]:
     return {model.base_model_prefix, *(name for name, _ in model.base_model.named_children())}
 
 
-def _loaded(key: str, what: str, load: Callable, path: str, **arguments: Any) -> Any:
+def _loaded(
+    key: str, what: str, load: Callable, path: str, revision: str | None, **arguments: Any
+) -> Any:
     """`load(path)`, where whatever is wrong with the path becomes a UserError naming `key`."""
     folder = Path(path).expanduser()
-    refuse_missing_folder(key, path, what)
+    refuse_missing_folder(key, path, what, revision)
+    arguments |= {} if revision is None else {"revision": revision}
     try:
         with no_progress_bars(), _without_report():
             return load(str(folder) if folder.is_dir() else path, **arguments)
     except Exception as error:  # whatever transformers and a model's own code meet in bad files
         found = None if isinstance(error, ImportError) else damage(folder, what)
+        at = "" if revision is None else f" (model.revision = {revision})"
         raise UserError(
-            f"{key} = {path}: no {what} could be loaded from there, expected a Hub id that can be "
-            f"reached or a folder written by save_pretrained: {found or _reason(error)}"
+            f"{key} = {path}{at}: no {what} could be loaded from there, expected a Hub id that can "
+            f"be reached or a folder written by save_pretrained: {found or _reason(error)}"
         ) from error
 
 

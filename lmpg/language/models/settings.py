@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lmpg.settings.section import Section
 
@@ -26,6 +26,10 @@ class ModelSettings(Section):
 
     path: str | None = None
     """Hub id or folder of a causal LM; none takes that of the built-in world `data.world`."""
+    revision: str | None = None
+    """Branch, tag or commit of `path` on the Hub; none is its main branch."""
+    tokenizer: str | None = None
+    """Hub id or folder of the tokenizer and its chat template; none takes those of `path`."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     """bf16 computes in autocast over fp32 weights; auto does so where the hardware is made for it
     and the model has a million parameters."""
@@ -44,3 +48,13 @@ class ModelSettings(Section):
     """Hub id or folder of the model that `distillation` learns from, with the policy's vocabulary;
     it stands in the reference's place."""
     lora: LoraSettings = LoraSettings()
+
+    @model_validator(mode="after")
+    def _require_a_model_for_what_belongs_to_it(self) -> ModelSettings:
+        for key in ("revision", "tokenizer"):
+            if (value := getattr(self, key)) is not None and self.path is None:
+                raise ValueError(
+                    f"model.{key} = {value}, but there is no model.path that it could belong to. "
+                    f"Give --model.path, or leave model.{key} out"
+                )
+        return self

@@ -11,7 +11,7 @@ from lmpg.language.models.reference import Reference
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.score_processing import mean, score_statistics
-from lmpg.settings.section import RunStopped
+from lmpg.settings.section import Diverged, RunStopped
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,19 @@ class Evaluator:
         reward, reward_std: mean and std of the score. reward_errors: completions without one, if
         there are any. distinct: share of distinct completions. length: mean tokens. kl: mean nats
         per completion to the reference. And what `eval_metric` adds. RunStopped if more completions
-        than `max_error_share` have no score.
+        than `max_error_share` have no score. Diverged if a token's probability is NaN.
         """
         prompts = [self.prompts[i % len(self.prompts)] for i in range(self.size)]
-        names = ("texts", "lengths", "scores", "messages", "kls")
+        names = ("texts", "lengths", "scores", "messages", "kls", "ruined")
         ranks = self.generator.processes.gather_list([self._columns(prompts)])
-        texts, lengths, scores, messages, kls = (
+        texts, lengths, scores, messages, kls, ruined = (
             [x for columns in ranks for x in columns[name]] for name in names
         )
+        if any(ruined):
+            raise Diverged(
+                "the policy gives NaN for the next token: the last step has ruined its weights. "
+                "Lower update.learning_rate or update.max_grad_norm"
+            )
         errors = scores.count(None)
         if errors > max_error_share * self.size:
             said = "\n  ".join(messages[:5])
@@ -71,6 +76,7 @@ class Evaluator:
             completions = self.generator.generate(mine[rows], 1, uniforms_BT[rows])
             found["texts"] += completions.texts
             found["lengths"] += map(len, completions.ids)
+            found["ruined"].append(bool(completions.samples.logprobs_BT.isnan().any()))
             if self.scorer is not None:
                 scores = completions.submit_to(self.scorer).result()
                 found["scores"] += scores.totals

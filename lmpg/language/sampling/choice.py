@@ -73,7 +73,9 @@ def _inverted(weights_BN: Tensor, uniforms_B: Tensor) -> tuple[Tensor, Tensor, T
     cdf_BN = weights_BN.cumsum(1, dtype=torch.float64)
     # u ≤ 1 − 2⁻⁵³ times the total rounds to less than the total: there is always an index above
     target_B1 = uniforms_B.to(cdf_BN)[:, None] * cdf_BN[:, -1:]
-    return torch.searchsorted(cdf_BN, target_B1, right=True), target_B1, cdf_BN
+    index_B1 = torch.searchsorted(cdf_BN, target_B1, right=True)
+    index_B1.clamp_(max=cdf_BN.shape[1] - 1)  # beyond are those of weights that are NaN
+    return index_B1, target_B1, cdf_BN
 
 
 def truncated(probs_BV: Tensor, top_k: int, top_p: float) -> Tensor:

@@ -11,9 +11,10 @@ import torch
 
 from lmpg.language.data.prompts import Prompt, prompts_from_rows
 from lmpg.language.data.texts import Text
-from lmpg.language.data.tokenizing import read_special_tokens
-from lmpg.language.models.loading import load_policy, load_tokenizer
+from lmpg.language.data.tokenizing import reading_tokenizer
+from lmpg.language.models.loading import load_policy, tokenizer_of
 from lmpg.language.models.policy import CausalLMPolicy
+from lmpg.language.models.settings import ModelSettings
 from lmpg.language.rollouts.evaluation import Evaluator
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.sampling.sampler import Sampler
@@ -35,15 +36,19 @@ class Prepared:
     line: str
 
 
+def starting_model(model: ModelSettings, world: OfflineWorld | None) -> ModelSettings:
+    """The model that a stage starts from: the user's, else the world's."""
+    if model.path is not None or world is None:
+        return model
+    return model.model_copy(update={"path": str(world.model_path)})
+
+
 def loaded_policy(
     settings: SampledStageSettings, world: OfflineWorld | None, processes: Processes
 ) -> tuple[CausalLMPolicy, Any]:
     """The policy that a stage starts from, the user's or the world's, and its tokenizer."""
-    model = settings.model
-    if model.path is None and world is not None:
-        model = model.model_copy(update={"path": str(world.model_path)})
-    tokenizer = load_tokenizer(str(model.path), model.trust_remote_code)
-    read_special_tokens(tokenizer, settings.data.special_tokens)
+    model = starting_model(settings.model, world)
+    tokenizer = reading_tokenizer(tokenizer_of(model), settings.data)
     torch.manual_seed(settings.run.seed)  # LoRA's factors are drawn from the global generator
     policy = load_policy(model, tokenizer, critic=False, temperature=1.0, device=processes.device)
     processes.suit_threads(sum(p.numel() for p in policy.parameters()))

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lmpg.language.data.data_files import data_inputs, rows_text
-from lmpg.language.models.model_files import model_files
+from lmpg.language.models.model_files import model_files, start_files
 from lmpg.language.stages import STAGES
 from lmpg.language.stages.preference import dpo, kto
-from lmpg.language.stages.prepared import Prepared
+from lmpg.language.stages.prepared import Prepared, starting_model
 from lmpg.language.stages.reward_modelling import reward_model
 from lmpg.language.stages.settings import (
     DpoSettings,
@@ -60,7 +60,7 @@ def train_stage(
 
 def inputs_of(settings: OfflineLearningSettings, world: OfflineWorld | None) -> Inputs:
     """The files of the model and the data, or the world's rows."""
-    models = {"model.path": model_files(str(settings.model.path or (world and world.model_path)))}
+    models = start_files(starting_model(settings.model, world))
     if settings.model.reference:
         models["model.reference"] = model_files(settings.model.reference)
     if world is None:

@@ -8,11 +8,11 @@ import torch
 
 from lmpg.language.data.examples import Split
 from lmpg.language.data.reward_pairs import load_reward_pairs, reward_pairs_from_rows
-from lmpg.language.data.tokenizing import read_special_tokens
-from lmpg.language.models.loading import context_length, load_sequence_classifier, load_tokenizer
+from lmpg.language.data.tokenizing import reading_tokenizer
+from lmpg.language.models.loading import context_length, load_sequence_classifier, tokenizer_of
 from lmpg.language.models.precision import computes_in_bf16, save_folder
 from lmpg.language.objectives.reward_model_objective import RewardModelObjective
-from lmpg.language.stages.prepared import Prepared
+from lmpg.language.stages.prepared import Prepared, starting_model
 from lmpg.language.stages.settings import RewardModelSettings
 from lmpg.language.worlds.world import OfflineWorld
 from lmpg.runtime.processes import Processes
@@ -22,12 +22,15 @@ def reward_model(
     settings: RewardModelSettings, world: OfflineWorld | None, processes: Processes
 ) -> Prepared:
     """The chosen text is to score above the rejected one."""
-    trust = settings.model.trust_remote_code
-    path = str(settings.model.path or (world and world.model_path))
-    tokenizer = load_tokenizer(path, trust)
-    read_special_tokens(tokenizer, settings.data.special_tokens)
+    start = starting_model(settings.model, world)
+    tokenizer = reading_tokenizer(tokenizer_of(start), settings.data)
     torch.manual_seed(settings.run.seed)  # the new head is drawn from the global generator
-    model: Any = load_sequence_classifier(path, new_head=True, trust_remote_code=trust)
+    model: Any = load_sequence_classifier(
+        str(start.path),
+        new_head=True,
+        trust_remote_code=start.trust_remote_code,
+        revision=start.revision,
+    )
     model.to(processes.device)
     processes.suit_threads(sum(p.numel() for p in model.parameters()))
     context = min(context_length(model.config, tokenizer), tokenizer.model_max_length)

@@ -11,7 +11,7 @@ from lmpg.algorithms import ALGORITHMS, algorithm_name
 from lmpg.cli.main import agent_settings, train_agent
 from lmpg.gym.classic import METHODS
 from lmpg.gym.networks.mlp_policy import load_mlp_policy
-from lmpg.gym.settings import GYM_METHODS, fitting
+from lmpg.gym.settings import fitting, gym_settings_class
 from lmpg.settings.section import RunStopped, UserError
 from tests.support.planted import catches
 from tests.support.programs import bytes_of, let_go, metrics, weights, words
@@ -46,7 +46,7 @@ def test_methods_and_algorithms_are_chosen_by_names_of_their_own():
 
 def test_a_method_takes_from_a_preset_what_it_has():
     written_for_ppo = {"env": {"num_envs": 8}, "algorithm": {"gamma": 0.9, "clip": 0.1}}
-    found = fitting(GYM_METHODS["trpo"], {**written_for_ppo, "update": {"epochs": 3}})
+    found = fitting(gym_settings_class("trpo"), {**written_for_ppo, "update": {"epochs": 3}})
     assert found == {"env": {"num_envs": 8}, "algorithm": {"gamma": 0.9}, "update": {}}
     assert settings("--algorithm.name", "td_lambda").env.num_envs == 1
 

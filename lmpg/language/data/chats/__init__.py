@@ -1,0 +1,1 @@
+"""Chats as the settings want them."""
