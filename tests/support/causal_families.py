@@ -54,7 +54,7 @@ SIZES: dict[str, Any] = {
     "qk_nope_head_dim": 8,
     "v_head_dim": 8,
     "index_head_dim": 8,
-    "index_n_heads": 2,
+    "index_n_heads": 16,
     "index_topk": 8,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
@@ -106,7 +106,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "cohere_compass_text": WINDOWS
     | {"rope_parameters": dict.fromkeys((WINDOW, FULL), SHORT_ROTATIONS | {"mrope_section": [2, 1, 1]})},
     "cpmant": {"prompt_length": 4, "prompt_types": 4, "position_bias_num_buckets": 8},
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4}, "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2}},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0}, "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2}},
     "deepseek_v2": LATENT,
     "deepseek_v3": LATENT,
     "deepseek_v32": LATENT,
@@ -144,7 +144,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "xlnet": {"d_inner": 64},
     "xlstm": {"hidden_size": 64, "qk_dim_factor": 1.0},
     "moshi": {"sliding_window": CONTEXT},
-    "hy_v4": LATENT | {"index_n_heads": 16},
+    "hy_v4": LATENT,
     "xlm": {"causal": True},
     "xmod": {"default_language": "en_XX"},
     "youtu": LATENT,
@@ -183,6 +183,9 @@ def save_family(folder: Path, kind: str) -> PreTrainedModel:
         for x in model.parameters():
             if x.dim() == 1:
                 x += 0.1 * torch.randn(x.shape)
+        for module in model.modules():  # a checkpoint's padding is a token like others
+            if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
+                module.weight[module.padding_idx] = 0.15 * torch.randn(module.embedding_dim)
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return model

@@ -93,10 +93,11 @@ def _from_first_column(ids_BL: Tensor, start_B: Tensor) -> Tensor:
 
 
 def accepted(module: nn.Module, arguments: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`arguments` less the position ids where the model (ALiBi, recurrent) takes none."""
-    if "position_ids" in inspect.signature(module.forward).parameters:
-        return arguments
-    return {name: value for name, value in arguments.items() if name != "position_ids"}
+    """`arguments` less the position ids where the model (ALiBi, recurrent) takes none, and less the
+    mask for RWKV, which has no use for it and says so."""
+    takes = inspect.signature(module.forward).parameters
+    left_out = {"position_ids"} - set(takes) | ({"attention_mask"} if "state" in takes else set())
+    return {name: value for name, value in arguments.items() if name not in left_out}
 
 
 def moved(x_R: Tensor, holes: Tensor, tail: Tensor, num_rows: int) -> Tensor:

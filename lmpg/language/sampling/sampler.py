@@ -20,7 +20,7 @@ from lmpg.language.sampling.engines.cuda import CudaDecoder
 from lmpg.language.sampling.engines.cuda_rollouts import CudaRollouts
 from lmpg.language.sampling.engines.graphs import Capture, CudaGraphs
 from lmpg.language.sampling.engines.protocol import Decoder, Engine
-from lmpg.language.sampling.engines.transformers import transformers_engine
+from lmpg.language.sampling.engines.transformers import refuse_unusable_cache, transformers_engine
 from lmpg.language.sampling.engines.weights import DecodeWeights, is_lora, policy_weights
 from lmpg.language.sampling.samples import DistinctPrompts, Samples, concatenated
 from lmpg.runtime.machine import worthwhile_threads
@@ -51,6 +51,7 @@ class Sampler:
         # Asking which rows have finished waits for a GPU; computing them a while longer is cheaper
         self.check_every = 1 if policy.device.type == "cpu" else 16
         self._deviation: float | None = None
+        self._tried = False
         self.backend = "not yet"
         if capture is None and policy.device.type == "cuda":
             capture = CudaGraphs()
@@ -120,6 +121,9 @@ class Sampler:
             self.backend = "by the CPU engine"
             return own_engine(self.policy, length)
         self.backend = f"by the model's own forward, which is slower, because {reason}"
+        if not self._tried:
+            refuse_unusable_cache(self.policy)
+            self._tried = True
         return transformers_engine(self.policy)
 
     def _why_distrusted(self) -> str | None:

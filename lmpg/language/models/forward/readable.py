@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lmpg.language.models.architectures import NATS, probe_ids
+from lmpg.language.models.inputs import language_inputs
 from lmpg.settings.section import UserError
 
 _LONGEST_REASON = 300
@@ -43,6 +44,10 @@ def refuse_unreadable(policy: Any) -> None:
     with refusing(model, "a plain text"), torch.autocast(policy.device.type, enabled=False):
         logits_LV, few_LV = (model(input_ids=x).logits[0] for x in (ids_1L, ids_1L[:, :_KNOWN]))
         hidden = policy.trunk(input_ids=ids_1L).last_hidden_state
+    texts = ids_1L[0].tolist()
+    inputs = language_inputs([texts[:1], texts[:3]], [texts[3:], texts[3:6]], 0)
+    with refusing(model, "texts of different lengths"):
+        policy.states(inputs)
     read = policy.head.input_size
     if hidden.shape[-1] != read:
         raise UserError(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache, RecurrentGemmaModel
+from transformers import DynamicCache, RecurrentGemmaModel, RwkvModel
 
-from lmpg.language.models.inputs import mask_and_positions, moved
+from lmpg.language.models.architectures import TOLERANCE, deviation, probe_ids
+from lmpg.language.models.forward.readable import refusing
+from lmpg.language.models.inputs import accepted, mask_and_positions, moved
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.sampling.engines.caches import OwnStates, kept, reordered, rwkv_step
 from lmpg.language.sampling.engines.protocol import Engine
@@ -28,7 +29,7 @@ class TransformersDecoder:
         if type(self._trunk) is RecurrentGemmaModel:
             self._states = OwnStates(self._trunk)
             self._cache = {"past_key_values": DynamicCache(config=self._trunk.config)}
-        self._takes = inspect.signature(self._trunk.forward).parameters
+        self._is_rwkv = type(self._trunk) is RwkvModel
 
     def prefill(self, ids_PL: Tensor, lengths_P: Tensor, prompt_R: Tensor) -> Tensor:
         """Reads prompts (padded left) and opens a row for each entry of prompt_R, [R, D]."""
@@ -58,15 +59,14 @@ class TransformersDecoder:
         self._mask_RL = self._mask_RL.index_select(0, order_R)
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        if "state" in self._takes and ids.shape[1] == 1:
+        if self._is_rwkv and ids.shape[1] == 1:
             hidden, state = rwkv_step(self._trunk, ids, self._cache.get("state"))
             self._cache = {"state": state}
             return hidden
-        arguments = {"input_ids": ids}
-        if not self._cache or "past_key_values" in self._cache:  # else no token sees padding again
-            arguments["attention_mask"] = mask
-        if "position_ids" in self._takes:  # ALiBi and recurrent models take none
-            arguments["position_ids"] = positions
+        arguments = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        if self._cache and "past_key_values" not in self._cache:
+            arguments.pop("attention_mask")  # Mamba's is of the tokens that it reads now
+        arguments = accepted(self._trunk, arguments)
         output = self._trunk(**arguments, **self._cache, use_cache=True)
         self._cache = kept(output) or self._cache
         if not self._cache:
@@ -89,3 +89,36 @@ def transformers_engine(policy: CausalLMPolicy) -> Engine:
     values = None if policy.value_head is None else policy.values
     decoder = TransformersDecoder(policy)
     return Engine(decoder, policy.head.logits, values, policy.autocast, 1 / 16)
+
+
+@torch.no_grad()
+def refuse_unusable_cache(policy: CausalLMPolicy) -> None:
+    """UserError unless the model gives, token by token and with rows that move, the hidden states
+    that it gives for whole texts."""
+    ids_RL = probe_ids(policy.causal_lm, 2, min(policy.context_length, 8)).to(policy.device)
+    with refusing(policy.causal_lm, "texts that go on token by token"):
+        with policy.autocast():
+            _hidden_after_steps(policy, ids_RL)
+        with torch.autocast(policy.device.type, enabled=False):
+            whole = policy.trunk(input_ids=ids_RL).last_hidden_state
+            found = _hidden_after_steps(policy, ids_RL)
+    off = deviation(found, whole[:, -found.shape[1] :])
+    if not off <= TOLERANCE[torch.float32]:
+        raise UserError(
+            f"model.path: what {type(policy.causal_lm).__name__} keeps between tokens does not "
+            f"give what its plain forward gives (hidden states deviate by {off:.2g}), expected a "
+            "causal language model that samples what it learns from; choose another"
+        )
+
+
+def _hidden_after_steps(policy: CausalLMPolicy, ids_RL: Tensor) -> Tensor:
+    """Of two texts, before and after each of their last tokens."""
+    decoder = TransformersDecoder(policy)
+    first, rest = ids_RL.split([ids_RL.shape[1] // 2, -(-ids_RL.shape[1] // 2)], 1)
+    device = ids_RL.device
+    lengths = torch.full((2,), first.shape[1], device=device)
+    # the first text has two rows, of which the second takes the place of the first
+    hidden = [decoder.prefill(first, lengths, torch.tensor([0, 1, 0], device=device))[:2]]
+    decoder.keep(torch.tensor([0], device=device), torch.tensor([2], device=device), 2)
+    hidden += [decoder.advance(ids_R) for ids_R in rest.T]
+    return torch.stack(hidden, 1)
