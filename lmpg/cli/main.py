@@ -118,7 +118,7 @@ def preset_below(name: str, given: RawSettings) -> RawSettings:
     method, preset = named_preset(name, methods())
     if method in ALGORITHMS:
         return suitable_settings(ALGORITHMS[method], preset, given)
-    return suitable_stage_settings(method, preset, given)
+    return suitable_stage_settings(method, STAGES[method], preset, given)
 
 
 def train_agent(argv: Sequence[str] | None = None) -> Path:

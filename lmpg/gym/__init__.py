@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium
 
 from lmpg.gym.environments.agent import Agent, load_agent
-from lmpg.gym.environments.episodes import Episodes, play
+from lmpg.gym.environments.episodes import MAX_EPISODE_STEPS, Episodes, play
 from lmpg.gym.environments.make import make_rendered
 from lmpg.gym.environments.own import Env, env_id_of
 from lmpg.gym.environments.settings import EnvSettings
@@ -22,6 +22,7 @@ from lmpg.gym.program import train_gym
 from lmpg.gym.settings import gym_settings_class, preset_for
 from lmpg.runtime.seeding import generator
 from lmpg.settings.raw import as_in_yaml, completed, misplaced, with_lists
+from lmpg.settings.said_once import say_once
 from lmpg.settings.section import UserError
 
 load = load_agent
@@ -42,10 +43,17 @@ def train(
     section = dict(env) if isinstance(env, Mapping) else {"id": env}
     if "id" in section:
         section["id"] = env_id_of(section["id"])
+    if isinstance(algorithm, str):
+        algorithm = {"name": algorithm}
+    if not isinstance(algorithm, Mapping):
+        raise UserError(
+            f"algorithm = {algorithm!r}: expected a name, as 'ppo', or a section, as "
+            "{'name': 'ppo', 'clip': 0.1}"
+        )
     given = as_in_yaml(
         {
             "env": section,
-            "algorithm": {"name": algorithm} if isinstance(algorithm, str) else algorithm,
+            "algorithm": algorithm,
             **settings,
         }
     )
@@ -98,9 +106,11 @@ def record(agent: Agent, env: Env, path: str | Path, seed: int = 0, **kwargs: An
 def _played(agent: Agent, world: gymnasium.Env, env: str, seed: int) -> float:
     observations, actions = agent.interface(world.observation_space, world.action_space, env)
     raw, _ = world.reset(seed=seed)
-    total, done = 0.0, False
-    while not done:
+    total, steps, done = 0.0, 0, False
+    while not done and steps < MAX_EPISODE_STEPS:
         acts = actions.for_env(agent.act(observations.features_of_each([raw]), None))
         raw, reward, terminated, truncated, _ = world.step(acts[0])
-        total, done = total + float(reward), terminated or truncated
+        total, steps, done = total + float(reward), steps + 1, terminated or truncated
+    if not done:
+        say_once(f"env.id = {env}: the episode was cut at {MAX_EPISODE_STEPS:,} steps")
     return total

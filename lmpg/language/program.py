@@ -22,7 +22,7 @@ from lmpg.language.rewards.settings import RewardSettings
 from lmpg.language.rollouts.collect import LanguageSource
 from lmpg.language.rollouts.dynamic_sampling import DynamicSampling
 from lmpg.language.rollouts.evaluation import Evaluator
-from lmpg.language.rollouts.generation import Generator
+from lmpg.language.rollouts.generation import Generator, stop_search
 from lmpg.language.rollouts.preflight import require_sound, self_test
 from lmpg.language.rollouts.score_processing import ScoreProcessing
 from lmpg.language.rollouts.scoring import GroupSampler
@@ -199,9 +199,11 @@ def generator_for(
 ) -> Generator:
     """The generator of completions, for training and evaluation."""
     update, sampling = settings.update, settings.sampling
+    limits = sampling.max_new_tokens, sampling.top_k, sampling.top_p
+    stops = stop_search(sampling.stop, tokenizer, policy)
     return Generator(
         policy=policy,
-        sampler=Sampler(policy, sampling.max_new_tokens, sampling.top_k, sampling.top_p),
+        sampler=Sampler(policy, *limits, stops=stops),
         tokenizer=tokenizer,
         seed=settings.run.seed,
         processes=processes,
@@ -290,4 +292,4 @@ def check(source: LanguageSource, prompts: Split[Prompt], *, first_reference: bo
     result = self_test(generator, reference, ids)
     if generator.processes.is_main:
         print(result.line(), flush=True)
-    require_sound(result, generator.policy.bf16)
+    require_sound(result)

@@ -156,6 +156,32 @@ class LanguageSettings(Section, Generic[A]):
         return self
 
     @model_validator(mode="after")
+    def _refuse_centred_scores_where_they_are_divided_by_their_mean(self) -> LanguageSettings:
+        if getattr(self.algorithm, "advantage", "") != "relative":
+            return self
+        for key, value in {"combine": "standardised", "normalise": "running"}.items():
+            if getattr(self.rewards, key) == value:
+                raise ValueError(
+                    f"rewards.{key} = {value} with algorithm.advantage = relative, which divides "
+                    f"by the mean score: this is 0 then. Leave rewards.{key} out, or set "
+                    "algorithm.advantage to centred"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_settings_of_the_other_divergence(self) -> LanguageSettings:
+        kind = getattr(self.algorithm, "divergence", None)
+        key = {"reverse_kl": "beta", "jsd": "gamma"}.get(str(kind), "")
+        if key and getattr(self.algorithm, key) != type(self.algorithm).model_fields[key].default:
+            other = "jsd" if kind == "reverse_kl" else "reverse_kl"
+            raise ValueError(
+                f"algorithm.{key} = {getattr(self.algorithm, key)} has no effect with "
+                f"algorithm.divergence = {kind}. Leave it out, or set algorithm.divergence to "
+                f"{other}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _refuse_critic_settings_without_a_critic(self) -> LanguageSettings:
         critic, name = self.model.critic, algorithm_name(type(self.algorithm))
         if critic != "shared" and "critic" not in self._needs():

@@ -45,7 +45,7 @@ class SampledEvaluationSettings(OfflineEvaluationSettings):
 
     size: int = Field(0, ge=0)
     """Responses to held-out prompts that are sampled per evaluation; 0 samples none."""
-    max_new_tokens: int = Field(48, ge=1)
+    max_new_tokens: int = Field(256, ge=1)
     """Longest of these, in tokens."""
 
 

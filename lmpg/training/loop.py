@@ -255,6 +255,4 @@ class Loop(ABC):
 
 
 def _ruined(step: int, how: str) -> str:
-    return (
-        f"step {step} has left weights {how}. Lower update.learning_rate or update.max_grad_norm"
-    )
+    return f"step {step} has left weights {how}. Lower update.learning_rate or update.max_grad_norm"

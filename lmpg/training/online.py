@@ -86,24 +86,26 @@ class Online(Loop):
                 "from this rollout. Lower update.learning_rate or update.max_grad_norm, "
                 f"{self.source.advice}"
             )
-        self._warn_if_all_are_alike(rollout, metrics)
+        self._warn_if_nothing_is_learned(rollout, credit)
         self._advance(rollout, metrics)
         if collected.samples:
             self.tracker.samples(iteration, collected.samples)
         return metrics | watch.seconds
 
-    def _warn_if_all_are_alike(self, rollout: Rollout, metrics: dict[str, float]) -> None:
-        """Once: an iteration that teaches nothing looks like any other in the log. The source of a
-        method with groups says more itself."""
-        unlike = metrics["policy/advantage_abs_mean"] or not rollout.counted_BT.any()
-        if self.warned or unlike or self.algorithm.group_size > 1:
+    def _warn_if_nothing_is_learned(self, rollout: Rollout, credit: Credit) -> None:
+        """Once: an iteration that teaches nothing looks like any other in the log."""
+        counted_BT = rollout.counted_BT
+        taught = (credit.advantages_BT * counted_BT).any() or not rollout.learned_BT.any()
+        if self.warned or taught:  # the source tells of rows that do not count
             return
         self.warned = True
+        why = "all advantages are 0, so no response or action is better than another"
+        if credit.learned_B is not None:
+            why = "no response is kept, as all score less than algorithm.min_score"
+        elif self.algorithm.group_size > 1:
+            why = "the responses of each group have the same score, so none is better than another"
         if self.processes.is_main:
-            logger.warning(
-                "nothing can be learned from this step: all advantages are 0, so no response or "
-                "action is better than another (said once)"
-            )
+            logger.warning("nothing can be learned from this step: %s (said once)", why)
 
     def _advance(self, rollout: Rollout, metrics: dict[str, float]) -> None:
         """Update what the next iteration starts from: counters, baseline and coefficients."""

@@ -18,16 +18,17 @@ TARGETS = {
 class OptimizerSettings(Section):
     """AdamW and its schedule."""
 
-    learning_rate: float = Field(1e-4, gt=0)
-    """Peak learning rate of AdamW."""
+    learning_rate: float = Field(1e-6, gt=0)
+    """Peak learning rate of AdamW. Where it is left out, adapters (LoRA) get ten times as much."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """linear, cosine: down to 0 at the last step."""
     warmup_steps: int = Field(0, ge=0)
     """Iterations over which the learning rate rises linearly from 0."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's decoupled weight decay."""
-    adam_eps: float = Field(1e-5, gt=0)
-    """AdamW's epsilon; 1e-5 as in the original PPO code."""
+    adam_eps: float = Field(1e-8, gt=0)
+    """AdamW's epsilon, to be far below the size of a gradient's elements: 1e-6 in a billion of them
+    with a norm of 0.03."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this global L2 norm."""
 
@@ -56,14 +57,14 @@ class UpdateSettings(OptimizerSettings):
 
     rollout_size: int = Field(64, ge=1)
     """Responses (or environment steps) per iteration, over all processes."""
-    minibatch_size: int = Field(32, ge=1)
+    minibatch_size: int = Field(16, ge=1)
     """Responses (or environment steps) per optimizer step, over all processes."""
     microbatch_size: int = Field(32, ge=1)
     """Responses (or steps) per forward and backward on one process: memory, never the result."""
     microbatch_tokens: int = Field(0, ge=0)
     """Tokens of prompts and responses, with padding, that a forward and backward holds at most,
     but one response at least: memory, never the result; 0 leaves it to microbatch_size alone."""
-    epochs: int = Field(4, ge=1)
+    epochs: int = Field(1, ge=1)
     """Passes over each rollout."""
     critic_learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate of the critic (on a shared trunk: of its value head alone), with the same

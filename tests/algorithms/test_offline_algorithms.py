@@ -41,6 +41,20 @@ def test_log_ratios_per_token_are_divided_by_the_number_of_tokens(method):
     assert terms["loss"].item() == pytest.approx(expected)
 
 
+@catches("a loss beside ipo takes ipo's log-probs per token")
+def test_beside_ipo_other_losses_keep_their_sums():
+    logprobs, lengths = torch.tensor([[-2.0], [-9.0]]), torch.tensor([[2.0], [3.0]])
+    both = DPO(loss=("sigmoid", "ipo"), beta=1.0)
+    terms = both.loss_terms(logprobs, torch.zeros(2, 1), lengths)
+    assert terms["loss/ipo"].item() == pytest.approx((2 - 1 / 2) ** 2)
+    assert terms["loss/sigmoid"].item() == pytest.approx(softplus(-7.0))
+    assert (terms["rewards/chosen"].item(), terms["rewards/rejected"].item()) == (-2.0, -9.0)
+    with_nll = DPO(loss=("ipo", "sft"), beta=1.0)
+    terms = with_nll.loss_terms(logprobs, torch.zeros(2, 1), lengths)
+    assert terms["loss"].item() == pytest.approx((2 - 1 / 2) ** 2 + 1.0)
+    assert (terms["rewards/chosen"].item(), terms["rewards/rejected"].item()) == (-1.0, -3.0)
+
+
 def test_the_loss_of_kto_values_gains_and_losses_from_its_baseline():
     method = KTO(beta=0.5, desirable_weight=2.0, undesirable_weight=3.0)
     logprobs = torch.tensor([-3.0, -3.0], requires_grad=True)

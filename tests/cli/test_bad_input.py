@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lmpg.cli.main import main, train_agent
+from lmpg.settings.section import UserError
 from tests.support.planted import catches
 from tests.support.programs import launched, let_go, own_parts, run_here, words
 from tests.support.tiny import tiny_tokenizer
@@ -187,6 +188,25 @@ def test_bad_input_is_refused_by_name_and_leaves_nothing_behind(wrong, flags, tm
     said = refusal(lambda: run_here(algorithm, given), capsys)
     assert [part for part in expected if part not in said] == [], said
     assert not (tmp_path / "run").exists()
+
+
+@catches("a reference and a teacher are looked for only after the policy is loaded")
+@pytest.mark.parametrize(
+    ("method", "key"),
+    [
+        ("ppo", "model.reference"),
+        ("dpo", "model.reference"),
+        ("kto", "model.reference"),
+        ("distillation", "model.teacher"),
+    ],
+)
+def test_other_models_are_looked_for_before_anything_is_loaded(method, key, flags, monkeypatch):
+    monkeypatch.setattr("lmpg.language.program.train_language", None)
+    monkeypatch.setattr("lmpg.language.stages.program.train_stage", None)
+    of_policy = {k: flags[k] for k in ("model.path", "data.path", "run.output-dir")}
+    rewards = {"rewards.functions": "length"} if method == "ppo" else {}
+    with pytest.raises(UserError, match=f"{key} = /nowhere/model does not exist, expected a"):
+        run_here(method, {**of_policy, **rewards, key: "/nowhere/model"})
 
 
 def test_after_a_refusal_the_corrected_command_runs_in_the_same_folder(flags, capsys):

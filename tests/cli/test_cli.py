@@ -87,9 +87,9 @@ def test_config_may_stand_anywhere(config):
 
 
 def test_only_the_final_combination_is_checked(config):
-    file = config("update: {rollout_size: 100}\n")  # not a multiple of the default minibatch, 32
+    file = config("update: {rollout_size: 100}\n")  # not a multiple of the default minibatch, 16
     assert parse("--config", file, "--update.minibatch-size", "50").update.rollout_size == 100
-    with pytest.raises(UserError, match=r"rollout_size = 100 .*minibatch_size = 32"):
+    with pytest.raises(UserError, match=r"rollout_size = 100 .*minibatch_size = 16"):
         parse("--config", file)
 
 

@@ -16,9 +16,10 @@ OWN = ["--model.path", "m", "--data.path", "d", "--rewards.functions", "f.py:f"]
 
 
 @catches("a rollout is used for several steps by a loss without ratios")
-@pytest.mark.parametrize(("name", "epochs"), [("rloo", 1), ("remax", 1), ("ppo", 4), ("grpo", 4)])
-def test_only_with_ratios_a_rollout_of_ones_own_model_is_used_again(name, epochs):
-    assert settings_of(name, OWN).update.epochs == epochs
+@pytest.mark.parametrize(("name", "steps"), [("rloo", 1), ("remax", 1), ("ppo", 4), ("grpo", 1)])
+def test_a_rollout_of_ones_own_model_is_used_again_only_where_ratios_allow(name, steps):
+    update = settings_of(name, OWN).update
+    assert update.epochs * update.rollout_size // update.minibatch_size == steps
     assert settings_of(name, [*OWN, "--update.epochs", "3"]).update.epochs == 3
 
 

@@ -8,11 +8,14 @@ import re
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from lmpg.cli.main import train_agent
 from lmpg.gym import evaluate, load, record, train
-from lmpg.gym.environments.agent import load_agent
+from lmpg.gym.environments.agent import Agent, load_agent
 from lmpg.gym.environments.normalisation import ColumnMoments, Normaliser
+from lmpg.gym.networks.mlp_policy import ActionSpec, MLPPolicy
+from lmpg.gym.networks.settings import PolicySettings
 from lmpg.settings.section import UserError
 from tests.support.planted import catches
 
@@ -113,6 +116,32 @@ def test_keyword_arguments_make_the_settings_that_flags_make(tmp_path):
 def test_bad_keyword_arguments_are_refused_by_name(given, message):
     with pytest.raises(UserError, match=re.escape(message)):
         train(**given)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("policy.safetensors", b"version https://git-lfs.github.com/spec/v1"),
+        ("policy.safetensors", None),
+        ("policy.safetensors", save({"weight": torch.zeros(1)})),
+        ("policy.json", b'{"num_features": 4, "act'),
+        ("policy.json", b"[]"),
+        ("policy.json", b'{"num_features": "four"}'),
+        ("policy.json", b"\xff\xfe"),
+        ("normalisation.json", b"{}"),
+        ("normalisation.json", b'{"mean": [1], "var": [1], "count": 1}'),
+        ("normalisation.json", b'{"mean": "x", "var": [1], "count": 1}'),
+    ],
+)
+def test_an_agent_whose_files_are_damaged_is_refused_by_the_file(name, content, tmp_path):
+    policy = MLPPolicy(2, ActionSpec("discrete", 2), PolicySettings(), critic=False)
+    Agent(policy, Normaliser(ColumnMoments.of_size(2))).save(tmp_path)
+    assert load(tmp_path).normaliser.observations.mean.shape == (2,)
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name} is damaged, or not of this agent .*copy the"):
+        load(tmp_path)
 
 
 def test_a_folder_without_an_agent_is_refused(tmp_path):

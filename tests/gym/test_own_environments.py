@@ -6,11 +6,15 @@ import functools
 import threading
 
 import gymnasium
+import numpy as np
 import pytest
 from gymnasium.envs.classic_control import CartPoleEnv
 
+from lmpg.algorithms.ppo import PPO
 from lmpg.gym import evaluate, train
+from lmpg.gym.environments.make import make_envs
 from lmpg.gym.environments.own import env_id_of
+from lmpg.gym.environments.settings import EnvSettings
 from lmpg.settings.section import UserError
 from tests.support.planted import catches
 
@@ -47,6 +51,47 @@ def test_a_class_a_function_and_an_instance_have_an_id(env, env_id):
     made = [gymnasium.make(env_id).unwrapped for _ in range(2)]
     assert all(isinstance(x, CartPoleEnv) and x is not env for x in made)
     assert made[0] is not made[1]
+
+
+class Shorter(gymnasium.Wrapper):
+    """A wrapper that gymnasium cannot make again."""
+
+
+@catches("an instance is made anew by its id, without what was changed in it")
+def test_an_instance_keeps_its_changes_and_its_wrappers():
+    env = Shorter(gymnasium.make("CartPole-v1"))
+    env.unwrapped.length = 5.0
+    made = gymnasium.make(env_id_of(env))
+    assert made.unwrapped is not env.unwrapped
+    assert made.unwrapped.length == 5.0
+    inner = made
+    while not isinstance(inner, Shorter):
+        inner = inner.env
+
+
+def test_copies_of_an_instance_that_was_used_draw_differently_though_reset_forgets_the_seed():
+    class Forgets(CartPoleEnv):
+        def reset(self, *, seed=None, options=None):
+            return super().reset()
+
+    env = Forgets()
+    env.reset()
+    envs = make_envs(EnvSettings(id=env_id_of(env)), 2)
+    first, second = envs.reset(seed=3)[0]
+    assert not np.array_equal(first, second)
+
+
+def test_an_instance_that_cannot_be_copied_is_made_anew_by_its_id_and_that_is_said(caplog):
+    env = gymnasium.make("CartPole-v1")
+    env.unwrapped.lock = threading.Lock()
+    assert isinstance(gymnasium.make(env_id_of(env)).unwrapped, CartPoleEnv)
+    assert "what was changed in it since is not in the new one" in caplog.text
+
+
+@pytest.mark.parametrize("algorithm", [PPO(), PPO, None, 5])
+def test_an_algorithm_that_is_neither_name_nor_section_is_refused(algorithm):
+    with pytest.raises(UserError, match="expected a name, as 'ppo', or a section"):
+        train("CartPole-v1", algorithm)
 
 
 def test_a_class_is_trained_resumed_and_evaluated_like_an_id(tmp_path):

@@ -13,6 +13,7 @@ from lmpg.settings.raw import merged
 from lmpg.settings.section import UserError
 from tests.settings.test_config import built
 
+NOTHING_COUNTS = {"desirable_weight": 0, "undesirable_weight": 0}
 STANDARDISED = {"rewards": {"combine": "standardised"}}
 
 
@@ -24,6 +25,26 @@ STANDARDISED = {"rewards": {"combine": "standardised"}}
             GRPO,
             merged(STANDARDISED, {"rewards": {"normalise": "running"}}),
             r"normalise = running with rewards\.combine = standardised",
+        ),
+        (
+            GRPO,
+            merged(STANDARDISED, {"algorithm": {"advantage": "relative"}}),
+            r"combine = standardised with algorithm\.advantage = relative, .* centred",
+        ),
+        (
+            GRPO,
+            {"rewards": {"normalise": "running"}, "algorithm": {"advantage": "relative"}},
+            r"normalise = running with algorithm\.advantage = relative",
+        ),
+        (
+            Distillation,
+            {"algorithm": {"beta": 0.1}},
+            r"beta = 0\.1 has no effect with .*reverse_kl.* algorithm\.divergence to jsd",
+        ),
+        (
+            Distillation,
+            {"algorithm": {"divergence": "jsd", "gamma": 1.0}},
+            r"gamma = 1\.0 has no effect with .*jsd",
         ),
         (
             GRPO,
@@ -64,6 +85,7 @@ def test_distillation_from_a_teacher_needs_no_reward():
         (DpoSettings, {"model": {"reference": "R"}, "algorithm": {"reference": False}}, "no refer"),
         (KtoSettings, {"model": {"teacher": "T"}}, r"teacher = T, which is for learning from"),
         (DpoSettings, {"model": {"reference_refresh": 1}}, r"reference_refresh = 1, which is for"),
+        (KtoSettings, {"algorithm": NOTHING_COUNTS}, r"= 0, so that no answer counts"),
     ],
 )
 def test_fixed_data_have_a_reference_where_the_loss_compares_with_one(settings, sections, message):

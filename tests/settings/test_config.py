@@ -159,8 +159,8 @@ def test_only_numbers_of_the_algorithm_that_nothing_steers_can_be_annealed():
 @pytest.mark.parametrize(
     ("algorithm", "section", "message"),
     [
-        (PPO, {"rewards": {"overlong_tokens": 49}},
-         r"overlong_tokens = 49, .* sampling\.max_new_tokens = 48"),
+        (PPO, {"rewards": {"overlong_tokens": 257}},
+         r"overlong_tokens = 257, .* sampling\.max_new_tokens = 256"),
         (PPO, {"rewards": {"truncated": "mask", "missing_eos_penalty": 1}},
          r"missing_eos_penalty = 1\.0 with rewards\.truncated = mask"),
         (PPO, {"rewards": {"score_clip": 0}}, r"score_clip = 0: expected greater than 0"),

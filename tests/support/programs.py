@@ -58,11 +58,15 @@ def own_parts(folder: Path) -> dict[str, Any]:
 
 
 def with_kind(parts: dict[str, Any], kind: dict[str, Any]) -> dict[str, Any]:
-    """Flags of `kind` over the parts; for refills a reward that few groups have a spread in."""
-    reward, folder = str(parts["rewards.functions"]), parts["model.path"].parent
+    """Flags of `kind` over the parts; for refills a reward that few groups have a spread in, and
+    that one too where several are to be combined."""
+    reward: Any = str(parts["rewards.functions"])
+    folder = parts["model.path"].parent
     named = {key: folder / kind[key] for key in ("model.teacher", "model.reference") if key in kind}
     if "sampling.max-refills" in kind:
         reward = reward.replace(":letters", ":coarse")
+    if "rewards.combine" in kind:
+        reward = (reward, reward.replace(":letters", ":coarse"))
     return {**parts, "rewards.functions": reward, **kind, **named}
 
 
@@ -88,12 +92,16 @@ def module_at(path: Path) -> ModuleType:
 
 
 def words(flags: dict[str, Any]) -> list[str]:
-    """The command line of flags; a value of True stands for the flag alone."""
+    """The command line of flags; True stands for the flag alone, a tuple for several values."""
     return [
         word
         for name, value in flags.items()
-        for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
+        for word in [f"--{name}", *([] if value is True else _several(value))]
     ]
+
+
+def _several(value: Any) -> list[str]:
+    return [str(x) for x in (value if isinstance(value, tuple | list) else (value,))]
 
 
 def run_here(algorithm: str, flags: dict[str, Any]) -> Path:

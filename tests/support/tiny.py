@@ -22,6 +22,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from lmpg.language.models.policy import CausalLMPolicy
+
 SPECIAL = ["<pad>", "<eos>", "<unk>"]
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789 .,!?+-*/=:;'\"()<>#&%$@|\n"
 VOCABULARY = len(SPECIAL) + len(CHARACTERS)
@@ -71,6 +73,21 @@ def tiny_model(kind: str = "llama", seed: int = 0, **changes):
         config = LlamaConfig(**{**shared, **grouped, "num_labels": 1, **changes})
         return LlamaForSequenceClassification(config).eval()
     return LlamaForCausalLM(LlamaConfig(**{**shared, **grouped, **changes})).eval()
+
+
+def deep_policy() -> CausalLMPolicy:
+    """A policy in bf16 whose rounding moves log-probs by more than 0.1 nats: many layers, and a
+    vocabulary with many unlikely tokens."""
+    size = {"num_hidden_layers": 24, "vocab_size": 4096, "initializer_range": 0.5}
+    return CausalLMPolicy(
+        tiny_model(**size),
+        None,
+        temperature=1.0,
+        eos_token_ids=(EOS,),
+        pad_token_id=PAD,
+        context_length=CONTEXT,
+        bf16=True,
+    )
 
 
 def save_tiny(folder: Path | str, kind: str = "llama", seed: int = 0, **changes) -> str:

@@ -32,6 +32,7 @@ from tests.support.programs import (
 TOLERANCE = 1e-5
 GROUPS = {"update.rollout-size": 20, "algorithm.group-size": 4, "algorithm.kl-coef": 0.1}
 TIGHT = {"algorithm.clip": 0.3, "algorithm.clip-high": 0.4}  # GSPO's own bounds leave no gradient
+ABOVE = {"algorithm.keep": 3, "algorithm.kl-coef": 0, "algorithm.min-score": -0.4}
 REFILLED = {
     "sampling.max-refills": 2,
     "rewards.overlong-tokens": 4,
@@ -66,9 +67,11 @@ KINDS = {
     "gmpo": ("gmpo", GROUPS | {"algorithm.dual-clip": 3.0, "rewards.truncated": "mask_loss"}),
     "cispo": ("cispo", GROUPS),
     "sapo": ("sapo", GROUPS),
-    "gdpo": ("gdpo", GROUPS),
+    "gdpo": ("gdpo", GROUPS | {"rewards.combine": "standardised"}),
     "opo": ("opo", GROUPS | {"algorithm.kl-coef": 0}),
     "raft": ("raft", GROUPS | {"algorithm.keep": 2, "algorithm.kl-coef": 0}),
+    # 4, 6 and 7 responses are kept, so that processes learn from differing numbers of them
+    "raft above a score": ("raft", GROUPS | ABOVE),
     "distillation": ("distillation", {"model.teacher": "other"}),
     "gkd": ("gkd", {"model.teacher": "other", "model.lora.rank": 8, "update.adam-eps": 1e-3}),
     "shaped": ("ppo", SHAPED),

@@ -36,7 +36,10 @@ KINDS = {
     "reinforce": ("reinforce", {"algorithm.baseline": "ema"}),
     "lora": ("ppo", {"model.lora.rank": 8}),
     "shaped": ("ppo", SHAPED),
-    "refilled": ("grpo", {"algorithm.group-size": 4, "sampling.max-refills": 2}),
+    "refilled, stopped": (
+        "grpo",
+        {"algorithm.group-size": 4, "sampling.max-refills": 2, "sampling.stop": "e"},
+    ),
     "cartpole": ("gym", {"env.id": "CartPole-v1", **AGENT}),
     "pendulum": ("gym", {"env.id": "Pendulum-v1", **AGENT}),
 }

@@ -242,9 +242,8 @@ def test_an_update_without_limits_never_waits_to_see_how_far_the_policy_went(mon
         ({"target_clip_fraction": 0.99}, 9),
     ):
         looks.clear()
-        updater_for(policy, rollout_size=64, minibatch_size=32, **limits).update(
-            PPO(), rollout, credit, 1
-        )
+        updater = updater_for(policy, rollout_size=64, minibatch_size=32, epochs=4, **limits)
+        updater.update(PPO(), rollout, credit, 1)
         assert len(looks) == expected  # 8 minibatches, and the metrics
 
 
@@ -284,12 +283,12 @@ def test_where_one_step_follows_the_policy_it_finds_is_the_old_one(algorithm):
 @pytest.mark.parametrize(
     ("name", "flags", "expected"),
     [
-        ("grpo", ["--update.epochs", "1", "--update.minibatch-size", "64"], "update"),
-        ("grpo", ["--update.epochs", "1"], "recomputed"),
-        ("grpo", ["--update.minibatch-size", "64"], "recomputed"),
-        ("rloo", ["--update.minibatch-size", "64"], "recomputed"),
-        ("rloo", ["--update.minibatch-size", "64", "--algorithm.kl-coef", "0"], "update"),
-        ("ppo", ["--update.epochs", "1", "--update.minibatch-size", "64"], "recomputed"),
+        ("grpo", [], "update"),
+        ("grpo", ["--update.minibatch-size", "32"], "recomputed"),
+        ("grpo", ["--update.epochs", "4"], "recomputed"),
+        ("rloo", [], "recomputed"),
+        ("rloo", ["--algorithm.kl-coef", "0"], "update"),
+        ("ppo", ["--update.minibatch-size", "64"], "recomputed"),
     ],
 )
 def test_log_probs_are_not_looked_at_again_only_where_nothing_asks_for_them(name, flags, expected):

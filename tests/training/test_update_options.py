@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lmpg.algorithms.grpo import GRPO
 from lmpg.algorithms.ppo import PPO
+from lmpg.algorithms.raft import RAFT
 from lmpg.algorithms.reinforce import REINFORCE
 from lmpg.algorithms.reinforce_plus_plus import ReinforcePlusPlus
 from lmpg.runtime.processes import Processes
@@ -106,9 +108,21 @@ class SameRewards:
         return Collected(bandit_rollout(self.policy, 8, 0, iteration, rewards=rewards), {})
 
 
-@catches("advantages of 0 are not told of")
-@pytest.mark.parametrize("algorithm", [ReinforcePlusPlus(kl_coef=0), REINFORCE(kl_coef=0)])
-def test_a_rollout_whose_advantages_are_all_zero_is_told_of_once(algorithm, caplog):
+@catches("advantages of 0 are not told of", "responses that are all too bad are not told of")
+@pytest.mark.parametrize(
+    ("algorithm", "why"),
+    [
+        (ReinforcePlusPlus(kl_coef=0), "all advantages are 0, so no response or action is better"),
+        (REINFORCE(kl_coef=0), "all advantages are 0, so no response or action is better"),
+        (GRPO(group_size=4), "the responses of each group have the same score"),
+        (
+            RAFT(group_size=4, min_score=2.0),
+            "no response is kept, as all score less than algorithm.min_score",
+        ),
+        (RAFT(group_size=4), None),  # learns from the first of equals
+    ],
+)
+def test_a_rollout_that_teaches_nothing_is_told_of_once(algorithm, why, caplog):
     policy = BanditPolicy()
     nothing = dict.fromkeys(("tracker", "folder", "settings", "every", "save_policy"))
     online = Online(
@@ -122,5 +136,6 @@ def test_a_rollout_whose_advantages_are_all_zero_is_told_of_once(algorithm, capl
     )
     online.iterate(1)
     online.iterate(2)
-    (said,) = [record.getMessage() for record in caplog.records]
-    assert "nothing can be learned from this step: all advantages are 0" in said
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (why is not None)
+    assert all(f"nothing can be learned from this step: {why}" in x for x in said)

@@ -8,22 +8,18 @@ Other losses of the pair take its place, or several are added up; without a refe
 
 from __future__ import annotations
 
-from pydantic import Field
 from torch import Tensor
 
-from lmpg.algorithms.shared.pair_losses import PairLosses
+from lmpg.algorithms.shared.pair_losses import WITHOUT_REFERENCE, PairLosses
 from lmpg.functional.preference_losses import pair_loss
 
 
 class DPO(PairLosses):
     """What an answer's log-probs are compared with, and how a wrong order is punished."""
 
-    beta: float = Field(0.1, gt=0)
-    """β: how closely the policy stays at the reference; ipo aims for a difference of 1/(2β),
-    sppo_hard for that above the reference and below it."""
     per_token: bool = False
-    """Mean log-probs of an answer's tokens, not their sum; with ipo it is always the mean, and
-    odds_ratio and sft take the mean in any case."""
+    """Mean log-probs of an answer's tokens, not their sum; ipo, odds_ratio and sft take the mean in
+    any case."""
 
     def loss_terms(
         self,
@@ -35,12 +31,14 @@ class DPO(PairLosses):
         """`loss` of N pairs, its parts if there are several, and βΔ of both answers; row 0 is of
         the chosen ones. shift: the mean βΔ of the answers so far, from which bco_pair measures."""
         delta_2N = logprobs_2N - ref_logprobs_2N
-        if self.per_token or "ipo" in self.loss:
-            delta_2N = delta_2N / num_tokens_2N
+        mean_delta_2N = delta_2N / num_tokens_2N
+        if self.per_token or set(self.loss) - WITHOUT_REFERENCE == {"ipo"}:
+            delta_2N = mean_delta_2N
         options = {"beta": self.beta, "gamma": self.gamma, "smoothing": self.label_smoothing}
         means_2N = logprobs_2N / num_tokens_2N
+        own = dict.fromkeys(self.loss, delta_2N) | {"ipo": mean_delta_2N}
         parts = {
-            name: pair_loss(name, delta_2N, means_2N, shift=shift, **options) for name in self.loss
+            name: pair_loss(name, own[name], means_2N, shift=shift, **options) for name in self.loss
         }
         loss_N = sum(weight * parts[name] for name, weight in self.weighted_losses.items())
         terms = {"loss": loss_N}

@@ -26,6 +26,9 @@ class PairLosses(Section):
     """ε: share of pairs that are labelled the wrong way round."""
     reference: bool = True
     """Compare with the model that training starts from; SimPO, CPO and ORPO do without."""
+    beta: float = Field(0.1, gt=0)
+    """β: how closely the policy stays at the reference; ipo aims for a difference of 1/(2β),
+    sppo_hard for that above the reference and below it."""
     gamma: float = Field(0.0, ge=0)
     """γ: by how much the chosen answer's reward is to exceed the other's, as in SimPO."""
 
@@ -74,6 +77,13 @@ class PairLosses(Section):
             raise ValueError(
                 f"algorithm.gamma = {self.gamma} has no effect with algorithm.loss = {named}"
                 f"{where}. Set algorithm.gamma to 0"
+            )
+        beta = type(self).model_fields["beta"].default
+        if losses <= WITHOUT_REFERENCE and self.beta != beta:
+            raise ValueError(
+                f"algorithm.beta = {self.beta} has no effect with algorithm.loss = {named}: how "
+                "much each counts (λ of ORPO) is in algorithm.loss_weights. Leave algorithm.beta "
+                f"at {beta}"
             )
         if self.reference and losses <= WITHOUT_REFERENCE:
             raise ValueError(

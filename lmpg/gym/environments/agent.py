@@ -12,7 +12,7 @@ from gymnasium import Space
 
 from lmpg.gym.environments.normalisation import ColumnMoments, Normaliser
 from lmpg.gym.environments.spaces import Actions, Observations
-from lmpg.gym.networks.mlp_policy import MLPPolicy, load_mlp_policy
+from lmpg.gym.networks.mlp_policy import MLPPolicy, load_mlp_policy, refused_where_damaged
 from lmpg.settings.section import UserError
 
 STATISTICS = "normalisation.json"
@@ -64,6 +64,10 @@ def load_agent(folder: str | Path) -> Agent:
     policy, path = load_mlp_policy(folder), folder / STATISTICS
     if not path.is_file():
         return Agent(policy, Normaliser())
-    found = json.loads(path.read_text(encoding="utf-8"))
-    known = ColumnMoments(np.array(found["mean"]), np.array(found["var"]), found["count"])
+    with refused_where_damaged(path):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        mean, var = (np.array(found[name], dtype=float) for name in ("mean", "var"))
+        known = ColumnMoments(mean, var, float(found["count"]))
+        if not known.mean.shape == known.var.shape == (policy.num_features,):
+            raise ValueError(f"moments of {known.mean.shape}, not {policy.num_features} features")
     return Agent(policy, Normaliser(known))

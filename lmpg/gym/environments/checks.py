@@ -7,7 +7,6 @@ at the first step, and leaves what it finds to a traceback.
 from __future__ import annotations
 
 import inspect
-import logging
 import math
 import traceback
 from typing import Any
@@ -16,20 +15,13 @@ import gymnasium
 import numpy as np
 from gymnasium import Space, spaces
 
+from lmpg.settings.said_once import say_once
 from lmpg.settings.section import UserError
 
 RESET = "reset(self, *, seed=None, options=None), which returns (observation, info)"
+FAILURES = (Exception, SystemExit)
+"""What an environment's code may raise; one that calls `sys.exit` does not mean the run's end."""
 STEP = "(observation, reward, terminated, truncated, info)"
-
-_log = logging.getLogger(__name__)
-_said: set[str] = set()
-
-
-def say_once(text: str) -> None:
-    """Warn, unless this process has said the same before."""
-    if text not in _said:
-        _said.add(text)
-        _log.warning("%s", text)
 
 
 def mistake(env_id: str, text: str) -> UserError:
@@ -37,7 +29,7 @@ def mistake(env_id: str, text: str) -> UserError:
     return UserError(f"env.id = {env_id}: {text}")
 
 
-def raised(env_id: str, where: str, error: Exception) -> UserError:
+def raised(env_id: str, where: str, error: BaseException) -> UserError:
     """The error for an exception of the environment's own, with its place in the code."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     text = " ".join(str(error).split())
@@ -117,7 +109,8 @@ def say_bounds(env_id: str, space: Space, x: Any) -> None:
         if ((np.asarray(x) < low) | (np.asarray(x) > high)).any():
             say_once(
                 f"env.id = {env_id}: it shows {_short(x)}, outside of its observation_space "
-                f"{space}. Training takes the numbers as they are"
+                f"{space}. Training takes the numbers as they are",
+                about=f"bounds of {env_id}",
             )
 
 

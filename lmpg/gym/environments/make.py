@@ -13,6 +13,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
+from lmpg.gym.environments.checks import FAILURES
 from lmpg.gym.environments.copies import Copies
 from lmpg.gym.environments.problems import register_problems
 from lmpg.gym.environments.rewind import Rewindable
@@ -54,7 +55,7 @@ def _refused(env_id: str, kwargs: dict[str, Any]) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # a constructor may raise anything
+    except FAILURES as error:  # a constructor may raise anything
         raise UserError(
             f"env.id = {env_id} with env.kwargs = {kwargs} cannot be made: "
             f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -79,7 +80,7 @@ def find_spec(env_id: str) -> EnvSpec:
     if module:
         try:
             importlib.import_module(module)
-        except Exception as error:  # a module may raise anything
+        except FAILURES as error:  # a module may raise anything
             why = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise UserError(
                 f"env.id = {env_id}: the module {module} cannot be imported ({why}). Install it, "
@@ -104,9 +105,11 @@ def _make_native(settings: EnvSettings, num_envs: int) -> VectorEnv:
 
 def _make_copies(settings: EnvSettings, num_envs: int) -> VectorEnv:
     kind = AsyncVectorEnv if settings.vectorization == "async" else Copies
+    spec = find_spec(settings.id)
     if kind is AsyncVectorEnv:  # one here first: what a worker refuses comes with its traceback
-        _tried(_make_copy(settings.id, settings.kwargs, 0))
-    makers = [partial(_make_copy, settings.id, settings.kwargs, i) for i in range(num_envs)]
+        _tried(_make_copy(settings, spec, 0))
+    # a worker that does not inherit this process's memory has not registered what this one has
+    makers = [partial(_make_copy, settings, spec, i) for i in range(num_envs)]
     return kind(makers, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
@@ -117,6 +120,6 @@ def _tried(env: Rewindable) -> None:
     env.close()
 
 
-def _make_copy(env_id: str, kwargs: dict[str, Any], index: int) -> Rewindable:
-    env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
-    return Rewindable(env, index, env_id)
+def _make_copy(settings: EnvSettings, spec: EnvSpec, index: int) -> Rewindable:
+    env = gymnasium.make(spec, disable_env_checker=True, **settings.kwargs)
+    return Rewindable(env, index, settings.id)

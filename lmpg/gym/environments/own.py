@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
+from lmpg.settings.said_once import say_once
 from lmpg.settings.section import UserError
 
 Env = str | type | Callable[..., gymnasium.Env] | gymnasium.Env
@@ -53,17 +53,13 @@ def _maker(env: Any) -> Callable[..., gymnasium.Env]:
 
 
 def _copier(env: gymnasium.Env) -> Callable[..., gymnasium.Env]:
-    """Makes copies of an instance: by its spec where gymnasium made it, else of the object."""
+    """Makes copies of an instance, with whatever was changed in it."""
     inner = env.unwrapped
-    if env.spec is not None:
-        make: Callable[..., gymnasium.Env] = functools.partial(gymnasium.make, copy.copy(env.spec))
-    else:
-        make = functools.partial(_copied, env)
 
     def again(**kwargs: Any) -> gymnasium.Env:
         if kwargs:
             raise UserError(f"env.kwargs = {kwargs}, but the environment is made already")
-        return make()
+        return _copied(env)
 
     again.__name__, again.__module__ = type(inner).__name__, type(inner).__module__
     return again
@@ -71,9 +67,28 @@ def _copier(env: gymnasium.Env) -> Callable[..., gymnasium.Env]:
 
 def _copied(env: gymnasium.Env) -> gymnasium.Env:
     try:
-        return copy.deepcopy(env)
-    except Exception as error:
+        found = copy.deepcopy(env)
+    except Exception as error:  # what a simulator or a window holds may not be copied
+        return _made_anew(env, error)
+    # copies of a generator would all draw the same where `reset` forgets to seed it
+    found.unwrapped._np_random = None
+    return found
+
+
+def _made_anew(env: gymnasium.Env, problem: Exception) -> gymnasium.Env:
+    """Another one like an environment that cannot be copied, from the id that it was made by."""
+    why = f"env = {env!r} cannot be copied ({' '.join(str(problem).split())})"
+    try:
+        if env.spec is None:
+            raise ValueError("no id")
+        found = gymnasium.make(copy.copy(env.spec))
+    except ValueError:  # no id, or a wrapper of which gymnasium does not know its arguments
         raise UserError(
-            f"env = {env!r} cannot be copied ({error}), but each of env.num_envs is one of its "
-            "own. Give its class, or a function that makes one"
-        ) from error
+            f"{why}, but each of env.num_envs is one of its own. Give its class, or a function "
+            "that makes one"
+        ) from None
+    say_once(
+        f"{why} and is made anew from {env.spec.id}: what was changed in it since is not in the "
+        "new one. Give a function that makes it to keep such changes"
+    )
+    return found

@@ -21,6 +21,7 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
 from lmpg.gym.environments.checks import (
+    FAILURES,
     flag,
     number,
     raised,
@@ -28,9 +29,9 @@ from lmpg.gym.environments.checks import (
     require_reset,
     require_step,
     say_bounds,
-    say_once,
 )
 from lmpg.gym.environments.memory import listed, put_back, remembered, same
+from lmpg.settings.said_once import say_once
 from lmpg.settings.section import UserError
 
 Snapshot = dict[str, Any]
@@ -71,7 +72,7 @@ class Rewindable(gymnasium.Wrapper):
         self._ended = False
         try:
             found = self.env.reset(seed=seed, options=options)
-        except Exception as error:
+        except FAILURES as error:
             raise self._broken(error, "reset", seed=seed, options=options) from error
         if not (self._stepped and len(found) == 2 and self._is_usual(found[0])):
             require_reset(self.env_id, self._seen, found)
@@ -85,7 +86,7 @@ class Rewindable(gymnasium.Wrapper):
         try:
             found = self.env.step(action)
             observation, reward, terminated, truncated, info = found
-        except Exception as error:
+        except FAILURES as error:
             raise self._broken(error, "step", action) from error
         if not (self._stepped and type(info) is dict and self._is_usual(observation)):
             require_step(self.env_id, self._seen, found)
@@ -104,13 +105,20 @@ class Rewindable(gymnasium.Wrapper):
             observation = copy.deepcopy(observation)
         return observation, reward, terminated, truncated, info
 
+    def close(self) -> None:
+        """As the environment's; an error there costs nothing that was learned."""
+        try:
+            self.env.close()
+        except FAILURES as error:
+            say_once(str(raised(self.env_id, "close()", error)))
+
     def _is_usual(self, observation: Any) -> bool:
         """Whether an observation fits at a glance; what doesn't is looked at closely."""
         if self._shape is not None:
             return type(observation) is np.ndarray and observation.shape == self._shape
         return type(observation) in (int, np.int64) and observation in self._choices
 
-    def _broken(self, error: Exception, method: str, *args: Any, **kwargs: Any) -> UserError:
+    def _broken(self, error: BaseException, method: str, *args: Any, **kwargs: Any) -> UserError:
         """The error to raise instead of one that came from the environment, or from a wrapper
         that could not unpack what the environment returned."""
         try:
@@ -119,7 +127,7 @@ class Rewindable(gymnasium.Wrapper):
             require(self.env_id, self.unwrapped.observation_space, found)
         except UserError as mistake:
             return mistake
-        except Exception:
+        except FAILURES:
             pass
         return raised(self.env_id, f"{method}()", error)
 

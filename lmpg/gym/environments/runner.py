@@ -15,11 +15,12 @@ import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from torch import Tensor
 
-from lmpg.gym.environments.checks import raised, require_finite, say_once
+from lmpg.gym.environments.checks import FAILURES, raised, require_finite
 from lmpg.gym.environments.experience import Column, rollout_of
 from lmpg.gym.environments.normalisation import Normaliser
 from lmpg.gym.environments.rewind import load_envs, save_envs
 from lmpg.gym.environments.spaces import Actions, Observations
+from lmpg.settings.said_once import say_once
 from lmpg.settings.section import RunStopped, UserError
 from lmpg.types import Evaluation, Rollout
 
@@ -150,7 +151,7 @@ class Runner:
             return self.observations.features(raw), *rest
         except UserError as error:
             wrong = error
-        except Exception as error:
+        except FAILURES as error:
             wrong = raised(self.env_id, "step()", error)
         # workers that have failed cannot be saved
         kind = UserError if isinstance(self.envs, AsyncVectorEnv) else RunStopped
@@ -161,11 +162,11 @@ class Runner:
         good as another."""
         dimension = self.actions.cut_off(np.concatenate(actions))
         if dimension is not None:
+            squash = "try --policy.squash True, or " if self.actions.bounded else ""
             say_once(
                 f"env.id = {self.env_id}: nearly every action (number {dimension}) was cut to one "
                 f"bound of {self.actions.space}, and nothing is learned from these. Unless that "
-                "bound is best, try --policy.squash True, or let the environment scale actions "
-                "around 0"
+                f"bound is best, {squash}let the environment scale actions around 0"
             )
 
     def _last_observations(self, ended: np.ndarray, info: dict[str, Any]) -> np.ndarray:

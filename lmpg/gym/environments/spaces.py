@@ -100,6 +100,10 @@ def batched(space: Space, single: Sequence[Any]) -> Any:
     return found if isinstance(space, spaces.Dict) else tuple(found.values())
 
 
+def _is_bounded(space: Space) -> bool:
+    return isinstance(space, spaces.Box) and space.is_bounded()
+
+
 @dataclass(frozen=True)
 class Actions:
     """An action space, and the map from the policy's actions to the environment's.
@@ -115,7 +119,7 @@ class Actions:
     def of(cls, space: Space, env_id: str, squash: bool) -> Actions:
         """The distribution that fits `space`; others than Discrete, MultiDiscrete, MultiBinary and
         Box are refused, and those without bounds where actions are to be squashed into them."""
-        if squash and not (isinstance(space, spaces.Box) and space.is_bounded()):
+        if squash and not _is_bounded(space):
             raise UserError(
                 f"policy.squash brings actions into their bounds, but those of env.id = {env_id} "
                 f"are {space}. Leave policy.squash out"
@@ -137,6 +141,11 @@ class Actions:
             "MultiBinary or a Box of floats. Wrap the environment so that it has one of these, "
             "register it and give its id"
         )
+
+    @property
+    def bounded(self) -> bool:
+        """Whether actions could be squashed into bounds."""
+        return _is_bounded(self.space)
 
     def cut_off(self, actions: np.ndarray) -> int | None:
         """Which number of the policy's actions [N, …] nearly always lies beyond the same bound of

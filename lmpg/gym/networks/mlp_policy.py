@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -141,16 +143,32 @@ def load_mlp_policy(folder: str | Path) -> MLPPolicy:
     path = Path(folder) / "policy.json"
     if not path.is_file():
         raise UserError(f"{folder} holds no policy.json; expected the final/ folder of a gym run")
-    described = json.loads(path.read_text())
-    actions = described["actions"]
-    policy = MLPPolicy(
-        described["num_features"],
-        ActionSpec(**{**actions, "choices": tuple(actions.get("choices", ()))}),
-        PolicySettings(**described["policy"]),
-        described["critic"],
-    )
-    policy.load_trainable_state(load_file(path.with_name("policy.safetensors")))
+    with refused_where_damaged(path):
+        described = json.loads(path.read_text())
+        actions = described["actions"]
+        policy = MLPPolicy(
+            described["num_features"],
+            ActionSpec(**{**actions, "choices": tuple(actions.get("choices", ()))}),
+            PolicySettings(**described["policy"]),
+            described["critic"],
+        )
+    weights = path.with_name("policy.safetensors")
+    with refused_where_damaged(weights):
+        policy.load_trainable_state(load_file(weights))
     return policy
+
+
+@contextmanager
+def refused_where_damaged(path: Path) -> Iterator[None]:
+    """Turns what a file of an agent raises that is missing, cut or another's into a UserError."""
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(
+            f"{path} is damaged, or not of this agent ({type(error).__name__}: {why:.200}), "
+            "expected the file that the gym run wrote; copy the run's final/ folder again"
+        ) from None
 
 
 def distribution_of(actions: ActionSpec, settings: PolicySettings) -> ActionDistribution:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 from functools import lru_cache
 from typing import Any
 
+from lmpg.settings.said_once import say_once
 from lmpg.settings.section import UserError
-
-logger = logging.getLogger(__name__)
 
 Messages = list[dict[str, Any]]
 ChatOptions = dict[str, Any]
@@ -170,15 +168,9 @@ def _read_options(tokenizer: Any, messages: Messages, options: ChatOptions) -> C
                 "the message a text."
             )
     if options.get("tools") and not re.search(r"\btools\b", template):
-        warn_once("the chat template writes no tools, so the column 'tools' is not used")
+        say_once("data: the chat template writes no tools, so the column 'tools' is not used")
         return {name: value for name, value in options.items() if name != "tools"}
     return options
-
-
-@lru_cache(maxsize=64)
-def warn_once(text: str) -> None:
-    """Logs what is odd about the data, each text once."""
-    logger.warning("data: %s (said once)", text)
 
 
 def _read_messages(tokenizer: Any, messages: Messages) -> Messages:

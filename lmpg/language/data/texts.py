@@ -19,7 +19,6 @@ from lmpg.language.data.chat import (
     is_begun,
     render_chat,
     text_or_messages,
-    warn_once,
 )
 from lmpg.language.data.chats.wanted import as_chat, refuse_chat
 from lmpg.language.data.examples import RowFilter, Split, columns_of, load_split, require_column
@@ -35,6 +34,7 @@ from lmpg.language.data.tokenizing import (
     reads_special_tokens_as_text,
     shared_length,
 )
+from lmpg.settings.said_once import say_once
 from lmpg.settings.section import UserError
 
 # how a chat ends: behind its last message, where the assistant's turn is opened, within that turn
@@ -215,9 +215,9 @@ def _require_prefixes(before: str, through: str, whole: str, where: str) -> None
 def _say_if_left_out(content: str, written: str) -> None:
     """Logs once if the template leaves out part of what the assistant says; spaces don't count."""
     if content not in written and "".join(content.split()) not in "".join(written.split()):
-        warn_once(
-            "the chat template leaves out part of what the assistant says (such as its thinking), "
-            "so that part is not learned"
+        say_once(
+            "data: the chat template leaves out part of what the assistant says (such as its "
+            "thinking), so that part is not learned"
         )
 
 

@@ -98,7 +98,8 @@ def token_logprobs_of(
 
 @torch.no_grad()
 def refuse_unknown_head(policy) -> None:
-    """UserError unless the policy's log-probs are those of the model's own logits."""
+    """UserError unless the policy's log-probs are those of the model's own logits, in float32:
+    bfloat16 moves those of unlikely tokens by more than some heads would."""
     ids, lengths = probe_ids(policy.causal_lm, 1, 8), torch.tensor([4])
     inputs = {
         "prompt_ids": ids[:, :4],
@@ -107,8 +108,9 @@ def refuse_unknown_head(policy) -> None:
         "response_lengths": lengths,
     }
     inputs = {name: value.to(policy.device) for name, value in inputs.items()}
-    found = policy.evaluate(inputs).logprobs_BT
-    difference = float((found - policy.plain_logprobs(inputs)).abs().max())
+    with policy.in_float32():
+        found = policy.evaluate(inputs).logprobs_BT
+        difference = float((found - policy.plain_logprobs(inputs)).abs().max())
     if math.isnan(difference):
         raise UserError(
             f"model.path: the log-probs of {type(policy.causal_lm).__name__} are NaN, expected "
@@ -117,7 +119,7 @@ def refuse_unknown_head(policy) -> None:
         )
     # a temperature below 1 magnifies logits, and with them their rounding
     difference *= min(1.0, policy.temperature)
-    if difference > NATS[torch.bfloat16 if policy.bf16 else torch.float32]:
+    if difference > NATS:
         raise UserError(
             f"model.path: {type(policy.causal_lm).__name__} changes hidden states before its output "
             f"layer, or logits after it, in a way that lmpg does not know (log-probs differ by "

@@ -60,7 +60,7 @@ def refuse_unpackable(policy: CausalLMPolicy) -> None:
             policy, "it takes no position ids: the texts of a row would follow each other"
         )
     difference = _difference_together(policy)
-    if not difference <= NATS[torch.float32]:
+    if not difference <= NATS:
         raise _refusal(
             policy, f"its log-probs in a row with another text differ by {difference:.1g}"
         )
@@ -79,13 +79,11 @@ def _difference_together(policy: CausalLMPolicy) -> float:
     length = max(2, min(16, policy.context_length // 2))
     texts = probe_ids(policy.causal_lm, 2, length).tolist()
     inputs = language_inputs([t[:1] for t in texts], [t[1:] for t in texts], policy.pad_token_id)
-    bf16, policy.bf16 = policy.bf16, False
     try:
-        row = [(text, [False] + [True] * (length - 1)) for text in texts]
-        together, _ = packed_logprobs(policy, [row])
-        alone = policy.evaluate({name: x.to(policy.device) for name, x in inputs.items()})
+        with policy.in_float32():
+            row = [(text, [False] + [True] * (length - 1)) for text in texts]
+            together, _ = packed_logprobs(policy, [row])
+            alone = policy.evaluate({name: x.to(policy.device) for name, x in inputs.items()})
     except Exception as error:  # whatever a model's code does with a mask that it does not know
         raise _refusal(policy, f"it fails on such rows ({error})") from error
-    finally:
-        policy.bf16 = bf16
     return float((together - alone.logprobs_BT.flatten()).abs().max())

@@ -18,7 +18,7 @@ from lmpg.language.models.forward.response_states import ResponseStates, respons
 from lmpg.language.models.forward.reuse import ForwardReuse
 from lmpg.language.models.head import Head
 from lmpg.language.models.lora import save_adapter_and_merged
-from lmpg.language.models.precision import save_folder
+from lmpg.language.models.precision import in_float32, save_folder
 from lmpg.language.models.reference import Reference
 from lmpg.settings.section import UserError
 from lmpg.types import Evaluation
@@ -84,6 +84,16 @@ class CausalLMPolicy(nn.Module):
     def autocast(self) -> torch.autocast:
         """The precision that sampling and evaluation compute in."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """A block in which all that the policy computes is float32, for probes that judge it."""
+        bf16, self.bf16 = self.bf16, False
+        try:
+            with in_float32(self.device):
+                yield
+        finally:
+            self.bf16 = bf16
 
     def evaluate(self, inputs: dict[str, Tensor]) -> Evaluation:
         """Log-probs, entropy and values of the response tokens, and while learning from a teacher's

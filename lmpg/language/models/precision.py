@@ -43,6 +43,19 @@ def fast_bf16(device: torch.device) -> bool:
 
 
 @contextmanager
+def in_float32(device: torch.device) -> Iterator[None]:
+    """Products in whole float32 for the time of a block, whatever was switched on around it: what
+    is compared there differs by what is computed and not by rounding."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """For the time of a block in which models are written; errors still raise."""
     verbosity = transformers_logging.get_verbosity()

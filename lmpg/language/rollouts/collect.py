@@ -26,7 +26,7 @@ class LanguageSource:
 
     refresh_every: iterations after which the reference becomes the policy; 0: never.
     processing: what is done to scores, with the statistics of all iterations so far. begun: whether
-    a rollout was asked for. warned: whether a rollout without signal was reported.
+    a rollout was asked for. warned: whether a rollout of which nothing counts was reported.
     """
 
     generator: Generator
@@ -57,7 +57,7 @@ class LanguageSource:
         self.processing = sampled.processing
         with watch("time/reference"):
             part = self._assembled(sampled.groups)
-        self._warn_if_no_signal(part.rollout, sampled)
+        self._warn_if_none_counts(part.rollout)
         metrics = self._metrics(part, sampled) | watch.seconds
         due = self.samples_every and (iteration == 1 or iteration % self.samples_every == 0)
         return Collected(part.rollout, metrics, part.shown[:SHOWN] if due else [])
@@ -106,13 +106,12 @@ class LanguageSource:
             metrics["frac_reward_zero_std"] = has_spread.count(False) / len(has_spread)
         return metrics | sampled.metrics
 
-    def _warn_if_no_signal(self, rollout: Rollout, sampled: Sampled) -> None:
+    def _warn_if_none_counts(self, rollout: Rollout) -> None:
         """Once: an iteration that teaches nothing looks like any other in the log."""
-        why = None
-        if not rollout.learned_BT.any():
-            why = "no response counts: all are without a score or masked (rewards.truncated)"
-        elif self.algorithm.group_size > 1 and not any(sampled.has_spread):
-            why = "the responses of each group have the same score, so none is better than another"
-        if why and not self.warned and self.generator.processes.is_main:
-            self.warned = True
-            logger.warning("nothing can be learned from this step: %s (said once)", why)
+        if rollout.learned_BT.any() or self.warned or not self.generator.processes.is_main:
+            return
+        self.warned = True
+        logger.warning(
+            "nothing can be learned from this step: no response counts: all are without a score "
+            "or masked (rewards.truncated) (said once)"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -18,6 +19,7 @@ from lmpg.language.models.reference import Reference
 from lmpg.language.rewards.scorer import PendingScores, Scorer
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.sampling.samples import Samples, concatenated
+from lmpg.language.sampling.stops import NewSearch, stopping
 from lmpg.runtime.processes import Processes
 from lmpg.runtime.seeding import generator
 from lmpg.training.old_logprobs import RECOMPUTED, OldLogprobs
@@ -33,7 +35,8 @@ class Completions:
     """What one rank generated; row b completes `prompts[b]`.
 
     samples: padded token ids, with the numbers that the sampler recorded. ids: the same token ids
-    without padding, EOS included. finished: whether the row ended by EOS, not at the length limit.
+    without padding, EOS included. finished: whether the row ended by EOS or a stop string, not at
+    the length limit.
     """
 
     prompts: list[Prompt]
@@ -74,6 +77,16 @@ class Completions:
         samples = concatenated([x.samples for x in parts], pad_token_id)
         names = ("prompts", "texts", "ids", "finished")
         return cls(samples=samples, **{name: together(name) for name in names})
+
+
+def stop_search(
+    strings: tuple[str, ...], tokenizer: Any, policy: CausalLMPolicy
+) -> NewSearch | None:
+    """What looks for stop strings while the policy is sampled; None where there are none."""
+    if not strings:
+        return None
+    texts = partial(completion_texts, tokenizer, eos_token_ids=())
+    return stopping(strings, texts, policy.eos_token_ids)
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,24 @@ from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.sampling.choice import Choice, choose
 from lmpg.language.sampling.engines.protocol import Engine
 from lmpg.language.sampling.samples import DistinctPrompts, Recorded, Samples, recorded_samples
+from lmpg.language.sampling.stops import StopSearch
 
 
 class Decoding:
     """One batch being sampled: `choose` and `advance` in turns, then `samples`."""
 
     def __init__(
-        self, engine: Engine, policy: CausalLMPolicy, prompts: DistinctPrompts, limits_B: Tensor
+        self,
+        engine: Engine,
+        policy: CausalLMPolicy,
+        prompts: DistinctPrompts,
+        limits_B: Tensor,
+        search: StopSearch | None = None,
     ):
-        """All on the policy's device: row b gets at most limits_B[b] tokens."""
+        """All on the policy's device: row b gets at most limits_B[b] tokens, or ends where `search`
+        finds a stop string."""
         self._engine, self._policy, device = engine, policy, policy.device
+        self._search, self._num_read = search, 0
         self._eos = torch.tensor(policy.eos_token_ids, device=device)
         self._limits_R = self._limits_B = limits_B
         self._first_limit = int(limits_B.min())
@@ -44,6 +52,7 @@ class Decoding:
 
     def drop_finished(self) -> bool:
         """Removes finished rows if they are many enough; False if all rows have finished."""
+        self._look_for_stops()
         going_R, num_rows = self._going_R, len(self._going_R)
         num_going = int(going_R.sum())
         finished = num_rows - num_going
@@ -61,8 +70,21 @@ class Decoding:
         self._hidden_RD = self._engine.decoder.advance(self._tokens_R)
 
     def samples(self) -> Samples:
-        """What was recorded, cut after each row's first EOS token or at its limit."""
-        return recorded_samples(self._recorded(), self._limits_B, self._prompts, self._policy)
+        """What was recorded, cut after each row's first EOS token or stop string, or at its
+        limit."""
+        self._look_for_stops()
+        stop_B = None if self._search is None else self._search.last_tokens(len(self._records))
+        given = self._limits_B, self._prompts, self._policy, stop_B
+        return recorded_samples(self._recorded(), *given)
+
+    def _look_for_stops(self) -> None:
+        """Ends the rows whose newest tokens complete a stop string."""
+        new = [choice.tokens_R for _, choice, _ in self._records[self._num_read :]]
+        if self._search is None or not new:
+            return
+        self._num_read = len(self._records)
+        over = self._search.read(self._rows_R.tolist(), torch.stack(new).tolist())
+        self._going_R = self._going_R & ~torch.tensor(over, device=self._going_R.device)
 
     def _recorded(self) -> Recorded:
         """Put together once, at the end."""

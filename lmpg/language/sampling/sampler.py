@@ -23,10 +23,16 @@ from lmpg.language.sampling.engines.protocol import Decoder, Engine
 from lmpg.language.sampling.engines.transformers import refuse_unusable_cache, transformers_engine
 from lmpg.language.sampling.engines.weights import DecodeWeights, is_lora, policy_weights
 from lmpg.language.sampling.samples import DistinctPrompts, Samples, concatenated
+from lmpg.language.sampling.stops import NewSearch, StopSearch
 from lmpg.runtime.machine import worthwhile_threads
 
 NewDecoder = Callable[[DecodeWeights, int], Decoder]
 """A decoder over weights, for contexts of so many tokens."""
+_PROBED = 8
+"""Tokens of the texts on which an engine is tried."""
+_ROUNDING = 2.0
+"""How far an engine may be from the model in float32, in multiples of what the model's own forward
+is in the policy's precision."""
 
 
 class Sampler:
@@ -43,15 +49,19 @@ class Sampler:
         top_k: int = 0,
         top_p: float = 1.0,
         capture: Capture | None = None,
+        stops: NewSearch | None = None,
     ):
-        """capture: what repeats decode steps; if none is given, CUDA graphs where there is CUDA."""
+        """capture: what repeats decode steps; if none is given, CUDA graphs where there is CUDA.
+        stops: begins the search for stop strings in a batch."""
         self.policy = policy
         self.max_new_tokens = max_new_tokens
         self.top_k, self.top_p = top_k, top_p
+        self._stops = stops
         # Asking which rows have finished waits for a GPU; computing them a while longer is cheaper
         self.check_every = 1 if policy.device.type == "cpu" else 16
         self._deviation: float | None = None
         self._tried = False
+        self._rounding = 0.0
         self.backend = "not yet"
         if capture is None and policy.device.type == "cuda":
             capture = CudaGraphs()
@@ -94,7 +104,8 @@ class Sampler:
         length = distinct.ids_PL.shape[1] + int(limits_B.max())
         reason = why_transformers(self.policy, length) or self._why_distrusted()
         if reason is None and self._cuda is not None:
-            samples = self._cuda.sample(distinct, limits_B, uniforms_BT, self.check_every)
+            search = self._search(distinct)
+            samples = self._cuda.sample(distinct, limits_B, uniforms_BT, self.check_every, search)
             self.backend = f"by the CUDA engine, {self._cuda.backend}"
             return samples
         return self._decoded(self._engine(reason, length), distinct, limits_B, uniforms_BT)
@@ -105,7 +116,8 @@ class Sampler:
         num_steps = int(limits_B.max())
         num_weights = sum(x.numel() for x in self.policy.causal_lm.parameters())
         with engine.precision(), worthwhile_threads(num_weights * len(limits_B)):
-            decoding = Decoding(engine, self.policy, prompts, limits_B.to(self.policy.device))
+            limits_B = limits_B.to(self.policy.device)
+            decoding = Decoding(engine, self.policy, prompts, limits_B, self._search(prompts))
             for step in range(num_steps):
                 uniforms_B = None if uniforms_BT is None else uniforms_BT[:, step]
                 decoding.choose(uniforms_B, self.top_k, self.top_p)
@@ -114,6 +126,9 @@ class Sampler:
                 if step + 1 < num_steps:
                     decoding.advance()
         return decoding.samples()
+
+    def _search(self, prompts: DistinctPrompts) -> StopSearch | None:
+        return None if self._stops is None else self._stops(prompts)
 
     def _engine(self, reason: str | None, length: int) -> Engine:
         """The weights are read here, anew for each rollout: an update has changed them."""
@@ -131,9 +146,13 @@ class Sampler:
         if self._deviation is None:
             decoder = CpuDecoder if self._cuda is None else partial(CudaDecoder, rows=2)
             self._deviation = engine_deviation(self.policy, decoder)
-        if self._deviation <= TOLERANCE[torch.bfloat16 if self.policy.bf16 else torch.float32]:
+            self._rounding = own_rounding(self.policy)
+        if self._deviation <= max(TOLERANCE, _ROUNDING * self._rounding):
             return None
-        return f"hidden states of lmpg's engine deviate from the model's by {self._deviation:.2g}"
+        own = f", whose own rounding is {self._rounding:.2g}" if self._rounding else ""
+        return (
+            f"hidden states of lmpg's engine deviate from the model's by {self._deviation:.2g}{own}"
+        )
 
     def _limits(self, prompts: list[list[int]]) -> Tensor:
         """Tokens that fit after each prompt."""
@@ -171,20 +190,36 @@ def why_transformers(policy: CausalLMPolicy, length: int) -> str | None:
 
 @torch.no_grad()
 def engine_deviation(policy: CausalLMPolicy, decoder: NewDecoder = CpuDecoder) -> float:
-    """How far a decoder's hidden states are from transformers', after a few tokens of two prompts
-    of different lengths."""
-    length = min(policy.context_length, 8)
+    """How far a decoder's hidden states, in the policy's precision, are from transformers' in
+    float32."""
+    length = min(policy.context_length, _PROBED)
+    ours = _hidden_after_steps(policy, own_engine(policy, length, decoder))
+    with policy.in_float32():
+        return deviation(ours, _hidden_after_steps(policy, transformers_engine(policy)))
+
+
+@torch.no_grad()
+def own_rounding(policy: CausalLMPolicy) -> float:
+    """How far transformers' own hidden states, in the policy's precision, are from those in
+    float32."""
+    if not policy.bf16 and policy.device.type == "cpu":
+        return 0.0
+    rounded = _hidden_after_steps(policy, transformers_engine(policy))
+    with policy.in_float32():
+        return deviation(rounded, _hidden_after_steps(policy, transformers_engine(policy)))
+
+
+def _hidden_after_steps(policy: CausalLMPolicy, engine: Engine) -> Tensor:
+    """Hidden states after a few tokens of two prompts of different lengths."""
+    length = min(policy.context_length, _PROBED)
     steps = length // 2
     ids_RL = probe_ids(policy.causal_lm, 2, length).to(policy.device)
     lengths = torch.tensor([length - steps, 1], device=policy.device)
     rows = torch.arange(2, device=policy.device)
-    found = []
-    for engine in (own_engine(policy, length, decoder), transformers_engine(policy)):
-        with engine.precision():
-            hidden = [engine.decoder.prefill(ids_RL[:, :-steps], lengths, rows)]
-            hidden += [engine.decoder.advance(ids) for ids in ids_RL[:, -steps:].T]
-        found.append(torch.stack(hidden))
-    return deviation(*found)
+    with engine.precision():
+        hidden = [engine.decoder.prefill(ids_RL[:, :-steps], lengths, rows)]
+        hidden += [engine.decoder.advance(ids) for ids in ids_RL[:, -steps:].T]
+    return torch.stack(hidden)
 
 
 def _unreadable_layers(model: nn.Module) -> str | None:

@@ -49,7 +49,8 @@ class DistinctPrompts:
 class Samples:
     """B responses, prompt-major, with what was recorded while they were sampled (0 in padding).
 
-    finished_B: ended by an EOS token, which is part of the response and of the mask.
+    finished_B: ended by an EOS token, part of the response and of the mask, or by the token
+        in which a stop string is complete.
     """
 
     inputs: dict[str, Tensor]
@@ -81,12 +82,21 @@ class Recorded:
 
 
 def recorded_samples(
-    recorded: Recorded, limits_B: Tensor, prompts: DistinctPrompts, policy: CausalLMPolicy
+    recorded: Recorded,
+    limits_B: Tensor,
+    prompts: DistinctPrompts,
+    policy: CausalLMPolicy,
+    stop_B: Tensor | None = None,
 ) -> Samples:
-    """The record as samples, cut after each row's first EOS token or at its limit."""
+    """The record as samples, cut after each row's first EOS token or at its limit.
+
+    stop_B: the index of a token that ends the row just as EOS does, or T and more for none.
+    """
     ids_BT, values_BT = recorded.ids_BT, recorded.values_BT
     ends_BT = torch.isin(ids_BT, ids_BT.new_tensor(policy.eos_token_ids))
     first_B = torch.where(ends_BT.any(1), ends_BT.int().argmax(1), ids_BT.shape[1])
+    if stop_B is not None:
+        first_B = torch.minimum(first_B, stop_B.to(first_B.device))
     finished_B = first_B < limits_B
     lengths_B = torch.where(finished_B, first_B + 1, limits_B)
     num_steps = int(lengths_B.max())

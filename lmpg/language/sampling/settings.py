@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from lmpg.settings.section import Section
 
@@ -10,7 +10,7 @@ from lmpg.settings.section import Section
 class SamplingSettings(Section):
     """How responses are sampled; of a model's generation_config only EOS ids are read."""
 
-    max_new_tokens: int = Field(48, ge=1)
+    max_new_tokens: int = Field(256, ge=1)
     """Longest response, in tokens."""
     temperature: float = Field(1.0, gt=0)
     """Divides the logits, for policy, old policy and reference alike."""
@@ -18,6 +18,20 @@ class SamplingSettings(Section):
     """Sample from the k likeliest tokens only; 0 from all. Log-probs stay those of all tokens."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Sample from the fewest likeliest tokens that together have this probability; 1 from all."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a response, with the token in which one is complete; rewards see them. `\\n`
+    stands for a line break."""
     max_refills: int = Field(0, ge=0)
     """Rounds at most in which groups without spread in their scores are replaced by groups for
     other prompts (DAPO's dynamic sampling); 0 keeps them."""
+
+    @field_validator("stop")
+    @classmethod
+    def _require_texts_that_stop_something(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
+        found = tuple(text.replace("\\n", "\n") for text in stop)
+        if not all(found):
+            raise ValueError(
+                f"sampling.stop = {list(stop)} has an empty text in it, which every response holds "
+                "from its first token on. Leave it out"
+            )
+        return found

@@ -82,13 +82,13 @@ class SftSettings(SampledStageSettings):
 
     data: TextSettings = TextSettings()
     algorithm: MaximumLikelihood = MaximumLikelihood()
+    update: OfflineSettings = OfflineSettings(learning_rate=2e-5)
 
 
 class DpoSettings(SampledStageSettings):
     """Direct preference optimisation of a causal language model, and its variants."""
 
     algorithm: DPO = DPO()
-    update: OfflineSettings = OfflineSettings(learning_rate=1e-6)
 
     @property
     def needs_reference(self) -> bool:
@@ -100,7 +100,15 @@ class KtoSettings(SampledStageSettings):
     """KTO: a causal language model learns from answers that are desirable or not."""
 
     algorithm: KTO = KTO()
-    update: OfflineSettings = OfflineSettings(learning_rate=1e-6)
+
+    @model_validator(mode="after")
+    def _refuse_that_no_answer_counts(self) -> KtoSettings:
+        if not (self.algorithm.desirable_weight or self.algorithm.undesirable_weight):
+            raise ValueError(
+                "algorithm.desirable_weight = 0 and algorithm.undesirable_weight = 0, so that no "
+                "answer counts. Set one of them above 0"
+            )
+        return self
 
     @property
     def needs_reference(self) -> bool:
@@ -112,6 +120,7 @@ class RewardModelSettings(OfflineLearningSettings):
     """Training of a reward model on preferences."""
 
     algorithm: BradleyTerry = BradleyTerry()
+    update: OfflineSettings = OfflineSettings(learning_rate=1e-5)
 
     @model_validator(mode="after")
     def _refuse_an_adapter(self) -> RewardModelSettings:

@@ -38,7 +38,12 @@ SHAPE = {
 }
 NEW_TOKENS = 4
 SUPERVISED = OfflineSettings(
-    learning_rate=3e-3, warmup_steps=10, minibatch_size=64, microbatch_size=64, epochs=20
+    learning_rate=3e-3,
+    warmup_steps=10,
+    adam_eps=1e-5,
+    minibatch_size=64,
+    microbatch_size=64,
+    epochs=20,
 )
 ENOUGH = 0.4
 """The warm start ends when this share of sampled answers is right."""
@@ -62,6 +67,7 @@ def preset(algorithm: type) -> dict[str, Any]:
             "epochs": 1,
             "learning_rate": 5e-4 if ratios else 1e-3,
             "schedule": "linear",
+            "adam_eps": 1e-5,
         },
         "evaluation": {"size": HELD_OUT, "every": 50},
         "run": {"total_steps": 300},
@@ -247,7 +253,11 @@ def sampled_answers(model: Path, rows: list[Row], each: int, key: str) -> list[s
 
 SAMPLED = {"size": HELD_OUT, "max_new_tokens": NEW_TOKENS}
 DIRECT = OfflineSettings(
-    learning_rate=1e-3, schedule="linear", minibatch_size=128, microbatch_size=128
+    learning_rate=1e-3,
+    schedule="linear",
+    adam_eps=1e-5,
+    minibatch_size=128,
+    microbatch_size=128,
 )
 DPO: dict[str, Any] = {
     "algorithm": {"beta": 1.0},

@@ -40,10 +40,20 @@ SHAPE = {
 RATER_ERRORS = 0.03
 GARBLED = 0.25
 SUPERVISED = OfflineSettings(
-    learning_rate=2e-3, schedule="linear", warmup_steps=10, minibatch_size=8, microbatch_size=8
+    learning_rate=2e-3,
+    schedule="linear",
+    warmup_steps=10,
+    adam_eps=1e-5,
+    minibatch_size=8,
+    microbatch_size=8,
 )
 PREFERENCES = OfflineSettings(
-    learning_rate=5e-4, schedule="linear", warmup_steps=10, minibatch_size=16, microbatch_size=16
+    learning_rate=5e-4,
+    schedule="linear",
+    warmup_steps=10,
+    adam_eps=1e-5,
+    minibatch_size=16,
+    microbatch_size=16,
 )
 
 
@@ -54,8 +64,15 @@ def preset(algorithm: type) -> dict[str, Any]:
     found: dict[str, Any] = {
         "sampling": {"max_new_tokens": NEW_TOKENS},
         "algorithm": {},
-        # a gradient without ratios is right for the policy that sampled, so once is enough
-        "update": {"learning_rate": 3e-4, "warmup_steps": 5, "epochs": 4 if ratios else 1},
+        "update": {
+            "rollout_size": 64,
+            "minibatch_size": 32,
+            # a gradient without ratios is right for the policy that sampled, so once is enough
+            "epochs": 4 if ratios else 1,
+            "learning_rate": 3e-4,
+            "warmup_steps": 5,
+            "adam_eps": 1e-5,
+        },
         "evaluation": {"every": 10},
         "run": {"total_steps": 50},
     }
@@ -181,7 +198,12 @@ def _preferences() -> tuple[list[Row], list[Row]]:
 
 SAMPLED = {"size": HELD_OUT, "max_new_tokens": NEW_TOKENS}
 DIRECT = OfflineSettings(
-    learning_rate=3e-4, schedule="linear", warmup_steps=10, minibatch_size=32, microbatch_size=32
+    learning_rate=3e-4,
+    schedule="linear",
+    warmup_steps=10,
+    adam_eps=1e-5,
+    minibatch_size=32,
+    microbatch_size=32,
 )
 STAGES = {
     "sft": WorldStage({"update": SUPERVISED.model_dump(), "evaluation": SAMPLED}, supervised),

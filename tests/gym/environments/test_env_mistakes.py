@@ -10,7 +10,6 @@ import pytest
 from gymnasium import spaces
 
 from lmpg.gym import train
-from lmpg.gym.environments import checks
 from lmpg.gym.environments.make import make_envs
 from lmpg.gym.environments.runner import Runner
 from lmpg.gym.environments.settings import EnvSettings
@@ -18,6 +17,7 @@ from lmpg.gym.environments.spaces import Observations
 from lmpg.gym.networks.mlp_policy import MLPPolicy
 from lmpg.gym.networks.settings import PolicySettings
 from lmpg.runtime.seeding import generator
+from lmpg.settings import said_once
 from lmpg.settings.section import RunStopped, UserError
 from tests.support.planted import catches
 
@@ -29,7 +29,7 @@ NAME = "LmpgMistaken-v0"
 @pytest.fixture(autouse=True)
 def _registered():
     gymnasium.register(NAME, Own)
-    checks._said.clear()
+    said_once._said.clear()
     yield
     gymnasium.registry.pop(NAME)
 
@@ -50,7 +50,7 @@ class Own(gymnasium.Env):
 
     def step(self, action):
         self.time += 1
-        if isinstance(self.parts.get("whole"), Exception):
+        if isinstance(self.parts.get("whole"), BaseException):
             raise self.parts["whole"]
         usual = {"obs": ZEROS, "reward": 1.0, "terminated": self.time >= 9, "truncated": False}
         found = {**usual, "info": {}, **self.parts}
@@ -84,6 +84,7 @@ def lived(num_envs=2, vectorization="sync", **kwargs) -> Runner:
         ({"first": (ZEROS * np.nan, {})}, "it shows nan, which nothing can be learned from"),
         ({"whole": (ZEROS, 1.0, False, {})}, r"step\(\) returned 4 values; .* old API's done"),
         ({"whole": ZeroDivisionError("by 0")}, r"step\(\) raised ZeroDivisionError: by 0"),
+        ({"whole": SystemExit(0)}, r"step\(\) raised SystemExit: 0"),
         ({"obs": np.zeros((3, 1))}, r"step\(\) shows observation of shape \(3, 1\)"),
         ({"obs": np.full(3, np.inf)}, "it shows inf"),
         ({"obs": np.array(["a", "b", "c"])}, r"step\(\) shows an array of shape \(3,\)"),
@@ -186,7 +187,8 @@ def test_other_types_of_the_same_numbers_are_taken(kwargs, size):
 
 
 def test_bounds_that_do_not_hold_are_said_once(caplog):
-    lived(obs=np.full(3, 7.0, np.float32))
+    for number in (7.0, 8.0):
+        lived(first=(np.full(3, -number, np.float32), {}), obs=np.full(3, number, np.float32))
     assert len(caplog.records) == 1
     assert "outside of its observation_space" in caplog.text
 
@@ -208,6 +210,25 @@ def test_actions_that_are_all_cut_at_a_bound_are_said_once(low, high, told, capl
     lines = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert len(lines) == told
     assert all("cut to one bound" in x and "--policy.squash True" in x for x in lines)
+
+
+def test_actions_without_an_upper_bound_are_not_advised_to_be_squashed(caplog):
+    lived(acted=spaces.Box(5, np.inf, (2,), np.float32))
+    (line,) = [r.getMessage() for r in caplog.records]
+    assert "cut to one bound" in line
+    assert "squash" not in line
+
+
+def test_what_goes_wrong_in_close_costs_nothing(caplog):
+    class Unclosable(Own):
+        def close(self):
+            raise RuntimeError("no window")
+
+    gymnasium.registry.pop(NAME)
+    gymnasium.register(NAME, Unclosable)
+    runner = lived()
+    runner.close()
+    assert f"env.id = {NAME}: close() raised RuntimeError: no window" in caplog.text
 
 
 def test_a_reset_that_forgets_the_seed_is_seeded_all_the_same():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lmpg.gym import train
-from lmpg.gym.environments import checks, rewind
+from lmpg.gym.environments import rewind
 from lmpg.gym.environments.make import make_envs
 from lmpg.gym.environments.memory import put_back, remembered, same
 from lmpg.gym.environments.runner import Runner
@@ -20,6 +20,7 @@ from lmpg.gym.networks.mlp_policy import MLPPolicy
 from lmpg.gym.networks.settings import PolicySettings
 from lmpg.runs import checkpoint
 from lmpg.runtime.seeding import generator
+from lmpg.settings import said_once
 from tests.support.planted import catches
 
 FIELDS = ("mask_BT", "rewards_BT", "logprobs_BT", "values_BT", "next_values_BT", "ended_BT")
@@ -167,7 +168,7 @@ def registered():
     kinds = {"LmpgGrows-v0": Grows, "LmpgCounts-v0": Counts}
     for name, kind in kinds.items():
         gymnasium.register(name, kind)
-    checks._said.clear()
+    said_once._said.clear()
     yield
     for name in kinds:
         del gymnasium.registry[name]
@@ -196,7 +197,7 @@ def test_a_memory_that_cannot_be_seen_is_noticed_by_what_it_pays(registered):
 def test_an_episode_too_long_to_be_replayed_is_not_kept_and_said_once(monkeypatch, caplog):
     monkeypatch.setattr(rewind, "LONGEST_REPLAY", 50)
     gymnasium.register("LmpgEndless-v0", Unrepeatable)
-    checks._said.clear()
+    said_once._said.clear()
     try:
         settings = EnvSettings(id="LmpgEndless-v0", num_envs=2)
         runner, policy = lived(settings)

@@ -7,7 +7,6 @@ import logging
 
 import pytest
 
-from lmpg.language.data.chat import warn_once
 from lmpg.language.data.examples import RowFilter
 from lmpg.language.data.policy_pairs import (
     labelled_completions_from_rows,
@@ -17,6 +16,7 @@ from lmpg.language.data.prompts import prompts_from_rows
 from lmpg.language.data.reward_pairs import reward_pairs_from_rows
 from lmpg.language.data.texts import texts_from_rows
 from lmpg.language.data.tokenizing import encode, prompt_ids
+from lmpg.settings import said_once
 from lmpg.settings.section import UserError
 from tests.support.chats import CHAT, WORDS, assistant, chat_tokenizer, spans, user
 from tests.support.planted import catches
@@ -79,7 +79,7 @@ def test_tools_and_variables_of_another_kind_are_refused_by_name(column, value, 
 
 def test_that_a_template_writes_no_tools_is_said(caplog):
     template = WORDS + "{# test #}"
-    warn_once.cache_clear()
+    said_once._said.clear()
     with caplog.at_level(logging.WARNING):
         row = {"prompt": CHAT[:1], "tools": [TOOL]}
         (prompt,) = prompts_from_rows([row], chat_tokenizer(template), 512)
@@ -90,7 +90,7 @@ def test_that_a_template_writes_no_tools_is_said(caplog):
 def test_that_a_template_leaves_out_what_the_assistant_thinks_is_said(caplog):
     template = WORDS.replace("{{ m['content'] }}", "{{ m['content'].split('</think>')[-1] }}")
     row = {"prompt": CHAT[:1], "completion": "<think>hm</think>\nYo"}
-    warn_once.cache_clear()
+    said_once._said.clear()
     with caplog.at_level(logging.WARNING):
         texts_from_rows([{**row, "completion": " Yo\n"}], chat_tokenizer(WORDS), 512)
         assert not caplog.text

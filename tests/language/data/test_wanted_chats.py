@@ -8,7 +8,6 @@ import logging
 import pytest
 
 from lmpg.language.data import rows as rows_module
-from lmpg.language.data.chat import warn_once
 from lmpg.language.data.data_files import data_inputs
 from lmpg.language.data.policy_pairs import load_labelled_completions, load_preference_pairs
 from lmpg.language.data.prompts import load_prompts
@@ -19,6 +18,7 @@ from lmpg.language.data.texts import load_texts
 from lmpg.language.data.tokenizing import reading_tokenizer
 from lmpg.language.missing import refuse_missing_paths
 from lmpg.language.stages.settings import SftSettings
+from lmpg.settings import said_once
 from lmpg.settings.section import UserError
 from tests.support.chats import WORDS, assistant, user
 from tests.support.planted import catches
@@ -126,7 +126,7 @@ def test_variables_of_the_template_reach_every_row_and_rewards_but_a_rows_own_wi
 
 
 def test_settings_for_chats_that_meet_texts_say_so_once(write, caplog):
-    warn_once.cache_clear()
+    said_once._said.clear()
     with caplog.at_level(logging.WARNING):
         prompts_of(write({"prompt": "Hi"}), chat_template_kwargs={"think": True})
     assert (

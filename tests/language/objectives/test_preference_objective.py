@@ -258,6 +258,10 @@ def test_a_reference_of_ones_own_is_what_answers_are_compared_with(rank, tmp_pat
         ({"label_smoothing": 0.1}, "has no effect with algorithm.loss = sigmoid"),
         ({"loss": "ipo", "gamma": 1.0}, "ipo has its margin in algorithm.beta"),
         ({"loss": "nca_pair", "gamma": 1.0}, "gamma = 1.0 has no effect with .* = nca_pair"),
+        (
+            {"loss": ("odds_ratio", "sft"), "reference": False, "beta": 0.5},
+            "algorithm.beta = 0.5 has no effect with .* odds_ratio, sft: .*loss_weights",
+        ),
         ({"loss": ("odds_ratio", "sft")}, "reference = True has no effect with .* odds_ratio, sft"),
         ({"loss": ("sigmoid", "sigmoid")}, "one stands there twice"),
         ({"loss_weights": (1.0, 2.0)}, "1.0, 2.0: 2 for the 1 of algorithm.loss = sigmoid"),

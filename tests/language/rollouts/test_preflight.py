@@ -9,11 +9,17 @@ import pytest
 from transformers import LlamaModel
 
 from lmpg.cli.main import main
+from lmpg.language.models.head import Head
 from lmpg.language.models.policy import Reference
-from lmpg.language.rollouts.preflight import SelfTest
+from lmpg.language.rollouts.generation import Generator
+from lmpg.language.rollouts.preflight import SelfTest, require_sound, self_test
 from lmpg.language.sampling import decoding
+from lmpg.language.sampling.sampler import Sampler
+from lmpg.runtime.processes import Processes
+from lmpg.settings.section import UserError
 from tests.support.planted import catches
 from tests.support.programs import own_parts, run_here
+from tests.support.tiny import deep_policy, tiny_tokenizer
 
 
 @pytest.fixture
@@ -45,6 +51,7 @@ def with_another_reference(monkeypatch):
 
 
 @catches("padding attended to in a whole run", "a failed check before training only warns")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
     ("plant", "said"),
     [
@@ -54,8 +61,9 @@ def with_another_reference(monkeypatch):
     ],
 )
 def test_a_failed_self_test_stops_the_run_and_leaves_nothing_behind(
-    plant, said, flags, tmp_path, monkeypatch, capsys
+    plant, said, precision, flags, tmp_path, monkeypatch, capsys
 ):
+    flags["model.precision"] = precision
     with monkeypatch.context() as planted:
         plant(planted)
         with pytest.raises(SystemExit) as ending:
@@ -66,6 +74,36 @@ def test_a_failed_self_test_stops_the_run_and_leaves_nothing_behind(
     assert said in error
     assert not (tmp_path / "run").exists()
     assert (run_here("ppo", flags) / "final").is_dir()
+
+
+@catches("bf16 deviations held against a fixed number of nats", "bf16 deviations not judged")
+def test_in_bf16_the_self_test_judges_by_the_models_own_rounding(monkeypatch):
+    policy = deep_policy()
+    sampler = Sampler(policy, 8)
+    generator = Generator(policy, sampler, tiny_tokenizer(), 0, Processes(), 2)
+    prompts = [list(range(5, 5 + n)) for n in (2, 5, 9, 14)]
+
+    def result():
+        return self_test(generator, None, prompts)
+
+    sound = result()
+    assert sound.rounding > 0.05
+    assert sound.logits > 0.05
+    require_sound(sound)
+    assert "which moves the model's own log-probs by" in sound.line()
+    with monkeypatch.context() as planted:
+        planted.setattr(Head, "token_logprobs", louder(Head.token_logprobs))
+        with pytest.raises(UserError, match="from the model's own logits"):
+            require_sound(result())
+    assert len(replace(sound, rounding=math.nan).problems()) == 4
+    assert len(replace(sound, padding=10 * sound.rounding).problems()) == 1
+
+
+def louder(token_logprobs):
+    def changed(self, hidden_ND, ids_N):
+        return token_logprobs(self, hidden_ND * 3, ids_N)
+
+    return changed
 
 
 @pytest.mark.parametrize("name", ["padding", "logits", "sampler"])

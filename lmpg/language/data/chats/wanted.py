@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lmpg.language.data.chat import RESERVED, Messages, warn_once
+from lmpg.language.data.chat import RESERVED, Messages
 from lmpg.language.data.settings import DataSettings
+from lmpg.settings.said_once import say_once
 from lmpg.settings.section import UserError
 
 
@@ -17,8 +18,8 @@ def as_chat(value: str | Messages, settings: DataSettings) -> str | Messages:
     if isinstance(value, str) and not settings.chat and settings.system_prompt is None:
         for key in ("chat_template", "chat_template_kwargs"):
             if getattr(settings, key):
-                warn_once(
-                    f"data.{key} is for chats, not for texts; --data.chat makes chats of them"
+                say_once(
+                    f"data: data.{key} is for chats, not for texts; --data.chat makes chats of them"
                 )
         return value
     messages = [{"role": "user", "content": value}] if isinstance(value, str) else value

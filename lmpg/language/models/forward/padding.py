@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from lmpg.language.models.architectures import READERS, TOLERANCE, deviation
 from lmpg.language.models.inputs import accepted, mask_and_positions
+from lmpg.language.models.precision import in_float32
 
 _BEARS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 _TOKENS, _PADDING = 8, 5
@@ -35,9 +36,9 @@ def _same_with_padding(trunk: Any) -> bool:
     device = next(trunk.parameters()).device
     text_1L = torch.arange(1, _TOKENS + 1, device=device)[None]
     padded_1L = F.pad(text_1L, (_PADDING, 0), value=1)
-    with torch.autocast(device.type, enabled=False):
+    with in_float32(device):
         alone, padded = (_hidden(trunk, ids, _TOKENS) for ids in (text_1L, padded_1L))
-    return deviation(padded, alone) <= TOLERANCE.get(alone.dtype, 1e-3)
+    return deviation(padded, alone) <= TOLERANCE
 
 
 def _hidden(trunk: Any, ids_1L: Tensor, length: int) -> Tensor:

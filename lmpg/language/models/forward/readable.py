@@ -41,7 +41,7 @@ def refuse_unreadable(policy: Any) -> None:
     output layer that reads its trunk's hidden states."""
     model = policy.causal_lm
     ids_1L = probe_ids(model, 1, _KNOWN + _LATER).to(policy.device)
-    with refusing(model, "a plain text"), torch.autocast(policy.device.type, enabled=False):
+    with refusing(model, "a plain text"), policy.in_float32():
         logits_LV, few_LV = (model(input_ids=x).logits[0] for x in (ids_1L, ids_1L[:, :_KNOWN]))
         hidden = policy.trunk(input_ids=ids_1L).last_hidden_state
     texts = ids_1L[0].tolist()
@@ -55,7 +55,7 @@ def refuse_unreadable(policy: Any) -> None:
             f"trunk gives {hidden.shape[-1]}: there is something between them, expected a linear "
             "output layer on the trunk; choose another model"
         )
-    if _difference(logits_LV[:_KNOWN], few_LV) > NATS[torch.float32]:
+    if _difference(logits_LV[:_KNOWN], few_LV) > NATS:
         raise UserError(
             f"model.path: {type(model).__name__} gives tokens other probabilities when others "
             "follow, expected a causal language model; choose another, or set what its config "

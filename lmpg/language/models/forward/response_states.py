@@ -25,6 +25,7 @@ from lmpg.language.models.forward.decoder import hidden_states
 from lmpg.language.models.forward.ragged import Ragged
 from lmpg.language.models.forward.padding import bears_padding
 from lmpg.language.models.inputs import accepted, forward_arguments, trimmed
+from lmpg.language.models.precision import in_float32
 
 logger = logging.getLogger(__name__)
 _AGREES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -72,10 +73,10 @@ def _agrees(trunk: nn.Module, decoder: Architecture) -> bool:
             "response_ids": ids[:, 3:],
             "response_lengths": torch.tensor([2, 3]),
         }
-        with torch.autocast(decoder.embedding.weight.device.type, enabled=False):
+        with in_float32(decoder.embedding.weight.device):
             ours, theirs = _ragged_states(decoder, inputs), _padded_states(trunk, inputs)
         found = deviation(ours.hidden_ND, theirs.hidden_ND)
-        _AGREES[trunk] = found <= TOLERANCE.get(decoder.embedding.weight.dtype, 1e-3)
+        _AGREES[trunk] = found <= TOLERANCE
         if not _AGREES[trunk]:
             logger.info(
                 "learning with the model's own forward, which is slower, because hidden states of "

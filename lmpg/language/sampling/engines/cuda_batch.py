@@ -16,6 +16,7 @@ from lmpg.language.sampling.choice import choose
 from lmpg.language.sampling.engines.cuda import CudaDecoder
 from lmpg.language.sampling.engines.graphs import bucketed
 from lmpg.language.sampling.samples import DistinctPrompts, Recorded
+from lmpg.language.sampling.stops import StopSearch
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,19 @@ class CudaBatch:
         numbers = torch.zeros(3, slots, device=device)
         self._logprobs, self._entropy, self._values_before = numbers
 
-    def start(self, prompts: DistinctPrompts, limits_B: Tensor, uniforms_BT: Tensor | None) -> None:
+    def start(
+        self,
+        prompts: DistinctPrompts,
+        limits_B: Tensor,
+        uniforms_BT: Tensor | None,
+        search: StopSearch | None = None,
+    ) -> None:
         """Reads prompts and samples each row's first token (without uniforms the likeliest).
 
-        Row b starts in place b and gets at most limits_B[b] tokens.
+        Row b starts in place b and gets at most limits_B[b] tokens, or ends where `search` finds a
+        stop string.
         """
+        self._search, self._num_read = search, 0
         num_rows, device = len(limits_B), self._step.device
         self.greedy = uniforms_BT is None
         self._step.zero_()
@@ -76,6 +85,16 @@ class CudaBatch:
     def step(self, num_places: int, columns: int) -> None:
         """Feeds the newest tokens of the first places to the model and samples the next ones."""
         self._choose(self._decoder.advance(self._tokens_N[:num_places], columns))
+
+    def look_for_stops(self, num_places: int, num_done: int) -> None:
+        """Ends the rows in the first places whose newest tokens complete a stop string."""
+        if self._search is None:
+            return
+        rows_N = self._rows_N[:num_places]
+        ids = self._ids.view(-1, self._steps)[:, self._num_read : num_done].index_select(0, rows_N)
+        over = self._search.read(rows_N.tolist(), ids.T.tolist())
+        self._going_N[:num_places].logical_and_(~torch.tensor(over, device=ids.device))
+        self._num_read = num_done
 
     def drop_finished(self, num_places: int, columns: int) -> int:
         """Removes finished rows if the others fit into a smaller bucket.

@@ -13,6 +13,7 @@ from lmpg.language.sampling.engines.graphs import Capture, Replays, bucketed
 from lmpg.language.sampling.engines.held_weights import copy_weights_in_place
 from lmpg.language.sampling.engines.weights import PolicyWeights, policy_weights
 from lmpg.language.sampling.samples import DistinctPrompts, Samples, recorded_samples
+from lmpg.language.sampling.stops import StopSearch
 
 _COLUMNS = 64
 """Columns of the cache that attention reads at least."""
@@ -43,20 +44,22 @@ class CudaRollouts:
         limits_B: Tensor,
         uniforms_BT: Tensor | None,
         check_every: int,
+        search: StopSearch | None = None,
     ) -> Samples:
         """The responses to `prompts`; row b's has at most limits_B[b] tokens.
 
         Asks every `check_every` steps whether any row goes on, because asking waits for the device;
-        at most check_every − 1 steps are done in vain.
+        at most check_every − 1 steps are done in vain. search: looks for stop strings.
         """
         num_steps = int(limits_B.max())
         limits_B = limits_B.to(prompts.prompt_B.device)
         length = prompts.ids_PL.shape[1] + num_steps
         batch = self._prepared(len(limits_B), max(length, _COLUMNS), num_steps)
-        batch.start(prompts, limits_B, uniforms_BT)
+        batch.start(prompts, limits_B, uniforms_BT, search)
         num_done = self._decoded(batch, prompts, num_steps, check_every)
         recorded = batch.recorded(len(limits_B), num_done)
-        return recorded_samples(recorded, limits_B, prompts, self._policy)
+        stop_B = None if search is None else search.last_tokens(num_done)
+        return recorded_samples(recorded, limits_B, prompts, self._policy, stop_B)
 
     def _decoded(
         self, batch: CudaBatch, prompts: DistinctPrompts, num_steps: int, check_every: int
@@ -66,11 +69,13 @@ class CudaRollouts:
         for done in range(1, num_steps):
             columns = bucketed(max(width + done, _COLUMNS))
             if done % check_every == 0:
+                batch.look_for_stops(places, done)
                 places = batch.drop_finished(places, columns)
                 if places == 0:
                     return done
             key = places, columns, batch.greedy
             self._replays(key, partial(batch.step, places, columns))
+        batch.look_for_stops(places, num_steps)
         return num_steps
 
     def _prepared(self, *needed: int) -> CudaBatch:

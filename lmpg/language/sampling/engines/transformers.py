@@ -99,11 +99,11 @@ def refuse_unusable_cache(policy: CausalLMPolicy) -> None:
     with refusing(policy.causal_lm, "texts that go on token by token"):
         with policy.autocast():
             _hidden_after_steps(policy, ids_RL)
-        with torch.autocast(policy.device.type, enabled=False):
+        with policy.in_float32():
             whole = policy.trunk(input_ids=ids_RL).last_hidden_state
             found = _hidden_after_steps(policy, ids_RL)
     off = deviation(found, whole[:, -found.shape[1] :])
-    if not off <= TOLERANCE[torch.float32]:
+    if not off <= TOLERANCE:
         raise UserError(
             f"model.path: what {type(policy.causal_lm).__name__} keeps between tokens does not "
             f"give what its plain forward gives (hidden states deviate by {off:.2g}), expected a "
