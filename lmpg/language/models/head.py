@@ -121,8 +121,8 @@ def refuse_unknown_head(policy) -> None:
     difference *= min(1.0, policy.temperature)
     if difference > NATS:
         raise UserError(
-            f"model.path: {type(policy.causal_lm).__name__} changes hidden states before its output "
-            f"layer, or logits after it, in a way that lmpg does not know (log-probs differ by "
-            f"{difference:.3g}); expected a linear output layer, with logit_scale, "
+            f"model.path: {type(policy.causal_lm).__name__} changes hidden states before its "
+            "output layer, or logits after it, in a way that lmpg does not know (log-probs differ "
+            f"by {difference:.3g}); expected a linear output layer, with logit_scale, "
             "lm_head_multiplier, logits_scaling or final_logit_softcapping at most; choose another"
         )

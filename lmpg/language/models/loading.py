@@ -36,8 +36,14 @@ from lmpg.settings.section import UserError
 
 logger = logging.getLogger(__name__)
 _UNBOUNDED = 2**30
-_CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-_CONTEXTS += ("context_length", "max_target_positions")
+_CONTEXTS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "context_length",
+    "max_target_positions",
+)
 
 
 def tokenizer_of(settings: ModelSettings):

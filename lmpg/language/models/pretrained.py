@@ -89,10 +89,15 @@ def pretrained_model(
             f"{key} = {path}: its quantization_config names a method that transformers does not "
             f"know ({_method(quantized)}), expected a whole {WHAT[kind]}; save it unquantised"
         )
-    for module in model.modules():
-        if hasattr(module, "_rescale_layers"):  # RWKV's halves weights, for float16, which are saved
-            module._rescale_layers = _nothing
+    _keep_weights_as_they_are(model)
     return model.eval()
+
+
+def _keep_weights_as_they_are(model: PreTrainedModel) -> None:
+    """RWKV's first forward halves weights, for float16, and they would be saved so."""
+    for module in model.modules():
+        if hasattr(module, "_rescale_layers"):
+            module._rescale_layers = _nothing
 
 
 def _nothing() -> None:

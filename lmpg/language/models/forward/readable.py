@@ -20,9 +20,9 @@ _KNOWN, _LATER = 4, 4
 
 
 @contextmanager
-def refusing(model: Any, doing: str) -> Iterator[None]:
+def refusing(policy: Any, what: str, fix: str = "choose another") -> Iterator[None]:
     """A block in which a model's own code is tried: whatever it raises becomes a UserError that
-    says so."""
+    says on what and how to mend it."""
     try:
         yield
     except (UserError, torch.OutOfMemoryError):
@@ -30,8 +30,8 @@ def refusing(model: Any, doing: str) -> Iterator[None]:
     except Exception as error:  # whatever a model's code meets in a text without more
         said = textwrap.shorten(f"{type(error).__name__}: {error}", _LONGEST_REASON)
         raise UserError(
-            f"model.path: {type(model).__name__} fails on {doing}, expected a causal language "
-            f"model that reads token ids alone; choose another. It said: {said}"
+            f"model.path: {type(policy.causal_lm).__name__} fails on {what}, expected a causal "
+            f"language model that reads token ids alone; {fix}. It said: {said}"
         ) from error
 
 
@@ -41,12 +41,17 @@ def refuse_unreadable(policy: Any) -> None:
     output layer that reads its trunk's hidden states."""
     model = policy.causal_lm
     ids_1L = probe_ids(model, 1, _KNOWN + _LATER).to(policy.device)
-    with refusing(model, "a plain text"), policy.in_float32():
+    fix = "choose another"
+    if policy.model is not model:
+        fix = "choose another, or other model.lora.target_modules"
+    with refusing(policy, "a plain text", fix), policy.in_float32():
         logits_LV, few_LV = (model(input_ids=x).logits[0] for x in (ids_1L, ids_1L[:, :_KNOWN]))
         hidden = policy.trunk(input_ids=ids_1L).last_hidden_state
     texts = ids_1L[0].tolist()
     inputs = language_inputs([texts[:1], texts[:3]], [texts[3:], texts[3:6]], 0)
-    with refusing(model, "texts of different lengths"):
+    with refusing(policy, "texts of different lengths"), policy.in_float32():
+        policy.states(inputs)
+    with refusing(policy, "texts in its precision", "set model.precision to fp32"):
         policy.states(inputs)
     read = policy.head.input_size
     if hidden.shape[-1] != read:

@@ -22,8 +22,8 @@ from lmpg.language.models.architectures import (
 )
 from lmpg.language.models.decoder_parts import Architecture
 from lmpg.language.models.forward.decoder import hidden_states
-from lmpg.language.models.forward.ragged import Ragged
 from lmpg.language.models.forward.padding import bears_padding
+from lmpg.language.models.forward.ragged import Ragged
 from lmpg.language.models.inputs import accepted, forward_arguments, trimmed
 from lmpg.language.models.precision import in_float32
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import RecurrentGemmaModel
 
 NAMES = ("past_key_values", "cache_params", "state")
 """What models call it: of attention, of Mamba and its like, of RWKV."""
@@ -32,24 +33,23 @@ def reordered(cache: Any, order_R: Tensor) -> Any:
     return cache
 
 
-class OwnStates:
-    """The cache of RecurrentGemma: its layers of attention have one that they are given, which it
-    does not return, and the recurrent ones keep their states themselves."""
+def layers_with_states(trunk: Any) -> list[Any]:
+    """The recurrent layers of RecurrentGemma, which keep their states themselves, once they have
+    forgotten the text before; [] of other models."""
+    if type(trunk) is not RecurrentGemmaModel:
+        return []
+    blocks: list[Any] = [layer.temporal_block for layer in trunk.layers]
+    found = [block for block in blocks if hasattr(block, "rg_lru")]
+    for block in found:
+        block.conv1d_state = block.rg_lru.recurrent_states = None
+    return found
 
-    def __init__(self, trunk: Any):
-        """Forgets the text before."""
-        self._layers = [x.temporal_block for x in trunk.layers]
-        self._layers = [x for x in self._layers if hasattr(x, "rg_lru")]
-        for layer in self._layers:
-            layer.conv1d_state = layer.rg_lru.recurrent_states = None
 
-    def reorder(self, order_R: Tensor) -> None:
-        """The rows that `order_R` names."""
-        for layer in self._layers:
-            states = layer.conv1d_state, layer.rg_lru.recurrent_states
-            layer.conv1d_state, layer.rg_lru.recurrent_states = (
-                x.index_select(0, order_R) for x in states
-            )
+def reorder_layers(layers: list[Any], order_R: Tensor) -> None:
+    """What `reordered` does, for layers with states of their own."""
+    for block in layers:
+        block.conv1d_state = block.conv1d_state.index_select(0, order_R)
+        block.rg_lru.recurrent_states = block.rg_lru.recurrent_states.index_select(0, order_R)
 
 
 def rwkv_step(trunk: Any, ids_R1: Tensor, state: list[Tensor] | None) -> tuple[Tensor, list]:

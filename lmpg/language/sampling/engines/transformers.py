@@ -7,13 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache, RecurrentGemmaModel, RwkvModel
+from transformers import DynamicCache, RwkvModel
 
 from lmpg.language.models.architectures import TOLERANCE, deviation, probe_ids
 from lmpg.language.models.forward.readable import refusing
 from lmpg.language.models.inputs import accepted, mask_and_positions, moved
 from lmpg.language.models.policy import CausalLMPolicy
-from lmpg.language.sampling.engines.caches import OwnStates, kept, reordered, rwkv_step
+from lmpg.language.sampling.engines.caches import (
+    kept,
+    layers_with_states,
+    reorder_layers,
+    reordered,
+    rwkv_step,
+)
 from lmpg.language.sampling.engines.protocol import Engine
 from lmpg.settings.section import UserError
 
@@ -23,11 +29,11 @@ class TransformersDecoder:
     causal language model whose prompts are not padded, see `bears_padding`, or may be."""
 
     def __init__(self, policy: CausalLMPolicy):
-        self._trunk, self._last_position = policy.trunk, policy.context_length - 1
+        self._trunk: Any = policy.trunk
+        self._last_position = policy.context_length - 1
         self._cache: dict[str, Any] = {}
-        self._states: OwnStates | None = None
-        if type(self._trunk) is RecurrentGemmaModel:
-            self._states = OwnStates(self._trunk)
+        self._layers = layers_with_states(self._trunk)
+        if self._layers:  # such a model does not return the cache of its other layers
             self._cache = {"past_key_values": DynamicCache(config=self._trunk.config)}
         self._is_rwkv = type(self._trunk) is RwkvModel
 
@@ -80,8 +86,7 @@ class TransformersDecoder:
     def _reorder(self, order_R: Tensor) -> None:
         """The rows of the cache, in this order."""
         self._cache = {name: reordered(cache, order_R) for name, cache in self._cache.items()}
-        if self._states is not None:
-            self._states.reorder(order_R)
+        reorder_layers(self._layers, order_R)
 
 
 def transformers_engine(policy: CausalLMPolicy) -> Engine:
@@ -96,13 +101,13 @@ def refuse_unusable_cache(policy: CausalLMPolicy) -> None:
     """UserError unless the model gives, token by token and with rows that move, the hidden states
     that it gives for whole texts."""
     ids_RL = probe_ids(policy.causal_lm, 2, min(policy.context_length, 8)).to(policy.device)
-    with refusing(policy.causal_lm, "texts that go on token by token"):
+    with refusing(policy, "texts that go on token by token"):
         with policy.autocast():
             _hidden_after_steps(policy, ids_RL)
         with policy.in_float32():
             whole = policy.trunk(input_ids=ids_RL).last_hidden_state
             found = _hidden_after_steps(policy, ids_RL)
-    off = deviation(found, whole[:, -found.shape[1] :])
+    off = deviation(found, whole.flip(0)[:, -found.shape[1] :])
     if not off <= TOLERANCE:
         raise UserError(
             f"model.path: what {type(policy.causal_lm).__name__} keeps between tokens does not "
@@ -112,13 +117,13 @@ def refuse_unusable_cache(policy: CausalLMPolicy) -> None:
 
 
 def _hidden_after_steps(policy: CausalLMPolicy, ids_RL: Tensor) -> Tensor:
-    """Of two texts, before and after each of their last tokens."""
+    """Of the second text and the first, before and after each of their last tokens."""
     decoder = TransformersDecoder(policy)
     first, rest = ids_RL.split([ids_RL.shape[1] // 2, -(-ids_RL.shape[1] // 2)], 1)
     device = ids_RL.device
     lengths = torch.full((2,), first.shape[1], device=device)
-    # the first text has two rows, of which the second takes the place of the first
-    hidden = [decoder.prefill(first, lengths, torch.tensor([0, 1, 0], device=device))[:2]]
+    # the second text has two rows, of which the last takes the place of the first
+    hidden = [decoder.prefill(first, lengths, torch.tensor([1, 0, 1], device=device))[:2]]
     decoder.keep(torch.tensor([0], device=device), torch.tensor([2], device=device), 2)
-    hidden += [decoder.advance(ids_R) for ids_R in rest.T]
+    hidden += [decoder.advance(ids_R) for ids_R in rest.flip(0).T]
     return torch.stack(hidden, 1)
