@@ -95,6 +95,7 @@ def pretrained_model(
 
 def _keep_weights_as_they_are(model: PreTrainedModel) -> None:
     """RWKV's first forward halves weights, for float16, and they would be saved so."""
+    module: Any
     for module in model.modules():
         if hasattr(module, "_rescale_layers"):
             module._rescale_layers = _nothing

@@ -29,12 +29,11 @@ class TransformersDecoder:
     causal language model whose prompts are not padded, see `bears_padding`, or may be."""
 
     def __init__(self, policy: CausalLMPolicy):
-        self._trunk: Any = policy.trunk
-        self._last_position = policy.context_length - 1
+        self._trunk, self._last_position = policy.trunk, policy.context_length - 1
         self._cache: dict[str, Any] = {}
         self._layers = layers_with_states(self._trunk)
         if self._layers:  # such a model does not return the cache of its other layers
-            self._cache = {"past_key_values": DynamicCache(config=self._trunk.config)}
+            self._cache = {"past_key_values": DynamicCache(config=policy.causal_lm.config)}
         self._is_rwkv = type(self._trunk) is RwkvModel
 
     def prefill(self, ids_PL: Tensor, lengths_P: Tensor, prompt_R: Tensor) -> Tensor:
