@@ -22,7 +22,10 @@ LAYERS = {  # folder or module: (the layers it imports, the packages of others t
     "types": ("functional", "torch"),
     "runtime": ("settings", "accelerate numpy psutil torch"),
     "algorithms": ("functional settings types", "pydantic torch"),
-    "runs": ("settings algorithms", "numpy pydantic safetensors torch yaml"),
+    "runs": (
+        "settings algorithms",
+        "huggingface_hub numpy pydantic safetensors torch yaml",
+    ),
     "training": (f"{GROUND} algorithms runs", "numpy pydantic torch"),
     "language/data": ("settings", "datasets numpy pydantic reasoning_gym"),
     "language/models": (

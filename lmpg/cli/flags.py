@@ -26,6 +26,7 @@ from lmpg.settings.raw import (
     nearest,
     paths_of,
     read_yaml,
+    with_lists,
 )
 from lmpg.settings.section import Section, UserError
 
@@ -114,7 +115,7 @@ def given_settings(settings: type[Section], line: CommandLine) -> RawSettings:
         for section in sections:
             place = place.setdefault(section, {})
         place[leaf] = _raw(_field(settings, paths[flag]), words)
-    return merged(line.from_file, from_flags)
+    return merged(with_lists(settings, line.from_file), from_flags)
 
 
 def _paths_by_flag(settings: type[BaseModel]) -> dict[str, str]:

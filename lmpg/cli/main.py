@@ -15,8 +15,9 @@ from lmpg.language.missing import refuse_missing_paths
 from lmpg.language.settings import LanguageSettings
 from lmpg.language.stages import STAGES
 from lmpg.language.suitable import suitable_settings, suitable_stage_settings
-from lmpg.runs.console import lasting_console, printable
+from lmpg.runs.console import lasting_console
 from lmpg.runs.lock import opened
+from lmpg.runs.printable import printable
 from lmpg.settings.raw import RawSettings, named_preset
 from lmpg.settings.section import Section, UserError
 

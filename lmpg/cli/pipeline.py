@@ -81,6 +81,7 @@ def _checked(
     for stage in stages:
         stage.flags |= {"--run.output-dir": [str(stage.folder)], **resume}
         stage.given = _given_to(stage)
+    _refuse_one_repository(stages)
     for number in range(len(stages)):
         to_come = [str(stage.result) for stage in stages[:number]]
         refuse_missing_paths(_settings(stages, number), to_come)
@@ -116,8 +117,12 @@ def _own_flags(given: list[tuple[str, list[str]]], processes: Processes) -> tupl
             "--run.resume is given, but --run.output-dir is not: expected the folder of the "
             "pipeline to go on with, such as --run.output-dir runs/pipeline-20250131-120000"
         )
+    if own.get(OWN[0]) == [""]:
+        raise UserError("run.output_dir = '': expected a folder; leave it out for a fresh one")
     path = own.get(OWN[0]) or processes.on_main(lambda: [str(fresh_name("pipeline"))])
-    return Path(path[0]), {flag: words for flag, words in own.items() if flag == OWN[1]}
+    return Path(path[0]).expanduser(), {
+        flag: words for flag, words in own.items() if flag == OWN[1]
+    }
 
 
 def _hand_out(given: list[tuple[str, list[str]]], stages: list[PipelineStage]) -> None:
@@ -196,6 +201,21 @@ def _world(stages: list[PipelineStage]) -> str:
     presets = [named_preset(x.name, methods())[1].get("data", {}) for x in stages]
     named += [data["world"] for data in presets if "world" in data]
     return named[0] if named else chosen_world({})
+
+
+def _refuse_one_repository(stages: list[PipelineStage]) -> None:
+    """UserError where two stages would upload their models to the same place."""
+    first: dict[str, str] = {}
+    for stage in stages:
+        name = (stage.given.get("run") or {}).get("push_to_hub")
+        if name is not None and name in first:
+            raise UserError(
+                f"run.push_to_hub = {name} is given to the stages {first[name]} and {stage.name}, "
+                "expected a repository for each: give it to one of them, "
+                f"--{stage.name.replace('_', '-')}.run.push-to-hub {name}"
+            )
+        if name is not None:
+            first[name] = stage.name
 
 
 def _refuse_other_files(folder: Path) -> None:

@@ -57,7 +57,8 @@ def train_language(settings: LanguageSettings, name: str, world: World | None = 
         prepared = prepare(settings, folder, processes, world)
         with prepared.scorer as scorer:
             keep = partial(scorer.keep_sources, folder.path / "reward_sources")
-            run(prepared.online, folder, name, prepared.facts, prepared.inputs, keep)
+            rest = prepared.facts, prepared.inputs, keep, "text-generation"
+            run(prepared.online, folder, name, *rest)
 
 
 @dataclass(frozen=True)
@@ -229,6 +230,7 @@ def scorer_for(
         columns=common_columns(prompts),
         device=str(processes.device),
         trust_remote_code=settings.model.trust_remote_code,
+        dtype=settings.model.dtype,
         decode=decode,
         special_tokens=settings.data.special_tokens,
         optional="teacher" in settings.algorithm.needs,
@@ -243,7 +245,7 @@ def references(
     learning = "reference" in settings.algorithm.needs
     if not learning and not settings.evaluation.kl:
         return None, None
-    found = own or policy.reference()
+    found = own or policy.reference(refreshed=settings.model.reference_refresh > 0)
     return found if learning else None, found if settings.evaluation.kl else None
 
 

@@ -39,13 +39,15 @@ def save(folder: Path, step: int, state: Any, keep: int) -> Path:
     by a run that was resumed from an earlier one, are deleted as well.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
+    _sweep(folder, _TEMPORARY)  # makes room
     target = folder / f"step_{step}"
     if not _is_whole(target):  # a whole one of this step holds this very state
         _write(folder, target, step, state)
-    for later in [s for s in _steps(folder) if s > step]:
-        _remove(folder / f"step_{later}")
-    prune(folder, keep)
+    steps = _steps(folder)
+    earlier = [s for s in steps if s <= step]
+    for unwanted in [*(s for s in steps if s > step), *earlier[keep:]]:
+        _remove(folder / f"step_{unwanted}")
+    _sweep(folder, DIVERGED)
     return target
 
 
@@ -53,7 +55,7 @@ def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints, and what killed processes have left there."""
     for old in _steps(folder)[keep:]:
         _remove(folder / f"step_{old}")
-    _sweep(folder)
+    _sweep(folder, _TEMPORARY)
 
 
 def whole(folder: Path) -> Iterator[tuple[int, Any]]:
@@ -119,8 +121,8 @@ def _fill(temporary: Path, step: int, state: Any) -> None:
     settle(temporary)
 
 
-def _sweep(folder: Path) -> None:
-    for stale in [*folder.glob(f"{_TEMPORARY}*"), *folder.glob(f"{DIVERGED}*")]:
+def _sweep(folder: Path, prefix: str) -> None:
+    for stale in folder.glob(f"{prefix}*"):
         shutil.rmtree(stale)
 
 

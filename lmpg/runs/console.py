@@ -5,20 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from lmpg.runs.printable import printable
+
 PLAIN = str.maketrans({"→": "->", "−": "-", "–": "-", "…": "...", "×": "x", "·": ";"})
-_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-
-
-def printable(text: str) -> str:
-    """Text from elsewhere (a model, data, a reward) without what steers a terminal: escape codes
-    and the like are spelt out."""
-    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _spell_out(record: logging.LogRecord) -> bool:

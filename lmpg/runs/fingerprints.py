@@ -40,16 +40,18 @@ def of(inputs: Inputs) -> Prints:
 
 
 def read(run_dir: Path) -> Prints:
-    """The fingerprints in a run's folder; {} where there are none, as in runs of older versions."""
+    """The fingerprints in a run's folder; {} with a warning where there are none."""
     path = run_dir / INPUTS
     try:
         found = json.loads(path.read_bytes())
         prints = found["inputs"]
         return {key: {name: str(x) for name, x in parts.items()} for key, parts in prints.items()}
-    except FileNotFoundError:
-        return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        log.warning("%s holds no fingerprints; nobody can tell whether inputs have changed", path)
+        log.warning(
+            "%s is missing or holds no fingerprints of inputs: nobody can tell whether these are "
+            "those that the run began with",
+            path,
+        )
         return {}
 
 
@@ -58,10 +60,11 @@ def write(run_dir: Path, prints: Prints) -> None:
     write_text(run_dir / INPUTS, json.dumps({"format": 1, "inputs": prints}, indent=2) + "\n")
 
 
-def refuse_changed(run_dir: Path, inputs: Inputs, prints: Prints, anyway: bool) -> list[str]:
+def refuse_changed(
+    run_dir: Path, inputs: Inputs, prints: Prints, began_with: Prints, anyway: bool
+) -> list[str]:
     """UserError that names the inputs which are not what the run in `run_dir` began with; with
     `anyway` the same as lines for the log."""
-    began_with = read(run_dir)
     lines = [
         f"{key}: {_place(inputs[key].get(name), name)} {change} the run in {run_dir} began"
         for key in sorted(prints.keys() & began_with.keys())

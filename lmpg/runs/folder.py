@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 import shutil
 import time
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel
 
-from lmpg import __version__
 from lmpg.algorithms import algorithm_name
 from lmpg.runs import fingerprints
 from lmpg.runs.files import TEMPORARY, sweep, write_text
-from lmpg.runs.fingerprints import INPUTS, Inputs
+from lmpg.runs.fingerprints import INPUTS, Inputs, Prints
 from lmpg.runs.lock import LOCK, OWNER, Held, hold, let_go, opened
-from lmpg.runs.resumable import changes
+from lmpg.runs.resumable import changes, share_threads
 from lmpg.runs.tracking import FILES, as_json
 from lmpg.settings.raw import as_in_yaml, defaults_of
 from lmpg.settings.section import UserError
@@ -41,8 +38,8 @@ class RunFolder:
     """The folder that a run writes to, and whether the run starts, resumes or has finished.
 
     settings: all that config.yaml is to hold. anyway: whether changed inputs are taken on resume.
-    changed: lines about settings that differ from before. made: folders made for it, outermost
-    first.
+    changed: lines for the log. began_with: a resumed run's fingerprints. made: folders made for it,
+    outermost first.
     """
 
     path: Path
@@ -50,6 +47,7 @@ class RunFolder:
     settings: dict[str, Any] = field(default_factory=dict)
     anyway: bool = False
     changed: list[str] = field(default_factory=list)
+    began_with: Prints = field(default_factory=dict)
     made: list[Path] = field(default_factory=list)
 
     @property
@@ -73,8 +71,9 @@ class RunFolder:
         prints = fingerprints.of(inputs)
         told = list(self.changed)
         if self.status == "resuming":
-            told += fingerprints.refuse_changed(self.path, inputs, prints, self.anyway)
-            prints = {**fingerprints.read(self.path), **prints}
+            before = self.began_with
+            told += fingerprints.refuse_changed(self.path, inputs, prints, before, self.anyway)
+            prints = before | prints
             (self.path / SUMMARY).unlink(missing_ok=True)  # it would call a longer run finished
         for name in FILES:  # empty ones beside config.yaml tell that no step has been done
             (self.path / name).touch()
@@ -106,9 +105,9 @@ def open_run(settings: Any, name: str) -> RunFolder:
     but locks is written until `RunFolder.start`.
     """
     run = settings.run
-    path = Path(run.output_dir) if run.output_dir else fresh_name(name)
+    path, made = (Path(run.output_dir), []) if run.output_dir else _fresh(name)
     resume = run.resume or run.resume_anyway
-    made = _make(path)
+    made += _make(path)
     _lock(path)
     try:
         new = resolved(settings)
@@ -118,7 +117,8 @@ def open_run(settings: Any, name: str) -> RunFolder:
     except UserError:
         let_go(path)
         raise
-    return RunFolder(path, "fresh", new, made=made)
+    told = [f"{path} holds no run to go on with: a new one begins"] if resume else []
+    return RunFolder(path, "fresh", new, changed=told, made=made)
 
 
 def _go_on(
@@ -132,19 +132,12 @@ def _go_on(
         )
     old = _read_config(path / CONFIG)
     share_threads(old, new)
-    changed = changes(old, new, path, fingerprints.read(path), as_in_yaml(defaults_of(kind)))
+    began_with = fingerprints.read(path)
+    changed = changes(old, new, path, began_with, as_in_yaml(defaults_of(kind)))
     if _is_finished(path, old, new):
         return RunFolder(path, "finished", new)
     sweep(path, WRITTEN_WHOLE)
-    return RunFolder(path, "resuming", new, anyway, changed)
-
-
-def share_threads(old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Give the number of CPU threads to settings that leave it open, from those that name it."""
-    known = new["run"].get("torch_threads") or old["run"].get("torch_threads") or 0
-    for values in (old, new):
-        if not values["run"].get("torch_threads"):
-            values["run"]["torch_threads"] = known
+    return RunFolder(path, "resuming", new, anyway, changed, began_with)
 
 
 def _has_begun(path: Path) -> bool:
@@ -201,17 +194,6 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
     return {}
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages whose code computes a run's numbers."""
-    found = {"python": platform.python_version(), "lmpg": __version__}
-    for package in ("torch", "transformers", "accelerate", "peft", "gymnasium", "numpy"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def fresh_name(name: str) -> Path:
     """runs/NAME-TIME, which does not exist yet."""
     stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -220,6 +202,21 @@ def fresh_name(name: str) -> Path:
         n += 1
         path = Path("runs") / f"{stem}-{n}"
     return path
+
+
+def _fresh(name: str) -> tuple[Path, list[Path]]:
+    """A folder runs/NAME-TIME that no run started in the same second has, and the folders that
+    were made for it, outermost first."""
+    while True:
+        path = fresh_name(name)
+        made = [x for x in (*reversed(path.parents), path) if not x.exists()]
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError:  # said by `_make`
+            return path, []
+        return path, made
 
 
 def _make(path: Path) -> list[Path]:
@@ -272,8 +269,10 @@ def _lock(path: Path) -> None:
 
 
 def _is_finished(path: Path, old: dict, new: dict) -> bool:
-    """Whether the run did all its steps, and no more are asked of it now."""
-    if read_summary(path).get("exit_reason") != FINISHED:
+    """Whether the run did all its steps, no more are asked of it now, and its model is there or
+    cannot be made again."""
+    made = (path / "final").is_dir() or not any((path / "checkpoints").glob("step_*"))
+    if not made or read_summary(path).get("exit_reason") != FINISHED:
         return False
     keys = ("total_steps", "total_timesteps")
     return all(new["run"][key] <= old["run"].get(key, 0) for key in keys if key in new["run"])

@@ -15,6 +15,7 @@ MAY_DIFFER = {  # the number of steps, saving and trackers; and what changes mem
     "run.save_every",
     "run.keep_checkpoints",
     "run.trackers",
+    "run.push_to_hub",
     "update.microbatch_size",
     "update.microbatch_tokens",
 }
@@ -73,6 +74,14 @@ def changes(
         )
         raise UserError("\n".join(refused))
     return told
+
+
+def share_threads(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Give the number of CPU threads to settings that leave it open, from those that name it."""
+    known = new["run"].get("torch_threads") or old["run"].get("torch_threads") or 0
+    for values in (old, new):
+        if not values["run"].get("torch_threads"):
+            values["run"]["torch_threads"] = known
 
 
 def _moved(key: str, old: Any, new: Any, known_inputs: Collection[str]) -> bool:

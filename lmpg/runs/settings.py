@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lmpg.settings.section import Section
+
+MOST_THREADS = 1024
+"""No machine gains by more, and the system ends a process that asks for far too many."""
 
 
 class EvaluationSettings(Section):
@@ -66,10 +70,15 @@ class AnyRunSettings(Section):
     """The same, even if data, rewards or models have changed since the run began: warns of them."""
     trackers: tuple[Literal["tensorboard"], ...] = ()
     """Further places for the metrics, beside metrics.jsonl."""
-    torch_threads: int = Field(0, ge=0)
+    torch_threads: int = Field(0, ge=0, le=MOST_THREADS)
     """CPU threads of torch and numpy, fixed for the whole run: results depend on their number.
     0: OMP_NUM_THREADS where it is set, else 1 for small models and environments, else torch's
     choice; a resumed run has as many as before."""
+
+    @field_validator("output_dir")
+    @classmethod
+    def _find_home(cls, value: str | None) -> str | None:
+        return None if value is None else os.path.expanduser(value)
 
     @model_validator(mode="after")
     def _require_the_folder_of_a_resumed_run(self) -> AnyRunSettings:
@@ -86,6 +95,8 @@ class RunSettings(AnyRunSettings):
 
     total_steps: int = Field(100, ge=1)
     """Iterations of rollout and update."""
+    push_to_hub: str | None = None
+    """Repository on the Hub that `final/` is uploaded to at the end; a new one is private."""
     samples_every: int = Field(10, ge=0)
     """Iterations between the prompts and completions written to samples.jsonl; 0 writes none."""
 
@@ -95,6 +106,8 @@ class OfflineRunSettings(AnyRunSettings):
 
     total_steps: int = Field(1_000_000_000, ge=1)
     """Optimizer steps at most."""
+    push_to_hub: str | None = None
+    """Repository on the Hub that `final/` is uploaded to at the end; a new one is private."""
     save_every: int = Field(100, ge=0)
     """Optimizer steps between checkpoints; 0 saves only at the end."""
 

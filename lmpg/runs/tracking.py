@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmpg.runs.console import printable
+from lmpg.runs.printable import printable
 from lmpg.settings.section import UserError
 
 COLUMNS = (  # label, metrics of which the first present one is shown, format

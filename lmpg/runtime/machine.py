@@ -1,4 +1,4 @@
-"""What a run takes of the machine: seconds by phase, CPU threads, and memory."""
+"""What a run takes of the machine: seconds by phase, CPU threads, memory, packages."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from lmpg import __version__
 
 OWN_THREADS = torch.get_num_threads()
 """CPU threads that torch chose for itself, or was given before lmpg was imported."""
@@ -85,10 +88,12 @@ def limit_threads(count: int) -> None:
                     getattr(library, name)(count)
 
 
-def threads_by_environment() -> int:
-    """OMP_NUM_THREADS, set by the user or by a launcher; 0 where it names no number."""
+def threads_by_environment(most: int) -> int:
+    """OMP_NUM_THREADS, set by the user or by a launcher; 0 where it names no number up to `most`
+    (torch passes over those that are far too many)."""
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(first) if first.isdecimal() else 0
+    count = int(first) if first.isdecimal() and len(first) < 10 else 0
+    return count if count <= most else 0
 
 
 def num_cores() -> int:
@@ -178,3 +183,14 @@ def new_objects_only() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages whose code computes a run's numbers."""
+    found = {"python": platform.python_version(), "lmpg": __version__}
+    for package in ("torch", "transformers", "accelerate", "peft", "gymnasium", "numpy"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -29,8 +29,11 @@ _CONFIGS = [Path(__file__).parents[2] / "configs", Path(sys.prefix) / "share" / 
 
 def read_yaml(path: str | Path) -> RawSettings:
     """The settings in a YAML file; UserError for anything but a mapping."""
+    path = Path(path).expanduser()
+    if path.is_fifo() and not path.is_relative_to("/dev"):  # the shell's <(…) is there
+        raise UserError(f"--config {path}: a FIFO, which may never end; expected a YAML file")
     try:
-        values = _StrictLoader(Path(path).read_text(encoding="utf-8")).get_single_data()
+        values = _StrictLoader(path.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}; expected a YAML file") from error
     except UnicodeDecodeError as error:
@@ -227,14 +230,15 @@ def _with_nul(value: Any, path: str) -> Iterator[str]:
 
 
 def _line(problem: Any) -> str:
-    if problem["type"] == "value_error":  # our own checks name keys and values themselves
-        return str(problem["ctx"]["error"])
+    own = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else ""
+    if own and not own.startswith("expected"):  # such checks name keys and values themselves
+        return own
     path = ""
     for part in problem["loc"]:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
     if problem["type"] == "missing":
         return f"{path} is not set; it has no default"
-    message = problem["msg"].removeprefix("Input should be ")
+    message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, expected ")
     return f"{path} = {problem['input']!r}: expected {message}"
 
 

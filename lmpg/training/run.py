@@ -13,13 +13,17 @@ from lmpg.runs import checkpoint
 from lmpg.runs.console import lasting_console
 from lmpg.runs.files import replace_folder
 from lmpg.runs.fingerprints import Inputs
-from lmpg.runs.folder import FINISHED, REPORT, RunFolder, open_run, versions, write_summary
+from lmpg.runs.folder import FINISHED, REPORT, RunFolder, open_run, write_summary
+from lmpg.runs.hub.card import write_cards
+from lmpg.runs.hub.upload import require_repository, upload
 from lmpg.runs.report.write import write_report
+from lmpg.runs.settings import MOST_THREADS
 from lmpg.runtime.machine import (
     keep_freed_memory,
     new_objects_only,
     num_cores,
     threads_by_environment,
+    versions,
 )
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import RunStopped, UserError
@@ -30,18 +34,24 @@ log = logging.getLogger(__name__)
 
 
 def begin(settings: Any, name: str, processes: Processes) -> RunFolder:
-    """Take hold of the run's folder, the same on every rank; says so where it has finished."""
+    """Take hold of the run's folder, the same on every rank; says so where it has finished, and
+    uploads its model where that is asked for now."""
     keep_freed_memory()
+    repository = getattr(settings.run, "push_to_hub", None)
+    if repository:
+        processes.on_main(lambda: require_repository(repository))
     folder = processes.on_main(lambda: open_run(settings, name))
     if folder.status == "finished" and processes.is_main:
         if not (folder.path / REPORT).exists():  # killed between its last two files
             write_report(folder.path)
         print(f"{folder.path} has finished already; nothing to do", flush=True)
+    if folder.status == "finished" and repository:
+        processes.on_main(lambda: print(_uploaded(folder.path, repository, name), flush=True))
     if folder.num_threads:
         asked = settings.run.torch_threads == folder.num_threads
         why = "run.torch_threads" if asked else "as the run began"
         processes.fix_threads(folder.num_threads, why)
-    elif count := processes.on_main(threads_by_environment):
+    elif count := processes.on_main(lambda: threads_by_environment(MOST_THREADS)):
         processes.fix_threads(count, "OMP_NUM_THREADS")
     return folder
 
@@ -65,38 +75,49 @@ def run(
     facts: dict[str, Any],
     inputs: Inputs | None = None,
     on_start: Callable[[], None] = lambda: None,
+    task: str | None = None,
 ) -> None:
     """Trains until the end or an interruption, and leaves everything in the run's folder.
 
     facts: go into the summary as they are. inputs: what a resumed run must find unchanged.
-    on_start: called by the main process once nothing is left to be refused.
+    on_start: called by the main process once nothing is left to be refused. task: of the model as
+    the Hub calls it, for its card; None where it gets none.
     After an interruption, which is raised, the same command with --run.resume goes on.
     """
     started = time.perf_counter()
     if loop.processes.is_main:
         folder.fix_threads(loop.processes.num_threads)
     with lasting_console(), closing(loop.tracker):
-        for line in loop.processes.on_main(lambda: folder.start(inputs or {})):
-            loop.tracker.say(line)
-        if loop.processes.is_main:
-            on_start()
-        for line in thread_lines(loop.processes):
-            loop.tracker.say(line)
-        resume(loop, folder)
+        _start(loop, folder, inputs or {}, on_start)
         try:
             with new_objects_only():
                 found: dict[str, Any] = {"exit_reason": loop.run()}
             if found["exit_reason"] == FINISHED:
                 found["after"] = loop.evaluate()
                 loop.prune()
-                loop.write(lambda: replace_folder(loop.folder / "final", loop.save_policy))
+                made = folder.settings, _summary(loop, found, started, name, facts)
+                loop.write(lambda: _write_final(loop, task, *made))
         except RunStopped as stop:
-            with suppress(RunStopped):  # what has stopped it may stop this, too
-                _conclude(loop, {"exit_reason": f"stopped: {stop}"}, started, name, facts)
+            if loop.progress.before:  # else nothing has been done, and nothing is to be left
+                found = {"exit_reason": f"stopped: {stop}"}
+                with suppress(RunStopped):  # what has stopped it may stop this, too
+                    _conclude(loop, found, started, name, facts)
             raise
         _conclude(loop, found, started, name, facts)
+        if found["exit_reason"] == FINISHED:
+            _upload(loop, name)
     if loop.stopped_by:
         raise interruption(loop.stopped_by)
+
+
+def _start(loop: Loop, folder: RunFolder, inputs: Inputs, on_start: Callable[[], None]) -> None:
+    """Writes what the run begins with, and goes on where a resumed one has been."""
+    lines = loop.processes.on_main(lambda: folder.start(inputs))
+    if loop.processes.is_main:
+        on_start()
+    for line in [*lines, *thread_lines(loop.processes)]:
+        loop.tracker.say(line)
+    resume(loop, folder)
 
 
 def thread_lines(processes: Processes) -> list[str]:
@@ -104,7 +125,7 @@ def thread_lines(processes: Processes) -> list[str]:
     count, why = processes.num_threads, processes.why_so_many
     noun = "threads" if count > 1 else "thread"
     lines = [f"{count} CPU {noun} per process: {why} (--run.torch-threads)"]
-    given = threads_by_environment()
+    given = threads_by_environment(MOST_THREADS)
     if why == "as the run began" and given not in (0, count):
         lines[0] += f"; OMP_NUM_THREADS = {given} would change its results and is passed over"
     if count > num_cores():
@@ -142,9 +163,18 @@ def _conclude(
     loop: Loop, found: dict[str, Any], started: float, name: str, facts: dict[str, Any]
 ) -> None:
     """summary.json, report.html and the last lines of the log; by the main process."""
+    summary = _summary(loop, found, started, name, facts)
+    loop.write(lambda: write_summary(loop.folder, summary))
+    loop.write(lambda: write_report(loop.folder))
+    loop.tracker.say(_closing_lines(summary, loop.folder))
+
+
+def _summary(
+    loop: Loop, found: dict[str, Any], started: float, name: str, facts: dict[str, Any]
+) -> dict[str, Any]:
     progress, steps = loop.progress, loop.source.step_name
     busy = sum(progress.seconds.values())
-    summary = {
+    return {
         "name": name,
         **found,
         "before": progress.before,
@@ -159,9 +189,31 @@ def _conclude(
         "versions": versions(),
         **facts,
     }
-    loop.write(lambda: write_summary(loop.folder, summary))
-    loop.write(lambda: write_report(loop.folder))
-    loop.tracker.say(_closing_lines(summary, loop.folder))
+
+
+def _write_final(
+    loop: Loop, task: str | None, settings: dict[str, Any], summary: dict[str, Any]
+) -> None:
+    """final/: the model, and where it has a task a card beside it."""
+
+    def fill(folder: Path) -> None:
+        loop.save_policy(folder)
+        if task is not None:
+            write_cards(folder, task, settings, summary)
+
+    replace_folder(loop.folder / "final", fill)
+
+
+def _upload(loop: Loop, name: str) -> None:
+    """Uploads final/ where the settings ask for it, and says where it is."""
+    if repository := getattr(loop.settings, "push_to_hub", None):
+        said = loop.processes.on_main(lambda: _uploaded(loop.folder, repository, name))
+        loop.tracker.say(said)
+
+
+def _uploaded(folder: Path, repository: str, name: str) -> str:
+    """Uploads final/; returns a line that says where it is."""
+    return f"final/ is at {upload(folder / 'final', repository, f'{name}, trained by lmpg')}"
 
 
 def _closing_lines(summary: dict[str, Any], folder: Path) -> str:

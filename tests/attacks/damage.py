@@ -29,7 +29,9 @@ def cut(data: bytes, dice: random.Random) -> bytes:
 
 def flipped(data: bytes, dice: random.Random) -> bytes:
     """A file with one bit changed."""
-    place = dice.randrange(len(data)) if data else 0
+    if not data:
+        return data
+    place = dice.randrange(len(data))
     return data[:place] + bytes([data[place] ^ 1 << dice.randrange(8)]) + data[place + 1 :]
 
 

@@ -159,6 +159,11 @@ REFUSED = {  # what is wrong: algorithm, what is changed (None takes a flag away
         reward_of("def letters(completions, answer):\n    return [0.0 for c in completions]\n"),
         ["rewards.functions", "'answer'", "prompt, number"],
     ),
+    "reward that never answers with a number": (
+        "ppo",
+        reward_of("def letters(completions):\n    return ['good' for c in completions]\n"),
+        ["before training", "Mend the reward", "without a score: it returned a str among"],
+    ),
     "group of one": (
         "grpo",
         {"algorithm.group-size": 1},

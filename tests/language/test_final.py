@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -13,8 +16,10 @@ from lmpg.language.models.critic import load_value_head
 from lmpg.language.models.loading import load_policy
 from lmpg.language.models.settings import LoraSettings, ModelSettings
 from lmpg.language.sampling.sampler import Sampler
+from lmpg.runs.hub.card import NAME as CARD
 from tests.support.planted import catches
-from tests.support.programs import own_parts, run_here, weights
+from tests.support.programs import module_at, own_parts, run_here, weights
+from tests.support.tiny import tiny_tokenizer
 
 PROMPTS = ["a", "abc de", "klm 12"]
 LENGTHS = {"sampling.max-new-tokens": 12, "update.learning-rate": 1e-2}
@@ -23,7 +28,16 @@ LORA = {"model.lora.rank": 8, "model.lora.alpha": 32}
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    return {**own_parts(tmp_path_factory.mktemp("parts")), **LENGTHS}
+    """Parts whose model has what models of the Hub have: templates, and defaults of sampling."""
+    found = {**own_parts(tmp_path_factory.mktemp("parts")), **LENGTHS}
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    tokenizer.model_max_length, tokenizer.padding_side = 77, "left"
+    tokenizer.save_pretrained(found["model.path"])
+    path = found["model.path"] / "generation_config.json"
+    own = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [1, 2]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +89,48 @@ def test_plain_transformers_writes_the_text_that_the_policy_ended_with(parts, pl
     ended = {k.removeprefix("model."): x for k, x in weights(plain).items()}
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, ended[name])
+
+
+def files(folder):
+    return {str(x.relative_to(folder)): x for x in folder.rglob("*") if x.is_file()}
+
+
+@catches("a chat template, generation_config or tokenizer file of the model lost in final/")
+@pytest.mark.parametrize("kind", ["plain", "adapted"])
+def test_final_is_what_save_pretrained_leaves_of_the_base_model_but_for_weights_and_card(
+    parts, kind, tmp_path, request
+):
+    final = request.getfixturevalue(kind) / "final"
+    final = final / "merged" if kind == "adapted" else final
+    AutoModelForCausalLM.from_pretrained(parts["model.path"]).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(parts["model.path"]).save_pretrained(tmp_path)
+    expected, found = files(tmp_path), files(final)
+    assert found.keys() - {"value_head.safetensors"} == expected.keys() | {CARD}
+    assert {"generation_config.json", "additional_chat_templates/tool_use.jinja"} < found.keys()
+    for name, path in expected.items():
+        assert name == "model.safetensors" or found[name].read_bytes() == path.read_bytes(), name
+
+
+@pytest.mark.parametrize("kind", ["plain", "adapted"])
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # within peft
+def test_the_card_says_how_to_load_the_folder_and_what_it_scored(parts, kind, tmp_path, request):
+    run = request.getfixturevalue(kind)
+    card = ModelCard.load(run / "final" / CARD)
+    code = card.text.split("```python\n")[1].partition("```")[0]
+    (tmp_path / "load.py").write_text(code.replace("FOLDER", str(run / "final")))
+    loaded = module_at(tmp_path / "load.py")
+    merged = run / "final" / "merged" if kind == "adapted" else run / "final"
+    expected = AutoModelForCausalLM.from_pretrained(merged)
+    assert texts_of_transformers(loaded.model, loaded.tokenizer) == texts_of_transformers(
+        expected, loaded.tokenizer
+    )
+    summary = json.loads((run / "summary.json").read_text())
+    row = f"| reward | {summary['before']['reward']:.4g} | {summary['after']['reward']:.4g} |"
+    assert row in card.text
+    assert "learning_rate: 0.01" in card.text
+    assert str(parts["model.path"].parent) not in card.content
+    assert card.data.library_name == ("peft" if kind == "adapted" else "transformers")
+    assert card.data.tags[:2] == ["lmpg", "ppo"]
 
 
 @catches("the value head not saved")

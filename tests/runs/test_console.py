@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from lmpg.cli.main import main
-from lmpg.runs.console import Lasting, lasting_console, printable
+from lmpg.runs.console import Lasting, lasting_console
+from lmpg.runs.printable import printable
 from tests.support.planted import catches
 
 

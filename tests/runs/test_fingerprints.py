@@ -15,7 +15,7 @@ from tests.support.planted import catches
 
 def refusal(folder, inputs) -> list[str]:
     with pytest.raises(UserError) as error:
-        refuse_changed(folder, inputs, of(inputs), anyway=False)
+        refuse_changed(folder, inputs, of(inputs), read(folder), anyway=False)
     return str(error.value).splitlines()
 
 
@@ -31,7 +31,7 @@ def model(tmp_path):
 def test_each_file_that_changed_came_or_went_is_named_with_its_setting(tmp_path, model):
     write(tmp_path, of(model))
     folder = tmp_path / "model"
-    assert refuse_changed(tmp_path, model, of(model), anyway=False) == []
+    assert refuse_changed(tmp_path, model, of(model), read(tmp_path), anyway=False) == []
     (folder / "weights.bin").write_bytes(b"weights.biN" * 1000)
     (folder / "added.json").touch()
     (folder / "config.json").unlink()
@@ -44,7 +44,7 @@ def test_each_file_that_changed_came_or_went_is_named_with_its_setting(tmp_path,
         f"model.path: {folder / 'weights.bin'} has changed since {run}",
     ]
     assert "--run.resume-anyway" in lines[3]
-    warned = refuse_changed(tmp_path, now, of(now), anyway=True)
+    warned = refuse_changed(tmp_path, now, of(now), read(tmp_path), anyway=True)
     assert [line.startswith("warning: model.path: ") for line in warned] == [True] * 3
 
 
@@ -53,16 +53,16 @@ def test_the_same_content_elsewhere_and_written_anew_is_no_change(tmp_path, mode
     shutil.copytree(tmp_path / "model", tmp_path / "other")
     moved = {"model.path": {x.name: x for x in (tmp_path / "other").iterdir()}}
     assert of(moved) == read(tmp_path)
-    assert refuse_changed(tmp_path, moved, of(moved), anyway=False) == []
+    assert refuse_changed(tmp_path, moved, of(moved), read(tmp_path), anyway=False) == []
 
 
 def test_runs_without_fingerprints_or_with_damaged_ones_resume_as_before(tmp_path, model, caplog):
-    assert refuse_changed(tmp_path, model, of(model), anyway=False) == []
+    assert refuse_changed(tmp_path, model, of(model), read(tmp_path), anyway=False) == []
     for text in ("[1, 2", "[]", '{"inputs": 3}', '{"inputs": {"a": 3}}', "[" * 100_000):
         (tmp_path / "inputs.json").write_text(text)
         assert read(tmp_path) == {}
-        assert refuse_changed(tmp_path, model, of(model), anyway=False) == []
-    assert "holds no fingerprints" in caplog.text
+        assert refuse_changed(tmp_path, model, of(model), read(tmp_path), anyway=False) == []
+    assert "is missing or holds no fingerprints" in caplog.text
 
 
 @catches("only the first piece of a large file looked at")

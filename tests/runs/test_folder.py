@@ -17,6 +17,7 @@ from lmpg.gym.settings import GymSettings
 from lmpg.language.settings import LanguageSettings
 from lmpg.runs import folder as run_folder
 from lmpg.runs.folder import open_run, read_summary, write_summary
+from lmpg.runtime.machine import versions
 from lmpg.settings.raw import defaults_of, merged, validated
 from lmpg.settings.section import UserError
 from tests.support.planted import catches
@@ -68,6 +69,21 @@ def test_without_output_dir_every_run_gets_a_folder_of_its_own(tmp_path, monkeyp
     paths = {open_run(settings, "ppo").path for _ in range(3)}
     assert len(paths) == 3
     assert all(path.parent == Path("runs") and path.name.startswith("ppo-") for path in paths)
+
+
+def test_runs_that_start_at_once_get_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = validated(LanguageSettings[PPO], defaults_of(LanguageSettings[PPO]))
+    free = run_folder.fresh_name("ppo")
+
+    def taken_meanwhile(name):  # another run takes the name between the look and the making
+        monkeypatch.undo()
+        monkeypatch.chdir(tmp_path)
+        free.mkdir(parents=True)
+        return free
+
+    monkeypatch.setattr(run_folder, "fresh_name", taken_meanwhile)
+    assert open_run(settings, "ppo").path not in (free, None)
 
 
 def test_another_runs_folder_is_refused_without_resume(tmp_path):
@@ -235,7 +251,7 @@ def test_the_summary_is_strict_json_written_in_one_piece(tmp_path, monkeypatch):
 
 
 def test_versions_name_what_decides_the_numbers():
-    assert {"python", "lmpg", "torch", "transformers"} <= run_folder.versions().keys()
+    assert {"python", "lmpg", "torch", "transformers"} <= versions().keys()
 
 
 @catches("a run of an older version refused for a setting that it did not have yet")

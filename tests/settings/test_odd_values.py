@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from lmpg.algorithms.ppo import PPO
+from lmpg.cli.main import settings_of
 from lmpg.language.settings import LanguageSettings
 from lmpg.settings.raw import defaults_of, merged, read_yaml, validated
 from lmpg.settings.section import UserError
@@ -54,3 +58,40 @@ def test_a_text_with_nul_is_refused_by_the_name_of_its_setting():
         built(model={"path": "a\0b"})
     with pytest.raises(UserError, match=r"^rewards.functions\[1\] = 'a\\x00' holds a NUL"):
         built(rewards={"functions": ["a", "a\0"]})
+
+
+@catches("--run.output-dir of an unset shell variable begins a new run in silence")
+@pytest.mark.parametrize("name", ["run.output_dir", "model.path", "data.path", "run.seed"])
+def test_an_empty_text_is_no_value(name):
+    section, key = name.split(".")
+    with pytest.raises(UserError, match=f"{name} = '': expected something; leave the setting out"):
+        built(**{section: {key: ""}})
+
+
+@pytest.mark.parametrize("name", ["run.seed", "update.learning_rate", "algorithm.kl_target"])
+def test_true_is_no_number(name):
+    section, key = name.split(".")
+    with pytest.raises(UserError, match=f"{name} = True: expected a number"):
+        built(**{section: {key: True}})
+
+
+def test_a_home_folder_in_a_file_is_found():
+    settings = built(run={"output_dir": "~/mine"})
+    assert settings.run.output_dir == str(Path.home() / "mine")
+
+
+@catches("a FIFO is waited for in silence")
+def test_a_fifo_is_no_settings_file(tmp_path):
+    os.mkfifo(tmp_path / "fifo.yaml")
+    with pytest.raises(UserError, match="a FIFO, which may never end"):
+        read_yaml(tmp_path / "fifo.yaml")
+
+
+def test_one_value_in_a_file_stands_for_a_list_of_one(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text("run: {trackers: tensorboard}\n")
+    settings = settings_of("grpo", ["--config", str(file)])
+    assert settings.run.trackers == ("tensorboard",)
+    file.write_text("run: {trackers: wandb}\n")
+    with pytest.raises(UserError, match=r"run\.trackers\[0\] = 'wandb': expected 'tensorboard'"):
+        settings_of("grpo", ["--config", str(file)])

@@ -135,3 +135,23 @@ def test_all_files_have_the_permissions_that_the_umask_leaves(flags):
         os.umask(before)
     files = [x for x in folder.rglob("*") if x.is_file()]
     assert {stat.filemode(x.stat().st_mode) for x in files} == {"-rw-r-----"}
+
+
+@catches("a finished run whose model was deleted is called finished, and has none")
+def test_a_model_that_was_deleted_is_made_again_from_the_last_checkpoint(flags):
+    folder = agent(flags)
+    before = {x.name: x.read_bytes() for x in (folder / "final").iterdir()}
+    shutil.rmtree(folder / "final")
+    assert resumed(flags) == FINISHED
+    assert {x.name: x.read_bytes() for x in (folder / "final").iterdir()} == before
+    for name in ("final", "checkpoints"):
+        shutil.rmtree(folder / name)
+    assert resumed(flags) == FINISHED  # what cannot be made again does not cost the rest
+
+
+def test_resuming_where_no_run_is_or_without_its_fingerprints_is_told(flags, capsys, caplog):
+    assert resumed({**flags, "run.total-timesteps": 128}) == [1, 2]
+    assert "run holds no run to go on with: a new one begins" in capsys.readouterr().out
+    (flags["run.output-dir"] / "inputs.json").unlink()
+    assert resumed(flags) == FINISHED
+    assert caplog.text.count("inputs.json is missing or holds no fingerprints") == 1

@@ -74,10 +74,10 @@ def test_the_setting_wins_over_the_environment_and_both_over_the_size(tmp_path, 
         assert ("OMP_NUM_THREADS" in said) == (not setting)
 
 
-@pytest.mark.parametrize("value", ["", "0", "many", "-1"])
-def test_a_value_that_openmp_cannot_read_counts_as_none(value, monkeypatch):
+@pytest.mark.parametrize("value", ["", "0", "many", "-1", "20000", "9" * 5000])
+def test_a_value_that_openmp_cannot_follow_counts_as_none(value, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", value)
-    assert machine.threads_by_environment() == 0
+    assert machine.threads_by_environment(1024) == 0
 
 
 @catches("a resumed run takes the number of threads of the machine that it goes on on")

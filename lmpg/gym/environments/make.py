@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -78,13 +80,16 @@ def find_spec(env_id: str) -> EnvSpec:
     """The spec registered under `env_id`; the error for an unknown id names the nearest ones."""
     module, _, name = env_id.rpartition(":")
     if module:
+        if (here := os.getcwd()) not in sys.path:  # a script looks beside itself alone
+            sys.path.append(here)
         try:
             importlib.import_module(module)
         except FAILURES as error:  # a module may raise anything
             why = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise UserError(
-                f"env.id = {env_id}: the module {module} cannot be imported ({why}). Install it, "
-                "or put its folder into PYTHONPATH"
+                f"env.id = {env_id}: the module {module} cannot be imported ({why}). Expected "
+                "module:id, as in mine:Mine-v0 for a mine.py that registers Mine-v0; install it, "
+                "start in its folder, or put that into PYTHONPATH"
             ) from error
     try:
         return gymnasium.spec(name)
@@ -93,7 +98,7 @@ def find_spec(env_id: str) -> EnvSpec:
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise UserError(
             f"env.id = {env_id}: expected an environment that gymnasium has registered; {hint}"
-            "One that another package registers is given as package:id"
+            "One that a module of yours or another package registers is given as module:id"
         ) from error
 
 

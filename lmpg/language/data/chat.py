@@ -7,6 +7,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
+from lmpg.language.data.row_files import with_whole_characters
 from lmpg.settings.said_once import say_once
 from lmpg.settings.section import UserError
 
@@ -15,8 +16,13 @@ ChatOptions = dict[str, Any]
 """What a chat template gets beside the messages: `tools`, and variables of its own."""
 
 EXAMPLE = '[{"role": "user", "content": "..."}]'
+OPTIONS = ("tools", "chat_template_kwargs")
+"""Columns of a row that its chat template gets."""
 CALLS = ("tool_calls", "function_call")  # a message that calls a tool may have no text
-_CHAT_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
+SAID = ("content", "reasoning_content", "reasoning", "thinking")  # where messages have text
+_CHAT_AS_TEXT = re.compile(
+    r"""\s*\[\s*\{\s*['"]((role|content)['"]\s*:|from['"]\s*:\s*['"]\w+['"]\s*,\s*['"]value['"])"""
+)
 RESERVED = {
     *("messages", "conversation", "tools", "chat_template", "add_generation_prompt", "tokenize"),
     *("continue_final_message", "sanitize_control_tokens", "padding", "truncation", "max_length"),
@@ -33,6 +39,7 @@ def text_or_messages(value: Any, where: str) -> Any:
     """
     if isinstance(value, str) and _CHAT_AS_TEXT.match(value):
         value = _from_json(value, where, "chat messages")
+    value = _whole(value)
     if value is None or isinstance(value, str):
         return value
     if not isinstance(value, list) or not all(isinstance(x, dict) for x in value):
@@ -40,6 +47,14 @@ def text_or_messages(value: Any, where: str) -> Any:
             f"{where} holds {_shown(value)}, expected text, or chat messages such as {EXAMPLE}."
         )
     return [_message(message, f"{where}, message {n}") for n, message in enumerate(value, 1)]
+
+
+def _whole(value: Any) -> Any:
+    """`value` without halves of characters, which no tokenizer reads."""
+    whole = with_whole_characters(value)
+    if whole != value:
+        say_once("data: text holds half a character, read as \ufffd")
+    return whole
 
 
 def _message(message: dict[str, Any], where: str) -> dict[str, Any]:
@@ -78,6 +93,8 @@ def chat_options(row: dict[str, Any], where: str) -> ChatOptions:
     """What the columns `tools` (a list of schemas) and `chat_template_kwargs` (a dict) of a row
     give its chat template; either may also be JSON text."""
     found: ChatOptions = {}
+    if any(row.get(name) for name in ("images", "image")):
+        say_once("data: images can't be learned from: of each row only the text is read")
     tools, place = row.get("tools"), f"{where}, column 'tools'"
     if tools:
         tools = _from_json(tools, place, "a list of tools")
@@ -98,7 +115,7 @@ def chat_options(row: dict[str, Any], where: str) -> ChatOptions:
                 'as {"enable_thinking": false}.'
             )
         found |= options
-    return found
+    return _whole(found)
 
 
 def conversation(prompt: str | Messages, completion: str | Messages) -> Messages:
@@ -132,13 +149,13 @@ def render_chat(
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
             "the data holds chat messages, but the tokenizer has no chat template. Use a chat "
-            "model, set tokenizer.chat_template and save it beside the model, or give the "
-            "prompts as plain text."
+            "model, take another's template with --model.tokenizer, write one into "
+            "chat_template.jinja in the model's folder, or give the prompts as plain text."
         )
     begun = open_turn and is_begun(messages)
     try:
         options = _read_options(tokenizer, messages, options or {})
-        return tokenizer.apply_chat_template(
+        written = tokenizer.apply_chat_template(
             _read_messages(tokenizer, messages),
             **{
                 "add_generation_prompt": open_turn and not begun,
@@ -148,6 +165,8 @@ def render_chat(
             },
             **options,
         )
+        _say_what_is_left_out(messages, written)
+        return _whole(written)
     except UserError:
         raise
     except Exception as error:  # templates raise jinja2's errors, and any other
@@ -158,19 +177,53 @@ def render_chat(
 
 
 def _read_options(tokenizer: Any, messages: Messages, options: ChatOptions) -> ChatOptions:
-    """The options that the template reads; says once that it reads no tools."""
+    """The options that the template reads; says once which it doesn't, and what else it reads."""
     template = tokenizer.get_chat_template(None, options.get("tools"))
     for message in messages:
-        if message.get("content") is None and not any(k in template for k in CALLS if k in message):
+        calls = [name for name in CALLS if message.get(name)]
+        if not calls or any(name in template for name in calls):
+            continue
+        if not message.get("content"):
             raise UserError(
-                f"a message of the {message['role']} has {CALLS[0]} and no content, but the chat "
-                f"template doesn't write {CALLS[0]}. Use a chat model that calls tools, or give "
+                f"a message of the {message['role']} has {calls[0]} and no content, but the chat "
+                f"template doesn't write {calls[0]}. Use a chat model that calls tools, or give "
                 "the message a text."
             )
-    if options.get("tools") and not re.search(r"\btools\b", template):
-        say_once("data: the chat template writes no tools, so the column 'tools' is not used")
-        return {name: value for name, value in options.items() if name != "tools"}
-    return options
+        say_once(f"data: the chat template doesn't write {calls[0]}, so what they call is left out")
+    if "strftime_now" in template and "date_string" not in options:
+        say_once(
+            "data: the chat template writes today's date, so on another day the same data are "
+            "other text; a column chat_template_kwargs can give a date (often as date_string)"
+        )
+    unread = [name for name in options if not re.search(rf"\b{re.escape(name)}\b", template)]
+    for name in unread:
+        column = "column 'tools'" if name == "tools" else f"{name} of chat_template_kwargs"
+        say_once(f"data: the chat template writes no {name}, so the {column} is not used")
+    return {name: value for name, value in options.items() if name not in unread}
+
+
+def _say_what_is_left_out(messages: Messages, written: Any) -> None:
+    """Logs once for each role if the template leaves out part of what it says; spaces don't count.
+
+    written: the chat as text, or as ids, in which nothing is looked for.
+    """
+    for message in messages if isinstance(written, str) else []:
+        for said in filter(None, map(message.get, SAID)):
+            if not _holds(written, str(said)):
+                such = " (such as its thinking)" if message["role"] == "assistant" else ""
+                say_once(
+                    f"data: the chat template leaves out part of what the {message['role']} says"
+                    f"{such}, so that part is neither read nor learned"
+                )
+
+
+def _holds(written: str, said: str) -> bool:
+    """Whether a template wrote this text, as it is or as JSON."""
+    if said in written:
+        return True
+    squeezed = "".join(written.split())
+    texts = (said, json.dumps(said, ensure_ascii=False)[1:-1])
+    return any("".join(text.split()) in squeezed for text in texts)
 
 
 def _read_messages(tokenizer: Any, messages: Messages) -> Messages:

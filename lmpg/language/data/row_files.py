@@ -38,6 +38,7 @@ _FOREIGN = {  # how a file begins that is not the text that its ending promises:
     b"BZh": ("compressed with bzip2", "add the ending .bz2"),
     b"\xfd7zXZ": ("compressed with xz", "add the ending .xz"),
     b"PK\x03\x04": ("a zip archive or an Excel file", "unpack it, or save the sheet as CSV"),
+    b"\xff\xfe\0\0": ("UTF-32 text", "convert it: iconv -f UTF-32 -t UTF-8 FILE > NEW"),
     b"\xff\xfe": ("UTF-16 text", "convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW"),
     b"\xfe\xff": ("UTF-16 text", "convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW"),
 }
@@ -131,7 +132,7 @@ def _json_rows(text: str, where: str) -> Iterator[Row]:
                 '{"prompt": "..."}.'
             )
         _refuse_deep(row, place)
-        whole = _with_whole_characters(row) if suspect else row
+        whole = with_whole_characters(row) if suspect else row
         if whole != row:
             halves.append(place)
         yield whole
@@ -240,14 +241,14 @@ def _refuse_deep(row: Row, where: str) -> None:
     raise UserError(f"{where} {_TOO_DEEP}")
 
 
-def _with_whole_characters(value: Any) -> Any:
+def with_whole_characters(value: Any) -> Any:
     """`value`, with U+FFFD for every half of a character of two (a lone surrogate)."""
     if isinstance(value, str):
         return value if value.isascii() else _HALVES.sub("\ufffd", value)
     if isinstance(value, list):
-        return [_with_whole_characters(x) for x in value]
+        return [with_whole_characters(x) for x in value]
     if isinstance(value, dict):
-        both = _with_whole_characters
+        both = with_whole_characters
         return {both(name): both(x) for name, x in value.items()}
     return value
 

@@ -6,10 +6,13 @@ import difflib
 import glob
 import logging
 import re
+import textwrap
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lmpg.language.data.chat import OPTIONS
 from lmpg.language.data.reasoning import PREFIX, reasoning_rows
 from lmpg.language.data.row_files import (
     TEXTS,
@@ -23,8 +26,11 @@ from lmpg.settings.section import UserError
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ".json, .jsonl, .csv, .tsv, .parquet, .arrow or .txt"
+FORMATS = ".json, .jsonl, .csv, .tsv, .parquet, .arrow or .txt (text also in .gz, .bz2 or .xz)"
 _TABLES = {".parquet": "parquet", ".arrow": "arrow"}
+_LONGEST_REASON = 400
+"""Characters of a foreign error."""
+_SAID_OF_NOTHING = ("no data", "No columns to parse", "BatchSize must be greater than 0")
 
 
 def read_rows(
@@ -40,7 +46,7 @@ def read_rows(
     if source.startswith(PREFIX):
         rows = reasoning_rows(source, key)
     elif path.is_file():
-        rows = rows_of_file(path, key)
+        rows = _in_one(rows_of_file(path, key), split, path, key)
     elif path.is_dir():
         rows = _read_folder(path, split, key)
     else:
@@ -67,7 +73,8 @@ def is_data_file(path: Path) -> bool:
 
 
 def _read_folder(path: Path, split: str, key: str) -> list[Row]:
-    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+    saved = (path / "state.json").exists() and (path / "dataset_info.json").exists()
+    if saved or (path / "dataset_dict.json").exists():
         return _load_from_disk(path, split, key)
     known = [file for file in sorted(path.rglob("*")) if is_data_file(file) and not file.is_dir()]
     if not known:
@@ -87,15 +94,35 @@ def _read_folder(path: Path, split: str, key: str) -> list[Row]:
         parts = [rows_of_file(file, key) for file in files[name] if file not in objects]
         return [row for part in parts for row in part]
 
-    if split in files:
+    return _in_split(split, files, rows, path, key)
+
+
+def _in_split(
+    split: str, names: Iterable[str], rows: Callable[[str], list[Row]], path: Path, key: str
+) -> list[Row]:
+    """The rows that `split` asks for: those of a name, or of such as train[:50%]+test.
+
+    names: of the splits that there are. rows: gives those of one.
+    """
+    names = list(names)
+    if split in names:
         return rows(split)
-    instruction = _quiet_datasets().ReadInstruction  # reads such as train[:50%]+test
-    asked_for = [name for name in files if re.search(rf"\b{re.escape(name)}\b", split)] or files
+    instruction = _quiet_datasets().ReadInstruction
+    asked_for = [name for name in names if re.search(rf"\b{re.escape(name)}\b", split)] or names
     try:
         found = instruction.from_spec(split).to_absolute({x: len(rows(x)) for x in asked_for})
     except (ValueError, AssertionError) as error:
-        raise UserError(f"{key}: cannot read {path}: {error}{_advice(str(error))}") from None
+        raise _unreadable(path, key, error) from None
     return [row for part in found for row in rows(part.splitname)[part.from_ : part.to]]
+
+
+def _in_one(rows: list[Row], split: str, path: Path, key: str) -> list[Row]:
+    """What `split` asks for of a source that has no splits: all of it is called train."""
+    if "[" in split or "+" in split:
+        return _in_split(split, ["train"], lambda _: rows, path, key)
+    if split != "train":
+        logger.warning("%s: %s has no splits, so the split %r is all of it", key, path, split)
+    return rows
 
 
 def _files_of_splits(path: Path, key: str) -> dict[str, list[Path]]:
@@ -108,14 +135,19 @@ def _files_of_splits(path: Path, key: str) -> dict[str, list[Path]]:
     datasets = _quiet_datasets()
     try:
         files = datasets.load_dataset_builder(str(path)).config.data_files
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"{key}: cannot read {path}: {error}{_advice(str(error))}") from None
+    except Exception as error:  # whatever it meets in the folder's card and names
+        raise _unreadable(path, key, error) from None
     return {str(name): [Path(file) for file in part] for name, part in files.items()}
 
 
 def refuse_missing_file(source: str, key: str, revision: str | None = None) -> None:
     """UserError where nothing that can be read lies at `source`, the setting `key`, and it can be
     no name on the Hub: names the missing file, and one like it. A revision needs such a name."""
+    if "://" in source:
+        raise UserError(
+            f"{key}: {source} is an address, expected a file, a folder or a name on the Hub: "
+            "download it, and give the file."
+        )
     path = Path(source).expanduser()
     if source.startswith(PREFIX) or _require_readable(path, key):
         if revision is not None:
@@ -164,44 +196,51 @@ def _load(source: str, key: str, *args: str, split: str, **options: Any) -> list
     datasets = _quiet_datasets()
     try:
         return _unpadded(datasets.load_dataset(*args, split=split, **options).to_list())
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        cause = error.__cause__ or error
-        reason = str(cause).strip() or type(cause).__name__
-        if "no data" in reason or "No columns to parse" in reason:
+    except Exception as error:  # whatever it meets in damaged files
+        if any(x in str(error.__cause__ or error) for x in _SAID_OF_NOTHING):
             return []
-        raise UserError(f"{key}: cannot read {source}: {reason}{_advice(reason)}") from None
+        raise _unreadable(source, key, error) from None
 
 
-def _advice(reason: str) -> str:
+def _unreadable(source: Any, key: str, error: Exception) -> UserError:
+    """The library's error in one line, with what to do about it."""
+    cause = error.__cause__ or error
+    said = str(cause).strip() if isinstance(cause, ValueError | OSError | RuntimeError) else ""
+    reason = textwrap.shorten(said or f"{type(cause).__name__}: {cause}", _LONGEST_REASON)
+    return UserError(f"{key}: cannot read {source}: {reason}{_advice(reason, source)}")
+
+
+def _advice(reason: str, source: Any) -> str:
     if "Unknown split" in reason:
         return " Choose one with --data.split."
+    if "onfig name is missing" in reason and isinstance(source, Path):
+        return " Give the files of one as data.path, or take the others out of the README.md there."
     if "onfig name is missing" in reason:
-        return "\nWrite it behind the name, as NAME:CONFIG."
+        return " Write it behind the name, as NAME:CONFIG."
+    if "Dataset scripts" in reason:
+        return " Code of a data set is never run: save its rows as parquet or JSON lines."
     if "on the Hub" in reason:
         return " There is no local file or folder of that name either."
     return ""
 
 
 def _load_from_disk(path: Path, split: str, key: str) -> list[Row]:
+    for file in path.rglob("*.arrow"):
+        refuse_pointer(file, f"{key}: {file}")
     try:
         loaded = _quiet_datasets().load_from_disk(str(path))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{key}: cannot read {path}: {error}") from None
+    except Exception as error:  # whatever it meets in damaged files
+        raise _unreadable(path, key, error) from None
     if not isinstance(loaded, dict):
-        return _unpadded(loaded.to_list())
-    if split not in loaded:
-        raise UserError(
-            f"{key}: {path} has no split {split!r}; its splits are: {', '.join(loaded)}. "
-            "Choose one with --data.split."
-        )
-    return _unpadded(loaded[split].to_list())
+        return _in_one(_unpadded(loaded.to_list()), split, path, key)
+    return _in_split(split, loaded, lambda name: _unpadded(loaded[name].to_list()), path, key)
 
 
 def _unpadded(rows: list[Row]) -> list[Row]:
-    """The rows, whose messages and tools have only the keys that were given: Arrow's tables give
-    each the keys of all others too, with None."""
+    """The rows, whose messages, tools and variables of a chat template have only the keys that were
+    given: Arrow's tables give each the keys of all others too, with None."""
     return [
-        {name: _given(x) if name == "tools" or _is_chat(x) else x for name, x in row.items()}
+        {name: _given(x) if name in OPTIONS or _is_chat(x) else x for name, x in row.items()}
         for row in rows
     ]
 

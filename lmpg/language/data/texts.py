@@ -34,7 +34,6 @@ from lmpg.language.data.tokenizing import (
     reads_special_tokens_as_text,
     shared_length,
 )
-from lmpg.settings.said_once import say_once
 from lmpg.settings.section import UserError
 
 # how a chat ends: behind its last message, where the assistant's turn is opened, within that turn
@@ -82,6 +81,9 @@ def _read(
             row_filter.skipped["empty"] += 1
             continue
         whole = whole_text(tokenizer, first, answer, where, options)
+        if not any(whole.loss_mask):  # a single token, which nothing comes before
+            row_filter.skipped["empty"] += 1
+            continue
         text = fitted_text(whole, row_filter, where, answer)
         if text is not None:
             texts.append(text)
@@ -167,18 +169,21 @@ def _chat(tokenizer: Any, first: Any, answer: Any, where: str, options: ChatOpti
     messages = first if answer is None else conversation(first, answer)
     begun = isinstance(answer, str) and isinstance(first, list) and is_begun(first)
     known = 0 if answer is None else len(messages) - (1 if isinstance(answer, str) else len(answer))
-    turns = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i >= known]
+    turns = [i for i, message in enumerate(messages) if i >= known and _is_learned(message)]
     if not turns:
-        raise UserError(f"{where}: no message is the assistant's, so there is nothing to learn.")
+        roles = ", ".join(dict.fromkeys(repr(message["role"]) for message in messages))
+        raise UserError(
+            f"{where}: no message is the assistant's and to be learned (a `weight` of 0 keeps one "
+            f"out): the roles are {roles}, expected 'assistant' among them. Rename the roles."
+        )
 
     parts: list[tuple[Messages, dict[str, bool]]] = [(messages[: turns[-1] + 1], CLOSED)]
     for turn in turns:
         parts.append((first, BEGUN) if begun else (messages[:turn], OPENED))
         parts.append((messages[: turn + 1], CLOSED))
     whole, *cuts = (render_chat(tokenizer, part, options, **how) for part, how in parts)
-    for turn, before, through in zip(turns, cuts[::2], cuts[1::2]):
+    for before, through in zip(cuts[::2], cuts[1::2]):
         _require_prefixes(before, through, whole, where)
-        _say_if_left_out(messages[turn].get("content") or "", through)
     if reads_special_tokens_as_text(tokenizer):
         ids, *heads = (chat_ids(tokenizer, part, options, **how) for part, how in parts)
         ends = [shared_length(ids, head) for head in heads]
@@ -195,6 +200,11 @@ def _chat(tokenizer: Any, first: Any, answer: Any, where: str, options: ChatOpti
     return Text(ids, [False, *mask[1:]])
 
 
+def _is_learned(message: dict[str, Any]) -> bool:
+    """Whether the assistant wrote it; a `weight` of 0, OpenAI's key, keeps a turn out."""
+    return message["role"] == "assistant" and message.get("weight") != 0
+
+
 def _require_prefixes(before: str, through: str, whole: str, where: str) -> None:
     """Raises unless the template writes a turn as what goes on where the policy began to write."""
     if not whole.startswith(through):
@@ -209,15 +219,6 @@ def _require_prefixes(before: str, through: str, whole: str, where: str) -> None
             f"{where}: the chat template opens the assistant's turn with {before[shared:]!r:.60}, "
             f"but writes the message as {through[shared:]!r:.60}, so what the policy would have "
             "written can't be told. Give the message as the template writes it, or plain text."
-        )
-
-
-def _say_if_left_out(content: str, written: str) -> None:
-    """Logs once if the template leaves out part of what the assistant says; spaces don't count."""
-    if content not in written and "".join(content.split()) not in "".join(written.split()):
-        say_once(
-            "data: the chat template leaves out part of what the assistant says (such as its "
-            "thinking), so that part is not learned"
         )
 
 

@@ -157,7 +157,8 @@ def completion_texts(
     eos_token_ids: Sequence[int] | None = None,
 ) -> list[str]:
     """`completion_text` of one response to each prompt; equal prompts are decoded once."""
-    text = partial(tokenizer.decode, skip_special_tokens=False)
+    exactly = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    text = partial(tokenizer.decode, **exactly)
     ends = [tokenizer.eos_token_id] if eos_token_ids is None else eos_token_ids
     special = _special_ids(tokenizer, len(tokenizer))
     heads: dict[tuple[int, ...], tuple[list[int], str]] = {}

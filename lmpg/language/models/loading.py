@@ -24,6 +24,7 @@ from lmpg.language.models.critic import (
     load_value_head,
     new_value_head,
 )
+from lmpg.language.models.forward.kept_weights import frozen_dtype, keep_frozen
 from lmpg.language.models.forward.readable import refuse_unreadable
 from lmpg.language.models.head import refuse_unknown_head
 from lmpg.language.models.lora import with_adapter
@@ -87,29 +88,37 @@ def load_policy(
     that the path comes from.
     """
     model = load_causal_lm(settings.path, settings.trust_remote_code, key, settings.revision)
-    _refuse_smaller_vocabulary(key, settings.path, model, tokenizer)
+    refuse_smaller_vocabulary(key, settings.path, model, tokenizer)
     eos_token_ids = all_eos_token_ids(model, tokenizer)
     pad_token_id = tokenizer.pad_token_id
-    lora, shared = settings.lora, settings.critic == "shared"
+    shared, separate = settings.critic == "shared", None
     context = context_length(model.config, tokenizer)
-    separate = None
     if critic and not shared:  # before an adapter changes and freezes the trunk that is copied
         separate = load_critic(settings, model, tokenizer, reward_model)
         context = min(context, context_length(separate.trunk.config, tokenizer))
+    frozen_in = frozen_dtype(settings.dtype, model)
     policy = CausalLMPolicy(
-        with_adapter(model, lora) if lora.rank > 0 else model,
+        _learning(settings, model, frozen_in),
         _value_head(settings.path, model) if critic and shared else None,
         temperature=temperature,
         eos_token_ids=eos_token_ids,
         pad_token_id=eos_token_ids[0] if pad_token_id is None else pad_token_id,
         context_length=context,
         bf16=computes_in_bf16(settings.precision, model, device),
+        frozen_dtype=frozen_in,
         critic=separate,
         absent_ids=_absent_ids(key, settings.path, model, tokenizer, eos_token_ids),
     ).to(device)
     refuse_unreadable(policy)
     refuse_unknown_head(policy)
     return policy
+
+
+def _learning(settings: ModelSettings, model: PreTrainedModel, frozen_in: torch.dtype) -> nn.Module:
+    """What learns: the model, or adapters over it, whose frozen weights are kept in `frozen_in`."""
+    if settings.lora.rank == 0:
+        return model
+    return keep_frozen(with_adapter(model, settings.lora, settings.revision), frozen_in)
 
 
 def load_critic(
@@ -146,7 +155,8 @@ def load_reference(settings: ModelSettings, tokenizer, policy: CausalLMPolicy) -
     if path is None:
         return None
     _refuse_other_vocabulary(key, path, tokenizer, settings.trust_remote_code)
-    same = {"precision": settings.precision, "trust_remote_code": settings.trust_remote_code}
+    names = ("precision", "dtype", "trust_remote_code")
+    same = {name: getattr(settings, name) for name in names}
     own = load_policy(
         ModelSettings(path=path, **same),  # type: ignore[arg-type]
         tokenizer,
@@ -157,7 +167,7 @@ def load_reference(settings: ModelSettings, tokenizer, policy: CausalLMPolicy) -
     )
     if own.context_length < policy.context_length:
         policy.context_length = own.context_length  # what it cannot read it cannot judge
-    return Reference(policy, own.requires_grad_(False))
+    return Reference(policy, own.frozen())
 
 
 def load_causal_lm(
@@ -257,9 +267,8 @@ def _refuse_other_vocabulary(
         )
 
 
-def _refuse_smaller_vocabulary(
-    key: str, path: str | None, model: PreTrainedModel, tokenizer
-) -> None:
+def refuse_smaller_vocabulary(key: str, path: str | None, model: Any, tokenizer) -> None:
+    """UserError where the tokenizer gives ids that the model, of the setting `key`, embeds not."""
     embedding: Any = model.get_input_embeddings()
     rows = len(embedding.weight)
     largest = max(tokenizer.get_vocab().values())

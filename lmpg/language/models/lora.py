@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import textwrap
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,17 @@ from lmpg.language.models.precision import save_folder
 from lmpg.language.models.settings import LoraSettings
 from lmpg.settings.section import UserError
 
+_LONGEST_REASON = 400
+"""Characters of a foreign error."""
 
-def with_adapter(model: PreTrainedModel, settings: LoraSettings) -> nn.Module:
+
+def with_adapter(
+    model: PreTrainedModel, settings: LoraSettings, revision: str | None = None
+) -> nn.Module:
     """`model` frozen, with adapters that start at zero: its output is the same.
 
-    Their first factors are drawn from torch's global generator.
+    Their first factors are drawn from torch's global generator. What is saved names the model and
+    its revision, so that both are found again; a folder by its whole path.
     """
     try:
         import peft
@@ -28,7 +35,9 @@ def with_adapter(model: PreTrainedModel, settings: LoraSettings) -> nn.Module:
             f"model.lora.rank = {settings.rank} needs peft, which is not installed: "
             "pip install 'lmpg[lora]', or set model.lora.rank to 0"
         ) from None
-    targets = _targets(model, settings.target_modules)
+    targets, names = _targets(model, settings.target_modules), _linear_names(model)
+    if (folder := Path(str(model.name_or_path))).is_dir():
+        model.name_or_path = str(folder.absolute())
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]
@@ -41,13 +50,13 @@ def with_adapter(model: PreTrainedModel, settings: LoraSettings) -> nn.Module:
         with warnings.catch_warnings():
             # peft reads a property that transformers has renamed
             warnings.simplefilter("ignore", FutureWarning)
-            wrapped = peft.get_peft_model(model, config)
+            wrapped = peft.get_peft_model(model, config, revision=revision)
     except ValueError as error:
         raise UserError(
             f"model.lora.target_modules = {targets} does not fit this model, expected names of its "
-            f"linear layers such as {_linear_names(model)}: {error}"
+            f"linear layers such as {names}: {textwrap.shorten(str(error), _LONGEST_REASON)}"
         ) from None
-    _refuse_embeddings(model, targets)
+    _refuse_embeddings(model, targets, names)
     return wrapped
 
 
@@ -102,11 +111,11 @@ def _linear_names(model: PreTrainedModel) -> list[str]:
     return sorted(linear)
 
 
-def _refuse_embeddings(model: PreTrainedModel, targets) -> None:
+def _refuse_embeddings(model: PreTrainedModel, targets, names: list[str]) -> None:
     """An adapter there would change the output layer, which is read by its plain weight."""
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         if hasattr(layer, "lora_A"):
             raise UserError(
                 f"model.lora.target_modules = {targets} has the embedding or the output layer in "
-                f"it, expected only layers between them, such as {_linear_names(model)}"
+                f"it, expected only layers between them, such as {names}"
             )

@@ -27,6 +27,8 @@ _FLASH = {
     "flash_attention_4": "flash_attn",
 }
 """Packages without which transformers fetches a kernel in their place."""
+_INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL")
+"""As safetensors calls them."""
 _OBJECTS = ("config", "generation_config", "model", "tokenizer")
 """What files that hold one JSON object are called."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -50,6 +52,30 @@ def model_files(path: str, revision: str | None = None) -> dict[str, Path]:
         for file in sorted(part.glob("*"))
         if file.is_file() and file.suffix in READ and file.name not in NOT_READ
     }
+
+
+def refuse_pointers(key: str, folder: Path) -> None:
+    """A Git LFS pointer in place of a tokenizer's text (a chat template) would be read as it."""
+    for path in sorted([*folder.glob("*.jinja"), *folder.glob("*.txt")]):
+        try:
+            _refuse_pointer(path)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{key} = {folder}: its {path.name} {error}, expected a folder written by "
+                "save_pretrained"
+            ) from None
+
+
+def integer_weights(path: str, revision: str | None = None) -> list[str]:
+    """Names of weights that are saved as integers, as quantised ones are."""
+    found = []
+    for name, file in model_files(path, revision).items():
+        if not (name.startswith("model") and file.suffix == ".safetensors"):
+            continue
+        with safe_open(str(file), "pt") as tensors:
+            kinds = {x: tensors.get_slice(x).get_dtype() for x in tensors.keys()}  # noqa: SIM118
+        found += [x for x, kind in kinds.items() if x.endswith("weight") and kind in _INTEGERS]
+    return found
 
 
 def start_files(settings: ModelSettings) -> dict[str, dict[str, Path]]:
@@ -124,13 +150,17 @@ def damage(folder: Path, what: str) -> str | None:
     return None
 
 
-def _read(path: Path) -> None:
-    """Raises an error that goes on after the file's name, unless its beginning is in order."""
+def _refuse_pointer(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
             raise ValueError(
                 "is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
             )
+
+
+def _read(path: Path) -> None:
+    """Raises an error that goes on after the file's name, unless its beginning is in order."""
+    _refuse_pointer(path)
     if path.suffix == ".json":
         try:
             found = json.loads(path.read_text(encoding="utf-8"))

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from lmpg.language.models.architectures import trunk_of
 from lmpg.language.models.critic import FOLDER, SeparateCritic, save_value_head
+from lmpg.language.models.forward.kept_weights import copies_in, is_low, keep_frozen, widened
 from lmpg.language.models.forward.response_states import ResponseStates, response_states
 from lmpg.language.models.forward.reuse import ForwardReuse
 from lmpg.language.models.head import Head
@@ -29,6 +30,8 @@ class CausalLMPolicy(nn.Module):
 
     value_head: a critic on the policy's own trunk. critic: one with weights of its own.
     temperature divides the logits, everywhere. bf16 computes in autocast over fp32 weights.
+    frozen_dtype: what a reference, which does not learn, is kept in; low: whether weights of the
+    policy are kept in bfloat16 themselves.
     absent_ids: token ids that no token has (int64), whose probability is 0 everywhere.
     forward_reuse: caches a forward for the update, once `keep_forward` was asked for. teacher: whom
     it learns from, and the β of the divergence, see `learn_from`.
@@ -44,6 +47,7 @@ class CausalLMPolicy(nn.Module):
         pad_token_id: int,
         context_length: int,
         bf16: bool = False,
+        frozen_dtype: torch.dtype = torch.float32,
         critic: SeparateCritic | None = None,
         absent_ids: Tensor | None = None,
     ):
@@ -56,6 +60,8 @@ class CausalLMPolicy(nn.Module):
         self.pad_token_id = pad_token_id
         self.context_length = context_length
         self.bf16 = bf16
+        self.frozen_dtype = frozen_dtype
+        self.low = is_low(model)
         self.head = Head(self.causal_lm, temperature, absent_ids)
         self.forward_reuse: ForwardReuse | None = None
         self.teacher: tuple[Reference, float] | None = None
@@ -81,16 +87,19 @@ class CausalLMPolicy(nn.Module):
         """Stays in eval mode: dropout would make old and new log-probs incomparable."""
         return super().train(False)
 
-    def autocast(self) -> torch.autocast:
-        """The precision that sampling and evaluation compute in."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """The precision that sampling and evaluation compute in, whatever weights are kept in."""
+        chosen = torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+        with chosen, widened(self.low):
+            yield
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:
         """A block in which all that the policy computes is float32, for probes that judge it."""
         bf16, self.bf16 = self.bf16, False
         try:
-            with in_float32(self.device):
+            with in_float32(self):
                 yield
         finally:
             self.bf16 = bf16
@@ -182,17 +191,24 @@ class CausalLMPolicy(nn.Module):
             result_BT[b, : len(response)] = logprobs
         return result_BT
 
-    def reference(self) -> Reference:
+    def reference(self, refreshed: bool = False) -> Reference:
         """The policy as it is now, frozen; with LoRA the model under the adapter, not copied.
 
-        Call it before the weights of a checkpoint are loaded.
+        Call it before the weights of a checkpoint are loaded. refreshed: whether it is to become
+        what the policy has learned by then, which only float32 holds.
         """
-        return Reference(self)
+        return Reference(self, dtype=torch.float32 if refreshed else self.frozen_dtype)
 
-    def frozen_copy(self) -> CausalLMPolicy:
+    def frozen(self) -> CausalLMPolicy:
+        """Itself, which from now on does not learn."""
+        keep_frozen(self.requires_grad_(False).model, self.frozen_dtype)
+        self.low = is_low(self.model)
+        return self
+
+    def frozen_copy(self, dtype: torch.dtype) -> CausalLMPolicy:
         """The policy as it is now, with weights of its own that stay, and without a critic."""
         return CausalLMPolicy(
-            copy.deepcopy(self.model).requires_grad_(False),
+            copy.deepcopy(self.model, copies_in(dtype, self.model)),
             None,
             temperature=self.temperature,
             eos_token_ids=self.eos_token_ids,

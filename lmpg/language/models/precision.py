@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
+from lmpg.language.models.forward.kept_weights import is_low, widened
+
 logger = logging.getLogger(__name__)
 _PAYS_FROM = 1_000_000
 """Parameters; products of smaller models on a CPU are too small to gain anything."""
@@ -43,13 +45,14 @@ def fast_bf16(device: torch.device) -> bool:
 
 
 @contextmanager
-def in_float32(device: torch.device) -> Iterator[None]:
-    """Products in whole float32 for the time of a block, whatever was switched on around it: what
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """A block in which `model` computes in whole float32, whatever was switched on around it: what
     is compared there differs by what is computed and not by rounding."""
-    before = torch.get_float32_matmul_precision()
+    before, device = torch.get_float32_matmul_precision(), next(model.parameters()).device
+    assert torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False), widened(is_low(model)):
             yield
     finally:
         torch.set_float32_matmul_precision(before)

@@ -20,8 +20,10 @@ from transformers import PreTrainedModel
 
 from lmpg.language.models.model_files import (
     damage,
+    integer_weights,
     refuse_broken_settings,
     refuse_fetched_kernels,
+    refuse_pointers,
 )
 from lmpg.language.models.paths import refuse_missing_folder
 from lmpg.language.models.precision import no_progress_bars
@@ -48,6 +50,7 @@ def pretrained_tokenizer(
     key: str, path: str, trust_remote_code: bool = False, revision: str | None = None
 ) -> Any:
     """The tokenizer at `path`, which the setting `key` names."""
+    refuse_pointers(key, Path(path).expanduser())
     load = transformers.AutoTokenizer.from_pretrained
     return _loaded(key, "tokenizer", load, path, revision, trust_remote_code=trust_remote_code)
 
@@ -83,14 +86,27 @@ def pretrained_model(
     if getattr(model, "_hf_peft_config_loaded", False):
         raise UserError(f"{key} = {path} is a LoRA adapter, expected a whole model")
     _refuse_a_part(key, path, kind, model, info, new_head)
+    _refuse_quantised(key, path, WHAT[kind], model, revision)
+    _keep_weights_as_they_are(model)
+    return model.eval()
+
+
+def _refuse_quantised(
+    key: str, path: str, what: str, model: PreTrainedModel, revision: str | None
+) -> None:
+    """UserError for quantised weights whose scales transformers does not know, or knows not of."""
     quantized = getattr(model.config, "quantization_config", None)
     if quantized and not getattr(model, "hf_quantizer", None):
         raise UserError(
             f"{key} = {path}: its quantization_config names a method that transformers does not "
-            f"know ({_method(quantized)}), expected a whole {WHAT[kind]}; save it unquantised"
+            f"know ({_method(quantized)}), expected a whole {what}; save it unquantised"
         )
-    _keep_weights_as_they_are(model)
-    return model.eval()
+    if not quantized and (names := integer_weights(path, revision)):
+        raise UserError(
+            f"{key} = {path}: {_named(names)} hold integers, as quantised weights do, and its "
+            f"config.json has no quantization_config, expected a whole {what}; save it "
+            "unquantised"
+        )
 
 
 def _keep_weights_as_they_are(model: PreTrainedModel) -> None:

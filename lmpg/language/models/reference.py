@@ -20,12 +20,18 @@ class Reference:
     """The frozen policy that a KL penalty is measured against: the policy as it was, or a model of
     its `own`. The policy's adapter is not copied with its model, but put aside or exchanged.
 
-    policy: what computes, with its own weights unless it is the policy that trains.
+    policy: what computes, with its own weights unless it is the policy that trains; these are kept
+    in `dtype`, which must hold them.
     """
 
-    def __init__(self, policy: CausalLMPolicy, own: CausalLMPolicy | None = None):
+    def __init__(
+        self,
+        policy: CausalLMPolicy,
+        own: CausalLMPolicy | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
         self._shared = own is None and policy.model is not policy.causal_lm
-        self.policy = own or (policy if self._shared else policy.frozen_copy())
+        self.policy = own or (policy if self._shared else policy.frozen_copy(dtype))
         self._refreshed: dict[str, Tensor] = {}
 
     @property

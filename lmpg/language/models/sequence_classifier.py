@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmpg.language.models.forward.kept_weights import is_low, widened
 from lmpg.language.models.forward.padding import bears_padding
 from lmpg.language.models.inputs import accepted, mask_and_positions, pad_left, pad_right
 from lmpg.language.models.loading import context_length
@@ -66,6 +67,7 @@ class SequenceScorer:
 
     def __init__(self, model: nn.Module, tokenizer, tokens_per_batch: int = 8192):
         self.model = model.eval()
+        self._low = is_low(model)
         self.tokenizer = tokenizer
         self.tokens_per_batch = tokens_per_batch
         self._context = min(context_length(model.config, tokenizer), tokenizer.model_max_length)
@@ -77,7 +79,8 @@ class SequenceScorer:
         rows = [self._ids(sequence) for sequence in sequences]
         scores = [0.0] * len(rows)
         for batch in self._batches(rows):
-            found = sequence_scores(self.model, [rows[i] for i in batch]).tolist()
+            with widened(self._low):
+                found = sequence_scores(self.model, [rows[i] for i in batch]).tolist()
             for i, score in zip(batch, found):
                 scores[i] = score
         return scores

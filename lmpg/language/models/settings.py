@@ -33,6 +33,10 @@ class ModelSettings(Section):
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     """bf16 computes in autocast over fp32 weights; auto does so where the hardware is made for it
     and the model has a million parameters."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """What weights that do not learn are kept in: the model under an adapter, the reference, the
+    teacher, reward models. auto: as in their checkpoint; bf16 rounds others. Whatever learns is
+    kept in fp32."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for models whose code you have read."""
     critic: Literal["shared", "separate", "reward_model"] = "shared"

@@ -11,6 +11,11 @@ from lmpg.language.rewards.request import GIVEN, RewardReply, RewardRequest
 from lmpg.language.rewards.specs import KEY, parsed_spec
 from lmpg.settings.section import UserError
 
+IN_CHAT = (
+    'it gets each completion as messages, [{"role": "assistant", "content": "…"}], as prompts are '
+    "messages too"
+)
+
 
 class FunctionReward:
     """Scores by `FILE.py:NAME`, `package.module:NAME` or a built-in function.
@@ -66,7 +71,9 @@ class FunctionReward:
         for number, start in enumerate(range(0, count, size)):
             part = {name: column[start : start + size] for name, column in arguments.items()}
             futures.append(self._workers[number].submit(part, min(size, count - start)))
-        return lambda: sum((future.result() for future in futures), RewardReply())
+        chat = any(not isinstance(text, str) for text in arguments.get("completions", []))
+        said = RewardReply(notes=[IN_CHAT] if chat and not self.spec.is_builtin else [])
+        return lambda: sum((future.result() for future in futures), said)
 
     def close(self) -> None:
         """Ends the worker processes."""

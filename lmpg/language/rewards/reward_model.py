@@ -11,7 +11,12 @@ from typing import Any
 
 from lmpg.language.data.chat import ChatOptions, chat_options
 from lmpg.language.data.tokenizing import bos_ids, cut_left, scored_ids
-from lmpg.language.models.loading import context_length, load_sequence_classifier
+from lmpg.language.models.forward.kept_weights import frozen_dtype, keep_frozen
+from lmpg.language.models.loading import (
+    context_length,
+    load_sequence_classifier,
+    refuse_smaller_vocabulary,
+)
 from lmpg.language.models.pretrained import pretrained_tokenizer
 from lmpg.language.models.sequence_classifier import SequenceScorer
 from lmpg.language.rewards.request import RewardReply, RewardRequest
@@ -33,12 +38,16 @@ class ModelReward:
         self._bos = bos_ids(tokenizer)
 
     @classmethod
-    def load(cls, path: str, *, trust_remote_code: bool, device: str) -> ModelReward:
-        """The model and tokenizer of a folder or Hub id."""
-        model = load_sequence_classifier(path, trust_remote_code=trust_remote_code).to(device)
+    def load(
+        cls, path: str, *, trust_remote_code: bool, device: str, dtype: str = "auto"
+    ) -> ModelReward:
+        """The model and tokenizer of a folder or Hub id; weights are kept as `model.dtype` says."""
+        model = load_sequence_classifier(path, trust_remote_code=trust_remote_code)
+        kept = keep_frozen(model.requires_grad_(False), frozen_dtype(dtype, model)).to(device)
         tokenizer = pretrained_tokenizer("rewards.models", path, trust_remote_code)
+        refuse_smaller_vocabulary("rewards.models", path, model, tokenizer)
         context = min(context_length(model.config, tokenizer), tokenizer.model_max_length)
-        return cls(model_name(path), SequenceScorer(model, tokenizer), tokenizer, context)
+        return cls(model_name(path), SequenceScorer(kept, tokenizer), tokenizer, context)
 
     @property
     def num_weights(self) -> int:
@@ -69,13 +78,16 @@ class ModelReward:
         return reply
 
     def _scores(self, rows: list[tuple[Any, str, ChatOptions]]) -> RewardReply:
-        ids = [
-            cut_left(scored_ids(self.tokenizer, *row), self.max_tokens, self._bos) for row in rows
-        ]
-        scores = self.scorer.score(ids)
+        whole = [scored_ids(self.tokenizer, *row) for row in rows]
+        scores = self.scorer.score([cut_left(ids, self.max_tokens, self._bos) for ids in whole])
         if len(scores) != len(rows):
             raise ValueError(f"the model gave {len(scores)} scores for {len(rows)} responses")
         reply = RewardReply()
+        if any(len(ids) > self.max_tokens for ids in whole):
+            reply.notes.append(
+                f"texts of more than {self.max_tokens} tokens, the model's context, are scored "
+                "without their beginning"
+            )
         for score in scores:
             if math.isfinite(score):
                 reply.scores.append(float(score))

@@ -62,6 +62,11 @@ class Scores:
         )
 
 
+def listed(messages: list[str]) -> str:
+    """The first kinds of what went wrong, a line each, to end an error with."""
+    return "".join(f"\n  {text}" for text in list(dict.fromkeys(messages))[:MAX_WARNINGS])
+
+
 class Scorer:
     """The rewards of `settings`; imports every function and loads every model at once.
 
@@ -78,6 +83,7 @@ class Scorer:
         columns: Iterable[str] | None = None,
         device: str = "cpu",
         trust_remote_code: bool = False,
+        dtype: str = "auto",
         decode: Decode | None = None,
         special_tokens: str = "tokens",
         optional: bool = False,
@@ -95,7 +101,9 @@ class Scorer:
             if settings.models:
                 from lmpg.language.rewards.reward_model import ModelReward
             for path in settings.models:
-                model = ModelReward.load(path, trust_remote_code=trust_remote_code, device=device)
+                model = ModelReward.load(
+                    path, trust_remote_code=trust_remote_code, device=device, dtype=dtype
+                )
                 read_special_tokens(model.tokenizer, special_tokens)
                 self._add(model, Path(path).parent.name)
         except BaseException:

@@ -6,18 +6,23 @@ session it is (Linux). So when the worker ends, or the trainer ends or asks by S
 descendant is found and killed. The trainer may be killed by SIGKILL, amid a call too: the kernel
 then sends this process SIGTERM.
 
+What the worker and its children print comes here too, and goes on to stderr without what steers a
+terminal: it may quote a model.
+
 Elsewhere than on Linux it looks for the trainer twice a second and kills the worker's process
 group; what a reward there has put into a session of its own is not found.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import importlib.util
 import os
 import select
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +30,7 @@ from typing import Any
 LINUX = sys.platform.startswith("linux")
 SIGNALLED = 128  # plus a signal's number is the exit code of a process that the signal ended
 PATIENCE = 10.0  # seconds for processes that do not die of SIGKILL (they wait for a disk)
+LAST_WORDS = 1.0  # seconds for what was printed, where the console is stopped
 SET_PARENT_DEATH_SIGNAL, SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -42,22 +48,45 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _ask)
     _watch()
     requests, replies = _own_descriptors()
+    printed, printing = os.pipe()
     worker = os.fork()
     if worker == 0:
+        os.close(printed)
+        for standard in (1, 2):
+            os.dup2(printing, standard)
+        os.close(printing)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.setsid()
         _die_with(supervisor, signal.SIGKILL)
-        _sibling("worker").serve(requests, replies, _sibling("local_sources").keep)
+        _module("worker").serve(requests, replies, _module("local_sources").keep)
         return
-    os.close(requests)
-    os.close(replies)
+    for descriptor in (requests, replies, printing):
+        os.close(descriptor)
+    console = threading.Thread(target=_pass_on, args=(printed,), daemon=True)
+    console.start()
     try:
         code = _exit_code(worker)
         _asked.append(True)  # from now on it need not be asked
     except Asked:
         code = SIGNALLED + signal.SIGTERM
     _end_descendants(worker)
+    console.join(LAST_WORDS)
     os._exit(code)
+
+
+def _pass_on(printed: int) -> None:
+    """Writes to stderr what is printed, until nobody is left who prints."""
+    signal.pthread_sigmask(
+        signal.SIG_BLOCK, signal.valid_signals()
+    )  # the main thread waits for them
+    printable = _module("../../runs/printable").printable
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    decoder = codecs.getincrementaldecoder(encoding)("backslashreplace")
+    while chunk := os.read(printed, 1 << 16):
+        left = printable(decoder.decode(chunk)).encode(encoding, "backslashreplace")
+        with contextlib.suppress(OSError):  # a console that has gone
+            while left:
+                left = left[os.write(2, left) :]
 
 
 def _exit_code(worker: int) -> int:
@@ -148,15 +177,16 @@ def _own_descriptors() -> tuple[int, int]:
     return requests, replies
 
 
-def _sibling(name: str) -> Any:
-    """A module of this folder, under a name that no module of a user has.
+def _module(place: str) -> Any:
+    """A module by its place beside this one, under a name that no module of a user has.
 
     The package is not imported: a worker is to be ready in milliseconds.
     """
-    path = Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(f"_lmpg_{name}", path)
+    path = Path(__file__).parent / f"{place}.py"
+    name = f"_lmpg_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # noqa: PT018
-    module = sys.modules[f"_lmpg_{name}"] = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 

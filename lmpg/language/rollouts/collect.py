@@ -65,7 +65,7 @@ class LanguageSource:
     def evaluate(self) -> dict[str, float]:
         """Metrics of completions of held-out prompts; see `Evaluator`.
 
-        RunStopped before the first rollout if too many of them have no score; later on the
+        UserError before the first rollout if too many of them have no score; later on the
         rollouts decide.
         """
         share = 1.0 if self.begun else self.processing.settings.max_error_share

@@ -8,10 +8,10 @@ from typing import Any
 
 from lmpg.language.data.prompts import EvalMetric, Prompt
 from lmpg.language.models.reference import Reference
-from lmpg.language.rewards.scorer import Scorer
+from lmpg.language.rewards.scorer import Scorer, listed
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.score_processing import mean, score_statistics
-from lmpg.settings.section import Diverged, RunStopped
+from lmpg.settings.section import Diverged, UserError
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Evaluator:
 
         reward, reward_std: mean and std of the score. reward_errors: completions without one, if
         there are any. distinct: share of distinct completions. length: mean tokens. kl: mean nats
-        per completion to the reference. And what `eval_metric` adds. RunStopped if more completions
+        per completion to the reference. And what `eval_metric` adds. UserError if more completions
         than `max_error_share` have no score. Diverged if a token's probability is NaN.
         """
         prompts = [self.prompts[i % len(self.prompts)] for i in range(self.size)]
@@ -51,11 +51,10 @@ class Evaluator:
             )
         errors = scores.count(None)
         if errors > max_error_share * self.size:
-            said = "\n  ".join(messages[:5])
-            raise RunStopped(
+            raise UserError(
                 f"before training: {errors} of {self.size} held-out responses could not be scored, "
                 f"more than rewards.max_error_share = {max_error_share} allows. Mend the reward "
-                f"and start again. The reward said:\n  {said}"
+                f"and start again. The reward said:{listed(messages)}"
             )
         metrics = {} if self.scorer is None else score_statistics(scores)
         if errors:

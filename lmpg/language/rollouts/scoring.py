@@ -10,7 +10,7 @@ from torch import Tensor
 from lmpg.functional.advantages import group_centred
 from lmpg.language.data.order import prompts_for_step
 from lmpg.language.data.prompts import Prompt
-from lmpg.language.rewards.scorer import Scorer, Scores
+from lmpg.language.rewards.scorer import Scorer, Scores, listed
 from lmpg.language.rollouts.generation import Completions, Generator, Key
 from lmpg.language.rollouts.score_processing import ScoreProcessing, score_tensors
 from lmpg.runtime.machine import Stopwatch
@@ -122,12 +122,11 @@ class GroupSampler:
         allowed = rounds[0].processing.settings.max_error_share
         if errors <= allowed * num_completions:
             return
-        said = "\n  ".join(messages[:5])
         raise RunStopped(
             f"step {iteration}: {errors} of {num_completions} responses could not be "
             f"scored, more than rewards.max_error_share = {allowed} allows. "
             f"Everything up to step {iteration - 1} is saved. Mend the reward, then go on with "
-            f"--run.resume-anyway, as it will have changed. The reward said:\n  {said}"
+            f"--run.resume-anyway, as it will have changed. The reward said:{listed(messages)}"
         )
 
     def _groups(

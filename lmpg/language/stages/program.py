@@ -55,7 +55,9 @@ def train_stage(
         if processes.is_main:
             print(prepared.line, flush=True)
         loop = _assembled(settings, prepared, folder, processes)
-        run(loop, folder, name, {}, inputs_of(settings, world))
+        scoring = isinstance(settings, RewardModelSettings)
+        task = "text-classification" if scoring else "text-generation"
+        run(loop, folder, name, {}, inputs_of(settings, world), task=task)
 
 
 def inputs_of(settings: OfflineLearningSettings, world: OfflineWorld | None) -> Inputs:

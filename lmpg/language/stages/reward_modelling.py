@@ -9,7 +9,12 @@ import torch
 from lmpg.language.data.examples import Split
 from lmpg.language.data.reward_pairs import load_reward_pairs, reward_pairs_from_rows
 from lmpg.language.data.tokenizing import reading_tokenizer
-from lmpg.language.models.loading import context_length, load_sequence_classifier, tokenizer_of
+from lmpg.language.models.loading import (
+    context_length,
+    load_sequence_classifier,
+    refuse_smaller_vocabulary,
+    tokenizer_of,
+)
 from lmpg.language.models.precision import computes_in_bf16, save_folder
 from lmpg.language.objectives.reward_model_objective import RewardModelObjective
 from lmpg.language.stages.prepared import Prepared, starting_model
@@ -31,6 +36,7 @@ def reward_model(
         trust_remote_code=start.trust_remote_code,
         revision=start.revision,
     )
+    refuse_smaller_vocabulary("model.path", start.path, model, tokenizer)
     model.to(processes.device)
     processes.suit_threads(sum(p.numel() for p in model.parameters()))
     context = min(context_length(model.config, tokenizer), tokenizer.model_max_length)

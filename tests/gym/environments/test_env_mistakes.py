@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import gymnasium
 import numpy as np
@@ -161,6 +162,16 @@ def test_a_module_that_breaks_on_import_is_named(tmp_path, monkeypatch):
         UserError, match=r"cannot be imported \(ZeroDivisionError: division by zero"
     ):
         make_envs(EnvSettings(id="breaks_on_import:X-v0"), 1)
+
+
+def test_an_environment_may_lie_where_the_command_is_given(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.path", [x for x in sys.path if x])  # as a script has it
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine_here.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('MineHere-v0', 'gymnasium.envs.classic_control:CartPoleEnv')\n"
+    )
+    assert make_envs(EnvSettings(id="mine_here:MineHere-v0"), 2).num_envs == 2
 
 
 @catches("a reward of one element is refused")

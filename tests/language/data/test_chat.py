@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lmpg.language.data.chat import render_chat, text_or_messages
+from lmpg.language.data.chat import chat_options, render_chat, text_or_messages
 from lmpg.language.data.examples import RowFilter
 from lmpg.language.data.policy_pairs import (
     labelled_completions_from_rows,
@@ -24,6 +24,7 @@ from lmpg.language.data.tokenizing import (
     prompt_ids,
     scored_ids,
 )
+from lmpg.settings import said_once
 from lmpg.settings.section import UserError
 from tests.support.chats import CHAT, LLAMA2, WORDS, assistant, chat_tokenizer, part, spans, user
 from tests.support.planted import catches
@@ -197,6 +198,7 @@ def test_an_answer_begun_without_text_is_refused_by_name():
         ([{}], "message 1 has no keys and no role"),
         (["Hi"], r"here holds list .* expected text, or chat messages"),
         (5, r"here holds int '5', expected text, or chat messages"),
+        ('[{"from": "human", "value": "Hi"}]', r"message 1 has 'from', 'value' and no role"),
         ("[{'role': 'user', 'content': 'Hi'}]", r"here holds the text .* doesn't parse as JSON"),
     ],
 )
@@ -208,3 +210,29 @@ def test_what_is_no_chat_is_refused_with_what_it_is(value, said):
 def test_a_chat_that_is_written_as_json_text_is_a_chat():
     assert text_or_messages(json.dumps(CHAT), "here") == CHAT
     assert text_or_messages("[{not a chat", "here") == "[{not a chat"
+    flights = '[{"from": "Oslo", "to": "Rome"}]'
+    assert text_or_messages(flights, "here") == flights
+
+
+def test_half_a_character_is_read_as_its_replacement_wherever_a_chat_comes_from(caplog):
+    said_once._said.clear()
+    for chat in ([user("a\ud83d")], '[{"role": "user", "content": "a\\ud83d"}]'):
+        assert text_or_messages(chat, "here") == [user("a\ufffd")]
+    assert chat_options({"tools": [{"name": "\ud83d"}]}, "here") == {"tools": [{"name": "\ufffd"}]}
+    assert caplog.text.count("half a character, read as \ufffd") == 1
+    tokenizer = chat_tokenizer("\ud83d" + WORDS)
+    assert render_chat(tokenizer, CHAT[:1], open_turn=True).startswith("\ufffd[user]")
+
+
+def test_a_turn_of_weight_zero_is_read_and_not_learned():
+    tokenizer = chat_tokenizer(WORDS)
+    chat = [CHAT[0], {**CHAT[1], "weight": 0}, CHAT[2], {**CHAT[3], "weight": 1}]
+    (text,), (whole,) = (texts_from_rows([{"messages": x}], tokenizer, 512) for x in (chat, CHAT))
+    assert text.ids == whole.ids
+    assert spans(tokenizer, text) == spans(tokenizer, whole)[1:]
+
+
+def test_a_chat_without_turns_to_learn_is_told_its_roles():
+    chat = [{"role": "human", "content": "Hi"}, {"role": "gpt", "content": "Yo"}]
+    with pytest.raises(UserError, match=r"row 1: .*the roles are 'human', 'gpt', expected 'assist"):
+        texts_from_rows([{"messages": chat}], chat_tokenizer(WORDS), 512)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 
 import pytest
 
@@ -33,6 +34,10 @@ def test_a_call_of_a_tool_needs_no_text_but_a_template_that_writes_it():
     template = WORDS.replace(
         "{{ m['content'] }}", "{{ m.content or m.tool_calls[0].function.name }}"
     )
+    with pytest.raises(UserError, match=r"chat template doesn't write tool_calls"):
+        texts_from_rows(
+            [{**row, "completion": [{**call, "content": ""}]}], chat_tokenizer(WORDS), 512
+        )
     tokenizer = chat_tokenizer(template)
     assert spans(tokenizer, texts_from_rows([row], tokenizer, 512)[0]) == ["weather</s>"]
 
@@ -97,3 +102,49 @@ def test_that_a_template_leaves_out_what_the_assistant_thinks_is_said(caplog):
         (text,) = texts_from_rows([row], chat_tokenizer(template), 512)
     assert spans(chat_tokenizer(template), text) == ["Yo</s>"]
     assert "leaves out part of what the assistant says" in caplog.text
+
+
+SAYS = "{{ m['content'] }}"
+
+
+@pytest.mark.parametrize(
+    ("template", "row", "said"),
+    [
+        (
+            WORDS,
+            {"prompt": [user("Hi"), {**assistant("Look"), "tool_calls": [TOOL]}, user("So?")]},
+            "the chat template doesn't write tool_calls",
+        ),
+        (
+            WORDS.replace(SAYS, "{% if m.role != 'system' %}" + SAYS + "{% endif %}"),
+            {"prompt": [{"role": "system", "content": "Be brief"}, user("Hi")]},
+            "leaves out part of what the system says, so",
+        ),
+        (
+            WORDS,
+            {"prompt": [user("Hi"), {**assistant("Yo"), "reasoning_content": "hm"}, user("So?")]},
+            r"leaves out part of what the assistant says \(such as its thinking\)",
+        ),
+        (
+            WORDS,
+            {"prompt": [user("Hi")], "chat_template_kwargs": {"enable_thinking": False}},
+            "the enable_thinking of chat_template_kwargs is not used",
+        ),
+        ("{{ strftime_now('%Y') }}" + WORDS, {"prompt": [user("Hi")]}, "writes today's date"),
+        (WORDS, {"prompt": [user("Hi")], "images": ["a.png"]}, "images can't be learned from"),
+    ],
+)
+def test_what_a_template_does_not_write_is_said(caplog, template, row, said):
+    said_once._said.clear()
+    with caplog.at_level(logging.WARNING):
+        prompts_from_rows([row], chat_tokenizer(template), 512)
+    assert re.search(said, caplog.text)
+
+
+@pytest.mark.parametrize("template", [WORDS, WORDS.replace(SAYS, "{{ m['content'] | tojson }}")])
+def test_of_a_template_that_writes_all_nothing_is_said(caplog, template):
+    said_once._said.clear()
+    messages = [user('say "hé"\n'), {**assistant("Yo "), "reasoning_content": None}, user("So?")]
+    with caplog.at_level(logging.WARNING):
+        prompts_from_rows([{"prompt": messages, "images": []}], chat_tokenizer(template), 512)
+    assert not caplog.text

@@ -127,6 +127,7 @@ REFUSED = {  # what is wrong: the file's ending, its content, what is said
         "line 2 is not UTF-8 .* iconv -f WINDOWS",
     ),
     "UTF-16": ("csv", "prompt\nx\n".encode("utf-16"), "UTF-16 text, expected .* iconv -f UTF-16 "),
+    "UTF-32": ("csv", "prompt\nx\n".encode("utf-32"), "UTF-32 text, expected .* iconv -f UTF-32 "),
     "UTF-16 without mark": ("txt", "x".encode("utf-16-le"), "line 1 holds a NUL byte.* iconv"),
     "short row": ("csv", "a,b\n1,2\n3\n", "line 3 has 1 of the 2 fields .* double quotes"),
     "long row": ("csv", "a,b\n1,2,3\n", "line 2 has 3 of the 2 fields .* double quotes"),

@@ -63,8 +63,83 @@ def test_a_folder_has_the_splits_that_its_file_names_say(tmp_path):
 def test_a_folder_saved_by_datasets_is_read(tmp_path):
     DatasetDict({"train": Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "both")
     assert read_rows(str(tmp_path / "both"), "train") == ROWS
-    with pytest.raises(UserError, match=r"no split 'test'; its splits are: train"):
+    assert read_rows(str(tmp_path / "both"), "train[:1]") == ROWS[:1]
+    with pytest.raises(UserError, match=r"both: Unknown split \"test\".*--data.split"):
         read_rows(str(tmp_path / "both"), "test")
+
+
+def test_a_split_of_a_source_without_splits_is_cut_from_it_or_said(tmp_path, caplog):
+    path = write_lines(tmp_path / "rows.jsonl", ROWS)
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    for source in (path, tmp_path / "saved"):
+        assert read_rows(str(source), "train[:50%]") == ROWS[:1]
+        assert not caplog.text
+        assert read_rows(str(source), "test") == ROWS
+        assert f"{source} has no splits, so the split 'test' is all of it" in caplog.text
+        caplog.clear()
+
+
+@pytest.mark.parametrize("name", ["state.json", "dataset_info.json", "dataset_dict.json"])
+@pytest.mark.parametrize("content", ["[]", "{}", "{"])
+def test_a_damaged_folder_of_datasets_is_refused_in_one_line(tmp_path, name, content):
+    if name == "dataset_dict.json":
+        DatasetDict({"train": Dataset.from_list(ROWS)}).save_to_disk(tmp_path)
+    else:
+        Dataset.from_list(ROWS).save_to_disk(tmp_path)
+    (tmp_path / name).write_text(content)
+    if (name, content) == ("dataset_info.json", "{}"):  # says nothing, and nothing is needed
+        assert read_rows(str(tmp_path), "train") == ROWS
+        return
+    with pytest.raises(UserError, match=rf"^data.path: cannot read {tmp_path}: .+") as info:
+        read_rows(str(tmp_path), "train")
+    assert "\n" not in str(info.value)
+
+
+def test_a_pointer_in_a_folder_of_datasets_is_called_one(tmp_path):
+    Dataset.from_list(ROWS).save_to_disk(tmp_path)
+    [file] = tmp_path.glob("*.arrow")
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(UserError, match=rf"{file} is a Git LFS pointer"):
+        read_rows(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("README.md", "---\nconfigs: [\n---\n", "ParserError"),
+        (
+            "README.md",
+            "---\nconfigs:\n- config_name: a\n  data_files: x.jsonl\n- config_name: b\n"
+            "  data_files: x.jsonl\n---\n",
+            "take the others out of the README.md",
+        ),
+        (
+            "README.md",
+            "---\nconfigs:\n- config_name: default\n  data_files: y.jsonl\n---\n",
+            "y.json",
+        ),
+        ("FOLDER.py", "raise SystemExit", "Code of a data set is never run"),
+    ],
+)
+def test_what_describes_a_folder_wrongly_is_refused_in_one_line(tmp_path, name, content, said):
+    write_lines(tmp_path / "x.jsonl", ROWS)
+    (tmp_path / name.replace("FOLDER", tmp_path.name)).write_text(content)
+    with pytest.raises(UserError, match=rf"cannot read {tmp_path}: .*{said}") as info:
+        read_rows(str(tmp_path), "train")
+    assert "\n" not in str(info.value)
+    assert len(str(info.value)) < 700
+
+
+def test_a_state_json_beside_data_makes_it_no_folder_of_datasets(tmp_path):
+    write_lines(tmp_path / "train.jsonl", ROWS)
+    (tmp_path / "state.json").write_text("{\n}")
+    assert read_rows(str(tmp_path), "train") == ROWS
+
+
+@pytest.mark.parametrize("source", ["https://host/rows.jsonl", "hf://datasets/a/b", "s3://a/b.csv"])
+def test_an_address_is_called_one(source):
+    with pytest.raises(UserError, match=rf"{source} is an address, expected .*download it"):
+        read_rows(source, "train")
 
 
 @pytest.mark.parametrize("in_folder", [False, True])
@@ -107,6 +182,12 @@ def test_an_empty_data_set_is_refused(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=rf"{name} is empty: it has no rows"):
         read_rows(str(tmp_path / name), "train")
+
+
+def test_a_parquet_without_rows_is_called_empty(tmp_path):
+    Dataset.from_dict({"prompt": []}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a.parquet is empty: it has no rows"):
+        read_rows(str(tmp_path / "a.parquet"), "train")
 
 
 def test_unknown_endings_and_folders_without_data_are_refused(tmp_path):

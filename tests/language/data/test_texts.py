@@ -9,6 +9,7 @@ from lmpg.language.data.texts import load_texts, texts_from_rows
 from lmpg.language.data.tokenizing import prompt_ids
 from lmpg.settings.section import UserError
 from tests.support.planted import catches
+from tests.support.tiny import tiny_tokenizer
 from tests.support.tiny_tokenizers import character_tokenizer
 
 
@@ -94,3 +95,10 @@ def test_rows_without_a_completion_are_skipped_and_unknown_columns_refused(tmp_p
     assert len(texts_from_rows(rows, tokenizer, 50)) == 1
     with pytest.raises(UserError, match=r"columns story; expected 'text', 'messages', or 'prompt'"):
         texts_from_rows([{"story": "a"}], tokenizer, 50)
+
+
+def test_a_text_of_one_token_has_nothing_to_learn_and_is_skipped():
+    with pytest.raises(UserError, match="no usable row: of 1, 1 empty skipped"):
+        texts_from_rows([{"text": "<eos>"}], tiny_tokenizer(), 64)
+    texts = texts_from_rows([{"text": "<eos>"}, {"text": "a"}], tiny_tokenizer(), 64)
+    assert [text.loss_mask for text in texts] == [[False, True]]

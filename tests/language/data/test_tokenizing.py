@@ -15,6 +15,7 @@ from lmpg.language.data.tokenizing import (
 )
 from lmpg.settings.section import UserError
 from tests.support.planted import catches
+from tests.support.tiny import tiny_tokenizer
 from tests.support.tiny_tokenizers import character_tokenizer
 
 BOS, EOS = 1, 2
@@ -140,3 +141,11 @@ def test_special_tokens_that_are_added_later_are_known():
     tokenizer.add_special_tokens({"additional_special_tokens": ["<new>"]})
     new = tokenizer.convert_tokens_to_ids("<new>")
     assert completion_text(tokenizer, [BOS, new], [new]) == "<new>"
+
+
+def test_a_tokenizer_that_tidies_up_what_it_decodes_does_not_tidy_completions():
+    tokenizer, written = tiny_tokenizer(), "it 's , ok ?"
+    tokenizer.clean_up_tokenization_spaces = True
+    prompt, response = encode(tokenizer, "a"), encode(tokenizer, written)
+    assert tokenizer.decode(response) != written
+    assert completion_text(tokenizer, prompt, response) == written

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lmpg.language.models import pretrained
 from lmpg.language.models.loading import (
@@ -53,6 +54,11 @@ def removed(*names):
     return lambda folder: [(folder / name).unlink() for name in names]
 
 
+def rounded(folder):
+    weights = {name: x.to(torch.int8) for name, x in load_file(folder / WEIGHTS).items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
 FIRST_SHARD = "model-00001-of-00003.safetensors"
 QUANTIZED = {
     "bitsandbytes": ({"load_in_4bit": True}, "requires bitsandbytes"),
@@ -71,6 +77,7 @@ BROKEN_MODELS = {
     "no weights": (removed(WEIGHTS), "no file named model.safetensors"),
     "pickled objects": (binary({"x": Path("x")}), "which lmpg never unpickles"),
     "tensors in a dict": (binary({"state_dict": tiny_model().state_dict()}), "lacks 21 of"),
+    "integers": (rounded, r"lm_head.weight, .* hold integers, .*no quantization_config"),
     "no config": (removed("config.json"), "model_type"),
     "a broken config": (written("config.json", b'{"a": "\xe9"}'), "config.json is no JSON"),
     "a config with a list": (written("config.json", b"[]"), "config.json holds a list"),
@@ -114,6 +121,10 @@ BROKEN_TOKENIZERS = {
         "no tokenizer could be loaded",
     ),
     "settings that are a list": (written("tokenizer_config.json", b"[]"), "tokenizer_config.json"),
+    "a template's pointer": (
+        written("chat_template.jinja", LFS),
+        "its chat_template.jinja is a Git LFS pointer",
+    ),
     "missing": (removed("tokenizer.json"), "holds no tokenizer.json; save"),
 }
 

@@ -1,5 +1,7 @@
 """LoRA: the adapter starts at zero, the reference is the model without it, nothing is copied."""
 
+import re
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -176,10 +178,15 @@ def test_every_target_that_fits_no_layer_is_refused_by_name(wrong, tmp_path):
     assert "['down_proj', 'gate_proj'" in str(refused.value)
 
 
-@pytest.mark.parametrize("targets", [("nonsense",), ("q_proj", "lm_head"), ("embed_tokens",)])
+@pytest.mark.parametrize(
+    "targets", [("nonsense",), ("q_proj", "lm_head"), ("embed_tokens",), ("self_attn",)]
+)
 def test_target_modules_that_do_not_fit_are_refused_by_name(targets, tmp_path):
-    with pytest.raises(UserError, match=rf"model.lora.target_modules = .*{targets[-1]}.*q_proj"):
+    with pytest.raises(UserError) as refused:
         load(save_tiny(tmp_path), target_modules=targets)
+    said = rf"model.lora.target_modules = .*{targets[-1]}.* \['down_proj', .*'v_proj'\].*"
+    assert re.fullmatch(said, str(refused.value))
+    assert "base_layer" not in str(refused.value)
 
 
 def test_a_folder_with_an_adapter_names_the_merged_model_instead(tmp_path):

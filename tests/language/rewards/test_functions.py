@@ -209,7 +209,7 @@ def test_a_column_that_cannot_be_passed_is_refused_only_if_asked_for(scorer):
     assert scored(scorer(code, "other"), ["a"], image=[object()]).totals == [1.0]
 
 
-def test_chat_prompts_give_the_function_messages(scorer):
+def test_chat_prompts_give_the_function_messages_which_is_said_once(scorer, caplog):
     code = """
 def reward(prompts, completions):
     assert prompts == [[{"role": "user", "content": "hi"}], "text"]
@@ -217,7 +217,10 @@ def reward(prompts, completions):
     return [1, 2]
 """
     prompts = [[{"role": "user", "content": "hi"}], "text"]
-    assert scored(scorer(code), ["yo", "plain"], prompts=prompts).totals == [1.0, 2.0]
+    made = scorer(code)
+    for _ in range(2):
+        assert scored(made, ["yo", "plain"], prompts=prompts).totals == [1.0, 2.0]
+    assert caplog.text.count('as messages, [{"role": "assistant", "content": "…"}]') == 1
 
 
 @catches("a total of those rewards that have not failed", "weights of rewards ignored")

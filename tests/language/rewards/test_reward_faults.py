@@ -95,13 +95,16 @@ def test_a_run_with_too_many_failures_stops_saved_and_goes_on_when_the_reward_is
 
 
 @pytest.mark.slow
-def test_a_reward_that_is_broken_from_the_start_stops_the_first_step(flags, tmp_path, capsys):
+def test_a_reward_that_is_broken_from_the_start_stops_the_first_step_and_leaves_nothing(
+    flags, tmp_path, capsys
+):
     (tmp_path / "parts" / "reward.py").write_text(BROKEN)
     (tmp_path / "parts" / "broken").touch()
     with pytest.raises(SystemExit):
         main(lambda: run_here("ppo", flags))
     assert "it broke" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
     (tmp_path / "parts" / "broken").unlink()
     whole = outcome(run_here("ppo", {**flags, "run.output-dir": tmp_path / "whole"}))
-    mended = outcome(run_here("ppo", {**flags, "run.resume": True}))
+    mended = outcome(run_here("ppo", flags))
     assert mended["metrics"] == whole["metrics"]

@@ -63,8 +63,18 @@ def test_a_model_reads_the_tools_of_a_chat_as_its_training_did():
 
 def test_a_text_beyond_the_models_context_loses_its_beginning_but_not_bos():
     tokenizer, lengths = character_tokenizer(), Lengths()
-    answered(ModelReward("judge", lengths, tokenizer, 6), "a" * 50, "end")
+    answer = answered(ModelReward("judge", lengths, tokenizer, 6), "a" * 50, "end")
     assert tokenizer.decode(lengths.rows[0]) == "<s>aend</s>"
+    assert answer.notes == [
+        "texts of more than 6 tokens, the model's context, are scored without their beginning"
+    ]
+    assert not answered(ModelReward("judge", lengths, tokenizer, 6), "a", "end").notes
+
+
+def test_a_model_with_a_larger_tokenizer_is_refused_by_name(saved_model):
+    character_tokenizer().save_pretrained(saved_model)
+    with pytest.raises(UserError, match=r"rewards.models = .*judge: the tokenizer's largest id"):
+        ModelReward.load(saved_model, trust_remote_code=False, device="cpu")
 
 
 def test_a_models_infinite_score_is_no_score():

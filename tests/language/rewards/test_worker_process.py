@@ -63,6 +63,11 @@ def ends(texts):
     sys.stderr.flush()
     os._exit(5)
 
+def prints(texts):
+    print("printed", texts[0], flush=True)
+    subprocess.run(["printf", r"written \\033]0;title\\007\\n"])
+    return [0.0]
+
 def long(texts):
     return [float(len(text)) for text in texts]
 """
@@ -215,3 +220,14 @@ def test_texts_larger_than_a_pipes_buffer_and_odd_ones_arrive_whole(worker):
     texts = ["x" * 3_000_000, "line\nbreak\u2028\r", "\ud800 lone surrogate", "😀"]
     scores = worker("long").call({"texts": texts}, 4, 60)["scores"]
     assert scores == [float(len(text)) for text in texts]
+
+
+@catches("what a reward prints steers the terminal")
+def test_what_a_function_and_its_children_print_reaches_the_terminal_spelt_out(worker, capfd):
+    process = worker("prints")
+    process.call({"texts": ["\x1b[2J é →"]}, 1, 30)
+    process.stop()
+    said = capfd.readouterr().err
+    assert "printed \\x1b[2J é →\n" in said
+    assert "written \\x1b]0;title\\x07\n" in said
+    assert "\x1b" not in said

@@ -21,7 +21,7 @@ from lmpg.language.rollouts.score_processing import ScoreProcessing
 from lmpg.language.rollouts.scoring import GroupSampler
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.runtime.processes import Processes
-from lmpg.settings.section import RunStopped
+from lmpg.settings.section import RunStopped, UserError
 from lmpg.training.old_logprobs import OldLogprobs
 from tests.support.planted import catches
 from tests.support.tiny import CHARACTERS, CONTEXT, EOS, PAD, tiny_model, tiny_tokenizer
@@ -173,7 +173,7 @@ def test_the_self_test_passes_on_a_sound_model_and_names_what_is_wrong_otherwise
 
 
 def test_an_evaluation_that_cannot_be_scored_stops_the_run_before_it_begins():
-    with pytest.raises(RunStopped, match=r"before training: 8 of 8 held-out responses"):
+    with pytest.raises(UserError, match=r"before training: 8 of 8 held-out responses"):
         source_of(PPO(), FakeScorer(fails=CHARACTERS), max_error_share=0.5).evaluate()
     tolerant = source_of(PPO(), FakeScorer(fails=CHARACTERS))
     assert tolerant.evaluate()["reward_errors"] == 8

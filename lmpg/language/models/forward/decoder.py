@@ -130,7 +130,7 @@ def _normed(x: Tensor, norm: Norm | None) -> Tensor:
     if isinstance(module, nn.LayerNorm):
         shape = module.normalized_shape
         return F.layer_norm(x, shape, module.weight, module.bias, module.eps)
-    return _RMSNorm.apply(x, norm.weight, norm.eps)
+    return _RMSNorm.apply(x, norm.weight.float(), norm.eps)
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -36,7 +36,7 @@ def _same_with_padding(trunk: Any) -> bool:
     device = next(trunk.parameters()).device
     text_1L = torch.arange(1, _TOKENS + 1, device=device)[None]
     padded_1L = F.pad(text_1L, (_PADDING, 0), value=1)
-    with in_float32(device):
+    with in_float32(trunk):
         alone, padded = (_hidden(trunk, ids, _TOKENS) for ids in (text_1L, padded_1L))
     return deviation(padded, alone) <= TOLERANCE
 

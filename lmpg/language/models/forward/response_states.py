@@ -73,7 +73,7 @@ def _agrees(trunk: nn.Module, decoder: Architecture) -> bool:
             "response_ids": ids[:, 3:],
             "response_lengths": torch.tensor([2, 3]),
         }
-        with in_float32(decoder.embedding.weight.device):
+        with in_float32(trunk):
             ours, theirs = _ragged_states(decoder, inputs), _padded_states(trunk, inputs)
         found = deviation(ours.hidden_ND, theirs.hidden_ND)
         _AGREES[trunk] = found <= TOLERANCE

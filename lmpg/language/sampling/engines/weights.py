@@ -120,7 +120,8 @@ class PolicyWeights:
 def policy_weights(policy: CausalLMPolicy, length: int) -> PolicyWeights:
     """The weights of `policy` as they are now, for contexts of `length` tokens."""
     model: Any = policy.causal_lm
-    dtype = torch.bfloat16 if policy.bf16 else model.get_input_embeddings().weight.dtype
+    kept = model.get_input_embeddings().weight.dtype
+    dtype = torch.bfloat16 if policy.bf16 else torch.promote_types(kept, torch.float32)
     shape = policy.head.shape
     # without a softcap all factors of the logits are one, of the hidden states and of the bias
     head = _head_weights(model, dtype, 1.0 if shape.softcap is not None else shape.factor)
@@ -172,11 +173,13 @@ def _layer_weights(
     dtype: torch.dtype,
 ) -> LayerWeights:
     order = None if layer.rotary is None else orders[layer.rotary]
-    qkv = _split([_read(x) for x in layer.qkv], decoder.qkv_sizes)
-    mlp_in = [_read(x) for x in layer.mlp_in]
+    qkv = _split([_read(x, dtype) for x in layer.qkv], decoder.qkv_sizes)
+    mlp_in = [_read(x, dtype) for x in layer.mlp_in]
     if decoder.gated:
         mlp_in = _split(mlp_in, [len(mlp_in[0][0]) // 2] * 2)
-    out, down = (_times(_read(x), decoder.residual_multiplier) for x in (layer.out, layer.down))
+    out, down = (
+        _times(_read(x, dtype), decoder.residual_multiplier) for x in (layer.out, layer.down)
+    )
     if order is not None:
         heads = decoder.heads, decoder.kv_heads
         qkv[:2] = [_ordered(x, n, order) for x, n in zip(qkv, heads)]
@@ -203,10 +206,12 @@ def is_lora(module: nn.Module) -> bool:
     return hasattr(module, "base_layer") and hasattr(module, "lora_A")
 
 
-def _read(module: Any) -> Matrix:
-    """(weight [out, in], bias) of a linear layer, with an adapter that is switched on added."""
+def _read(module: Any, dtype: torch.dtype) -> Matrix:
+    """(weight [out, in], bias) of a linear layer in `dtype` or as exact as it is kept, with an
+    adapter that is switched on added."""
     inner = module.base_layer if is_lora(module) else module
     weight, bias = inner.weight.detach(), inner.bias if hasattr(inner, "bias") else None
+    weight = weight.to(torch.promote_types(weight.dtype, dtype))
     if inner is not module and not module.merged and not module.disable_adapters:
         for name in module.active_adapters:
             if name in module.lora_A:

@@ -1,0 +1,129 @@
+"""Weights that do not learn, kept in bfloat16 and computed with as if they were kept in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+LOW = torch.bfloat16
+
+
+def frozen_dtype(asked: str, model: nn.Module) -> torch.dtype:
+    """What weights of `model` that do not learn are kept in; `asked` is `model.dtype`.
+
+    auto is bfloat16 where that holds all of them exactly, as it does those of a checkpoint in
+    bfloat16, else float32.
+    """
+    if asked == "auto":
+        weights = [p for p in model.parameters() if p.is_floating_point()]
+        return LOW if weights and all(map(_fits, weights)) else torch.float32
+    return LOW if asked == "bf16" else torch.float32
+
+
+def _fits(weight: Tensor) -> bool:
+    return weight.dtype == LOW or torch.equal(weight, weight.to(LOW).to(weight.dtype))
+
+
+def keep_frozen(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """`model` whose weights that do not learn were brought from float32 to `dtype`, one by one."""
+    for p in model.parameters():
+        if not p.requires_grad and p.dtype == torch.float32:
+            p.data = p.data.to(dtype)
+    return model
+
+
+def copies_in(dtype: torch.dtype, model: nn.Module) -> dict[int, Any]:
+    """A memo for `copy.deepcopy`, with which the copy of `model` has weights in `dtype` that do not
+    learn; none of them exists in float32 a second time."""
+    return {
+        id(p): nn.Parameter(p.detach().to(dtype, copy=True), requires_grad=False)
+        for p in model.parameters()
+        if p.is_floating_point()
+    }
+
+
+def is_low(model: nn.Module) -> bool:
+    """Whether any weight is kept in bfloat16."""
+    return any(p.dtype == LOW for p in model.parameters())
+
+
+def widened(low: bool) -> AbstractContextManager[Any]:
+    """A block that computes with weights kept in bfloat16 as if they were kept in float32; nothing
+    where there are none."""
+    return _Widened() if low else nullcontext()
+
+
+class _Widened(TorchFunctionMode):
+    """Widens a weight where a function of torch reads it, and only as long as that takes: results,
+    in float32 as in autocast, are those of float32 weights, bit for bit."""
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _LOOKS or not any(map(_is_kept, [*args, *kwargs.values()])):
+            return func(*args, **kwargs)
+        if func in _PARTS:
+            return tree_map(_wide, func(*args, **kwargs))
+        if func == Tensor.dtype.__get__:  # type: ignore[attr-defined]
+            return torch.float32
+        if func in _PRODUCTS and torch.is_autocast_enabled(args[0].device.type):
+            return func(*args, **kwargs)
+        if func is F.linear and torch.is_grad_enabled():
+            return _Linear.apply(*args, **kwargs)
+        return func(*map(_wide_weight, args), **{k: _wide_weight(x) for k, x in kwargs.items()})
+
+
+def _is_kept(x: Any) -> bool:
+    if isinstance(x, list | tuple):
+        return any(map(_is_kept, x))
+    # an attribute of x is a function of torch, but the mode is off in here
+    return isinstance(x, nn.Parameter) and x.dtype == LOW and not x.requires_grad
+
+
+def _wide(x: Any) -> Any:
+    return x.float() if isinstance(x, Tensor) and x.dtype == LOW else x
+
+
+def _wide_weight(x: Any) -> Any:
+    return tree_map(lambda y: y.float() if _is_kept(y) else y, x)
+
+
+class _Linear(torch.autograd.Function):
+    """A linear layer in float32 that keeps its weight, which does not learn, as it is."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias=None):
+        ctx.save_for_backward(weight)
+        return F.linear(x, weight.float(), None if bias is None else bias.float())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (weight,) = ctx.saved_tensors
+        return grad @ weight.float(), None, None
+
+
+_LOOKS = {
+    *(getattr(Tensor, name).__get__ for name in ("device", "shape", "requires_grad", "is_leaf")),
+    *(getattr(Tensor, name).__get__ for name in ("grad", "ndim", "_version", "data", "layout")),
+    *(Tensor.size, Tensor.numel, Tensor.dim, Tensor.__len__, Tensor.data_ptr),
+}
+"""What is asked of a weight without reading its numbers."""
+_PARTS = {
+    F.embedding,
+    *(getattr(Tensor, name).__get__ for name in ("T", "mT")),
+    *(Tensor.__getitem__, Tensor.detach, Tensor.t, Tensor.transpose, Tensor.permute),
+    *(Tensor.view, Tensor.chunk, Tensor.split, Tensor.index_select),
+}
+"""Numbers of a weight in another order, or some of them: fewer are widened after than before."""
+_PRODUCTS = {F.linear, torch.addmm, torch.mm, torch.bmm, torch.matmul, Tensor.__matmul__}
+"""What autocast brings to its own precision, so that widening first is in vain."""
