@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from lmpg.functional.divergence import HeadOutputs, generalised_jsd
 from lmpg.functional.logprobs import LogitShape, head_logits, token_logprobs
 from lmpg.language.models.architectures import NATS, logit_scale_and_softcap, probe_ids
+from lmpg.language.models.forward.readable import refuse_unreadable
 from lmpg.settings.section import UserError
 
 _LOGITS_AT_ONCE = {"cpu": 2**20, "cuda": 2**25}
@@ -98,8 +99,10 @@ def token_logprobs_of(
 
 @torch.no_grad()
 def refuse_unknown_head(policy) -> None:
-    """UserError unless the policy's log-probs are those of the model's own logits, in float32:
-    bfloat16 moves those of unlikely tokens by more than some heads would."""
+    """UserError unless the policy's model can be read, and its log-probs are those of the model's
+    own logits, in float32: bfloat16 moves those of unlikely tokens by more than some heads would.
+    """
+    refuse_unreadable(policy)
     ids, lengths = probe_ids(policy.causal_lm, 1, 8), torch.tensor([4])
     inputs = {
         "prompt_ids": ids[:, :4],

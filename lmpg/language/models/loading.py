@@ -25,7 +25,6 @@ from lmpg.language.models.critic import (
     new_value_head,
 )
 from lmpg.language.models.forward.kept_weights import frozen_dtype, keep_frozen
-from lmpg.language.models.forward.readable import refuse_unreadable
 from lmpg.language.models.head import refuse_unknown_head
 from lmpg.language.models.lora import with_adapter
 from lmpg.language.models.policy import CausalLMPolicy
@@ -109,7 +108,6 @@ def load_policy(
         critic=separate,
         absent_ids=_absent_ids(key, settings.path, model, tokenizer, eos_token_ids),
     ).to(device)
-    refuse_unreadable(policy)
     refuse_unknown_head(policy)
     return policy
 
