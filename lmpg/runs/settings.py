@@ -32,9 +32,10 @@ class GymEvaluationSettings(EvaluationSettings):
 class LanguageEvaluationSettings(EvaluationSettings):
     """Held-out evaluation of a language model trained on its own responses."""
 
-    kl: bool = True
-    """Measure the KL to the reference: the policy that training started from, a copy of which stays
-    in memory, unless model.reference or model.teacher names another."""
+    kl: bool | None = None
+    """Measure the KL to the reference: the policy that training started from, unless
+    model.reference or model.teacher names another. none: where it is in memory anyway, or small
+    (50 million weights); True keeps a copy for this alone."""
 
 
 class OfflineEvaluationSettings(Section):

@@ -75,12 +75,12 @@ def tiny_model(kind: str = "llama", seed: int = 0, **changes):
     return LlamaForCausalLM(LlamaConfig(**{**shared, **grouped, **changes})).eval()
 
 
-def deep_policy() -> CausalLMPolicy:
+def deep_policy(**changes) -> CausalLMPolicy:
     """A policy in bf16 whose rounding moves log-probs by more than 0.1 nats: many layers, and a
     vocabulary with many unlikely tokens."""
     size = {"num_hidden_layers": 24, "vocab_size": 4096, "initializer_range": 0.5}
     return CausalLMPolicy(
-        tiny_model(**size),
+        tiny_model(**size | changes),
         None,
         temperature=1.0,
         eos_token_ids=(EOS,),

@@ -49,6 +49,7 @@ OPTIONS = {
     "update.target-kl": 0.005,
     "update.anneal": "clip",
 }
+LEAN = {"model.dtype": "bf16", "model.gradient-checkpointing": True}
 KINDS = {
     "ppo": ("ppo", {}),
     "ppo with options": ("ppo", OPTIONS),
@@ -77,6 +78,8 @@ KINDS = {
     "shaped": ("ppo", SHAPED),
     # adapters start at 0: with a small epsilon Adam makes rounding large beside them
     "lora": ("ppo", {"model.lora.rank": 8, "update.adam-eps": 1e-3}),
+    "lora over bf16": ("ppo", {"model.lora.rank": 8, "update.adam-eps": 1e-3} | LEAN),
+    "recomputed": ("ppo", {"model.gradient-checkpointing": True, "model.critic": "separate"}),
 }
 every_kind = pytest.mark.parametrize(
     "kind", ["ppo", *(pytest.param(kind, marks=pytest.mark.slow) for kind in list(KINDS)[1:])]

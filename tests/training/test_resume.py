@@ -31,10 +31,17 @@ AGENT = {
     "run.save-every": 2,
     "run.total-timesteps": 1100,
 }
+LEAN = {
+    "model.lora.rank": 8,
+    "model.dtype": "bf16",
+    "model.precision": "bf16",
+    "model.gradient-checkpointing": True,
+}
 KINDS = {
     "ppo": ("ppo", {"algorithm.kl-target": 0.01}),
     "reinforce": ("reinforce", {"algorithm.baseline": "ema"}),
     "lora": ("ppo", {"model.lora.rank": 8}),
+    "lora over bf16": ("ppo", LEAN),
     "shaped": ("ppo", SHAPED),
     "refilled, stopped": (
         "grpo",
@@ -168,6 +175,17 @@ def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
     assert outcome(tmp_path / "run") == whole
     assert not list((tmp_path / "run" / "checkpoints").glob(".tmp*"))
     assert checkpoint.newest_step(tmp_path / "run" / "checkpoints") == 4
+
+
+@pytest.mark.parametrize("model", [LEAN, {"model.gradient-checkpointing": True}])
+def test_a_run_that_saves_memory_is_resumed_bit_for_bit(model, parts, tmp_path):
+    flags = {**parts, **LENGTH, "update.epochs": 1, **model}
+    whole = run_here("ppo", {**flags, "run.output-dir": tmp_path / "whole"})
+    part = {**flags, "run.output-dir": tmp_path / "part"}
+    run_here("ppo", {**part, "run.total-steps": 3})
+    run_here("ppo", {**part, "run.resume": True})
+    assert outcome(tmp_path / "part") == outcome(whole)
+    assert metrics(whole)[-1]["objective/kl"] != 0
 
 
 @catches("a refreshed reference not restored")

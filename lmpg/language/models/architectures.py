@@ -84,6 +84,12 @@ def unknown_layers(config: Any) -> list[str]:
     return sorted(kinds - {"full_attention", "sliding_attention"})
 
 
+def has_experts(config: Any) -> bool:
+    """Whether a router chooses between experts."""
+    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    return any((getattr(config.get_text_config(), name, None) or 0) > 1 for name in names)
+
+
 def logit_scale_and_softcap(config: Any) -> tuple[float, float | None]:
     """What Cohere, Falcon-H1 (factors), Granite, Inkling (divisors), Gemma, RecurrentGemma and
     xLSTM (softcaps) do to logits."""

@@ -36,9 +36,9 @@ class SeparateCritic(nn.Module):
         with torch.autocast(states.hidden_ND.device.type, enabled=False):
             return states.spread(self.head(states.hidden_ND.float()).squeeze(-1))
 
-    def save_pretrained(self, folder: Path, tokenizer) -> None:
+    def save_pretrained(self, folder: Path, tokenizer, dtype: torch.dtype = torch.float32) -> None:
         """The trunk as a folder that transformers' AutoModel loads, the value head beside it."""
-        save_folder(folder, self.trunk, tokenizer)
+        save_folder(folder, self.trunk, tokenizer, dtype)
         save_value_head(self.head, folder)
 
 

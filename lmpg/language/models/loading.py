@@ -24,7 +24,7 @@ from lmpg.language.models.critic import (
     load_value_head,
     new_value_head,
 )
-from lmpg.language.models.forward.kept_weights import frozen_dtype, keep_frozen
+from lmpg.language.models.forward.kept_weights import chosen_dtype, exact_dtype, keep_frozen
 from lmpg.language.models.head import refuse_unknown_head
 from lmpg.language.models.lora import with_adapter
 from lmpg.language.models.policy import CausalLMPolicy
@@ -88,28 +88,35 @@ def load_policy(
     """
     model = load_causal_lm(settings.path, settings.trust_remote_code, key, settings.revision)
     refuse_smaller_vocabulary(key, settings.path, model, tokenizer)
-    eos_token_ids = all_eos_token_ids(model, tokenizer)
-    pad_token_id = tokenizer.pad_token_id
+    eos_token_ids, pad_token_id = all_eos_token_ids(model, tokenizer), tokenizer.pad_token_id
     shared, separate = settings.critic == "shared", None
     context = context_length(model.config, tokenizer)
     if critic and not shared:  # before an adapter changes and freezes the trunk that is copied
         separate = load_critic(settings, model, tokenizer, reward_model)
         context = min(context, context_length(separate.trunk.config, tokenizer))
-    frozen_in = frozen_dtype(settings.dtype, model)
+    dtypes = _dtypes(settings, model)
     policy = CausalLMPolicy(
-        _learning(settings, model, frozen_in),
+        _learning(settings, model, dtypes["frozen_dtype"]),
         _value_head(settings.path, model) if critic and shared else None,
         temperature=temperature,
         eos_token_ids=eos_token_ids,
         pad_token_id=eos_token_ids[0] if pad_token_id is None else pad_token_id,
         context_length=context,
         bf16=computes_in_bf16(settings.precision, model, device),
-        frozen_dtype=frozen_in,
+        **dtypes,
         critic=separate,
         absent_ids=_absent_ids(key, settings.path, model, tokenizer, eos_token_ids),
     ).to(device)
+    policy.recompute_layers(settings.gradient_checkpointing)
     refuse_unknown_head(policy)
     return policy
+
+
+def _dtypes(settings: ModelSettings, model: PreTrainedModel) -> dict[str, torch.dtype]:
+    """What a policy's frozen weights are kept in, and what it is saved in."""
+    own = exact_dtype(model)
+    kept, saved = (chosen_dtype(x, own) for x in (settings.dtype, settings.final_dtype))
+    return {"frozen_dtype": kept, "saved_dtype": saved}
 
 
 def _learning(settings: ModelSettings, model: PreTrainedModel, frozen_in: torch.dtype) -> nn.Module:

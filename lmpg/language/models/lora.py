@@ -9,9 +9,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from lmpg.language.models.forward.kept_weights import copies_in
 from lmpg.language.models.precision import save_folder
 from lmpg.language.models.settings import LoraSettings
 from lmpg.settings.section import UserError
@@ -86,14 +88,17 @@ def _fits(target: str, name: str) -> bool:
         return False
 
 
-def save_adapter_and_merged(model: Any, folder: Path, tokenizer) -> None:
-    """The adapter in `folder`, the whole model for plain transformers in `folder`/merged.
+def save_adapter_and_merged(model: Any, folder: Path, tokenizer, dtype: torch.dtype) -> None:
+    """The adapter in `folder`, the whole model for plain transformers, in `dtype`, in
+    `folder`/merged.
 
     A copy is merged: adding the adapter to the live weights and taking it off again would round.
     """
     model.save_pretrained(str(folder), save_embedding_layers=False)
     tokenizer.save_pretrained(folder)
-    save_folder(folder / "merged", copy.deepcopy(model).merge_and_unload(), tokenizer)
+    wide = copies_in(dtype, model) if dtype == torch.float32 else {}
+    whole = copy.deepcopy(model, wide).merge_and_unload()
+    save_folder(folder / "merged", whole, tokenizer, dtype)
 
 
 def _has_transposed_layers(model: nn.Module) -> bool:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lmpg.language.models.architectures import NATS, probe_ids, sliding_window, unknown_layers
+from lmpg.language.models.forward.recompute import layers_recomputed
 from lmpg.language.models.inputs import accepted, language_inputs, pad_right
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.settings.section import UserError
@@ -27,7 +28,7 @@ def packed_logprobs(policy: CausalLMPolicy, rows: list[list[Piece]]) -> tuple[Te
         "attention_mask": block_mask(pad_right(owners, 0).to(device)),
         "position_ids": positions_RL.to(device),
     }
-    with policy.autocast():
+    with policy.autocast(), layers_recomputed(policy.trunk):
         hidden_RLD = policy.trunk(**arguments, use_cache=False).last_hidden_state
         # index_select, not x[index]: its backward is deterministic
         hidden_ND = hidden_RLD.flatten(0, 1).index_select(0, target_N - 1)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from lmpg.language.models.architectures import trunk_of
 from lmpg.language.models.critic import FOLDER, SeparateCritic, save_value_head
 from lmpg.language.models.forward.kept_weights import copies_in, is_low, keep_frozen, widened
+from lmpg.language.models.forward.recompute import recompute_layers
 from lmpg.language.models.forward.response_states import ResponseStates, response_states
 from lmpg.language.models.forward.reuse import ForwardReuse
 from lmpg.language.models.head import Head
@@ -24,14 +25,17 @@ from lmpg.language.models.reference import Reference
 from lmpg.settings.section import UserError
 from lmpg.types import Evaluation
 
+_FEW = 50_000_000
+"""Weights, a copy of which nobody misses the memory of."""
+
 
 class CausalLMPolicy(nn.Module):
     """π(token | prompt, tokens before it) of a transformers or peft model; always in eval mode.
 
     value_head: a critic on the policy's own trunk. critic: one with weights of its own.
     temperature divides the logits, everywhere. bf16 computes in autocast over fp32 weights.
-    frozen_dtype: what a reference, which does not learn, is kept in; low: whether weights of the
-    policy are kept in bfloat16 themselves.
+    frozen_dtype, saved_dtype: what a reference is kept in, and what is saved; low: whether weights
+    of the policy are kept in bfloat16 themselves.
     absent_ids: token ids that no token has (int64), whose probability is 0 everywhere.
     forward_reuse: caches a forward for the update, once `keep_forward` was asked for. teacher: whom
     it learns from, and the β of the divergence, see `learn_from`.
@@ -48,6 +52,7 @@ class CausalLMPolicy(nn.Module):
         context_length: int,
         bf16: bool = False,
         frozen_dtype: torch.dtype = torch.float32,
+        saved_dtype: torch.dtype = torch.float32,
         critic: SeparateCritic | None = None,
         absent_ids: Tensor | None = None,
     ):
@@ -61,6 +66,7 @@ class CausalLMPolicy(nn.Module):
         self.context_length = context_length
         self.bf16 = bf16
         self.frozen_dtype = frozen_dtype
+        self.saved_dtype = saved_dtype
         self.low = is_low(model)
         self.head = Head(self.causal_lm, temperature, absent_ids)
         self.forward_reuse: ForwardReuse | None = None
@@ -77,6 +83,15 @@ class CausalLMPolicy(nn.Module):
     def trunk(self) -> nn.Module:
         """The model without its output layer."""
         return trunk_of(self.causal_lm)
+
+    def recompute_layers(self, asked: bool = True) -> None:
+        """From now on keep no inner results of layers and head, but compute them again."""
+        if not asked:
+            return
+        recompute_layers(self.trunk)
+        if self.critic is not None:
+            recompute_layers(self.critic.trunk)
+        self.head.kept = 0
 
     @property
     def device(self) -> torch.device:
@@ -153,7 +168,8 @@ class CausalLMPolicy(nn.Module):
     def _computed(self, inputs: dict[str, Tensor]) -> tuple[ResponseStates, Tensor, Tensor]:
         states = self.states(inputs)
         with self.autocast():
-            logprobs_N, entropy_N = self.head.token_logprobs(states.hidden_ND, states.ids_N)
+            tokens = states.hidden_ND, states.ids_N, states.step_N
+            logprobs_N, entropy_N = self.head.token_logprobs(*tokens)
         return states, states.spread(logprobs_N), states.spread(entropy_N)
 
     def _values(self, inputs: dict[str, Tensor], states: ResponseStates) -> Tensor | None:
@@ -167,9 +183,8 @@ class CausalLMPolicy(nn.Module):
         """The generalised JSD between the teacher's next token and the policy's, [B, T]."""
         theirs = teacher.states(inputs)
         with self.autocast():
-            found_N = self.head.divergence(
-                states.hidden_ND, teacher.head, theirs.hidden_ND, beta=beta
-            )
+            both = states.hidden_ND, teacher.head, theirs.hidden_ND
+            found_N = self.head.divergence(*both, beta=beta, step_N=states.step_N)
         return states.spread(found_N)
 
     def states(self, inputs: dict[str, Tensor]) -> ResponseStates:
@@ -184,12 +199,16 @@ class CausalLMPolicy(nn.Module):
         for b, (prompt, response) in enumerate(unpadded_rows(inputs)):
             with self.autocast():
                 logits = self.model(input_ids=torch.cat([prompt, response])[None]).logits[0]
-            steps = self.head.shape.possible(
-                logits[len(prompt) - 1 : -1].float() / self.temperature
-            )
+            steps = self.head.possible(logits[len(prompt) - 1 : -1].float() / self.temperature)
             logprobs = steps.log_softmax(-1).gather(1, response[:, None])[:, 0]
             result_BT[b, : len(response)] = logprobs
         return result_BT
+
+    @property
+    def reference_is_cheap(self) -> bool:
+        """Whether it takes little memory: none with LoRA, a copy of a small model else."""
+        few = sum(p.numel() for p in self.model.parameters()) <= _FEW
+        return self.model is not self.causal_lm or few
 
     def reference(self, refreshed: bool = False) -> Reference:
         """The policy as it is now, frozen; with LoRA the model under the adapter, not copied.
@@ -253,13 +272,13 @@ class CausalLMPolicy(nn.Module):
         """
         folder = Path(folder)
         if self.model is self.causal_lm:
-            save_folder(folder, self.model, tokenizer)
+            save_folder(folder, self.model, tokenizer, self.saved_dtype)
         else:
-            save_adapter_and_merged(self.model, folder, tokenizer)
+            save_adapter_and_merged(self.model, folder, tokenizer, self.saved_dtype)
         if self.value_head is not None:
             save_value_head(self.value_head, folder)
         if self.critic is not None:
-            self.critic.save_pretrained(folder / FOLDER, tokenizer)
+            self.critic.save_pretrained(folder / FOLDER, tokenizer, self.saved_dtype)
 
 
 def unpadded_rows(inputs: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from lmpg.language.models.forward.kept_weights import is_low, widened
+from lmpg.language.models.forward.kept_weights import copies_in, is_low, widened
 
 logger = logging.getLogger(__name__)
 _PAYS_FROM = 1_000_000
@@ -82,8 +83,12 @@ def no_progress_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def save_folder(folder: Path | str, model: Any, tokenizer: Any) -> None:
-    """Model and tokenizer for `from_pretrained`."""
+def save_folder(
+    folder: Path | str, model: Any, tokenizer: Any, dtype: torch.dtype | None = None
+) -> None:
+    """Model and tokenizer for `from_pretrained`; weights in `dtype`, or as they are."""
+    if dtype is not None and any(p.dtype != dtype for p in model.parameters()):
+        model = copy.deepcopy(model, copies_in(dtype, model))
     with quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

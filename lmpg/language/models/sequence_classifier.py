@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lmpg.language.models.forward.kept_weights import is_low, widened
 from lmpg.language.models.forward.padding import bears_padding
+from lmpg.language.models.forward.recompute import layers_recomputed
 from lmpg.language.models.inputs import accepted, mask_and_positions, pad_left, pad_right
 from lmpg.language.models.loading import context_length
 from lmpg.settings.section import UserError
@@ -38,7 +39,8 @@ def sequence_scores(model: nn.Module, ids: Sequence[Sequence[int]]) -> Tensor:
     end_N = torch.full_like(lengths_N, ids_NL.shape[1]) if left else lengths_N
     mask_NL, positions_NL = mask_and_positions(end_N - lengths_N, end_N, ids_NL.shape[1])
     arguments = {"input_ids": ids_NL, "attention_mask": mask_NL, "position_ids": positions_NL}
-    hidden_NLD = trunk(**accepted(trunk, arguments), use_cache=False).last_hidden_state
+    with layers_recomputed(trunk):
+        hidden_NLD = trunk(**accepted(trunk, arguments), use_cache=False).last_hidden_state
     rows_N = torch.arange(len(end_N), device=device)
     # index_select, not x[index]: its backward is deterministic
     hidden_ND = hidden_NLD.flatten(0, 1).index_select(0, rows_N * ids_NL.shape[1] + end_N - 1)
@@ -56,7 +58,8 @@ def _own_forward(model: Any, ids: Sequence[Sequence[int]], lengths_N: Tensor) ->
         )
     ids_NL = pad_right(ids, pad_token_id).to(lengths_N.device)
     mask_NL, _ = mask_and_positions(lengths_N * 0, lengths_N, ids_NL.shape[1])
-    return model(input_ids=ids_NL, attention_mask=mask_NL).logits[:, 0].float()
+    with layers_recomputed(model.base_model):
+        return model(input_ids=ids_NL, attention_mask=mask_NL).logits[:, 0].float()
 
 
 class SequenceScorer:

@@ -37,6 +37,12 @@ class ModelSettings(Section):
     """What weights that do not learn are kept in: the model under an adapter, the reference, the
     teacher, reward models. auto: as in their checkpoint; bf16 rounds others. Whatever learns is
     kept in fp32."""
+    final_dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """What `final/` and `best/` hold weights in; auto: what the checkpoint at the start does. bf16
+    rounds what was learned, and may lose steps of a small learning rate."""
+    gradient_checkpointing: bool = False
+    """Compute each layer again in the backward pass instead of keeping what it computed: about a
+    third more time for a fraction of the activations' memory."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for models whose code you have read."""
     critic: Literal["shared", "separate", "reward_model"] = "shared"

@@ -11,7 +11,7 @@ from typing import Any
 
 from lmpg.language.data.chat import ChatOptions, chat_options
 from lmpg.language.data.tokenizing import bos_ids, cut_left, scored_ids
-from lmpg.language.models.forward.kept_weights import frozen_dtype, keep_frozen
+from lmpg.language.models.forward.kept_weights import chosen_dtype, exact_dtype, keep_frozen
 from lmpg.language.models.loading import (
     context_length,
     load_sequence_classifier,
@@ -43,7 +43,8 @@ class ModelReward:
     ) -> ModelReward:
         """The model and tokenizer of a folder or Hub id; weights are kept as `model.dtype` says."""
         model = load_sequence_classifier(path, trust_remote_code=trust_remote_code)
-        kept = keep_frozen(model.requires_grad_(False), frozen_dtype(dtype, model)).to(device)
+        kept_in = chosen_dtype(dtype, exact_dtype(model))
+        kept = keep_frozen(model.requires_grad_(False), kept_in).to(device)
         tokenizer = pretrained_tokenizer("rewards.models", path, trust_remote_code)
         refuse_smaller_vocabulary("rewards.models", path, model, tokenizer)
         context = min(context_length(model.config, tokenizer), tokenizer.model_max_length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ import torch
 from lmpg.language.data.examples import Split
 from lmpg.language.data.reward_pairs import load_reward_pairs, reward_pairs_from_rows
 from lmpg.language.data.tokenizing import reading_tokenizer
+from lmpg.language.models.forward.kept_weights import chosen_dtype, exact_dtype
+from lmpg.language.models.forward.recompute import recompute_layers
 from lmpg.language.models.loading import (
     context_length,
     load_sequence_classifier,
@@ -37,7 +40,10 @@ def reward_model(
         revision=start.revision,
     )
     refuse_smaller_vocabulary("model.path", start.path, model, tokenizer)
+    saved_in = chosen_dtype(settings.model.final_dtype, exact_dtype(model.base_model))
     model.to(processes.device)
+    if settings.model.gradient_checkpointing:
+        recompute_layers(model.base_model)
     processes.suit_threads(sum(p.numel() for p in model.parameters()))
     context = min(context_length(model.config, tokenizer), tokenizer.model_max_length)
     if world is None:
@@ -51,4 +57,8 @@ def reward_model(
     objective = RewardModelObjective(
         model, tokenizer, settings.algorithm, examples, seed, processes, bf16
     )
-    return Prepared(objective, lambda folder: save_folder(folder, model, tokenizer), pairs.line())
+
+    def save(folder: Path) -> None:
+        save_folder(folder, model, tokenizer, saved_in)
+
+    return Prepared(objective, save, pairs.line())

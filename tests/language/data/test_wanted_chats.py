@@ -167,6 +167,7 @@ def test_a_run_keeps_tokenizer_and_template_in_final_and_resumes_with_them_alone
         "data.path": write({"prompt": "ab", "completion": "c"}, {"prompt": "d", "completion": "e"}),
         "data.chat": True,
         "data.chat-template": template,
+        "data.chat-template-kwargs": "{enable_thinking: false}",
         "update.minibatch-size": 4,
         "run.total-steps": 1,
         "run.output-dir": tmp_path / "run",

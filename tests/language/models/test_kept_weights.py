@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from lmpg.language.models.forward import response_states
-from lmpg.language.models.forward.kept_weights import frozen_dtype, keep_frozen, widened
+from lmpg.language.models.forward.kept_weights import exact_dtype, keep_frozen, widened
 from lmpg.language.models.inputs import language_inputs
 from lmpg.language.models.loading import load_policy, load_reference, load_tokenizer
 from lmpg.language.models.sequence_classifier import SequenceScorer
@@ -64,9 +67,9 @@ def test_auto_keeps_in_bf16_what_bf16_holds_exactly(tmp_path):
 @catches("one weight that bf16 rounds is overlooked")
 def test_a_single_weight_that_bf16_would_round_keeps_all_in_fp32():
     model = tiny_model().to(LOW).float()
-    assert frozen_dtype("auto", model) is LOW
+    assert exact_dtype(model) is LOW
     model.lm_head.weight.data[3, 4] += 1e-6
-    assert frozen_dtype("auto", model) is WIDE
+    assert exact_dtype(model) is WIDE
 
 
 @catches("a frozen weight widened nowhere", "a kept weight's gradient by its input in bfloat16")
@@ -157,6 +160,30 @@ def test_what_transformers_asks_of_a_kept_weight_is_answered_as_of_one_in_fp32(t
     assert weight.dtype is LOW
 
 
-def test_a_checkpoint_in_bf16_is_read_by_plain_transformers_as_it_is(tmp_path):
-    path = in_bf16(tmp_path)
-    assert AutoModelForCausalLM.from_pretrained(path).dtype is LOW
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize(("final", "expected"), [("auto", LOW), ("bf16", LOW), ("fp32", WIDE)])
+def test_what_is_saved_is_in_the_checkpoints_precision_or_the_one_asked_for(
+    final, expected, rank, tmp_path
+):
+    path = in_bf16(tmp_path / "start")
+    settings = ModelSettings(path=path, lora=LoraSettings(rank=rank), final_dtype=final)
+    policy = load_policy(settings, load_tokenizer(path), critic=True, temperature=1.0)
+    for p in stirred(policy).parameters():
+        p.data += 0.01 * p.requires_grad
+    policy.save_pretrained(tmp_path / "final", tiny_tokenizer())
+    folder = tmp_path / "final" / ("merged" if rank else "")
+    saved = AutoModelForCausalLM.from_pretrained(folder)
+    assert {p.dtype for p in saved.parameters()} == {expected}
+    before, after = (json.loads((x / "config.json").read_text()) for x in (Path(path), folder))
+    assert before | {"dtype": after["dtype"]} == after
+    assert before["dtype"] == after["dtype"] or final == "fp32"
+    found = saved.float()(torch.tensor([[5, 6, 7]])).logits
+    with policy.in_float32():
+        exact = policy.model(torch.tensor([[5, 6, 7]])).logits
+    torch.testing.assert_close(found, exact, atol=0.2 if expected is LOW else 1e-5, rtol=1e-5)
+
+
+def test_an_fp32_checkpoint_stays_one(tmp_path):
+    path = save_tiny(tmp_path / "start")
+    load(path).save_pretrained(tmp_path / "final", tiny_tokenizer())
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "final").dtype is WIDE

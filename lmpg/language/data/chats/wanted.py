@@ -33,7 +33,7 @@ def refuse_chat(settings: DataSettings, where: str) -> None:
     for key in ("chat", "system_prompt"):
         if value := getattr(settings, key):
             raise UserError(
-                f"data.{key} = {value}: {where} holds a whole text, expected chat messages, or a "
+                f"data.{key} = {value!r}: {where} holds a whole text, expected chat messages, or a "
                 "prompt in a column of its own, which becomes the user's message."
             )
 

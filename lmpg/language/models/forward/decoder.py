@@ -7,6 +7,9 @@ memory. Below the loop over layers stand the steps between its matrix products.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,17 +19,22 @@ from lmpg.language.models.decoder_parts import Architecture, DecoderLayer, Norm
 from lmpg.language.models.forward.attention import Attention
 from lmpg.language.models.forward.ragged import Ragged
 
+Run = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
 _WIDE = 32
 """Numbers of a head from which on its products need no help to be fast."""
 
 
-def hidden_states(decoder: Architecture, ragged: Ragged) -> Tensor:
-    """The hidden states [M, D] that predict a batch's response tokens, after the last norm."""
+def hidden_states(decoder: Architecture, ragged: Ragged, run: Run | None = None) -> Tensor:
+    """The hidden states [M, D] that predict a batch's response tokens, after the last norm.
+
+    run: what calls each layer, given the layer and its argument.
+    """
     x_ND = _embedded(decoder, ragged)
     dtype = _product_dtype(x_ND)
     rotations = _rotations(decoder, ragged, x_ND)
     attentions = _attentions(decoder, ragged, dtype)
-    for layer in decoder.layers:
+
+    def after(layer: DecoderLayer, x_ND: Tensor) -> Tensor:
         h_ND = _normed(x_ND, layer.attention_norm).to(dtype)
         q_NHD, k_NKD, v_NKD = _heads(decoder, layer, h_ND)
         if layer.rotary is None:
@@ -38,7 +46,11 @@ def hidden_states(decoder: Architecture, ragged: Ragged) -> Tensor:
             taken_ND, x_ND = (x.index_select(0, ragged.state_M) for x in (taken_ND, x_ND))
         x_ND = _added(decoder, x_ND, layer.out(taken_ND), layer.attention_post_norm)
         h_ND = _normed(x_ND, layer.mlp_norm).to(dtype)
-        x_ND = _added(decoder, x_ND, layer.down(_inner(decoder, layer, h_ND)), layer.mlp_post_norm)
+        inner_ND = _inner(decoder, layer, h_ND)
+        return _added(decoder, x_ND, layer.down(inner_ND), layer.mlp_post_norm)
+
+    for layer in decoder.layers:
+        x_ND = after(layer, x_ND) if run is None else run(partial(after, layer), x_ND)
     return _normed(x_ND, decoder.last_norm)
 
 

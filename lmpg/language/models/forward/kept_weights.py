@@ -16,16 +16,16 @@ from torch.utils._pytree import tree_map
 LOW = torch.bfloat16
 
 
-def frozen_dtype(asked: str, model: nn.Module) -> torch.dtype:
-    """What weights of `model` that do not learn are kept in; `asked` is `model.dtype`.
+def exact_dtype(model: nn.Module) -> torch.dtype:
+    """The precision of a checkpoint, by its numbers: bfloat16 where that holds all of them exactly,
+    else float32."""
+    weights = [p for p in model.parameters() if p.is_floating_point()]
+    return LOW if weights and all(map(_fits, weights)) else torch.float32
 
-    auto is bfloat16 where that holds all of them exactly, as it does those of a checkpoint in
-    bfloat16, else float32.
-    """
-    if asked == "auto":
-        weights = [p for p in model.parameters() if p.is_floating_point()]
-        return LOW if weights and all(map(_fits, weights)) else torch.float32
-    return LOW if asked == "bf16" else torch.float32
+
+def chosen_dtype(setting: str, own: torch.dtype) -> torch.dtype:
+    """What `auto`, `fp32` or `bf16` is, of a checkpoint whose `own` precision is known."""
+    return {"auto": own, "fp32": torch.float32, "bf16": LOW}[setting]
 
 
 def _fits(weight: Tensor) -> bool:

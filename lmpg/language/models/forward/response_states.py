@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,9 +22,10 @@ from lmpg.language.models.architectures import (
     unsupported,
 )
 from lmpg.language.models.decoder_parts import Architecture
-from lmpg.language.models.forward.decoder import hidden_states
+from lmpg.language.models.forward.decoder import Run, hidden_states
 from lmpg.language.models.forward.padding import bears_padding
 from lmpg.language.models.forward.ragged import Ragged
+from lmpg.language.models.forward.recompute import layers_recomputed, recomputed, recomputes
 from lmpg.language.models.inputs import accepted, forward_arguments, trimmed
 from lmpg.language.models.precision import in_float32
 
@@ -40,6 +42,11 @@ class ResponseStates:
     ids_N: Tensor
     slots_N: Tensor
     shape: torch.Size
+
+    @property
+    def step_N(self) -> Tensor:
+        """Which step of its response each token is."""
+        return self.slots_N % self.shape[1]
 
     def spread(self, x_N: Tensor) -> Tensor:
         """One number per token as [B, T], 0 in padding."""
@@ -58,7 +65,9 @@ def response_states(trunk: nn.Module, inputs: dict[str, Tensor]) -> ResponseStat
     decoder = architecture(trunk)
     if not _agrees(trunk, decoder):
         return _padded_states(trunk, inputs)
-    return _ragged_states(decoder, inputs)
+    return _ragged_states(
+        decoder, inputs, partial(recomputed, trunk) if recomputes(trunk) else None
+    )
 
 
 @torch.no_grad()
@@ -86,10 +95,12 @@ def _agrees(trunk: nn.Module, decoder: Architecture) -> bool:
     return _AGREES[trunk]
 
 
-def _ragged_states(decoder: Architecture, inputs: dict[str, Tensor]) -> ResponseStates:
+def _ragged_states(
+    decoder: Architecture, inputs: dict[str, Tensor], run: Run | None = None
+) -> ResponseStates:
     ragged = Ragged.of(inputs).to(decoder.embedding.weight.device)
     shape = inputs["response_ids"].shape
-    return ResponseStates(hidden_states(decoder, ragged), ragged.id_M, ragged.slot_M, shape)
+    return ResponseStates(hidden_states(decoder, ragged, run), ragged.id_M, ragged.slot_M, shape)
 
 
 def _padded_states(trunk: nn.Module, inputs: dict[str, Tensor]) -> ResponseStates:
@@ -106,7 +117,7 @@ def _padded_states(trunk: nn.Module, inputs: dict[str, Tensor]) -> ResponseState
     prompt_B = rows["prompt_lengths"]  # columns of the prompt, with padding
     if left:
         prompt_B = torch.full_like(prompt_B, rows["prompt_ids"].shape[1])
-    with quick_attention(trunk, width):
+    with quick_attention(trunk, width), layers_recomputed(trunk):
         moved = {n: x.to(device, non_blocking=True) for n, x in accepted(trunk, arguments).items()}
         hidden_BLD = trunk(**moved, use_cache=False).last_hidden_state
     place_N = row_N * width + prompt_B[row_N] - 1 + step_N

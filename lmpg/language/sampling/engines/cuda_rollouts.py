@@ -28,7 +28,7 @@ class CudaRollouts:
 
     def __init__(self, policy: CausalLMPolicy, top_k: int, top_p: float, capture: Capture):
         self._policy = policy
-        self._choosing = Choosing(top_k, top_p, policy.eos_token_ids)
+        self._choosing = Choosing(top_k, top_p, policy.eos_token_ids, policy.head.bar_early)
         self._replays = Replays(capture)
         self._room = (0, 0, 0)
         self._held: tuple[PolicyWeights, CudaBatch] | None = None
