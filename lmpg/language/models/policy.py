@@ -205,10 +205,14 @@ class CausalLMPolicy(nn.Module):
         return result_BT
 
     @property
+    def is_small(self) -> bool:
+        """Whether nobody misses the memory that a copy of its model takes."""
+        return sum(p.numel() for p in self.model.parameters()) <= _FEW
+
+    @property
     def reference_is_cheap(self) -> bool:
         """Whether it takes little memory: none with LoRA, a copy of a small model else."""
-        few = sum(p.numel() for p in self.model.parameters()) <= _FEW
-        return self.model is not self.causal_lm or few
+        return self.model is not self.causal_lm or self.is_small
 
     def reference(self, refreshed: bool = False) -> Reference:
         """The policy as it is now, frozen; with LoRA the model under the adapter, not copied.
