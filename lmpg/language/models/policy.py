@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lmpg.language.models.architectures import trunk_of
 from lmpg.language.models.critic import FOLDER, SeparateCritic, save_value_head
 from lmpg.language.models.forward.kept_weights import copies_in, is_low, keep_frozen, widened
 from lmpg.language.models.forward.recompute import recompute_layers
@@ -81,7 +82,7 @@ class CausalLMPolicy(nn.Module):
     @property
     def trunk(self) -> nn.Module:
         """The model without its output layer."""
-        return self.causal_lm.base_model
+        return trunk_of(self.causal_lm)
 
     def recompute_layers(self, asked: bool = True) -> None:
         """From now on keep no inner results of layers and head, but compute them again."""
