@@ -13,8 +13,6 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from lmpg.runtime.machine import give_back_freed_memory
-
 LOW = torch.bfloat16
 
 
@@ -36,11 +34,9 @@ def _fits(weight: Tensor) -> bool:
 
 def keep_frozen(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """`model` whose weights that do not learn were brought from float32 to `dtype`, one by one."""
-    if dtype != torch.float32:
-        for p in model.parameters():
-            if not p.requires_grad and p.dtype == torch.float32:
-                p.data = p.data.to(dtype)
-        give_back_freed_memory()
+    for p in model.parameters():
+        if not p.requires_grad and p.dtype == torch.float32:
+            p.data = p.data.to(dtype)
     return model
 
 
@@ -82,7 +78,7 @@ class _Widened(TorchFunctionMode):
         if func in _PRODUCTS and torch.is_autocast_enabled(args[0].device.type):
             return func(*args, **kwargs)
         if func is F.linear and torch.is_grad_enabled():
-            return _Linear.apply(*args, **kwargs)
+            return _linear(*args, **kwargs)
         return func(*map(_wide_weight, args), **{k: _wide_weight(x) for k, x in kwargs.items()})
 
 
@@ -101,19 +97,8 @@ def _wide_weight(x: Any) -> Any:
     return tree_map(lambda y: y.float() if _is_kept(y) else y, x)
 
 
-class _Linear(torch.autograd.Function):
-    """A linear layer in float32 that keeps its weight, which does not learn, as it is."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias=None):
-        ctx.save_for_backward(weight)
-        return F.linear(x, weight.float(), None if bias is None else bias.float())
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        (weight,) = ctx.saved_tensors
-        return grad @ weight.float(), None, None
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return _Cast.apply(x, weight, bias, torch.float32)
 
 
 def product(linear: Any, x: Tensor) -> Tensor:
@@ -146,11 +131,13 @@ def _has_plain_adapter(linear: Any) -> bool:
 
 
 class _Cast(torch.autograd.Function):
+    """A linear layer in `dtype` that keeps its weight for the backward pass as it is."""
+
     @staticmethod
     def forward(ctx, x, weight, bias, dtype):
         ctx.dtype = dtype
         x = x.to(dtype)
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return F.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
 
     @staticmethod
