@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lmpg.language.models.loading import load_causal_lm, load_policy
+from lmpg.language.models.precision import save_folder
 from lmpg.language.models.settings import ModelSettings
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.settings.section import UserError
@@ -69,7 +70,7 @@ def test_a_deep_rwkv_is_saved_as_it_was_loaded(tmp_path):
             **load_causal_lm(str(tmp_path)).config.to_dict() | {"num_hidden_layers": 8}
         )
     )
-    deep.save_pretrained(tmp_path)
+    save_folder(tmp_path, deep, tiny_tokenizer())
     policy = loaded(tmp_path)
     ids = torch.tensor([[3, 4, 5]])
     logits = policy.causal_lm(ids).logits
