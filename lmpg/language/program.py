@@ -23,7 +23,7 @@ from lmpg.language.rollouts.collect import LanguageSource
 from lmpg.language.rollouts.dynamic_sampling import DynamicSampling
 from lmpg.language.rollouts.evaluation import Evaluator
 from lmpg.language.rollouts.generation import Generator, stop_search
-from lmpg.language.rollouts.preflight import ids_to_test, require_sound, self_test
+from lmpg.language.rollouts.preflight import ids_to_test, judged, require_sound
 from lmpg.language.rollouts.score_processing import ScoreProcessing
 from lmpg.language.rollouts.scoring import GroupSampler
 from lmpg.language.run_inputs import inputs_of
@@ -294,7 +294,7 @@ def check(source: LanguageSource, prompts: Split[Prompt], *, first_reference: bo
     """The self-test of a new run, in one line; stops it where something is wrong."""
     generator, ids = source.generator, ids_to_test(prompts.train)
     reference = (source.reference or source.evaluator.reference) if first_reference else None
-    result = self_test(generator, reference, ids)
+    result = judged(generator, reference, ids)
     if generator.processes.is_main:
         print(result.line(), flush=True)
     require_sound(result)
