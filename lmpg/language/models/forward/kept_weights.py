@@ -127,7 +127,7 @@ def product(linear: Any, x: Tensor) -> Tensor:
     device = x.device.type
     if type(linear) is not nn.Linear or not torch.is_autocast_enabled(device):
         return linear(x)
-    if linear.weight.dtype != torch.float32:
+    if linear.weight.data.dtype != torch.float32:  # `.dtype` alone is what it is widened to
         return linear(x)
     return _Cast.apply(x, linear.weight, linear.bias, torch.get_autocast_dtype(device))
 
@@ -169,7 +169,14 @@ class _Cast(torch.autograd.Function):
 _LOOKS = {
     *(getattr(Tensor, name).__get__ for name in ("device", "shape", "requires_grad", "is_leaf")),
     *(getattr(Tensor, name).__get__ for name in ("grad", "ndim", "_version", "data", "layout")),
-    *(Tensor.size, Tensor.numel, Tensor.dim, Tensor.__len__, Tensor.data_ptr),
+    *(
+        Tensor.size,
+        Tensor.numel,
+        Tensor.dim,
+        Tensor.__len__,
+        Tensor.data_ptr,
+        Tensor.untyped_storage,
+    ),
 }
 """What is asked of a weight without reading its numbers."""
 _PARTS = {
