@@ -19,7 +19,7 @@ from lmpg.runtime.machine import Stopwatch
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import Diverged
 from lmpg.training.loop import Loop, Progress
-from lmpg.training.optimizer import learning_rate, new_optimizer, take_step
+from lmpg.training.optimizer import bytes_to_come, learning_rate, new_optimizer, take_step
 from lmpg.training.settings import OfflineSettings
 
 E = TypeVar("E")
@@ -161,6 +161,10 @@ class Offline(Loop):
             "tracker": self.tracker.state(),
             "progress": self.progress.state(),
         }
+
+    def bytes_to_come(self) -> int:
+        """Bytes that a first step adds to the state: the optimizer's."""
+        return bytes_to_come(self.updater.optimizer, self.updater.settings)
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Any]) -> None:

@@ -40,6 +40,20 @@ def new_optimizer(
     return torch.optim.AdamW(parameters, eps=settings.adam_eps, fused=True, **rest)
 
 
+def bytes_to_come(optimizer: torch.optim.Optimizer, settings: OptimizerSettings) -> int:
+    """Bytes that the state of an optimizer will take which has not stepped yet, else 0.
+
+    AdamW keeps two moments of each number, as long as it is; in 8 bits, a byte each. Adafactor
+    keeps those of rows and columns, which are no matter.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if optimizer.state or settings.optimizer == "adafactor":
+        return 0
+    return 2 * sum(
+        p.numel() if settings.optimizer == "adamw_8bit" else p.nbytes for p in parameters
+    )
+
+
 def policy_optimizer(policy: nn.Module, settings: UpdateSettings) -> torch.optim.Optimizer:
     """The optimizer of a policy. Each group has a `scale`: its learning rate divided by the
     policy's, which differs from 1 for a critic with a learning rate of its own."""

@@ -18,7 +18,7 @@ FEW = {
     "llama4_text": "bf16",
     "minimax": "fp32",
     "qwen3_next": "bf16",
-    "deepseek_v3": "fp32",
+    "deepseek_v3": "bf16",
     "trocr": "bf16",
     "dbrx": "bf16",
 }
