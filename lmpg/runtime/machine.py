@@ -147,6 +147,15 @@ def keep_freed_memory() -> bool:
     return bool(kept)
 
 
+def hand_back_freed_memory() -> None:
+    """Hands the memory that is free by now to the system, once: for after loading, when weights
+    that were read in float32 lie there in half of it, and what is needed next is of other sizes."""
+    if platform.libc_ver()[0] == "glibc":
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 def _addresses_are_free() -> bool:
     """Whether to hold many takes them from nobody: no limit to them, nor a kernel that counts them
     as memory."""
