@@ -87,3 +87,9 @@ def moved(x_R: Tensor, holes: Tensor, tail: Tensor, num_rows: int) -> Tensor:
     if not len(holes):
         return x_R[:num_rows]
     return x_R[:num_rows].index_copy(0, holes, x_R.index_select(0, tail))
+
+
+def uploaded(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on the device. The host waits until it is there, but for CUDA, which sees to it that what
+    is read stays; mps reads memory that is something else by then (pytorch issue 189690)."""
+    return x.to(device, non_blocking=device.type == "cuda")

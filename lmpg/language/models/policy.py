@@ -32,7 +32,8 @@ class CausalLMPolicy(nn.Module):
     """π(token | prompt, tokens before it) of a transformers or peft model; always in eval mode.
 
     value_head: a critic on the policy's own trunk. critic: one with weights of its own.
-    temperature divides the logits, everywhere. bf16 computes in autocast over fp32 weights.
+    temperature divides the logits, everywhere. bf16 computes in autocast over fp32 weights; tf32
+    says that the device rounds the factors of fp32 products.
     frozen_dtype, saved_dtype: what a reference is kept in, and what is saved; low: whether weights
     of the policy are kept in bfloat16 themselves.
     absent_ids: token ids that no token has (int64), whose probability is 0 everywhere.
@@ -50,6 +51,7 @@ class CausalLMPolicy(nn.Module):
         pad_token_id: int,
         context_length: int,
         bf16: bool = False,
+        tf32: bool = False,
         frozen_dtype: torch.dtype = torch.float32,
         saved_dtype: torch.dtype = torch.float32,
         critic: SeparateCritic | None = None,
@@ -64,6 +66,7 @@ class CausalLMPolicy(nn.Module):
         self.pad_token_id = pad_token_id
         self.context_length = context_length
         self.bf16 = bf16
+        self.tf32 = tf32
         self.frozen_dtype = frozen_dtype
         self.saved_dtype = saved_dtype
         self.low = is_low(model)
@@ -96,6 +99,12 @@ class CausalLMPolicy(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+    @property
+    def rounds(self) -> str | None:
+        """What products are rounded to, so that two ways to compute them differ by more than fp32
+        does: bf16, TF32, or None."""
+        return "bf16" if self.bf16 else "TF32" if self.tf32 else None
 
     def train(self, mode: bool = True) -> CausalLMPolicy:
         """Stays in eval mode: dropout would make old and new log-probs incomparable."""
@@ -233,6 +242,7 @@ class CausalLMPolicy(nn.Module):
             pad_token_id=self.pad_token_id,
             context_length=self.context_length,
             bf16=self.bf16,
+            tf32=self.tf32,
             absent_ids=self.head.shape.absent,
         )
 

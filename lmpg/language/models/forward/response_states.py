@@ -25,7 +25,7 @@ from lmpg.language.models.decoder_parts import Architecture
 from lmpg.language.models.forward.decoder import Run, hidden_states
 from lmpg.language.models.forward.ragged import Ragged
 from lmpg.language.models.forward.recompute import layers_recomputed, recomputed, recomputes
-from lmpg.language.models.inputs import accepted, forward_arguments, trimmed
+from lmpg.language.models.inputs import accepted, forward_arguments, trimmed, uploaded
 from lmpg.language.models.precision import in_float32
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def _padded_states(trunk: nn.Module, inputs: dict[str, Tensor]) -> ResponseState
     device = next(trunk.parameters()).device
     arguments = accepted(trunk, forward_arguments(rows))
     with quick_attention(trunk, arguments["input_ids"].shape[1]), layers_recomputed(trunk):
-        moved = {name: x.to(device, non_blocking=True) for name, x in arguments.items()}
+        moved = {name: uploaded(x, device) for name, x in arguments.items()}
         output = trunk(**moved, use_cache=False)
     hidden_BTD = output.last_hidden_state[:, -num_steps:]
     ids_N = response_BT.flatten().index_select(0, flat_N)
