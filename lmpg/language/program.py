@@ -20,11 +20,12 @@ from lmpg.language.models.settings import ModelSettings
 from lmpg.language.rewards.process_rewards import Decode
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rewards.settings import RewardSettings
+from lmpg.language.rollouts.arithmetic import as_it_began, settle
 from lmpg.language.rollouts.collect import LanguageSource
 from lmpg.language.rollouts.dynamic_sampling import DynamicSampling
 from lmpg.language.rollouts.evaluation import Evaluator
 from lmpg.language.rollouts.generation import Generator, stop_search
-from lmpg.language.rollouts.preflight import ids_to_test, judged, require_sound
+from lmpg.language.rollouts.preflight import check, ids_to_test
 from lmpg.language.rollouts.score_processing import ScoreProcessing
 from lmpg.language.rollouts.scoring import GroupSampler
 from lmpg.language.run_inputs import inputs_of
@@ -100,8 +101,8 @@ def prepare(
 ) -> PreparedRun:
     """Make every part of a run; all bad input is refused here, before any work."""
     refuse_idle_processes(settings, processes)
-    world = world or _built(settings, processes)
-    settings = with_world(settings, world) if world else settings
+    world, asked = world or _built(settings, processes), settings.model.precision
+    settings = as_it_began(with_world(settings, world) if world else settings, folder, processes)
     tokenizer = reading_tokenizer(tokenizer_of(settings.model), settings.data)
     torch.manual_seed(settings.run.seed)  # LoRA's factors are drawn from the global generator
     policy = load_policy(
@@ -112,6 +113,7 @@ def prepare(
         device=processes.device,
         reward_model=next(iter(settings.rewards.models), None),
     )
+    facts = settle(asked, settings.model.precision, policy.causal_lm, folder, processes)
     policy.head.forbid_early(policy.eos_token_ids, settings.sampling.min_new_tokens)
     own = load_reference(settings.model, tokenizer, policy)
     give_back_freed_memory()
@@ -126,9 +128,11 @@ def prepare(
     generator = generator_for(settings, policy, tokenizer, processes)
     source = source_of(settings, generator, scorer, prompts, world, own)
     if checkpoint.newest_step(folder.checkpoints) is None:
-        check(source, prompts, first_reference=own is None)
-    facts, inputs = world.facts if world else {}, inputs_of(settings, world)
-    return PreparedRun(assembled(settings, source, folder), scorer, facts, inputs)
+        first = (source.reference or source.evaluator.reference) if own is None else None
+        check(generator, first, ids_to_test(prompts.train))
+    facts |= world.facts if world else {}
+    made = assembled(settings, source, folder)
+    return PreparedRun(made, scorer, facts, inputs_of(settings, world))
 
 
 def _built(settings: LanguageSettings, processes: Processes) -> World | None:
@@ -213,7 +217,7 @@ def generator_for(
         processes=processes,
         microbatch_size=update.microbatch_size,
         microbatch_tokens=update.most_tokens,
-        old_logprobs=old_logprobs_of(settings, not policy.bf16, processes.count),
+        old_logprobs=old_logprobs_of(settings, policy.rounds is None, processes.count),
     )
 
 
@@ -288,13 +292,3 @@ def assembled(settings: LanguageSettings, source: LanguageSource, folder: RunFol
         processes=processes,
         save_policy=lambda path: policy.save_pretrained(path, generator.tokenizer),
     )
-
-
-def check(source: LanguageSource, prompts: Split[Prompt], *, first_reference: bool = True) -> None:
-    """The self-test of a new run, in one line; stops it where something is wrong."""
-    generator, ids = source.generator, ids_to_test(prompts.train)
-    reference = (source.reference or source.evaluator.reference) if first_reference else None
-    result = judged(generator, reference, ids)
-    if generator.processes.is_main:
-        print(result.line(), flush=True)
-    require_sound(result)

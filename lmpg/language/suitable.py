@@ -10,6 +10,9 @@ from lmpg.settings.raw import RawSettings, merged
 from lmpg.settings.section import Section
 from lmpg.training.settings import UpdateSettings
 
+IN_A_WORLD: RawSettings = {"model": {"precision": "fp32"}}
+"""Of every built-in world: its models are small, and its runs the same on any hardware."""
+
 
 def suitable_settings(
     algorithm: type[Section], preset: RawSettings, given: RawSettings
@@ -21,7 +24,7 @@ def suitable_settings(
     """
     world = world_asked_for(merged(preset, given))
     if world is not None:
-        return merged(WORLDS[world].preset(algorithm), preset)
+        return merged(IN_A_WORLD, WORLDS[world].preset(algorithm), preset)
     return merged(own_reward(given), steps(algorithm, merged(preset, given)), preset)
 
 
@@ -35,7 +38,7 @@ def suitable_stage_settings(
     """
     world = world_asked_for(merged(preset, given))
     if world is not None:
-        return merged(world_stage(world, method).preset, preset)
+        return merged(IN_A_WORLD, world_stage(world, method).preset, preset)
     default = stage.model_fields["update"].default.learning_rate
     rate = rate_that_suits(merged(preset, given), default)
     return merged({"update": {"learning_rate": rate}}, preset)

@@ -28,7 +28,7 @@ from lmpg.language.models.forward.kept_weights import chosen_dtype, exact_dtype,
 from lmpg.language.models.head import refuse_unknown_head
 from lmpg.language.models.lora import with_adapter
 from lmpg.language.models.policy import CausalLMPolicy
-from lmpg.language.models.precision import computes_in_bf16
+from lmpg.language.models.precision import allow_tf32, computes_in_bf16, has_tf32
 from lmpg.language.models.pretrained import pretrained_model, pretrained_tokenizer
 from lmpg.language.models.reference import Reference
 from lmpg.language.models.settings import ModelSettings
@@ -103,10 +103,17 @@ def load_policy(
         pad_token_id=eos_token_ids[0] if pad_token_id is None else pad_token_id,
         context_length=context,
         bf16=computes_in_bf16(settings.precision, model, device),
+        tf32=settings.tf32 and has_tf32(torch.device(device)),
         **dtypes,
         critic=separate,
         absent_ids=_absent_ids(key, settings.path, model, tokenizer, eos_token_ids),
     ).to(device)
+    return _ready(policy, settings)
+
+
+def _ready(policy: CausalLMPolicy, settings: ModelSettings) -> CausalLMPolicy:
+    """The policy where it is to compute, set up to do so and known to be sound."""
+    allow_tf32(policy, settings.tf32)
     policy.recompute_layers(settings.gradient_checkpointing)
     refuse_unknown_head(policy)
     return policy
@@ -160,8 +167,9 @@ def load_reference(settings: ModelSettings, tokenizer, policy: CausalLMPolicy) -
     if path is None:
         return None
     _refuse_other_vocabulary(key, path, tokenizer, settings.trust_remote_code)
-    names = ("precision", "dtype", "trust_remote_code")
+    names = ("dtype", "tf32", "trust_remote_code")
     same = {name: getattr(settings, name) for name in names}
+    same["precision"] = "bf16" if policy.bf16 else "fp32"
     own = load_policy(
         ModelSettings(path=path, **same),  # type: ignore[arg-type]
         tokenizer,

@@ -30,9 +30,12 @@ class ModelSettings(Section):
     """Branch, tag or commit of `path` on the Hub; none is its main branch."""
     tokenizer: str | None = None
     """Hub id or folder of the tokenizer and its chat template; none takes those of `path`."""
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"
-    """bf16 computes in autocast over fp32 weights; auto does so where the hardware is made for it
-    and the model has a million parameters."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 computes in autocast over fp32 weights. auto does so on a GPU, and on a CPU that is made
+    for it where the model has a million parameters; else it is fp32. A run keeps its choice."""
+    tf32: bool = True
+    """Let a GPU round the factors of fp32 products to TF32 (10 bits of mantissa), for several times
+    the speed. False forbids it. There is no TF32 on a CPU."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """What weights that do not learn are kept in: the model under an adapter, the reference, the
     teacher, reward models. auto: as in their checkpoint; bf16 rounds others. Whatever learns is

@@ -17,6 +17,7 @@ from lmpg.language.models.loading import (
     load_sequence_classifier,
     refuse_smaller_vocabulary,
 )
+from lmpg.language.models.precision import keep_angles_exact
 from lmpg.language.models.pretrained import pretrained_tokenizer
 from lmpg.language.models.sequence_classifier import SequenceScorer
 from lmpg.language.rewards.request import RewardReply, RewardRequest
@@ -45,6 +46,7 @@ class ModelReward:
         model = load_sequence_classifier(path, trust_remote_code=trust_remote_code)
         kept_in = chosen_dtype(dtype, exact_dtype(model))
         kept = keep_frozen(model.requires_grad_(False), kept_in).to(device)
+        keep_angles_exact(kept)
         tokenizer = pretrained_tokenizer("rewards.models", path, trust_remote_code)
         refuse_smaller_vocabulary("rewards.models", path, model, tokenizer)
         context = min(context_length(model.config, tokenizer), tokenizer.model_max_length)

@@ -152,7 +152,7 @@ class Generator:
     def sequence_kl(self, reference: Reference, samples: Samples) -> Tensor:
         """log π − log π_ref summed over each completion, [B] in nats."""
         logprobs_BT = samples.logprobs_BT
-        if self.policy.bf16:  # the sampler's own differ from the training forward's there
+        if self.policy.rounds:  # the sampler's own differ from the training forward's there
             logprobs_BT = self.evaluated(samples.inputs, self.policy.logprobs)
         difference_BT = logprobs_BT - self.evaluated(samples.inputs, reference.logprobs)
         return torch.where(samples.mask_BT, difference_BT, 0).sum(1)
