@@ -44,6 +44,7 @@ _NEVER = -1
 """Free memory at the heap's end that is handed back: none, however much."""
 
 _PIECE = _LARGEST // 2
+_ALL = 2**62
 
 
 class Stopwatch:
@@ -147,13 +148,14 @@ def keep_freed_memory() -> bool:
     return bool(kept)
 
 
-def hand_back_freed_memory() -> None:
-    """Hands the memory that is free by now to the system, once: for after loading, when weights
-    that were read in float32 lie there in half of it, and what is needed next is of other sizes."""
+def give_back_freed_memory() -> None:
+    """Hand the system what was freed between blocks in use, where glibc can; see above. A large
+    model's update then takes new memory instead of growing the heap around gaps that do not fit."""
     if platform.libc_ver()[0] == "glibc":
-        gc.collect()
         with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
+            trim = ctypes.CDLL(None).malloc_trim
+            trim.argtypes = [ctypes.c_size_t]
+            trim(_ALL)  # the end of the heap, which is in one piece, stays
 
 
 def _addresses_are_free() -> bool:

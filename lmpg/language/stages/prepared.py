@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from lmpg.language.rollouts.generation import Generator
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.stages.settings import SampledStageSettings
 from lmpg.language.worlds.world import OfflineWorld
-from lmpg.runtime.machine import hand_back_freed_memory
+from lmpg.runtime.machine import give_back_freed_memory
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import UserError
 from lmpg.training.offline import Objective
@@ -53,7 +53,7 @@ def loaded_policy(
     torch.manual_seed(settings.run.seed)  # LoRA's factors are drawn from the global generator
     policy = load_policy(model, tokenizer, critic=False, temperature=1.0, device=processes.device)
     processes.suit_threads(sum(p.numel() for p in policy.parameters()))
-    hand_back_freed_memory()
+    give_back_freed_memory()
     return policy, tokenizer
 
 
@@ -62,7 +62,7 @@ def sample_metrics(
     world: OfflineWorld | None,
     policy: CausalLMPolicy,
     tokenizer: Any,
-    texts: list[Text],
+    texts: Sequence[Text],
     processes: Processes,
 ) -> Callable[[], dict[str, float]] | None:
     """A function that samples responses to the world's held-out prompts, or to those of held-out
@@ -71,6 +71,7 @@ def sample_metrics(
     if not size:
         return None
     room = policy.context_length - length
+    prompts: Sequence[Prompt]
     if world is None:
         prompts = _prompts(texts, tokenizer, room)
     else:
@@ -86,7 +87,7 @@ def sample_metrics(
     ).evaluate
 
 
-def _prompts(texts: list[Text], tokenizer: Any, room: int) -> list[Prompt]:
+def _prompts(texts: Sequence[Text], tokenizer: Any, room: int) -> list[Prompt]:
     """The different prompts of texts, where they leave room for a response."""
     found = dict.fromkeys(tuple(text.ids[: text.prompt_length]) for text in texts)
     usable = [list(ids) for ids in found if 0 < len(ids) <= room]
