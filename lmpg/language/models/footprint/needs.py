@@ -147,7 +147,8 @@ def _learning(work: Work) -> Parts:
     kept, gradients = (_sums if work.several else _in_turn)(graphs)
     exchanged = sum(x for _, x in graphs) if work.count > 1 else 0
     parts = {"gradients": gradients, "activations": kept, "logits": logits(work)}
-    return parts | ({"exchange of gradients": exchanged} if exchanged else {})
+    others = {"exchange of gradients": float(exchanged), "widened weights": widened(work)}
+    return parts | {name: x for name, x in others.items() if x}
 
 
 def _sums(graphs: list[tuple[float, float]]) -> tuple[float, float]:
@@ -172,6 +173,13 @@ def graph(work: Work, model: Shape, adapters: bool) -> float:
     if work.recompute:  # the stream before each layer, and one layer as it is computed again
         return tokens * model.layers * model.hidden * FP32 + inside
     return model.layers * inside + casts(work, model, adapters)
+
+
+def widened(work: Work) -> float:
+    """On a CPU, weights kept in bfloat16 are widened one by one between activations that stay; the
+    heap cannot use again what these leave of the room, so that in the end all have had their own."""
+    low = work.rank and work.kept == BF16 and work.product == FP32
+    return FP32 * (work.model.trunk - work.model.head) if low and work.device == "cpu" else 0.0
 
 
 def casts(work: Work, model: Shape, adapters: bool) -> float:
