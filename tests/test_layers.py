@@ -26,7 +26,7 @@ LAYERS = {  # folder or module: (the layers it imports, the packages of others t
         "settings algorithms",
         "huggingface_hub numpy pydantic safetensors torch yaml",
     ),
-    "training": (f"{GROUND} algorithms runs", "numpy pydantic torch"),
+    "training": (f"{GROUND} algorithms runs", "bitsandbytes numpy pydantic torch transformers"),
     "language/data": ("settings", "datasets numpy pydantic reasoning_gym"),
     "language/models": (
         "functional settings types",

@@ -24,7 +24,7 @@ from lmpg.language.rollouts.collect import LanguageSource
 from lmpg.language.rollouts.dynamic_sampling import DynamicSampling
 from lmpg.language.rollouts.evaluation import Evaluator
 from lmpg.language.rollouts.generation import Generator, stop_search
-from lmpg.language.rollouts.preflight import check
+from lmpg.language.rollouts.preflight import check, ids_to_test
 from lmpg.language.rollouts.score_processing import ScoreProcessing
 from lmpg.language.rollouts.scoring import GroupSampler
 from lmpg.language.run_inputs import inputs_of
@@ -126,7 +126,7 @@ def prepare(
     source = source_of(settings, generator, scorer, prompts, world, own)
     if checkpoint.newest_step(folder.checkpoints) is None:
         first = (source.reference or source.evaluator.reference) if own is None else None
-        check(generator, first, [prompt.ids for prompt in prompts.train])
+        check(generator, first, ids_to_test(prompts.train))
     online = assembled(settings, source, folder)
     facts |= world.facts if world else {}
     return PreparedRun(online, scorer, facts, inputs_of(settings, world))

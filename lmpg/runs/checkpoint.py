@@ -92,6 +92,28 @@ def newest_step(folder: Path) -> int | None:
     return next((step for step in _steps(folder) if _is_whole(folder / f"step_{step}")), None)
 
 
+def num_bytes(state: Any) -> int:
+    """Bytes that the tensors and arrays of a state take in a checkpoint, where each is once."""
+    found: dict[tuple, int] = {}
+    waiting = [state]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list | tuple):
+            waiting += value
+        elif isinstance(value, np.ndarray):
+            found[id(value),] = value.nbytes
+        elif isinstance(value, Tensor):
+            found[_place(value)] = value.nbytes
+    return sum(found.values())
+
+
+def _place(tensor: Tensor) -> tuple:
+    """The same for the same numbers in memory alone, as long as the tensor lives."""
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device
+
+
 def _write(folder: Path, target: Path, step: int, state: Any) -> None:
     temporary = folder / f"{_TEMPORARY}{target.name}-{os.getpid()}"
     try:
@@ -207,7 +229,7 @@ class _Encoder:
     def _put(self, tensor: Tensor) -> str:
         """A name for the tensor; one that is already there under another path is not repeated."""
         tensor = tensor.detach()
-        place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
+        place = _place(tensor)
         if tensor.numel() and place in self._names:
             return self._names[place]
         name = f"t{len(self.tensors)}"

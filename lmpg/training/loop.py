@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from lmpg.runs import checkpoint
+from lmpg.runs.disk import disk_lines
 from lmpg.runs.files import UNWRITABLE, replace_folder
 from lmpg.runs.lock import lock_of
 from lmpg.runs.settings import AnyRunSettings
@@ -90,6 +91,17 @@ class Loop(ABC):
     @abstractmethod
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state` was taken; metrics and samples are cut back to it."""
+
+    def bytes_to_come(self) -> int:
+        """Bytes that a first step adds to the state."""
+        return 0
+
+    def refuse_full_disk(self) -> list[str]:
+        """Lines for the log about the disk that the run needs; UserError where it lacks room."""
+        checkpoint_bytes = checkpoint.num_bytes(self.state()) + self.bytes_to_come()
+        model, keep = sum(x.nbytes for x in self.weights()), self.settings.keep_checkpoints
+        need = checkpoint_bytes, model, 2 if self.every else 1, keep
+        return self.processes.on_main(lambda: disk_lines(self.folder, *need))
 
     def run(self) -> str:
         """Go on until `total_steps`; the exit reason, `finished` or `interrupted`."""

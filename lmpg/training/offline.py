@@ -8,7 +8,7 @@ micro-batch they are: those change memory and time, never the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -19,7 +19,7 @@ from lmpg.runtime.machine import Stopwatch, widest
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import Diverged
 from lmpg.training.loop import Loop, Progress
-from lmpg.training.optimizer import adamw, learning_rate, take_step
+from lmpg.training.optimizer import bytes_to_come, learning_rate, new_optimizer, take_step
 from lmpg.training.settings import OfflineSettings
 
 E = TypeVar("E")
@@ -43,7 +43,7 @@ class Objective(Protocol[E]):
         """The module that is trained."""
         ...
 
-    def epoch(self, number: int) -> list[E]:
+    def epoch(self, number: int) -> Sequence[E]:
         """The examples of an epoch (from 0), in their order."""
         ...
 
@@ -83,7 +83,7 @@ class OfflineUpdater(Generic[E]):
         self.settings = settings
         self.processes = processes
         self.parameters = [p for p in objective.module.parameters() if p.requires_grad]
-        self.optimizer = adamw(self.parameters, settings)
+        self.optimizer = new_optimizer(self.parameters, settings)
         self._epoch = (0, objective.epoch(0))
         self.steps_per_epoch = math.ceil(len(self._epoch[1]) / settings.minibatch_size)
         self.total_steps = min(max_steps, self.steps_per_epoch * settings.epochs)
@@ -95,7 +95,7 @@ class OfflineUpdater(Generic[E]):
             self._epoch = (number, self.objective.epoch(number))
         examples = self._epoch[1]
         cut = [len(examples) * i // self.steps_per_epoch for i in (part, part + 1)]
-        return examples[cut[0] : cut[1]]
+        return list(examples[cut[0] : cut[1]])
 
     def update(self, step: int) -> dict[str, float]:
         """One optimizer step; `step` counts from 1. Returns its metrics."""
@@ -162,6 +162,10 @@ class Offline(Loop):
             "tracker": self.tracker.state(),
             "progress": self.progress.state(),
         }
+
+    def bytes_to_come(self) -> int:
+        """Bytes that a first step adds to the state: the optimizer's."""
+        return bytes_to_come(self.updater.optimizer, self.updater.settings)
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Any]) -> None:

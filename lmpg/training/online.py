@@ -18,6 +18,7 @@ from lmpg.settings.section import Diverged
 from lmpg.training.annealing import annealed, with_fields
 from lmpg.training.kl_controller import adapted
 from lmpg.training.loop import Loop, Progress
+from lmpg.training.optimizer import bytes_to_come
 from lmpg.training.settings import TARGETS
 from lmpg.training.source import Source
 from lmpg.training.update import Updater
@@ -57,6 +58,10 @@ class Online(Loop):
             "tracker": self.tracker.state(),
             "progress": self.progress.state(),
         }
+
+    def bytes_to_come(self) -> int:
+        """Bytes that a first step adds to the state: the optimizer's."""
+        return bytes_to_come(self.updater.optimizer, self.updater.settings)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state` was taken; metrics and samples are cut back to it."""

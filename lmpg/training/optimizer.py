@@ -1,15 +1,17 @@
-"""AdamW, its learning rate, and an optimizer step on the clipped gradients of all ranks."""
+"""The optimizer, its learning rate, and a step on the clipped gradients of all ranks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from lmpg.runtime.processes import Processes
+from lmpg.settings.section import UserError
 from lmpg.training.settings import OptimizerSettings, UpdateSettings
 
 CRITIC = ("critic.", "value_head.")  # how the parameters of a policy's critic are called
@@ -17,22 +19,46 @@ FEW = 8
 """Most parameter tensors of a small network, where Python calls cost more than arithmetic."""
 
 
-def adamw(parameters: list[nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
-    """The optimizer of `settings`."""
-    return torch.optim.AdamW(
-        parameters,
-        lr=settings.learning_rate,
-        eps=settings.adam_eps,
-        weight_decay=settings.weight_decay,
-        fused=True,
+def new_optimizer(
+    parameters: list[nn.Parameter], settings: OptimizerSettings
+) -> torch.optim.Optimizer:
+    """The optimizer of `settings`; UserError where its library is not installed."""
+    rest: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "adamw_8bit":
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError:
+            raise UserError(
+                "update.optimizer = adamw_8bit needs bitsandbytes, which is not installed: "
+                "pip install 'lmpg[bitsandbytes]', or take update.optimizer adafactor"
+            ) from None
+        return AdamW8bit(parameters, eps=settings.adam_eps, **rest)
+    if settings.optimizer == "adafactor":
+        from transformers.optimization import Adafactor  # slow to import
+
+        return Adafactor(parameters, scale_parameter=False, relative_step=False, **rest)
+    return torch.optim.AdamW(parameters, eps=settings.adam_eps, fused=True, **rest)
+
+
+def bytes_to_come(optimizer: torch.optim.Optimizer, settings: OptimizerSettings) -> int:
+    """Bytes that the state of an optimizer will take which has not stepped yet, else 0.
+
+    AdamW keeps two moments of each number, as long as it is; in 8 bits, a byte each. Adafactor
+    keeps those of rows and columns, which are no matter.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if optimizer.state or settings.optimizer == "adafactor":
+        return 0
+    return 2 * sum(
+        p.numel() if settings.optimizer == "adamw_8bit" else p.nbytes for p in parameters
     )
 
 
-def policy_adamw(policy: nn.Module, settings: UpdateSettings) -> torch.optim.AdamW:
+def policy_optimizer(policy: nn.Module, settings: UpdateSettings) -> torch.optim.Optimizer:
     """The optimizer of a policy. Each group has a `scale`: its learning rate divided by the
     policy's, which differs from 1 for a critic with a learning rate of its own."""
     named = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
-    optimizer = adamw([p for _, p in named], settings)
+    optimizer = new_optimizer([p for _, p in named], settings)
     optimizer.param_groups[0]["scale"] = 1.0
     critic = [p for name, p in named if name.startswith(CRITIC)]
     if settings.critic_learning_rate is not None and critic:

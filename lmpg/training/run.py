@@ -118,6 +118,8 @@ def _start(loop: Loop, folder: RunFolder, inputs: Inputs, on_start: Callable[[],
     for line in [*lines, *thread_lines(loop.processes)]:
         loop.tracker.say(line)
     resume(loop, folder)
+    for line in loop.refuse_full_disk():
+        loop.tracker.say(line)
 
 
 def thread_lines(processes: Processes) -> list[str]:

@@ -16,19 +16,22 @@ TARGETS = {
 
 
 class OptimizerSettings(Section):
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
 
     learning_rate: float = Field(1e-6, gt=0)
-    """Peak learning rate of AdamW. Where it is left out, adapters (LoRA) get ten times as much."""
+    """Peak learning rate. Where it is left out, adapters (LoRA) get ten times as much."""
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = "adamw"
+    """adamw keeps 8 bytes for each number that learns; adamw_8bit (bitsandbytes) 2, its moments
+    being rounded; adafactor (arXiv 1804.04235) next to none, as it has no momentum."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """linear, cosine: down to 0 at the last step."""
     warmup_steps: int = Field(0, ge=0)
     """Iterations over which the learning rate rises linearly from 0."""
     weight_decay: float = Field(0.0, ge=0)
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay."""
     adam_eps: float = Field(1e-8, gt=0)
     """AdamW's epsilon, to be far below the size of a gradient's elements: 1e-6 in a billion of them
-    with a norm of 0.03."""
+    with a norm of 0.03. Adafactor has its own."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this global L2 norm."""
 

@@ -15,7 +15,7 @@ from lmpg.runtime.processes import Processes
 from lmpg.runtime.seeding import generator
 from lmpg.training.diagnostics import Diagnostics
 from lmpg.training.old_logprobs import RECOMPUTED, OldLogprobs
-from lmpg.training.optimizer import learning_rate, policy_adamw, policy_parameters, take_step
+from lmpg.training.optimizer import learning_rate, policy_optimizer, policy_parameters, take_step
 from lmpg.training.settings import UpdateSettings
 from lmpg.types import Algorithm, Credit, Evaluation, Minibatch, Rollout
 
@@ -50,7 +50,7 @@ class Updater:
         self.max_length = max_length
         self.old_logprobs = old_logprobs
         self.single_steps = single_steps
-        self.optimizer = policy_adamw(policy, settings)
+        self.optimizer = policy_optimizer(policy, settings)
         self.limited = not (settings.target_kl is None and settings.target_clip_fraction is None)
         self.critic_alone = False
 

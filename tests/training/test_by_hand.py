@@ -25,7 +25,7 @@ from lmpg.runtime.processes import SingleProcess
 from lmpg.runtime.seeding import generator
 from lmpg.training import diagnostics
 from lmpg.training.diagnostics import Diagnostics
-from lmpg.training.optimizer import policy_adamw, take_step
+from lmpg.training.optimizer import policy_optimizer, take_step
 from lmpg.training.settings import UpdateSettings
 from lmpg.training.update import Updater, _gradients
 from lmpg.types import Evaluation, Minibatch
@@ -141,7 +141,7 @@ def test_quick_steps_are_those_of_torch(max_grad_norm):
         learning_rate=0.01, critic_learning_rate=0.03, weight_decay=0.1, max_grad_norm=max_grad_norm
     )
     mine, theirs = policy_of("continuous"), policy_of("continuous")
-    optimizers = [policy_adamw(policy, settings) for policy in (mine, theirs)]
+    optimizers = [policy_optimizer(policy, settings) for policy in (mine, theirs)]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] *= group["scale"]

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from lmpg.functional.divergence import HeadOutputs, generalised_jsd
 from lmpg.functional.logprobs import IMPOSSIBLE, LogitShape, head_logits, token_logprobs
 from lmpg.language.models.architectures import NATS, logit_scale_and_softcap, probe_ids
+from lmpg.language.models.forward.readable import refuse_unreadable
 from lmpg.settings.section import UserError
 
 _LOGITS_AT_ONCE = {"cpu": 2**20, "cuda": 2**25}
@@ -47,6 +48,11 @@ class Head:
                 "are a linear layer of its hidden states; leave the head out of "
                 "model.lora.target_modules, or choose another model.path"
             )
+
+    @property
+    def input_size(self) -> int:
+        """How many numbers of a hidden state the output layer reads."""
+        return self._linear.weight.shape[1]
 
     @property
     def shape(self) -> LogitShape:
@@ -166,8 +172,10 @@ def token_logprobs_of(
 
 @torch.no_grad()
 def refuse_unknown_head(policy) -> None:
-    """UserError unless the policy's log-probs are those of the model's own logits, in float32:
-    bfloat16 moves those of unlikely tokens by more than some heads would."""
+    """UserError unless the policy's model can be read, and its log-probs are those of the model's
+    own logits, in float32: bfloat16 moves those of unlikely tokens by more than some heads would.
+    """
+    refuse_unreadable(policy)
     ids, lengths = probe_ids(policy.causal_lm, 1, 8), torch.tensor([4])
     inputs = {
         "prompt_ids": ids[:, :4],
@@ -189,8 +197,8 @@ def refuse_unknown_head(policy) -> None:
     difference *= min(1.0, policy.temperature)
     if difference > NATS:
         raise UserError(
-            f"model.path: {type(policy.causal_lm).__name__} changes its logits after the output "
-            f"layer in a way that lmpg does not know (log-probs differ by {difference:.3g}); "
-            "expected a linear output layer, with logit_scale, lm_head_multiplier, logits_scaling "
-            "or final_logit_softcapping at most; choose another model"
+            f"model.path: {type(policy.causal_lm).__name__} changes hidden states before its "
+            "output layer, or logits after it, in a way that lmpg does not know (log-probs differ "
+            f"by {difference:.3g}); expected a linear output layer, with logit_scale, "
+            "lm_head_multiplier, logits_scaling or final_logit_softcapping at most; choose another"
         )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lmpg.language.models.architectures import trunk_of
 from lmpg.language.models.critic import FOLDER, SeparateCritic, save_value_head
 from lmpg.language.models.forward.kept_weights import copies_in, is_low, keep_frozen, widened
 from lmpg.language.models.forward.recompute import recompute_layers
@@ -84,7 +85,7 @@ class CausalLMPolicy(nn.Module):
     @property
     def trunk(self) -> nn.Module:
         """The model without its output layer."""
-        return self.causal_lm.base_model
+        return trunk_of(self.causal_lm)
 
     def recompute_layers(self, asked: bool = True) -> None:
         """From now on keep no inner results of layers and head, but compute them again."""
@@ -120,12 +121,12 @@ class CausalLMPolicy(nn.Module):
     @contextmanager
     def in_float32(self) -> Iterator[None]:
         """A block in which all that the policy computes is float32, for probes that judge it."""
-        bf16, self.bf16 = self.bf16, False
+        rounds, (self.bf16, self.tf32) = (self.bf16, self.tf32), (False, False)
         try:
             with in_float32(self):
                 yield
         finally:
-            self.bf16 = bf16
+            self.bf16, self.tf32 = rounds
 
     def evaluate(self, inputs: dict[str, Tensor]) -> Evaluation:
         """Log-probs, entropy and values of the response tokens, and while learning from a teacher's
@@ -213,10 +214,14 @@ class CausalLMPolicy(nn.Module):
         return result_BT
 
     @property
+    def is_small(self) -> bool:
+        """Whether nobody misses the memory that a copy of its model takes."""
+        return sum(p.numel() for p in self.model.parameters()) <= _FEW
+
+    @property
     def reference_is_cheap(self) -> bool:
         """Whether it takes little memory: none with LoRA, a copy of a small model else."""
-        few = sum(p.numel() for p in self.model.parameters()) <= _FEW
-        return self.model is not self.causal_lm or few
+        return self.model is not self.causal_lm or self.is_small
 
     def reference(self, refreshed: bool = False) -> Reference:
         """The policy as it is now, frozen; with LoRA the model under the adapter, not copied.

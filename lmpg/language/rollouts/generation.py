@@ -20,6 +20,7 @@ from lmpg.language.rewards.scorer import PendingScores, Scorer
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.sampling.samples import Samples, concatenated
 from lmpg.language.sampling.stops import NewSearch, stopping
+from lmpg.runtime.machine import give_back_freed_memory
 from lmpg.runtime.processes import Processes
 from lmpg.runtime.seeding import generator
 from lmpg.training.old_logprobs import RECOMPUTED, OldLogprobs
@@ -110,6 +111,8 @@ class Generator:
         self, prompts: list[Prompt], group_size: int, uniforms_BT: Tensor | None
     ) -> Completions:
         """`group_size` completions of each of this rank's prompts; greedy without uniforms."""
+        if not self.policy.is_small:
+            give_back_freed_memory()  # by loading and learning, in other sizes
         samples = self.sampler.sample([p.ids for p in prompts], group_size, uniforms_BT)
         repeated = [p for p in prompts for _ in range(group_size)]
         lengths = samples.inputs["response_lengths"].tolist()

@@ -78,7 +78,7 @@ class _Widened(TorchFunctionMode):
         if func in _PRODUCTS and torch.is_autocast_enabled(args[0].device.type):
             return func(*args, **kwargs)
         if func is F.linear and torch.is_grad_enabled():
-            return _Linear.apply(*args, **kwargs)
+            return _linear(*args, **kwargs)
         return func(*map(_wide_weight, args), **{k: _wide_weight(x) for k, x in kwargs.items()})
 
 
@@ -97,25 +97,73 @@ def _wide_weight(x: Any) -> Any:
     return tree_map(lambda y: y.float() if _is_kept(y) else y, x)
 
 
-class _Linear(torch.autograd.Function):
-    """A linear layer in float32 that keeps its weight, which does not learn, as it is."""
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return _Cast.apply(x, weight, bias, torch.float32)
+
+
+def product(linear: Any, x: Tensor) -> Tensor:
+    """`linear(x)`, the same numbers in less memory. Autocast would keep its copy of the weight in
+    bfloat16 for the backward pass, which makes one for itself here. peft would give each adapter an
+    argument of its own, in the adapter's precision, which autocast then takes back."""
+    if _has_plain_adapter(linear):
+        name: Any = linear.active_adapters[0]
+        a, b = linear.lora_A[name], linear.lora_B[name]
+        return product(linear.base_layer, x) + product(b, product(a, x)) * linear.scaling[name]
+    device = x.device.type
+    if type(linear) is not nn.Linear or not torch.is_autocast_enabled(device):
+        return linear(x)
+    if linear.weight.data.dtype != torch.float32:  # `.dtype` alone is what it is widened to
+        return linear(x)
+    return _Cast.apply(x, linear.weight, linear.bias, torch.get_autocast_dtype(device))
+
+
+def _has_plain_adapter(linear: Any) -> bool:
+    """Whether it is a linear layer with one low-rank adapter, on, without any extra."""
+    if not hasattr(linear, "lora_A") or type(linear).__name__ != "Linear":
+        return False
+    active = linear.active_adapters
+    plain = len(active) == 1 and active[0] in linear.lora_A and not linear.lora_variant
+    return plain and not (
+        linear.merged
+        or linear.disable_adapters
+        or type(linear.lora_dropout[active[0]]) is not nn.Identity
+    )
+
+
+class _Cast(torch.autograd.Function):
+    """A linear layer in `dtype` that keeps its weight for the backward pass as it is."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias=None):
-        ctx.save_for_backward(weight)
-        return F.linear(x, weight.float(), None if bias is None else bias.float())
+    def forward(ctx, x, weight, bias, dtype):
+        ctx.dtype = dtype
+        x = x.to(dtype)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        return F.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        (weight,) = ctx.saved_tensors
-        return grad @ weight.float(), None, None
+        x, weight = ctx.saved_tensors
+        by_x, by_weight, by_bias = ctx.needs_input_grad[:3]
+        return (
+            grad @ weight.to(ctx.dtype) if by_x else None,
+            (grad.T @ x).to(weight.dtype) if by_weight else None,
+            grad.sum(0).to(weight.dtype) if by_bias else None,
+            None,
+        )
 
 
 _LOOKS = {
     *(getattr(Tensor, name).__get__ for name in ("device", "shape", "requires_grad", "is_leaf")),
     *(getattr(Tensor, name).__get__ for name in ("grad", "ndim", "_version", "data", "layout")),
-    *(Tensor.size, Tensor.numel, Tensor.dim, Tensor.__len__, Tensor.data_ptr),
+    *(
+        Tensor.size,
+        Tensor.numel,
+        Tensor.dim,
+        Tensor.__len__,
+        Tensor.data_ptr,
+        Tensor.untyped_storage,
+    ),
 }
 """What is asked of a weight without reading its numbers."""
 _PARTS = {

@@ -117,7 +117,13 @@ class PolicyWeights:
         return None if head is None else lambda hidden_RD: head(hidden_RD)[:, 0]
 
 
-def policy_weights(policy: CausalLMPolicy, length: int) -> PolicyWeights:
+Settle = Callable[[int, Any], Any]
+"""What becomes of a part as soon as it is read: number of a layer (−1: the head), the part."""
+
+
+def policy_weights(
+    policy: CausalLMPolicy, length: int, settle: Settle = lambda _, part: part
+) -> PolicyWeights:
     """The weights of `policy` as they are now, for contexts of `length` tokens."""
     model: Any = policy.causal_lm
     kept = model.get_input_embeddings().weight.dtype
@@ -125,11 +131,15 @@ def policy_weights(policy: CausalLMPolicy, length: int) -> PolicyWeights:
     shape = policy.head.shape
     # without a softcap all factors of the logits are one, of the hidden states and of the bias
     head = _head_weights(model, dtype, 1.0 if shape.softcap is not None else shape.factor)
-    return PolicyWeights(decode_weights(model, length, dtype), head, shape, policy.value_head)
+    head = settle(-1, head)
+    decoder = decode_weights(model, length, dtype, settle)
+    return PolicyWeights(decoder, head, shape, policy.value_head)
 
 
 @torch.no_grad()
-def decode_weights(model: Any, length: int, dtype: torch.dtype) -> DecodeWeights:
+def decode_weights(
+    model: Any, length: int, dtype: torch.dtype, settle: Settle = lambda _, part: part
+) -> DecodeWeights:
     """Copies of the weights as they are now, for contexts of `length` tokens."""
     with torch.autocast(model.device.type, enabled=False):
         decoder = architecture(model)
@@ -145,7 +155,10 @@ def decode_weights(model: Any, length: int, dtype: torch.dtype) -> DecodeWeights
             embedding_scale=decoder.embedding_scale,
             position_embedding=None if positions is None else positions.weight.detach(),
             rotations=rotations,
-            layers=[_layer_weights(decoder, x, orders, length, dtype) for x in decoder.layers],
+            layers=[
+                settle(i, _layer_weights(decoder, x, orders, length, dtype))
+                for i, x in enumerate(decoder.layers)
+            ],
             last_norm=_norm(decoder.last_norm),
             activation=decoder.activation_name,
             heads=decoder.heads,
