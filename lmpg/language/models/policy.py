@@ -66,10 +66,8 @@ class CausalLMPolicy(nn.Module):
         self.eos_token_ids = eos_token_ids
         self.pad_token_id = pad_token_id
         self.context_length = context_length
-        self.bf16 = bf16
-        self.tf32 = tf32
-        self.frozen_dtype = frozen_dtype
-        self.saved_dtype = saved_dtype
+        self.bf16, self.tf32 = bf16, tf32
+        self.frozen_dtype, self.saved_dtype = frozen_dtype, saved_dtype
         self.low = is_low(model)
         self.head = Head(self.causal_lm, temperature, absent_ids)
         self.forward_reuse: ForwardReuse | None = None
@@ -103,8 +101,7 @@ class CausalLMPolicy(nn.Module):
 
     @property
     def rounds(self) -> str | None:
-        """What products are rounded to, so that two ways to compute them differ by more than fp32
-        does: bf16, TF32, or None."""
+        """What factors are rounded to, as sampler and update then differ: bf16, TF32 or None."""
         return "bf16" if self.bf16 else "TF32" if self.tf32 else None
 
     def train(self, mode: bool = True) -> CausalLMPolicy:
