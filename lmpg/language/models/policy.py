@@ -67,10 +67,8 @@ class CausalLMPolicy(nn.Module):
         self.eos_token_ids = eos_token_ids
         self.pad_token_id = pad_token_id
         self.context_length = context_length
-        self.bf16 = bf16
-        self.tf32 = tf32
-        self.frozen_dtype = frozen_dtype
-        self.saved_dtype = saved_dtype
+        self.bf16, self.tf32 = bf16, tf32
+        self.frozen_dtype, self.saved_dtype = frozen_dtype, saved_dtype
         self.low = is_low(model)
         self.head = Head(self.causal_lm, temperature, absent_ids)
         self.forward_reuse: ForwardReuse | None = None
@@ -104,8 +102,7 @@ class CausalLMPolicy(nn.Module):
 
     @property
     def rounds(self) -> str | None:
-        """What products are rounded to, so that two ways to compute them differ by more than fp32
-        does: bf16, TF32, or None."""
+        """What factors are rounded to, as sampler and update then differ: bf16, TF32 or None."""
         return "bf16" if self.bf16 else "TF32" if self.tf32 else None
 
     def train(self, mode: bool = True) -> CausalLMPolicy:
@@ -122,12 +119,12 @@ class CausalLMPolicy(nn.Module):
     @contextmanager
     def in_float32(self) -> Iterator[None]:
         """A block in which all that the policy computes is float32, for probes that judge it."""
-        bf16, self.bf16 = self.bf16, False
+        rounds, (self.bf16, self.tf32) = (self.bf16, self.tf32), (False, False)
         try:
             with in_float32(self):
                 yield
         finally:
-            self.bf16 = bf16
+            self.bf16, self.tf32 = rounds
 
     def evaluate(self, inputs: dict[str, Tensor]) -> Evaluation:
         """Log-probs, entropy and values of the response tokens, and while learning from a teacher's

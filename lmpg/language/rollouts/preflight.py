@@ -160,7 +160,7 @@ def judged(generator: Generator, reference: Reference | None, prompts: list[list
     """The self-test, in fp32 where it fails in bf16 and the model has experts: a router that takes
     another one, as a number rounds otherwise, moves log-probs by far more than rounding does."""
     policy, result = generator.policy, self_test(generator, reference, prompts)
-    if not (policy.bf16 and result.problems() and has_experts(policy.causal_lm.config)):
+    if not (policy.rounds and result.problems() and has_experts(policy.causal_lm.config)):
         return result
     other = nullcontext() if reference is None else reference.policy.in_float32()
     with policy.in_float32(), other:
