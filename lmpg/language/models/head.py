@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from lmpg.functional.divergence import HeadOutputs, generalised_jsd
 from lmpg.functional.logprobs import LogitShape, head_logits, token_logprobs
 from lmpg.language.models.architectures import NATS, logit_scale_and_softcap, probe_ids
+from lmpg.language.models.decoder_parts import in_use
 from lmpg.settings.section import UserError
 
 _LOGITS_AT_ONCE = {"cpu": 2**20, "cuda": 2**25}
@@ -33,7 +35,7 @@ class Head:
     ):
         """absent_ids: ids that no token has, as vocabularies are padded; their probability is 0."""
         self.kept = _KEPT
-        self._linear = causal_lm.get_output_embeddings()
+        self._layer: Any = causal_lm.get_output_embeddings()
         self._shape = LogitShape(
             temperature, *logit_scale_and_softcap(causal_lm.config), absent_ids
         )
@@ -44,6 +46,10 @@ class Head:
                 "are a linear layer of its hidden states; leave the head out of "
                 "model.lora.target_modules, or choose another model.path"
             )
+
+    @property
+    def _linear(self) -> nn.Linear:
+        return in_use(self._layer)
 
     @property
     def shape(self) -> LogitShape:

@@ -128,8 +128,8 @@ class PreferenceObjective(ABC, Generic[E, A]):
 def with_reference(
     examples: list[E], policy: CausalLMPolicy, rows: int, processes: Processes
 ) -> list[E]:
-    """The examples with their `ref_logprobs`; the reference is the policy as it is now, below any
-    adapter, so this comes before training. rows: examples per forward pass."""
+    """The examples with their `ref_logprobs`; the reference is the policy as it is now, so this
+    comes before training. rows: examples per forward pass."""
     texts = [text for example in examples for text in example.texts]
     found = reference_logprobs(policy, texts, 2 * rows, processes) if texts else []
     return [

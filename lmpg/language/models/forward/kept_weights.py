@@ -98,7 +98,8 @@ def _wide_weight(x: Any) -> Any:
 
 
 class _Linear(torch.autograd.Function):
-    """A linear layer in float32 that keeps its weight, which does not learn, as it is."""
+    """A linear layer in float32 that keeps its weight, which does not learn, as it is; its bias
+    may."""
 
     @staticmethod
     def forward(ctx, x, weight, bias=None):
@@ -109,7 +110,8 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         (weight,) = ctx.saved_tensors
-        return grad @ weight.float(), None, None
+        learns = ctx.needs_input_grad[2]
+        return grad @ weight.float(), None, grad.flatten(0, -2).sum(0) if learns else None
 
 
 _LOOKS = {
