@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 _AT_ONCE = 2**23
 """Elements of a temporary product."""
-_NEVER = -1e30
+IMPOSSIBLE = -1e30
 """A logit whose probability is exactly 0, and 0 times which is 0 still."""
 
 
@@ -43,7 +43,7 @@ class LogitShape:
 
     def possible(self, logits: Tensor) -> Tensor:
         """`logits` [N, V] in which absent ids have probability 0; overwrites them."""
-        return logits if self.absent is None else logits.index_fill_(1, self.absent, _NEVER)
+        return logits if self.absent is None else logits.index_fill_(1, self.absent, IMPOSSIBLE)
 
     def slope(self, logits: Tensor) -> Tensor | float:
         """d logits / d raw, as a function of the logits."""

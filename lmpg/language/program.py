@@ -23,7 +23,7 @@ from lmpg.language.rollouts.collect import LanguageSource
 from lmpg.language.rollouts.dynamic_sampling import DynamicSampling
 from lmpg.language.rollouts.evaluation import Evaluator
 from lmpg.language.rollouts.generation import Generator, stop_search
-from lmpg.language.rollouts.preflight import require_sound, self_test
+from lmpg.language.rollouts.preflight import ids_to_test, judged, require_sound
 from lmpg.language.rollouts.score_processing import ScoreProcessing
 from lmpg.language.rollouts.scoring import GroupSampler
 from lmpg.language.run_inputs import inputs_of
@@ -110,6 +110,7 @@ def prepare(
         device=processes.device,
         reward_model=next(iter(settings.rewards.models), None),
     )
+    policy.head.forbid_early(policy.eos_token_ids, settings.sampling.min_new_tokens)
     own = load_reference(settings.model, tokenizer, policy)
     prompts = prompts_for(settings, policy, tokenizer, world)
     if processes.is_main:
@@ -291,9 +292,9 @@ def assembled(settings: LanguageSettings, source: LanguageSource, folder: RunFol
 
 def check(source: LanguageSource, prompts: Split[Prompt], *, first_reference: bool = True) -> None:
     """The self-test of a new run, in one line; stops it where something is wrong."""
-    generator, ids = source.generator, [prompt.ids for prompt in prompts.train]
+    generator, ids = source.generator, ids_to_test(prompts.train)
     reference = (source.reference or source.evaluator.reference) if first_reference else None
-    result = self_test(generator, reference, ids)
+    result = judged(generator, reference, ids)
     if generator.processes.is_main:
         print(result.line(), flush=True)
     require_sound(result)

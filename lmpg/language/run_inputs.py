@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from lmpg.language.data.data_files import data_inputs, rows_text
 from lmpg.language.models.model_files import model_files, start_files
 from lmpg.language.rewards.specs import parsed_spec
@@ -15,7 +17,7 @@ def inputs_of(settings: LanguageSettings, world: World | None) -> Inputs:
     if world is None:
         data = data_inputs(settings.data)
     else:
-        rows = rows_text([*world.train_rows, *world.held_out_rows])
+        rows = partial(rows_text, [*world.train_rows, *world.held_out_rows])
         data = {"data.world": {"its rows": rows}}
     specs = [parsed_spec(text) for text in settings.rewards.functions]
     sources = [{} if x.is_builtin else source_files(x.function.rpartition(":")[0]) for x in specs]

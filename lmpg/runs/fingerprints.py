@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -23,8 +23,10 @@ from lmpg.settings.section import UserError
 
 log = logging.getLogger(__name__)
 INPUTS = "inputs.json"
-Inputs = Mapping[str, Mapping[str, Path | str]]
-"""setting → name of a part of it → its file, or a text that says what it is."""
+Part = Path | str | Callable[[], Iterable[str]]
+Inputs = Mapping[str, Mapping[str, Part]]
+"""setting → name of a part of it → its file, or a text that says what it is; a long text as a
+function that gives it in pieces."""
 Prints = dict[str, dict[str, str]]
 PIECE = 1 << 26
 THREADS = 8
@@ -89,13 +91,16 @@ def _changes(old: dict[str, str], new: dict[str, str]) -> Iterator[tuple[str, st
             yield name, "has changed since"
 
 
-def _place(part: Path | str | None, name: str) -> str:
+def _place(part: Part | None, name: str) -> str:
     return str(part) if isinstance(part, Path) else name
 
 
-def _digest(part: Path | str, pool: ThreadPoolExecutor) -> str:
-    if isinstance(part, str):
-        return hashlib.sha256(part.encode("utf-8", "replace")).hexdigest()
+def _digest(part: Part, pool: ThreadPoolExecutor) -> str:
+    if not isinstance(part, Path):
+        digest = hashlib.sha256()
+        for text in [part] if isinstance(part, str) else part():
+            digest.update(text.encode("utf-8", "replace"))
+        return digest.hexdigest()
     try:
         size = part.stat().st_size
         pieces = list(pool.map(partial(_piece, part), range(0, size, PIECE)))

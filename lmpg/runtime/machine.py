@@ -44,6 +44,7 @@ _NEVER = -1
 """Free memory at the heap's end that is handed back: none, however much."""
 
 _PIECE = _LARGEST // 2
+_ALL = 2**62
 
 
 class Stopwatch:
@@ -145,6 +146,16 @@ def keep_freed_memory() -> bool:
         with contextlib.suppress(OSError, AttributeError):  # a kernel without them
             _ask_for_large_pages(libc)
     return bool(kept)
+
+
+def give_back_freed_memory() -> None:
+    """Hand the system what was freed between blocks in use, where glibc can; see above. A large
+    model's update then takes new memory instead of growing the heap around gaps that do not fit."""
+    if platform.libc_ver()[0] == "glibc":
+        with contextlib.suppress(OSError, AttributeError):
+            trim = ctypes.CDLL(None).malloc_trim
+            trim.argtypes = [ctypes.c_size_t]
+            trim(_ALL)  # the end of the heap, which is in one piece, stays
 
 
 def _addresses_are_free() -> bool:

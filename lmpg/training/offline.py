@@ -8,7 +8,7 @@ micro-batch they are: those change memory and time, never the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -43,7 +43,7 @@ class Objective(Protocol[E]):
         """The module that is trained."""
         ...
 
-    def epoch(self, number: int) -> list[E]:
+    def epoch(self, number: int) -> Sequence[E]:
         """The examples of an epoch (from 0), in their order."""
         ...
 
@@ -95,7 +95,7 @@ class OfflineUpdater(Generic[E]):
             self._epoch = (number, self.objective.epoch(number))
         examples = self._epoch[1]
         cut = [len(examples) * i // self.steps_per_epoch for i in (part, part + 1)]
-        return examples[cut[0] : cut[1]]
+        return list(examples[cut[0] : cut[1]])
 
     def update(self, step: int) -> dict[str, float]:
         """One optimizer step; `step` counts from 1. Returns its metrics."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -109,6 +110,25 @@ def test_final_is_what_save_pretrained_leaves_of_the_base_model_but_for_weights_
     assert {"generation_config.json", "additional_chat_templates/tool_use.jinja"} < found.keys()
     for name, path in expected.items():
         assert name == "model.safetensors" or found[name].read_bytes() == path.read_bytes(), name
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_has_learned_nothing_is_saved_as_its_base_model_byte_by_byte(
+    parts, dtype, rank, tmp_path
+):
+    base, expected = tmp_path / "base", tmp_path / "expected"
+    shutil.copytree(parts["model.path"], base)
+    AutoModelForCausalLM.from_pretrained(base, dtype=dtype).save_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    AutoModelForCausalLM.from_pretrained(base).save_pretrained(expected)
+    tokenizer.save_pretrained(expected)
+    settings = ModelSettings(path=str(base), lora=LoraSettings(rank=rank))
+    policy = load_policy(settings, tokenizer, critic=False, temperature=1.0)
+    policy.save_pretrained(tmp_path / "final", tokenizer)
+    found = files(tmp_path / "final" / "merged" if rank else tmp_path / "final")
+    contents = {name: path.read_bytes() for name, path in found.items()}
+    assert contents == {name: path.read_bytes() for name, path in files(expected).items()}
 
 
 @pytest.mark.parametrize("kind", ["plain", "adapted"])

@@ -53,7 +53,8 @@ def test_a_cards_metadata_name_base_data_library_and_task_as_the_hub_does():
         "tags": ["lmpg", "ppo"],
     }
     assert "| reward | 0.25 | 0.5 | mean score of held-out samples |" in found.text
-    assert "Made from org/base by `ppo` in lmpg 0.1.0, with 7 steps on org/data:hard." in found.text
+    assert "Made from org/base by `ppo` in lmpg 0.1.0, on org/data:hard." in found.text
+    assert "| method | `ppo`, 7 steps |" in found.text
     settings = yaml.safe_load(found.text.split("```yaml\n")[1].partition("```")[0])
     assert settings["run"]["seed"] == 3
     scoring = card("text-classification", run={"push_to_hub": "me/judge"})
@@ -71,9 +72,12 @@ def test_a_card_tells_names_of_local_files_and_nothing_of_where_they_lie(tmp_pat
     assert found.data.to_dict().keys() == {"library_name", "pipeline_tag", "tags"}
     assert "Made from my-base" in found.text
     assert "on rows.jsonl." in found.text
+    (base / "final" / "merged").mkdir(parents=True)
+    assert "Made from my-base" in card(model={"path": str(base / "final" / "merged")}).text
     assert "my_reward.py:f(scale=2)" in found.text
     assert "/home" not in found.content
     assert str(tmp_path) not in found.content
+    assert without_folders("a/mine.py:f(b='c/d')") == "mine.py:f(b='c/d')"
     for text in ("org/data", "a/b or c", "\n\n", "world:reviews"):
         assert without_folders(text) == text
 

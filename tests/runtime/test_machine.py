@@ -70,3 +70,27 @@ def test_the_heap_takes_no_addresses_where_they_are_limited(addresses):
         [sys.executable, "-c", SIZE, addresses], capture_output=True, text=True, check=True
     )
     assert (int(done.stdout) > 2**28) == (addresses == "free" and not strict)
+
+
+GAPS = """
+import os
+import torch
+from pathlib import Path
+from lmpg.runtime.machine import give_back_freed_memory, keep_freed_memory
+
+def held():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+assert keep_freed_memory()
+blocks = [torch.ones(2**20) for _ in range(40)]
+del blocks[::2]
+before = held()
+give_back_freed_memory()
+print(before - held() > 60 * 2**20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these switches")
+def test_what_is_free_between_blocks_in_use_goes_back_when_it_is_asked_for():
+    done = subprocess.run([sys.executable, "-c", GAPS], capture_output=True, text=True)
+    assert done.stdout.split() == ["True"], done.stderr

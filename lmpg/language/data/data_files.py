@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from lmpg.language.data.reasoning import PREFIX
-from lmpg.language.data.rows import Row, is_data_file, read_rows
+from lmpg.language.data.rows import is_data_file, read_rows
 from lmpg.language.data.settings import DataSettings
+from lmpg.language.data.storage.row_store import Row
 
-Parts = dict[str, Path | str]
+Parts = dict[str, Path | str | Callable[[], Iterable[str]]]
 
 
 def data_inputs(settings: DataSettings) -> dict[str, Parts]:
@@ -25,9 +28,13 @@ def data_inputs(settings: DataSettings) -> dict[str, Parts]:
     return found
 
 
-def rows_text(rows: list[Row]) -> str:
-    """Rows as one text, which is the same for equal rows alone."""
-    return json.dumps(rows, sort_keys=True, default=repr)
+def rows_text(rows: Iterable[Row]) -> Iterator[str]:
+    """Rows as one text, which is the same for equal rows alone, in pieces."""
+    before = "["
+    for row in rows:
+        yield before + json.dumps(row, sort_keys=True, default=repr)
+        before = ", "
+    yield "[]" if before == "[" else "]"
 
 
 def _parts(source: Any, split: str, revision: str | None = None) -> Parts:
@@ -40,4 +47,4 @@ def _parts(source: Any, split: str, revision: str | None = None) -> Parts:
     if str(source).startswith(PREFIX):
         return {"reasoning-gym": metadata.version("reasoning-gym")}
     rows = read_rows(str(source), split, revision=revision)
-    return {f"the rows of {source}": rows_text(rows)}
+    return {f"the rows of {source}": partial(rows_text, rows)}

@@ -5,28 +5,33 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from lmpg.language.data.chats.wanted import with_template_kwargs
 from lmpg.language.data.order import held_out_split, subset
-from lmpg.language.data.rows import Row, read_rows
+from lmpg.language.data.rows import read_rows
 from lmpg.language.data.settings import DataSettings
+from lmpg.language.data.storage.examples_store import taken
+from lmpg.language.data.storage.row_store import Row, Rows
 from lmpg.language.data.tokenizing import cut_left
 from lmpg.settings.section import UserError
 
 E = TypeVar("E")
+S = TypeVar("S", bound=Sequence)
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII)
 
 
-def columns_of(rows: Iterable[Row]) -> list[str]:
+def columns_of(rows: Rows | Iterable[Row]) -> list[str]:
     """Names of all columns, in the order in which they first appear."""
+    if isinstance(rows, Rows):
+        return rows.columns
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def require_column(rows: list[Row], column: str, source: str, flag: str) -> None:
+def require_column(rows: Rows | Sequence[Row], column: str, source: str, flag: str) -> None:
     """Raises if no row has `column`; the message lists those there are and the flag to use."""
     columns = columns_of(rows)
     if column in columns:
@@ -100,7 +105,7 @@ class RowFilter:
             return None
         raise UserError(f"{where}: {self._too_long(len(prompt) + answer_length)}")
 
-    def not_empty(self, examples: list, num_rows: int, source: str) -> list:
+    def not_empty(self, examples: S, num_rows: int, source: str) -> S:
         """`examples`; raises if there are none, saying what became of the rows."""
         if not examples:
             raise UserError(f"{source} has no usable row: of {num_rows}, {reasons(self.skipped)}.")
@@ -131,8 +136,8 @@ class Split(Generic[E]):
     skipped: number of rows left out, by reason. num_cut: number of rows cut on the left.
     """
 
-    train: list[E]
-    held_out: list[E]
+    train: Sequence[E]
+    held_out: Sequence[E]
     skipped: dict[str, int] = field(default_factory=dict)
     num_cut: int = 0
 
@@ -146,7 +151,7 @@ class Split(Generic[E]):
 
 
 def load_split(
-    settings: DataSettings, row_filter: RowFilter, read: Callable[[list[Row], str], list[E]]
+    settings: DataSettings, row_filter: RowFilter, read: Callable[[Rows, str], Sequence[E]]
 ) -> Split[E]:
     """Examples of `data.path`; `read(rows, source)` makes them of rows, through the filter.
 
@@ -164,7 +169,7 @@ def load_split(
     revision = settings.revision if settings.eval_path is None else None
     rows = read_rows(source, split, "data.eval_path", revision)
     held_out = read(with_template_kwargs(rows, settings), source)
-    held_out = [held_out[i] for i in subset(len(held_out), settings.num_eval)]
+    held_out = taken(held_out, subset(len(held_out), settings.num_eval))
     return Split(train, held_out, dict(row_filter.skipped), row_filter.num_cut)
 
 
@@ -178,11 +183,11 @@ def _held_out_source(settings: DataSettings) -> tuple[str, str]:
     return source, settings.eval_split or settings.split
 
 
-def _held_back(examples: list, settings: DataSettings) -> tuple[list, list]:
+def _held_back(examples: Sequence[E], settings: DataSettings) -> tuple[Sequence[E], Sequence[E]]:
     train, held_out = held_out_split(len(examples), settings.num_eval)
     if not held_out:
         raise UserError(
             f"data.path: {settings.path} has {len(examples)} usable rows, expected at least 5 "
             "to hold back a fifth for evaluation: give more rows, or --data.eval-path."
         )
-    return [examples[i] for i in train], [examples[i] for i in held_out]
+    return taken(examples, train), taken(examples, held_out)

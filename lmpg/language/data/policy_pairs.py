@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
+
+import numpy as np
 
 from lmpg.language.data.chat import chat_options, text_or_messages
 from lmpg.language.data.chats.wanted import as_chat
@@ -23,9 +28,10 @@ from lmpg.language.data.preference_rows import (
     require_preference_columns,
     usable_preferences,
 )
-from lmpg.language.data.rows import Row
 from lmpg.language.data.settings import DataSettings
-from lmpg.language.data.texts import Text, fitted_text, whole_text
+from lmpg.language.data.storage.examples_store import Lists, Stored
+from lmpg.language.data.storage.row_store import Row, Rows, as_rows
+from lmpg.language.data.texts import Text, fitted_text, text_of, whole_text
 from lmpg.language.data.tokenizing import bos_ids, cut_left, shared_length
 from lmpg.settings.section import UserError
 
@@ -100,16 +106,16 @@ def load_labelled_completions(
 
 
 def preference_pairs_from_rows(
-    rows: list[Row],
+    rows: Iterable[Row],
     tokenizer: Any,
     row_filter: RowFilter,
     settings: DataSettings | None = None,
     source: str = "rows",
-) -> list[PreferencePair]:
+) -> Stored[PreferencePair]:
     """The pairs of usable rows; without settings the rows have the default columns."""
-    settings = settings or DataSettings()
+    settings, rows = settings or DataSettings(), as_rows(rows)
     require_preference_columns(rows, settings, source)
-    found = []
+    store = Lists("ibib")
     for _, where, each in usable_preferences(rows, row_filter, settings, source):
         chosen, rejected = (
             whole_text(tokenizer, each.prompt, answer, where, each.options)
@@ -125,34 +131,46 @@ def preference_pairs_from_rows(
         before = row_filter.fitted_prompt(prompt, longest, where)
         if before is not None:
             better, worse = (_after(before, text, len(prompt)) for text in (chosen, rejected))
-            found.append(PreferencePair(better, worse))
-    return row_filter.not_empty(found, len(rows), source)
+            store.append(better.ids, better.loss_mask, worse.ids, worse.loss_mask)
+
+    def make(i: int) -> PreferencePair:
+        return PreferencePair(text_of(store, i), text_of(store, i, 2))
+
+    return row_filter.not_empty(Stored(make, np.arange(len(store))), len(rows), source)
 
 
 def labelled_completions_from_rows(
-    rows: list[Row], tokenizer: Any, row_filter: RowFilter
-) -> list[LabelledCompletion]:
+    rows: Iterable[Row], tokenizer: Any, row_filter: RowFilter
+) -> Sequence[LabelledCompletion]:
     """The labelled completions of rows in memory, which have the default columns."""
-    labelled = _labelled(rows, tokenizer, row_filter, DataSettings(), "rows")
+    labelled = _labelled(as_rows(rows), tokenizer, row_filter, DataSettings(), "rows")
     return with_mismatched(labelled, row_filter.max_tokens, row_filter.bos_ids)
 
 
 def with_mismatched(
-    labelled: list[tuple[Text, bool]], max_tokens: int, bos_ids: list[int]
-) -> list[LabelledCompletion]:
+    labelled: Sequence[tuple[Text, bool]], max_tokens: int, bos_ids: list[int]
+) -> Sequence[LabelledCompletion]:
     """Each (text, desirable) with its prompt before the completion of another prompt: that of its
     neighbour in a fixed shuffle, or of the next one there whose prompt differs."""
     order = random_numbers("mismatched", len(labelled)).permutation(len(labelled)).tolist()
-    prompts = [text.ids[: text.prompt_length] for text, _ in labelled]
-    found: dict[int, LabelledCompletion] = {}
+
+    @lru_cache(maxsize=128)
+    def prompt(i: int) -> list[int]:
+        text = labelled[i][0]
+        return text.ids[: text.prompt_length]
+
+    other_of = array("q", bytes(8 * len(order)))
     for place, i in enumerate(order):
         others = (order[(place + k) % len(order)] for k in range(1, min(len(order), 100)))
-        j = next((j for j in others if prompts[j] != prompts[i]), order[place - 1])
-        (text, desirable), other = labelled[i], labelled[j][0]
+        other_of[i] = next((j for j in others if prompt(j) != prompt(i)), order[place - 1])
+
+    def make(i: int) -> LabelledCompletion:
+        (text, desirable), other = labelled[i], labelled[other_of[i]][0]
         room = max_tokens - (len(other.ids) - other.prompt_length)
-        before = cut_left(prompts[i], max(room, 1), bos_ids)
-        found[i] = LabelledCompletion(text, _after(before, other, other.prompt_length), desirable)
-    return [found[i] for i in range(len(labelled))]
+        before = cut_left(text.ids[: text.prompt_length], max(room, 1), bos_ids)
+        return LabelledCompletion(text, _after(before, other, other.prompt_length), desirable)
+
+    return Stored(make, np.arange(len(labelled)))
 
 
 def _after(prompt: list[int], text: Text, start: int) -> Text:
@@ -164,19 +182,24 @@ def _after(prompt: list[int], text: Text, start: int) -> Text:
 
 
 def _labelled(
-    rows: list[Row], tokenizer: Any, row_filter: RowFilter, settings: DataSettings, source: str
-) -> list[tuple[Text, bool]]:
+    rows: Rows, tokenizer: Any, row_filter: RowFilter, settings: DataSettings, source: str
+) -> Stored[tuple[Text, bool]]:
     """Usable texts and whether they are desirable; a preference gives one of each kind."""
     if is_preference(rows, settings) and settings.label_column not in columns_of(rows):
         pairs = preference_pairs_from_rows(rows, tokenizer, row_filter, settings, source)
-        return [x for pair in pairs for x in ((pair.chosen, True), (pair.rejected, False))]
+
+        def side(i: int) -> tuple[Text, bool]:
+            pair = pairs[i // 2]
+            return (pair.rejected, False) if i % 2 else (pair.chosen, True)
+
+        return Stored(side, np.arange(2 * len(pairs)))
     column = settings.prompt_column or "prompt"
     require_column(rows, column, source, "--data.prompt-column")
     require_column(rows, settings.completion_column, source, "--data.completion-column")
     require_column(rows, settings.label_column, source, "--data.label-column")
     labels = [number(row.get(settings.label_column)) for row in rows]
     good = _desirable(labels, source)
-    found = []
+    store, desirable = Lists("ib"), array("b")
     for i, row in enumerate(rows):
         where = f"{source}, row {i + 1}"
         prompt, answer = (
@@ -191,8 +214,12 @@ def _labelled(
         whole = whole_text(tokenizer, prompt, answer, where, options)
         text = fitted_text(whole, row_filter, where, answer)
         if text is not None:
-            found.append((text, labels[i] in good))
-    return row_filter.not_empty(found, len(rows), source)
+            store.append(text.ids, text.loss_mask)
+            desirable.append(labels[i] in good)
+    made: Stored[tuple[Text, bool]] = Stored(
+        lambda i: (text_of(store, i), bool(desirable[i])), np.arange(len(store))
+    )
+    return row_filter.not_empty(made, len(rows), source)
 
 
 def _desirable(labels: list[Any], source: str) -> set[float]:

@@ -16,8 +16,8 @@ from typing import Any
 from lmpg.language.data.chat import CALLS, ChatOptions, Messages, chat_options, text_or_messages
 from lmpg.language.data.chats.wanted import as_chat, refuse_chat
 from lmpg.language.data.examples import RowFilter, columns_of, require_column
-from lmpg.language.data.rows import Row
 from lmpg.language.data.settings import DataSettings
+from lmpg.language.data.storage.row_store import Row, Rows, changed
 from lmpg.settings.section import UserError
 
 # "\n\nHuman: … \n\nAssistant:" of Anthropic's data, headings, and the marks of chat templates
@@ -53,7 +53,7 @@ class Preference:
         return "with different questions" if set(firsts) - {"assistant"} else None
 
 
-def is_preference(rows: list[Row], settings: DataSettings) -> bool:
+def is_preference(rows: Rows, settings: DataSettings) -> bool:
     """Whether the rows compare two answers."""
     columns = columns_of(rows)
     return settings.chosen_column in columns and settings.rejected_column in columns
@@ -92,28 +92,32 @@ def preference(row: Row, settings: DataSettings, where: str) -> Preference | Non
 
 
 def usable_preferences(
-    rows: list[Row], row_filter: RowFilter, settings: DataSettings, source: str
-) -> Iterator[tuple[int, str, Preference]]:
-    """Yields (index of the row, where it is, its preference) of usable rows; counts the others."""
+    rows: Rows, row_filter: RowFilter, settings: DataSettings, source: str
+) -> Iterator[tuple[Row, str, Preference]]:
+    """Yields (row, where it is, its preference) of usable rows; counts the others."""
     for i, row in enumerate(rows):
         where = f"{source}, row {i + 1}"
         found = preference(row, settings, where)
         reason = found.unusable() if found else "empty"
         if found and not reason:
-            yield i, where, found
+            yield row, where, found
         else:
             row_filter.skipped[str(reason)] += 1
 
 
-def with_prompt_column(rows: list[Row], settings: DataSettings, source: str) -> list[Row]:
+def with_prompt_column(rows: Rows, settings: DataSettings, source: str) -> Rows:
     """The rows; preferences without a column `prompt` get one: what both answers begin with."""
-    if settings.prompt_column or "prompt" in columns_of(rows) or not is_preference(rows, settings):
+    if settings.prompt_column or "prompt" in rows.columns or not is_preference(rows, settings):
         return rows
-    found = [preference(row, settings, f"{source}, row {n}") for n, row in enumerate(rows, 1)]
-    return [{**row, "prompt": x.prompt if x else None} for row, x in zip(rows, found)]
+
+    def change(row: Row, i: int) -> Row:
+        found = preference(row, settings, f"{source}, row {i + 1}")
+        return {**row, "prompt": found.prompt if found else None}
+
+    return changed(rows, change, "prompt")
 
 
-def require_preference_columns(rows: list[Row], settings: DataSettings, source: str) -> None:
+def require_preference_columns(rows: Rows, settings: DataSettings, source: str) -> None:
     """Raises where a column that the settings name, or that a preference needs, is missing."""
     require_column(rows, settings.chosen_column, source, "--data.chosen-column")
     require_column(rows, settings.rejected_column, source, "--data.rejected-column")

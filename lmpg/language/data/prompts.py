@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, ClassVar
+
+import numpy as np
 
 from lmpg.language.data.chat import ChatOptions, Messages, chat_options, text_or_messages
 from lmpg.language.data.chats.wanted import as_chat
 from lmpg.language.data.examples import RowFilter, Split, columns_of, load_split, require_column
 from lmpg.language.data.preference_rows import with_prompt_column
-from lmpg.language.data.rows import Row
 from lmpg.language.data.settings import DataSettings
+from lmpg.language.data.storage.examples_store import Lists, Stored
+from lmpg.language.data.storage.progress import with_progress
+from lmpg.language.data.storage.row_store import TOGETHER, Row, Rows, as_rows, changed
 from lmpg.language.data.tokenizing import bos_ids, many_prompt_ids, prompt_ids
 from lmpg.settings.section import UserError
 
@@ -32,8 +38,21 @@ EvalMetric = Callable[[list[Prompt], list[str]], dict[str, float]]
 
 def common_columns(prompts: Split[Prompt]) -> list[str]:
     """Names of the columns that rewards may ask for: those that both parts have."""
-    held_out = columns_of(prompt.columns for prompt in prompts.held_out)
-    return [name for name in columns_of(p.columns for p in prompts.train) if name in held_out]
+    train, held_out = (_columns(part) for part in (prompts.train, prompts.held_out))
+    return [name for name in train if name in held_out]
+
+
+def _columns(prompts: Sequence[Prompt]) -> list[str]:
+    alike = isinstance(prompts, Stored)  # all have the columns of their data set
+    return columns_of(prompt.columns for prompt in (prompts[:1] if alike else prompts))
+
+
+def shortest_and_longest(prompts: Sequence[Prompt], count: int) -> Sequence[Prompt]:
+    """`count` prompts of many, half of them the shortest."""
+    if not isinstance(prompts, Stored) or prompts.store is None or len(prompts) <= count:
+        return prompts
+    order = np.argsort(prompts.store.lengths()[prompts.order], kind="stable")
+    return prompts.take([*order[: count // 2], *order[-count // 2 :]])
 
 
 def load_prompts(settings: DataSettings, tokenizer: Any, max_prompt_tokens: int) -> Split[Prompt]:
@@ -41,7 +60,7 @@ def load_prompts(settings: DataSettings, tokenizer: Any, max_prompt_tokens: int)
     row_filter = _prompt_filter(tokenizer, max_prompt_tokens, settings.overlong)
     column = settings.prompt_column or "prompt"
 
-    def read(rows: list[Row], source: str) -> list[Prompt]:
+    def read(rows: Rows, source: str) -> Stored[Prompt]:
         rows = with_prompt_column(rows, settings, source)
         rows = _with_answers(rows, settings.answer_column, source)
         return _read(rows, tokenizer, row_filter, column, source, settings)
@@ -50,16 +69,16 @@ def load_prompts(settings: DataSettings, tokenizer: Any, max_prompt_tokens: int)
 
 
 def prompts_from_rows(
-    rows: list[Row],
+    rows: Iterable[Row],
     tokenizer: Any,
     max_prompt_tokens: int,
     *,
     column: str = "prompt",
     overlong: str = "error",
-) -> list[Prompt]:
+) -> Stored[Prompt]:
     """Prompts of rows that are already in memory, in their order."""
     row_filter = _prompt_filter(tokenizer, max_prompt_tokens, overlong)
-    return _read(rows, tokenizer, row_filter, column, "rows", DataSettings())
+    return _read(as_rows(rows), tokenizer, row_filter, column, "rows", DataSettings())
 
 
 def _prompt_filter(tokenizer: Any, max_prompt_tokens: int, overlong: str) -> RowFilter:
@@ -73,39 +92,56 @@ def _prompt_filter(tokenizer: Any, max_prompt_tokens: int, overlong: str) -> Row
 
 
 def _read(
-    rows: list[Row],
+    rows: Rows,
     tokenizer: Any,
     row_filter: RowFilter,
     column: str,
     source: str,
     settings: DataSettings,
-) -> list[Prompt]:
+) -> Stored[Prompt]:
     require_column(rows, column, source, "--data.prompt-column")
-    kept = []
-    for number, row in enumerate(rows, start=1):
-        where = f"{source}, row {number}"
-        prompt = text_or_messages(row.get(column), f"{where}, column {column!r}")
-        if prompt and (isinstance(prompt, list) or prompt.strip()):
-            prompt = as_chat(prompt, settings)
+    store, row_of = Lists(), array("q")
+
+    def text(row: Row, i: int) -> str | Messages:
+        prompt = text_or_messages(row.get(column), f"{source}, row {i + 1}, column {column!r}")
+        return prompt if _is_blank(prompt) else as_chat(prompt, settings)
+
+    def make(place: int) -> Prompt:
+        i = row_of[place]
+        row = rows[i]
+        return Prompt(text(row, i), store.read(place), dict.fromkeys(rows.columns) | row)
+
+    said = with_progress(enumerate(rows), f"rows of {source} tokenised", len(rows))
+    while part := list(islice(said, TOGETHER)):
+        kept = []
+        for i, row in part:
+            prompt = text(row, i)
+            if _is_blank(prompt):
+                row_filter.skipped["empty"] += 1
+                continue
+            where = f"{source}, row {i + 1}"
             options = chat_options(row, where) if isinstance(prompt, list) else {}
-            kept.append((where, row, prompt, options))
-        else:
-            row_filter.skipped["empty"] += 1
-    prompts, names = [], columns_of(rows)
-    all_ids = _ids([(prompt, options) for _, _, prompt, options in kept], tokenizer)
-    for (where, row, prompt, _), ids in zip(kept, all_ids):
-        fitting = row_filter.fitted(ids, where)
-        if fitting is not None:
-            prompts.append(Prompt(prompt, fitting, dict.fromkeys(names) | row))
-    return row_filter.not_empty(prompts, len(rows), source)
+            kept.append((i, where, prompt, options))
+        all_ids = _ids([(prompt, options) for _, _, prompt, options in kept], tokenizer)
+        for (i, where, _, _), ids in zip(kept, all_ids):
+            fitting = row_filter.fitted(ids, where)
+            if fitting is not None:
+                store.append(fitting)
+                row_of.append(i)
+    made = Stored(make, np.arange(len(store)), store)
+    return row_filter.not_empty(made, len(rows), source)
 
 
-def _with_answers(rows: list[Row], column: str | None, source: str) -> list[Row]:
+def _is_blank(prompt: str | Messages | None) -> bool:
+    return not prompt or (isinstance(prompt, str) and not prompt.strip())
+
+
+def _with_answers(rows: Rows, column: str | None, source: str) -> Rows:
     """Rows in which `answer` is what stands in `column`."""
     if column is None:
         return rows
     require_column(rows, column, source, "--data.answer-column")
-    return [{**row, "answer": row.get(column)} for row in rows]
+    return changed(rows, lambda row, _: {**row, "answer": row.get(column)}, "answer")
 
 
 def _ids(prompts: list[tuple[str | Messages, ChatOptions]], tokenizer: Any) -> list[list[int]]:

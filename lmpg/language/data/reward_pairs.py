@@ -7,8 +7,12 @@ with it), or from labelled texts, of which a higher label beats any lower one.
 from __future__ import annotations
 
 import math
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+import numpy as np
 
 from lmpg.language.data.chat import chat_options, text_or_messages
 from lmpg.language.data.chats.wanted import as_chat, refuse_chat
@@ -22,8 +26,9 @@ from lmpg.language.data.examples import (
 )
 from lmpg.language.data.order import epoch_order, random_numbers
 from lmpg.language.data.preference_rows import require_preference_columns, usable_preferences
-from lmpg.language.data.rows import Row
 from lmpg.language.data.settings import DataSettings
+from lmpg.language.data.storage.examples_store import Lists, Stored, taken
+from lmpg.language.data.storage.row_store import Row, Rows, as_rows
 from lmpg.language.data.tokenizing import bos_ids, scored_ids
 from lmpg.settings.section import UserError
 
@@ -50,26 +55,31 @@ class LabelledText:
     label: float
 
 
+Examples = Sequence[RewardPair] | Sequence[LabelledText]
+
+
 def load_reward_pairs(settings: DataSettings, tokenizer: Any, max_tokens: int) -> Split[Any]:
     """Pairs, or labelled texts, of `data.path`, held-out ones from `data.eval_path` or else held
     back."""
     row_filter = RowFilter(max_tokens, settings.overlong, bos_ids(tokenizer))
 
-    def read(rows: list[Row], source: str) -> list[Any]:
+    def read(rows: Rows, source: str) -> Sequence[Any]:
         return _examples(rows, tokenizer, row_filter, settings, source)
 
     return load_split(settings, row_filter, read)
 
 
-def reward_pairs_from_rows(rows: list[Row], tokenizer: Any, max_tokens: int) -> list[RewardPair]:
+def reward_pairs_from_rows(
+    rows: Iterable[Row], tokenizer: Any, max_tokens: int
+) -> Sequence[RewardPair]:
     """Pairs of rows in memory, which have the default columns."""
     row_filter = RowFilter(max_tokens, "error", bos_ids(tokenizer))
-    return as_pairs(_examples(rows, tokenizer, row_filter, DataSettings(), "rows"), 0, 0)
+    return as_pairs(_examples(as_rows(rows), tokenizer, row_filter, DataSettings(), "rows"), 0, 0)
 
 
 def _examples(
-    rows: list[Row], tokenizer: Any, row_filter: RowFilter, settings: DataSettings, source: str
-) -> list[RewardPair] | list[LabelledText]:
+    rows: Rows, tokenizer: Any, row_filter: RowFilter, settings: DataSettings, source: str
+) -> Examples:
     """Usable rows as pairs or labelled texts, whichever the columns say."""
     columns = columns_of(rows)
     compared = settings.chosen_column in columns or settings.rejected_column in columns
@@ -86,23 +96,24 @@ def _examples(
     return _pairs(rows, tokenizer, row_filter, settings, source)
 
 
-def pairs_of_epoch(
-    examples: list[RewardPair] | list[LabelledText], epoch: int, seed: int
-) -> list[RewardPair]:
+def pairs_of_epoch(examples: Examples, epoch: int, seed: int) -> Sequence[RewardPair]:
     """The pairs of one epoch, shuffled; labelled texts meet new partners in each."""
     pairs = as_pairs(examples, epoch, seed)
-    return [pairs[i] for i in epoch_order(len(pairs), epoch, seed)]
+    return taken(pairs, epoch_order(len(pairs), epoch, seed))
 
 
-def as_pairs(
-    examples: list[RewardPair] | list[LabelledText], epoch: int, seed: int
-) -> list[RewardPair]:
+def as_pairs(examples: Examples, epoch: int, seed: int) -> Sequence[RewardPair]:
     """Pairs of one epoch; every labelled text is in at least one of them."""
     if examples and isinstance(examples[0], RewardPair):
-        return list(examples)  # type: ignore[arg-type]
-    texts: list[LabelledText] = examples  # type: ignore[assignment]
+        return examples  # type: ignore[return-value]
+    texts: Sequence[LabelledText] = examples  # type: ignore[assignment]
     matches = match_labels([text.label for text in texts], epoch, seed)
-    return [RewardPair(texts[high].ids, texts[low].ids) for high, low in matches]
+
+    def make(i: int) -> RewardPair:
+        high, low = matches[i]
+        return RewardPair(texts[high].ids, texts[low].ids)
+
+    return Stored(make, np.arange(len(matches)))
 
 
 def match_labels(labels: list[float], epoch: int, seed: int) -> list[tuple[int, int]]:
@@ -129,13 +140,13 @@ def match_labels(labels: list[float], epoch: int, seed: int) -> list[tuple[int, 
 
 
 def _pairs(
-    rows: list[Row], tokenizer: Any, row_filter: RowFilter, settings: DataSettings, source: str
-) -> list[RewardPair]:
+    rows: Rows, tokenizer: Any, row_filter: RowFilter, settings: DataSettings, source: str
+) -> Stored[RewardPair]:
     if settings.margin_column != "margin":
         require_column(rows, settings.margin_column, source, "--data.margin-column")
-    pairs = []
-    for i, where, found in usable_preferences(rows, row_filter, settings, source):
-        margin = rows[i].get(settings.margin_column)
+    store, margins = Lists("ii"), array("d")
+    for row, where, found in usable_preferences(rows, row_filter, settings, source):
+        margin = row.get(settings.margin_column)
         margin = 0.0 if margin is None else margin
         margin = _finite(margin, f"{where}, column {settings.margin_column!r}", "the margin")
         chosen = scored_ids(tokenizer, found.prompt, found.chosen, found.options)
@@ -143,16 +154,21 @@ def _pairs(
         chosen_ids = row_filter.fitted(chosen, where)
         rejected_ids = chosen_ids and row_filter.fitted(rejected, where)
         if chosen_ids and rejected_ids:
-            pairs.append(RewardPair(chosen_ids, rejected_ids, margin))
-    return row_filter.not_empty(pairs, len(rows), source)
+            store.append(chosen_ids, rejected_ids)
+            margins.append(margin)
+
+    def make(i: int) -> RewardPair:
+        return RewardPair(store.read(i), store.read(i, 1), margins[i])
+
+    return row_filter.not_empty(Stored(make, np.arange(len(margins))), len(rows), source)
 
 
 def _labelled_texts(
-    rows: list[Row], tokenizer: Any, row_filter: RowFilter, settings: DataSettings, source: str
-) -> list[LabelledText]:
+    rows: Rows, tokenizer: Any, row_filter: RowFilter, settings: DataSettings, source: str
+) -> Stored[LabelledText]:
     column = settings.prompt_column or "text"
     require_column(rows, column, source, "--data.prompt-column")
-    texts = []
+    store, labels = Lists(), array("d")
     for n, row in enumerate(rows, start=1):
         where = f"{source}, row {n}"
         text = text_or_messages(row.get(column), f"{where}, column {column!r}")
@@ -169,8 +185,10 @@ def _labelled_texts(
         whole = scored_ids(tokenizer, [] if isinstance(text, list) else "", text, options)
         ids = row_filter.fitted(whole, where)
         if ids is not None:
-            texts.append(LabelledText(ids, label))
-    return row_filter.not_empty(texts, len(rows), source)
+            store.append(ids)
+            labels.append(label)
+    made = Stored(lambda i: LabelledText(store.read(i), labels[i]), np.arange(len(labels)))
+    return row_filter.not_empty(made, len(rows), source)
 
 
 def _finite(value: Any, where: str, what: str) -> float:

@@ -2,46 +2,25 @@
 
 from __future__ import annotations
 
-import bz2
 import csv
-import gzip
-import io
 import json
 import logging
-import lzma
 import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from lmpg.language.data.storage.progress import with_progress
+from lmpg.language.data.storage.row_store import Row, Rows, packed
+from lmpg.language.data.storage.text_files import ending_of, opened_text, require_text
 from lmpg.settings.section import UserError
 
 logger = logging.getLogger(__name__)
 
-Row = dict[str, Any]
-
 JSON = (".json", ".jsonl", ".ndjson")
 TEXTS = (*JSON, ".csv", ".tsv", ".txt")
-_COMPRESSED: dict[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.decompress,
-    ".bz2": bz2.decompress,
-    ".xz": lzma.decompress,
-}
-_POINTER = b"version https://git-lfs.github.com/spec/"
-_FOREIGN = {  # how a file begins that is not the text that its ending promises: what it is, the fix
-    b"PAR1": ("parquet", "give it the ending .parquet"),
-    b"ARROW1": ("Arrow", "give it the ending .arrow"),
-    b"\x1f\x8b": ("compressed with gzip", "add the ending .gz"),
-    b"BZh": ("compressed with bzip2", "add the ending .bz2"),
-    b"\xfd7zXZ": ("compressed with xz", "add the ending .xz"),
-    b"PK\x03\x04": ("a zip archive or an Excel file", "unpack it, or save the sheet as CSV"),
-    b"\xff\xfe\0\0": ("UTF-32 text", "convert it: iconv -f UTF-32 -t UTF-8 FILE > NEW"),
-    b"\xff\xfe": ("UTF-16 text", "convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW"),
-    b"\xfe\xff": ("UTF-16 text", "convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW"),
-}
 MOST_NESTED = 100  # levels of brackets; far more than data has, far fewer than Python can write
 MOST_DIGITS = 4300  # of an integer, as many as Python reads
 _TOO_DEEP = f"is nested deeper than {MOST_NESTED} levels, expected flat data"
@@ -49,83 +28,43 @@ _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _HALVES = re.compile("[\ud800-\udfff]")
 
 
-def rows_of_text(path: Path, where: str) -> list[Row]:
+def rows_of_text(path: Path, where: str) -> Rows:
     """All rows of a file of text. where: the setting that it came from and its path."""
-    text, ending = text_of(path, where), ending_of(path)
-    if ending in JSON:
-        return list(_json_rows(text, where))
-    if ending == ".txt":
-        lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-        return [{"text": line} for line in (lines if lines[-1] else lines[:-1])]
-    return list(_csv_rows(text, where, "\t" if ending == ".tsv" else ","))
+    require_text(path, where)
+    ending = ending_of(path)
+    newline = "\n" if ending in JSON else None if ending == ".txt" else ""
+    with opened_text(path, newline) as file:
+        if ending in JSON:
+            rows = _json_rows(file, where)
+        elif ending == ".txt":
+            rows = ({"text": line.removesuffix("\n")} for line in file)
+        else:
+            rows = _csv_rows(file, where, "\t" if ending == ".tsv" else ",")
+        return packed(with_progress(rows, f"rows of {path.name} read"))
 
 
 def is_one_object(path: Path, where: str) -> bool:
     """Whether a file is one JSON object over several lines, as descriptions of data sets are."""
-    text = text_of(path, where).strip() if ending_of(path) in JSON else ""
-    several = text.startswith("{") and "\n" in text
-    return several and not _parses(text.partition("\n")[0]) and _parses(text)
+    if ending_of(path) not in JSON:
+        return False
+    require_text(path, where)
+    with opened_text(path, "\n") as file:
+        first = _first_line(file)
+        if not first.startswith("{") or _parses(first):
+            return False
+        file.seek(0)
+        return _parses(file.read())
 
 
-def ending_of(path: Path) -> str:
-    """The ending that tells the format, without that of a compression."""
-    suffix = path.suffix.lower()
-    return Path(path.stem).suffix.lower() if suffix in _COMPRESSED else suffix
+def _first_line(file: IO[str]) -> str:
+    """The first line that holds more than spaces, without those around it."""
+    return next((line.strip() for line in file if line.strip()), "")
 
 
-def text_of(path: Path, where: str) -> str:
-    """The text of a file, unpacked; refuses what is no text in UTF-8."""
-    refuse_pointer(path, where)
-    unpack = _COMPRESSED.get(path.suffix.lower(), bytes)
-    try:
-        data = unpack(path.read_bytes())
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
-        raise UserError(f"{where} is damaged, it can't be read ({error}): get it anew.") from None
-    for beginning, (what, fix) in _FOREIGN.items():
-        if data.startswith(beginning):
-            raise UserError(f"{where} is {what}, expected text in UTF-8: {fix}.")
-    if b"\0" in data:
-        line = data.count(b"\n", 0, data.index(b"\0")) + 1
-        raise UserError(
-            f"{where}, line {line} holds a NUL byte, expected text in UTF-8: it is no text, or "
-            "UTF-16 without its mark (convert it: iconv -f UTF-16LE -t UTF-8 FILE > NEW)."
-        )
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{where}, line {line} is not UTF-8 text ({error.reason}). If it is Latin-1 or Windows "
-            "text, convert it: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW."
-        ) from None
-
-
-def refuse_pointer(path: Path, where: str) -> None:
-    """Raises for a file that can't be read, and for the pointer that Git LFS leaves where it has
-    not fetched one."""
-    try:
-        with path.open("rb") as file:
-            beginning = file.read(len(_POINTER))
-    except OSError as error:
-        raise UserError(f"{where} can't be read: {error.strerror}.") from None
-    if beginning == _POINTER:
-        raise UserError(f"{where} is a Git LFS pointer, not the data itself: run git lfs pull.")
-
-
-def _json_rows(text: str, where: str) -> Iterator[Row]:
+def _json_rows(file: IO[str], where: str) -> Iterator[Row]:
     """Rows of an array of objects, of one object per line, or of objects over several lines."""
-    if text.lstrip().startswith("["):
-        rows = enumerate(_json_array(text, where), start=1)
-        found = [(f"{where}, item {number}", row) for number, row in rows]
-    else:
-        lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
-        if lines and lines[0][1].rstrip().endswith(("{", "[", ",")):  # it goes on in the next line
-            found = list(_json_stream(text, where))
-        else:
-            found = [(f"{where}, line {n}", _json_line(line, n, where)) for n, line in lines]
     halves = []
-    suspect = _HALF.search(text)
-    for place, row in found:
+    for place, row, suspect in _json_values(file, where):
         if not isinstance(row, dict):
             raise UserError(
                 f"{place} is a JSON {type(row).__name__}, expected an object such as "
@@ -139,6 +78,27 @@ def _json_rows(text: str, where: str) -> Iterator[Row]:
     if halves:
         more = f" (and {len(halves) - 1} more rows)" if len(halves) > 1 else ""
         logger.warning("%s%s holds half a character, read as \ufffd", halves[0], more)
+
+
+def _json_values(file: IO[str], where: str) -> Iterator[tuple[str, Any, bool]]:
+    """Where each value is, the value, and whether it may hold half a character."""
+    first = _first_line(file)
+    file.seek(0)
+    if first.startswith("["):
+        text = file.read()
+        suspect = bool(_HALF.search(text))
+        for number, row in enumerate(_json_array(text, where), start=1):
+            yield f"{where}, item {number}", row, suspect
+    elif first.endswith(("{", "[", ",")):  # it goes on in the next line
+        text = file.read()
+        suspect = bool(_HALF.search(text))
+        for place, row in _json_stream(text, where):
+            yield place, row, suspect
+    else:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                row = _json_line(line.removesuffix("\n"), number, where)
+                yield f"{where}, line {number}", row, bool(_HALF.search(line))
 
 
 def _json_line(line: str, number: int, where: str) -> Any:
@@ -253,10 +213,10 @@ def with_whole_characters(value: Any) -> Any:
     return value
 
 
-def _csv_rows(text: str, where: str, separator: str) -> Iterator[Row]:
+def _csv_rows(file: IO[str], where: str, separator: str) -> Iterator[Row]:
     """Rows of a table with a header: every field as the text that stands there, None if empty."""
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    reader = csv.reader(file, delimiter=separator, strict=True)
     names: list[str] = []
     try:
         for fields in reader:

@@ -1,4 +1,4 @@
-"""Reads a data set as rows (dicts), from local files, folders or the Hub, with readable errors."""
+"""Reads a data set as rows, from local files, folders or the Hub, with readable errors."""
 
 from __future__ import annotations
 
@@ -14,14 +14,9 @@ from typing import Any
 
 from lmpg.language.data.chat import OPTIONS
 from lmpg.language.data.reasoning import PREFIX, reasoning_rows
-from lmpg.language.data.row_files import (
-    TEXTS,
-    Row,
-    ending_of,
-    is_one_object,
-    refuse_pointer,
-    rows_of_text,
-)
+from lmpg.language.data.row_files import TEXTS, is_one_object, rows_of_text
+from lmpg.language.data.storage.row_store import Row, Rows, as_rows, joined, of_table
+from lmpg.language.data.storage.text_files import ending_of, refuse_pointer
 from lmpg.settings.section import UserError
 
 logger = logging.getLogger(__name__)
@@ -33,9 +28,7 @@ _LONGEST_REASON = 400
 _SAID_OF_NOTHING = ("no data", "No columns to parse", "BatchSize must be greater than 0")
 
 
-def read_rows(
-    source: str, split: str, key: str = "data.path", revision: str | None = None
-) -> list[Row]:
+def read_rows(source: str, split: str, key: str = "data.path", revision: str | None = None) -> Rows:
     """All rows of `source`: `reasoning_gym:TASK`, a local file or folder, else `NAME` or
     `NAME:CONFIG` on the Hub.
 
@@ -44,7 +37,7 @@ def read_rows(
     refuse_missing_file(source, key, revision)
     path = Path(source).expanduser()
     if source.startswith(PREFIX):
-        rows = reasoning_rows(source, key)
+        rows = as_rows(reasoning_rows(source, key))
     elif path.is_file():
         rows = _in_one(rows_of_file(path, key), split, path, key)
     elif path.is_dir():
@@ -56,7 +49,7 @@ def read_rows(
     return rows
 
 
-def rows_of_file(path: Path, key: str) -> list[Row]:
+def rows_of_file(path: Path, key: str) -> Rows:
     """All rows of a file, the same ones alone, in a folder and compressed."""
     ending, where = ending_of(path), f"{key}: {path}"
     if ending in TEXTS:
@@ -72,7 +65,7 @@ def is_data_file(path: Path) -> bool:
     return ending_of(path) in TEXTS or path.suffix.lower() in _TABLES
 
 
-def _read_folder(path: Path, split: str, key: str) -> list[Row]:
+def _read_folder(path: Path, split: str, key: str) -> Rows:
     saved = (path / "state.json").exists() and (path / "dataset_info.json").exists()
     if saved or (path / "dataset_dict.json").exists():
         return _load_from_disk(path, split, key)
@@ -90,16 +83,15 @@ def _read_folder(path: Path, split: str, key: str) -> list[Row]:
         logger.warning("%s: of the folder %s these files are not read: %s", key, path, names)
 
     @cache
-    def rows(name: str) -> list[Row]:
-        parts = [rows_of_file(file, key) for file in files[name] if file not in objects]
-        return [row for part in parts for row in part]
+    def rows(name: str) -> Rows:
+        return joined(rows_of_file(file, key) for file in files[name] if file not in objects)
 
     return _in_split(split, files, rows, path, key)
 
 
 def _in_split(
-    split: str, names: Iterable[str], rows: Callable[[str], list[Row]], path: Path, key: str
-) -> list[Row]:
+    split: str, names: Iterable[str], rows: Callable[[str], Rows], path: Path, key: str
+) -> Rows:
     """The rows that `split` asks for: those of a name, or of such as train[:50%]+test.
 
     names: of the splits that there are. rows: gives those of one.
@@ -113,10 +105,10 @@ def _in_split(
         found = instruction.from_spec(split).to_absolute({x: len(rows(x)) for x in asked_for})
     except (ValueError, AssertionError) as error:
         raise _unreadable(path, key, error) from None
-    return [row for part in found for row in rows(part.splitname)[part.from_ : part.to]]
+    return joined(rows(part.splitname)[part.from_ : part.to] for part in found)
 
 
-def _in_one(rows: list[Row], split: str, path: Path, key: str) -> list[Row]:
+def _in_one(rows: Rows, split: str, path: Path, key: str) -> Rows:
     """What `split` asks for of a source that has no splits: all of it is called train."""
     if "[" in split or "+" in split:
         return _in_split(split, ["train"], lambda _: rows, path, key)
@@ -186,19 +178,19 @@ def _require_readable(path: Path, key: str) -> bool:
     return False
 
 
-def _read_hub(source: str, split: str, key: str, revision: str | None) -> list[Row]:
+def _read_hub(source: str, split: str, key: str, revision: str | None) -> Rows:
     name, _, config = source.partition(":")
     at = {} if revision is None else {"revision": revision}
     return _load(source, key, name, *([config] if config else []), split=split, **at)
 
 
-def _load(source: str, key: str, *args: str, split: str, **options: Any) -> list[Row]:
+def _load(source: str, key: str, *args: str, split: str, **options: Any) -> Rows:
     datasets = _quiet_datasets()
     try:
-        return _unpadded(datasets.load_dataset(*args, split=split, **options).to_list())
+        return of_table(datasets.load_dataset(*args, split=split, **options), _unpadded)
     except Exception as error:  # whatever it meets in damaged files
         if any(x in str(error.__cause__ or error) for x in _SAID_OF_NOTHING):
-            return []
+            return as_rows([])
         raise _unreadable(source, key, error) from None
 
 
@@ -224,7 +216,7 @@ def _advice(reason: str, source: Any) -> str:
     return ""
 
 
-def _load_from_disk(path: Path, split: str, key: str) -> list[Row]:
+def _load_from_disk(path: Path, split: str, key: str) -> Rows:
     for file in path.rglob("*.arrow"):
         refuse_pointer(file, f"{key}: {file}")
     try:
@@ -232,17 +224,14 @@ def _load_from_disk(path: Path, split: str, key: str) -> list[Row]:
     except Exception as error:  # whatever it meets in damaged files
         raise _unreadable(path, key, error) from None
     if not isinstance(loaded, dict):
-        return _in_one(_unpadded(loaded.to_list()), split, path, key)
-    return _in_split(split, loaded, lambda name: _unpadded(loaded[name].to_list()), path, key)
+        return _in_one(of_table(loaded, _unpadded), split, path, key)
+    return _in_split(split, loaded, lambda name: of_table(loaded[name], _unpadded), path, key)
 
 
-def _unpadded(rows: list[Row]) -> list[Row]:
-    """The rows, whose messages, tools and variables of a chat template have only the keys that were
+def _unpadded(row: Row) -> Row:
+    """The row, whose messages, tools and variables of a chat template have only the keys that were
     given: Arrow's tables give each the keys of all others too, with None."""
-    return [
-        {name: _given(x) if name in OPTIONS or _is_chat(x) else x for name, x in row.items()}
-        for row in rows
-    ]
+    return {name: _given(x) if name in OPTIONS or _is_chat(x) else x for name, x in row.items()}
 
 
 def _is_chat(value: Any) -> bool:

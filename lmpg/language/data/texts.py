@@ -7,9 +7,12 @@ completions end with EOS.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
+
+import numpy as np
 
 from lmpg.language.data.chat import (
     ChatOptions,
@@ -23,8 +26,9 @@ from lmpg.language.data.chat import (
 from lmpg.language.data.chats.wanted import as_chat, refuse_chat
 from lmpg.language.data.examples import RowFilter, Split, columns_of, load_split, require_column
 from lmpg.language.data.preference_rows import is_empty, is_preference, preference
-from lmpg.language.data.rows import Row
 from lmpg.language.data.settings import DataSettings
+from lmpg.language.data.storage.examples_store import Lists, Stored
+from lmpg.language.data.storage.row_store import Row, Rows, as_rows
 from lmpg.language.data.tokenizing import (
     bos_ids,
     chat_ids,
@@ -56,6 +60,25 @@ class Text:
         return self.loss_mask.index(True)
 
 
+def stored_texts(store: Lists) -> Stored[Text]:
+    """Texts whose ids and loss masks are in a store of the kinds "ib": five bytes a token."""
+    return Stored(partial(text_of, store), np.arange(len(store)), store)
+
+
+def text_of(store: Lists, i: int, first: int = 0) -> Text:
+    """A text of a store, whose lists `first` and the next are its ids and its loss mask."""
+    return Text(store.read(i, first), list(map(bool, store.read(i, first + 1))))
+
+
+def learnable(texts: Sequence[Text]) -> tuple[Sequence[Text], list[int]]:
+    """The texts that have anything to be predicted, and how many tokens each of these has."""
+    if isinstance(texts, Stored) and texts.store is not None:
+        found = texts.take(np.flatnonzero(texts.store.sums(1)[texts.order]))
+        return found, texts.store.lengths()[found.order].tolist()
+    listed = [text for text in texts if any(text.loss_mask)]
+    return listed, [len(text.ids) for text in listed]
+
+
 def load_texts(settings: DataSettings, tokenizer: Any, max_tokens: int) -> Split[Text]:
     """Texts of `data.path`, held-out ones from `data.eval_path` or else held back."""
     row_filter = RowFilter(max_tokens, settings.overlong, bos_ids(tokenizer))
@@ -66,16 +89,16 @@ def load_texts(settings: DataSettings, tokenizer: Any, max_tokens: int) -> Split
     )
 
 
-def texts_from_rows(rows: list[Row], tokenizer: Any, max_tokens: int) -> list[Text]:
+def texts_from_rows(rows: Iterable[Row], tokenizer: Any, max_tokens: int) -> Stored[Text]:
     """Texts of rows in memory, which have the default columns."""
     row_filter = RowFilter(max_tokens, "error", bos_ids(tokenizer))
-    return _read(rows, tokenizer, row_filter, DataSettings(), "rows")
+    return _read(as_rows(rows), tokenizer, row_filter, DataSettings(), "rows")
 
 
 def _read(
-    rows: list[Row], tokenizer: Any, row_filter: RowFilter, settings: DataSettings, source: str
-) -> list[Text]:
-    texts = []
+    rows: Rows, tokenizer: Any, row_filter: RowFilter, settings: DataSettings, source: str
+) -> Stored[Text]:
+    store = Lists("ib")
     for where, first, answer, options in _parts(rows, settings, source):
         if first is None:
             row_filter.skipped["empty"] += 1
@@ -86,12 +109,12 @@ def _read(
             continue
         text = fitted_text(whole, row_filter, where, answer)
         if text is not None:
-            texts.append(text)
-    return row_filter.not_empty(texts, len(rows), source)
+            store.append(text.ids, text.loss_mask)
+    return row_filter.not_empty(stored_texts(store), len(rows), source)
 
 
 def _parts(
-    rows: list[Row], settings: DataSettings, source: str
+    rows: Rows, settings: DataSettings, source: str
 ) -> Iterator[tuple[str, Any, Any, ChatOptions]]:
     """Yields for each row where it is, its text or prompt (None if the row is of no use), its
     completion (None if the row is a text without a prompt), and the chat template's options."""
@@ -120,12 +143,12 @@ def _parts(
         yield where, first, answer, chat_options(row, where) if chat else {}
 
 
-def _only_preferences(rows: list[Row], settings: DataSettings) -> bool:
+def _only_preferences(rows: Rows, settings: DataSettings) -> bool:
     given = {settings.completion_column, "text", "messages"} & set(columns_of(rows))
     return is_preference(rows, settings) and not given
 
 
-def _columns(rows: list[Row], settings: DataSettings, source: str) -> tuple[str, str | None]:
+def _columns(rows: Rows, settings: DataSettings, source: str) -> tuple[str, str | None]:
     """Names of the columns with the text (or prompt) and, where there is one, the completion."""
     columns = columns_of(rows)
     if settings.completion_column in columns:

@@ -119,7 +119,8 @@ def many_prompt_ids(tokenizer: Any, prompts: list[str]) -> list[list[int]]:
     if not prompts:
         return []
     start = bos_ids(tokenizer)
-    encoded = tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
+    alone = {"return_attention_mask": False, "return_token_type_ids": False}
+    encoded = tokenizer(prompts, add_special_tokens=False, verbose=False, **alone)["input_ids"]
     return [_started(start, list(ids)) for ids in encoded]
 
 

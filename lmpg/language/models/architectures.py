@@ -35,15 +35,22 @@ _FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")
 _UNKNOWN = ("add_cross_attention", "reorder_and_upcast_attn", "use_bidirectional_attention")
 
 
+def trunk_of(model: Any) -> Any:
+    """A model without its output layer; a trunk is its own. Llama 4 says that its trunk is the
+    whole model."""
+    trunk = getattr(model, "base_model", model)
+    return getattr(model, "model", model) if trunk is model else trunk
+
+
 def architecture(model: Any) -> Architecture:
     """What the reader of a model's family finds; ask `unsupported` first."""
-    trunk = getattr(model, "base_model", model)
+    trunk = trunk_of(model)
     return READERS[type(trunk)](trunk)
 
 
 def unsupported(model: Any, length: int) -> str | None:
     """Why lmpg leaves texts of `length` tokens to the model's own forward; None if it need not."""
-    trunk = getattr(model, "base_model", model)
+    trunk = trunk_of(model)
     if type(trunk) not in READERS:
         return f"{type(trunk).__name__} is none of {', '.join(x.__name__ for x in READERS)}"
     config = trunk.config
@@ -77,21 +84,31 @@ def unknown_layers(config: Any) -> list[str]:
     return sorted(kinds - {"full_attention", "sliding_attention"})
 
 
+def has_experts(config: Any) -> bool:
+    """Whether a router chooses between experts."""
+    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    return any((getattr(config.get_text_config(), name, None) or 0) > 1 for name in names)
+
+
 def logit_scale_and_softcap(config: Any) -> tuple[float, float | None]:
-    """What Cohere, Falcon-H1 (factors), Granite (divisor) and Gemma (softcap) do to logits."""
+    """What Cohere, Falcon-H1 (factors), Granite, Inkling (divisors), Gemma, RecurrentGemma and
+    xLSTM (softcaps) do to logits."""
     config = config.get_text_config()
     scale = 1.0
     for factor in ("logit_scale", "lm_head_multiplier"):
         scale *= getattr(config, factor, None) or 1.0
-    scale /= getattr(config, "logits_scaling", None) or 1.0
-    return scale, getattr(config, "final_logit_softcapping", None)
+    for divisor in ("logits_scaling", "logits_mup_width_multiplier"):
+        scale /= getattr(config, divisor, None) or 1.0
+    caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    return scale, next((x for name in caps if (x := getattr(config, name, None))), None)
 
 
 def probe_ids(model: Any, rows: int, length: int) -> Tensor:
     """Token ids [rows, length], spread over the vocabulary, on which lmpg's computation is compared
     with another before it is trusted."""
     ids = torch.arange(1, rows * length + 1).view(rows, length)
-    return ids * 7919 % len(model.get_input_embeddings().weight)
+    known = len(model.get_input_embeddings().weight)  # some embed more than they have logits for
+    return ids * 7919 % min(known, getattr(model.config.get_text_config(), "vocab_size", known))
 
 
 @torch.no_grad()

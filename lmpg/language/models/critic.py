@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lmpg.language.models.architectures import trunk_of
 from lmpg.language.models.forward.response_states import response_states
 from lmpg.language.models.precision import save_folder
 from lmpg.settings.section import UserError
@@ -43,7 +44,7 @@ class SeparateCritic(nn.Module):
 
 def critic_like(model: PreTrainedModel) -> SeparateCritic:
     """A copy of a causal LM's trunk, with a value head that says 0 everywhere."""
-    trunk = copy.deepcopy(model.base_model)
+    trunk = copy.deepcopy(trunk_of(model))
     return SeparateCritic(trunk, new_value_head(model.get_output_embeddings().weight.shape[1]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lmpg.functional.divergence import HeadOutputs, generalised_jsd
-from lmpg.functional.logprobs import LogitShape, head_logits, token_logprobs
+from lmpg.functional.logprobs import IMPOSSIBLE, LogitShape, head_logits, token_logprobs
 from lmpg.language.models.architectures import NATS, logit_scale_and_softcap, probe_ids
 from lmpg.language.models.decoder_parts import in_use
+from lmpg.language.models.forward.readable import refuse_unreadable
 from lmpg.settings.section import UserError
 
 _LOGITS_AT_ONCE = {"cpu": 2**20, "cuda": 2**25}
@@ -36,6 +38,8 @@ class Head:
         """absent_ids: ids that no token has, as vocabularies are padded; their probability is 0."""
         self.kept = _KEPT
         self._layer: Any = causal_lm.get_output_embeddings()
+        self.early: tuple[Sequence[int], int] = ((), 0)
+        self._early_shape = LogitShape()
         self._shape = LogitShape(
             temperature, *logit_scale_and_softcap(causal_lm.config), absent_ids
         )
@@ -52,6 +56,11 @@ class Head:
         return in_use(self._layer)
 
     @property
+    def input_size(self) -> int:
+        """How many numbers of a hidden state the output layer reads."""
+        return self._linear.weight.shape[1]
+
+    @property
     def shape(self) -> LogitShape:
         """What happens to the output layer's products, on the device where that is."""
         absent, device = self._shape.absent, self._linear.weight.device
@@ -59,25 +68,93 @@ class Head:
             self._shape = replace(self._shape, absent=absent.to(device))
         return self._shape
 
+    def forbid_early(self, ids: Sequence[int], num_steps: int) -> None:
+        """From now on, the probability of `ids` is 0 in the first steps of a response, `num_steps`
+        of them: wherever the step is given."""
+        absent, weight = self.shape.absent, self._linear.weight
+        forbidden = torch.tensor(list(ids), dtype=torch.long, device=weight.device)
+        forbidden = forbidden if absent is None else torch.cat([absent, forbidden]).unique()
+        self.early, self._early_shape = (ids, num_steps), replace(self.shape, absent=forbidden)
+
+    def possible(self, logits_TV: Tensor) -> Tensor:
+        """Logits of a response's steps, in which what cannot come has probability 0; overwrites
+        them."""
+        self.shape.possible(logits_TV)
+        self._early_shape.possible(logits_TV[: self.early[1]])
+        return logits_TV
+
+    def bar_early(self, logits_RV: Tensor, step: Tensor) -> Tensor:
+        """Logits of rows that are all at the same step (int64 [1]), in which what cannot come yet
+        has probability 0; overwrites them, and asks the host for nothing."""
+        forbidden = self._early_shape.absent
+        if self.early[1] and forbidden is not None:
+            early = step < self.early[1]
+            barred = logits_RV.index_select(1, forbidden).masked_fill(early, IMPOSSIBLE)
+            logits_RV.index_copy_(1, forbidden, barred)
+        return logits_RV
+
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits [N, V] after temperature, float32."""
         return head_logits(hidden_ND, self._linear.weight, self._linear.bias, self.shape)
 
-    def token_logprobs(self, hidden_ND: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor]:
-        """log p of each id and the entropy of its distribution, [N] each, in chunks."""
+    def token_logprobs(
+        self, hidden_ND: Tensor, ids_N: Tensor, step_N: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """log p of each id and the entropy of its distribution, [N] each, in chunks.
+
+        step_N: which step of its response each token is.
+        """
         weight, bias = self._linear.weight, self._linear.bias
-        return token_logprobs_of(hidden_ND, weight, ids_N, bias, self.shape, self.kept)
+
+        def of(rows: Tensor | None, early: bool) -> tuple[Tensor, Tensor]:
+            hidden, ids = _picked(hidden_ND, rows), _picked(ids_N, rows)
+            return token_logprobs_of(hidden, weight, ids, bias, self._shape_of(early), self.kept)
+
+        logprobs_N, entropy_N = self._by_step(step_N, of)
+        return logprobs_N, entropy_N
 
     def divergence(
-        self, hidden_ND: Tensor, teacher: Head, teacher_hidden_ND: Tensor, *, beta: float
+        self,
+        hidden_ND: Tensor,
+        teacher: Head,
+        teacher_hidden_ND: Tensor,
+        *,
+        beta: float,
+        step_N: Tensor | None = None,
     ) -> Tensor:
         """The generalised JSD of each distribution to the teacher's, [N], in chunks."""
-        rows = _rows_at_once(hidden_ND.device.type, len(self._linear.weight))
-        mine, theirs = self._outputs(hidden_ND), teacher._outputs(teacher_hidden_ND)
-        return generalised_jsd(mine, theirs, beta, rows)
+        at_once = _rows_at_once(hidden_ND.device.type, len(self._linear.weight))
 
-    def _outputs(self, hidden_ND: Tensor) -> HeadOutputs:
-        return HeadOutputs(hidden_ND, self._linear.weight, self._linear.bias, self.shape)
+        def of(rows: Tensor | None, early: bool) -> tuple[Tensor]:
+            mine = self._outputs(_picked(hidden_ND, rows), early)
+            theirs = teacher._outputs(_picked(teacher_hidden_ND, rows), early)
+            return (generalised_jsd(mine, theirs, beta, at_once),)
+
+        return self._by_step(step_N, of)[0]
+
+    def _by_step(
+        self, step_N: Tensor | None, of: Callable[[Tensor | None, bool], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """`of` all tokens; apart of those in early steps and in others, where these differ."""
+        if not self.early[1] or step_N is None:
+            return of(None, False)
+        early_N = step_N < self.early[1]
+        rows = [early_N.nonzero()[:, 0], (~early_N).nonzero()[:, 0]]
+        parts = [of(x, early) for x, early in zip(rows, (True, False)) if len(x)]
+        place_N = torch.cat(rows).argsort()
+        return tuple(torch.cat(part).index_select(0, place_N) for part in zip(*parts))
+
+    def _shape_of(self, early: bool) -> LogitShape:
+        return self._early_shape if early else self.shape
+
+    def _outputs(self, hidden_ND: Tensor, early: bool) -> HeadOutputs:
+        weight, bias = self._linear.weight, self._linear.bias
+        return HeadOutputs(hidden_ND, weight, bias, self._shape_of(early))
+
+
+def _picked(x_N: Tensor, rows: Tensor | None) -> Tensor:
+    # index_select, not x[index]: its backward is deterministic
+    return x_N if rows is None else x_N.index_select(0, rows)
 
 
 def _rows_at_once(device: str, vocabulary: int) -> int:
@@ -101,8 +178,10 @@ def token_logprobs_of(
 
 @torch.no_grad()
 def refuse_unknown_head(policy) -> None:
-    """UserError unless the policy's log-probs are those of the model's own logits, in float32:
-    bfloat16 moves those of unlikely tokens by more than some heads would."""
+    """UserError unless the policy's model can be read, and its log-probs are those of the model's
+    own logits, in float32: bfloat16 moves those of unlikely tokens by more than some heads would.
+    """
+    refuse_unreadable(policy)
     ids, lengths = probe_ids(policy.causal_lm, 1, 8), torch.tensor([4])
     inputs = {
         "prompt_ids": ids[:, :4],
@@ -124,8 +203,8 @@ def refuse_unknown_head(policy) -> None:
     difference *= min(1.0, policy.temperature)
     if difference > NATS:
         raise UserError(
-            f"model.path: {type(policy.causal_lm).__name__} changes its logits after the output "
-            f"layer in a way that lmpg does not know (log-probs differ by {difference:.3g}); "
-            "expected a linear output layer, with logit_scale, lm_head_multiplier, logits_scaling "
-            "or final_logit_softcapping at most; choose another model"
+            f"model.path: {type(policy.causal_lm).__name__} changes hidden states before its "
+            "output layer, or logits after it, in a way that lmpg does not know (log-probs differ "
+            f"by {difference:.3g}); expected a linear output layer, with logit_scale, "
+            "lm_head_multiplier, logits_scaling or final_logit_softcapping at most; choose another"
         )

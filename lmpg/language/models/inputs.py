@@ -38,6 +38,14 @@ def pad_right(rows: Sequence[Sequence[int]], pad_token_id: int) -> Tensor:
     return torch.tensor([list(r) + [pad_token_id] * (width - len(r)) for r in rows]).long()
 
 
+def of_equal_length(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Indices of the rows of each length, the shortest first: batches without padding."""
+    found: dict[int, list[int]] = {}
+    for i, row in enumerate(rows):
+        found.setdefault(len(row), []).append(i)
+    return [found[length] for length in sorted(found)]
+
+
 def mask_and_positions(start_B: Tensor, end_B: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Attention mask and position ids [B, width] of rows whose tokens lie in [start, end).
 
@@ -62,24 +70,34 @@ def trimmed(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def forward_arguments(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def forward_arguments(inputs: dict[str, Tensor], left: bool = True) -> dict[str, Tensor]:
     """input_ids, attention_mask, position_ids of prompt and response; the last token, which
-    predicts nothing, is left out.
+    predicts nothing, is left out. left: prompts are padded before, else all padding lies behind.
     """
     prompt_BP, response_BT = inputs["prompt_ids"], inputs["response_ids"]
     ids_BL = torch.cat([prompt_BP, response_BT[:, :-1]], 1)
     width = prompt_BP.shape[1]
     start_B = width - inputs["prompt_lengths"]
     end_B = width + inputs["response_lengths"] - 1
+    if not left:
+        ids_BL = _from_first_column(ids_BL, start_B)
+        start_B, end_B = torch.zeros_like(start_B), end_B - start_B
     mask_BL, positions_BL = mask_and_positions(start_B, end_B, ids_BL.shape[1])
     return {"input_ids": ids_BL, "attention_mask": mask_BL, "position_ids": positions_BL}
 
 
+def _from_first_column(ids_BL: Tensor, start_B: Tensor) -> Tensor:
+    """Rows whose texts begin in columns start_B, moved to begin in the first."""
+    column_BL = start_B[:, None] + torch.arange(ids_BL.shape[1], device=ids_BL.device)
+    return ids_BL.gather(1, column_BL.clamp(max=ids_BL.shape[1] - 1))
+
+
 def accepted(module: nn.Module, arguments: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`arguments` less the position ids where the model (ALiBi, recurrent) takes none."""
-    if "position_ids" in inspect.signature(module.forward).parameters:
-        return arguments
-    return {name: value for name, value in arguments.items() if name != "position_ids"}
+    """`arguments` less the position ids where the model (ALiBi, recurrent) takes none, and less the
+    mask for RWKV, which has no use for it and says so."""
+    takes = inspect.signature(module.forward).parameters
+    left_out = {"position_ids"} - set(takes) | ({"attention_mask"} if "state" in takes else set())
+    return {name: value for name, value in arguments.items() if name not in left_out}
 
 
 def moved(x_R: Tensor, holes: Tensor, tail: Tensor, num_rows: int) -> Tensor:

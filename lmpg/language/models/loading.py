@@ -47,6 +47,14 @@ from lmpg.settings.section import UserError
 
 logger = logging.getLogger(__name__)
 _UNBOUNDED = 2**30
+_CONTEXTS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "context_length",
+    "max_target_positions",
+)
 
 
 def tokenizer_of(settings: ModelSettings):
@@ -246,7 +254,7 @@ def all_eos_token_ids(model: PreTrainedModel, tokenizer) -> tuple[int, ...]:
 def context_length(config, tokenizer) -> int:
     """Prompt and response tokens at most that the model can hold."""
     config = config.get_text_config()
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+    for name in _CONTEXTS:
         if isinstance(getattr(config, name, None), int):
             return getattr(config, name)
     return min(tokenizer.model_max_length, _UNBOUNDED)

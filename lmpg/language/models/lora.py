@@ -133,6 +133,18 @@ def is_lora(module: nn.Module) -> bool:
     return hasattr(module, "base_layer") and hasattr(module, "lora_A")
 
 
+def adapted_weight(module: Any, name: str, weight: Tensor) -> Tensor:
+    """A layer's weight with the adapter `name` added; with DoRA (arXiv 2402.09353) all that leads
+    to an output is then brought to the length that was learned."""
+    weight = weight + module.get_delta_weight(name).detach()
+    if name not in module.lora_magnitude_vector:
+        return weight
+    inputs = 0 if module.fan_in_fan_out else 1
+    length = torch.linalg.vector_norm(weight, dim=inputs)
+    factor = module.lora_magnitude_vector[name].weight.detach() / length
+    return weight * factor.unsqueeze(inputs)
+
+
 def learned_at_start(model: nn.Module) -> dict[str, Tensor]:
     """Copies of what learns, by name, where `model` without its adapter is another than it is now;
     {} where the adapter can be put aside, as one that starts at zero."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lmpg.language.models.architectures import trunk_of
 from lmpg.language.models.critic import FOLDER, SeparateCritic, save_value_head
 from lmpg.language.models.forward.kept_weights import copies_in, is_low, keep_frozen, widened
 from lmpg.language.models.forward.recompute import recompute_layers
@@ -81,7 +82,7 @@ class CausalLMPolicy(nn.Module):
     @property
     def trunk(self) -> nn.Module:
         """The model without its output layer."""
-        return self.causal_lm.base_model
+        return trunk_of(self.causal_lm)
 
     def recompute_layers(self, asked: bool = True) -> None:
         """From now on keep no inner results of layers and head, but compute them again."""
@@ -167,7 +168,8 @@ class CausalLMPolicy(nn.Module):
     def _computed(self, inputs: dict[str, Tensor]) -> tuple[ResponseStates, Tensor, Tensor]:
         states = self.states(inputs)
         with self.autocast():
-            logprobs_N, entropy_N = self.head.token_logprobs(states.hidden_ND, states.ids_N)
+            tokens = states.hidden_ND, states.ids_N, states.step_N
+            logprobs_N, entropy_N = self.head.token_logprobs(*tokens)
         return states, states.spread(logprobs_N), states.spread(entropy_N)
 
     def _values(self, inputs: dict[str, Tensor], states: ResponseStates) -> Tensor | None:
@@ -181,9 +183,8 @@ class CausalLMPolicy(nn.Module):
         """The generalised JSD between the teacher's next token and the policy's, [B, T]."""
         theirs = teacher.states(inputs)
         with self.autocast():
-            found_N = self.head.divergence(
-                states.hidden_ND, teacher.head, theirs.hidden_ND, beta=beta
-            )
+            both = states.hidden_ND, teacher.head, theirs.hidden_ND
+            found_N = self.head.divergence(*both, beta=beta, step_N=states.step_N)
         return states.spread(found_N)
 
     def states(self, inputs: dict[str, Tensor]) -> ResponseStates:
@@ -198,18 +199,20 @@ class CausalLMPolicy(nn.Module):
         for b, (prompt, response) in enumerate(unpadded_rows(inputs)):
             with self.autocast():
                 logits = self.model(input_ids=torch.cat([prompt, response])[None]).logits[0]
-            steps = self.head.shape.possible(
-                logits[len(prompt) - 1 : -1].float() / self.temperature
-            )
+            steps = self.head.possible(logits[len(prompt) - 1 : -1].float() / self.temperature)
             logprobs = steps.log_softmax(-1).gather(1, response[:, None])[:, 0]
             result_BT[b, : len(response)] = logprobs
         return result_BT
 
     @property
+    def is_small(self) -> bool:
+        """Whether nobody misses the memory that a copy of its model takes."""
+        return sum(p.numel() for p in self.model.parameters()) <= _FEW
+
+    @property
     def reference_is_cheap(self) -> bool:
         """Whether it takes little memory: none with LoRA, a copy of a small model else."""
-        few = sum(p.numel() for p in self.model.parameters()) <= _FEW
-        return self.model is not self.causal_lm or few
+        return self.model is not self.causal_lm or self.is_small
 
     def reference(self, refreshed: bool = False) -> Reference:
         """The policy as it is now, frozen; with LoRA the model under the adapter, not copied.

@@ -87,6 +87,7 @@ def pretrained_model(
         raise UserError(f"{key} = {path} is a LoRA adapter, expected a whole model")
     _refuse_a_part(key, path, kind, model, info, new_head)
     _refuse_quantised(key, path, WHAT[kind], model, revision)
+    _keep_weights_as_they_are(model)
     return model.eval()
 
 
@@ -106,6 +107,18 @@ def _refuse_quantised(
             f"config.json has no quantization_config, expected a whole {what}; save it "
             "unquantised"
         )
+
+
+def _keep_weights_as_they_are(model: PreTrainedModel) -> None:
+    """RWKV's first forward halves weights, for float16, and they would be saved so."""
+    module: Any
+    for module in model.modules():
+        if hasattr(module, "_rescale_layers"):
+            module._rescale_layers = _nothing
+
+
+def _nothing() -> None:
+    """In place of a method; `copy.deepcopy` leaves a function as it is."""
 
 
 def _method(quantized: Any) -> str:

@@ -36,6 +36,7 @@ class Reference:
         self._shared = own is None and policy.model is not policy.causal_lm
         self.policy = own or (policy if self._shared else policy.frozen_copy(dtype))
         self._start = learned_at_start(policy.model) if self._shared else {}
+        self.policy.head.forbid_early(*policy.head.early)
         self._refreshed: dict[str, Tensor] = {}
 
     @property

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lmpg.language.models.forward.kept_weights import is_low, widened
+from lmpg.language.models.forward.padding import bears_padding
 from lmpg.language.models.forward.recompute import layers_recomputed
 from lmpg.language.models.inputs import accepted, mask_and_positions, pad_left, pad_right
 from lmpg.language.models.loading import context_length
@@ -32,14 +33,17 @@ def sequence_scores(model: nn.Module, ids: Sequence[Sequence[int]]) -> Tensor:
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Linear) or model.base_model is model:
         return _own_forward(model, ids, lengths_N)
-    ids_NL = pad_left(ids, 0).to(device)
-    end_N = torch.full_like(lengths_N, ids_NL.shape[1])
+    trunk: Any = model.base_model
+    left = bears_padding(trunk)
+    ids_NL = (pad_left if left else pad_right)(ids, 0).to(device)
+    end_N = torch.full_like(lengths_N, ids_NL.shape[1]) if left else lengths_N
     mask_NL, positions_NL = mask_and_positions(end_N - lengths_N, end_N, ids_NL.shape[1])
     arguments = {"input_ids": ids_NL, "attention_mask": mask_NL, "position_ids": positions_NL}
-    trunk: Any = model.base_model
     with layers_recomputed(trunk):
         hidden_NLD = trunk(**accepted(trunk, arguments), use_cache=False).last_hidden_state
-    hidden_ND = hidden_NLD[:, -1]
+    rows_N = torch.arange(len(end_N), device=device)
+    # index_select, not x[index]: its backward is deterministic
+    hidden_ND = hidden_NLD.flatten(0, 1).index_select(0, rows_N * ids_NL.shape[1] + end_N - 1)
     with torch.autocast(device.type, enabled=False):
         return head(hidden_ND.float())[:, 0]
 

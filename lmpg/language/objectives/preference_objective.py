@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, Generic, TypeVar
@@ -15,6 +15,8 @@ from lmpg.algorithms.fixed_data.dpo import DPO
 from lmpg.algorithms.fixed_data.kto import KTO
 from lmpg.language.data.order import epoch_order
 from lmpg.language.data.policy_pairs import LabelledCompletion, PreferencePair
+from lmpg.language.data.storage.examples_store import Stored, taken
+from lmpg.language.data.texts import Text
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.objectives.text_logprobs import reference_logprobs
 from lmpg.runtime.processes import Processes
@@ -39,7 +41,7 @@ class PreferenceObjective(ABC, Generic[E, A]):
         self,
         policy: CausalLMPolicy,
         algorithm: A,
-        parts: tuple[list[E], list[E]],
+        parts: tuple[Sequence[E], Sequence[E]],
         seed: int,
         processes: Processes,
         rows: int = 32,
@@ -47,8 +49,8 @@ class PreferenceObjective(ABC, Generic[E, A]):
     ) -> None:
         self.module = policy
         self.algorithm: A = algorithm
-        self.train: list[E] = parts[0]
-        self.held_out: list[E] = parts[1]
+        self.train: Sequence[E] = parts[0]
+        self.held_out: list[E] = list(parts[1])
         self.seed = seed
         self.processes = processes
         self.rows = rows
@@ -67,9 +69,9 @@ class PreferenceObjective(ABC, Generic[E, A]):
     def held_out_metrics(self) -> dict[str, float]:
         """Means over the held-out examples, the same on every rank."""
 
-    def epoch(self, number: int) -> list[E]:
+    def epoch(self, number: int) -> Sequence[E]:
         """All examples, shuffled anew for each epoch."""
-        return [self.train[i] for i in epoch_order(len(self.train), number, self.seed)]
+        return taken(self.train, epoch_order(len(self.train), number, self.seed))
 
     def weight(self, example: E) -> int:
         """Each example counts once."""
@@ -107,7 +109,7 @@ class PreferenceObjective(ABC, Generic[E, A]):
         if examples:
             return {name: x.sum() for name, x in self.metrics(examples).items()}
         with torch.no_grad():  # for their names: a rank may have no part in a minibatch
-            return {name: x.sum() * 0 for name, x in self.metrics(self.train[:1]).items()}
+            return {name: x.sum() * 0 for name, x in self.metrics(list(self.train[:1])).items()}
 
     def evaluate(self) -> dict[str, float]:
         """Metrics of the held-out examples, and of sampled responses where they are asked for."""
@@ -126,16 +128,18 @@ class PreferenceObjective(ABC, Generic[E, A]):
 
 
 def with_reference(
-    examples: list[E], policy: CausalLMPolicy, rows: int, processes: Processes
-) -> list[E]:
+    examples: Sequence[E], policy: CausalLMPolicy, rows: int, processes: Processes
+) -> Stored[E]:
     """The examples with their `ref_logprobs`; the reference is the policy as it is now, so this
     comes before training. rows: examples per forward pass."""
-    texts = [text for example in examples for text in example.texts]
+    numbers = range(2 * len(examples))
+    texts: Stored[Text] = Stored(lambda i: examples[i // 2].texts[i % 2], numbers)
     found = reference_logprobs(policy, texts, 2 * rows, processes) if texts else []
-    return [
-        replace(example, ref_logprobs=two)
-        for example, two in zip(examples, zip(found[::2], found[1::2]))
-    ]
+
+    def make(i: int) -> E:
+        return replace(examples[i], ref_logprobs=(found[2 * i], found[2 * i + 1]))
+
+    return Stored(make, range(len(examples)))
 
 
 def in_parts(items: list[Any], size: int) -> list[list[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,11 +10,14 @@ from torch import Tensor, nn
 
 from lmpg.algorithms.fixed_data.bradley_terry import BradleyTerry
 from lmpg.functional.preference_losses import pairs_by_label
-from lmpg.language.data.reward_pairs import LabelledText, RewardPair, pairs_of_epoch
+from lmpg.language.data.reward_pairs import (
+    Examples,
+    LabelledText,
+    RewardPair,
+    pairs_of_epoch,
+)
 from lmpg.language.models.sequence_classifier import SequenceScorer, sequence_scores
 from lmpg.runtime.processes import Processes
-
-Examples = list[RewardPair] | list[LabelledText]
 
 
 class RewardModelObjective:
@@ -45,7 +49,7 @@ class RewardModelObjective:
         self.bf16 = bf16
         self.counters: dict[str, float] = {}
 
-    def epoch(self, number: int) -> list[RewardPair]:
+    def epoch(self, number: int) -> Sequence[RewardPair]:
         """The pairs of one epoch, shuffled; labelled texts meet new partners in each."""
         return pairs_of_epoch(self.train, number, self.seed)
 
@@ -76,7 +80,7 @@ class RewardModelObjective:
     def evaluate(self) -> dict[str, float]:
         """pair_accuracy: share of held-out pairs that are ranked rightly, ties counted half; of
         labelled texts, every pair with different labels. loss: the mean over these pairs."""
-        held_out: list[Any] = self.held_out
+        held_out: list[Any] = list(self.held_out)
         if isinstance(held_out[0], LabelledText):
             labels = torch.tensor([text.label for text in held_out], dtype=torch.float64)
             scores_2N = torch.stack(pairs_by_label(self._scores([x.ids for x in held_out]), labels))

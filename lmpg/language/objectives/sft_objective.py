@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from torch import Tensor
 from lmpg.algorithms.fixed_data.maximum_likelihood import MaximumLikelihood
 from lmpg.language.data.order import epoch_order
 from lmpg.language.data.packing import rows_of
-from lmpg.language.data.texts import Text
+from lmpg.language.data.storage.examples_store import Stored
+from lmpg.language.data.texts import Text, learnable
 from lmpg.language.models.packing_check import packed_logprobs
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.objectives.text_logprobs import evaluated_texts
@@ -37,7 +38,7 @@ class SFTObjective:
         self,
         policy: CausalLMPolicy,
         algorithm: MaximumLikelihood,
-        parts: tuple[list[Text], list[Text]],
+        parts: tuple[Sequence[Text], Sequence[Text]],
         seed: int,
         processes: Processes,
         sample_metrics: Callable[[], dict[str, float]] | None = None,
@@ -47,20 +48,22 @@ class SFTObjective:
         self.algorithm = algorithm
         self.counters: dict[str, float] = {}
         train, held_out = parts
-        texts = [text for text in train if any(text.loss_mask)]
-        self.train: list[PackedRow] = [(text,) for text in texts]
-        if packing:
-            rows = rows_of([len(text.ids) for text in texts], policy.context_length)
-            self.train = [tuple(texts[i] for i in row) for row in rows]
-        self.held_out = [text for text in held_out if any(text.loss_mask)]
+        texts, lengths = learnable(train)
+        rows = (
+            rows_of(lengths, policy.context_length) if packing else [[i] for i in range(len(texts))]
+        )
+        self.train: Stored[PackedRow] = Stored(
+            lambda i: tuple(texts[j] for j in rows[i]), range(len(rows))
+        )
+        self.held_out, _ = learnable(held_out)
         self.seed = seed
         self.processes = processes
         self.sample_metrics = sample_metrics
         self.packing = packing
 
-    def epoch(self, number: int) -> list[PackedRow]:
+    def epoch(self, number: int) -> Sequence[PackedRow]:
         """All rows, shuffled anew for each epoch."""
-        return [self.train[i] for i in epoch_order(len(self.train), number, self.seed)]
+        return self.train.take(epoch_order(len(self.train), number, self.seed))
 
     def weight(self, example: PackedRow) -> int:
         """Number of tokens that the loss predicts."""

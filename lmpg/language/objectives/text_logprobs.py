@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -32,7 +34,7 @@ def text_logprobs(policy: CausalLMPolicy, texts: list[Text]) -> Tensor:
 
 @torch.no_grad()
 def reference_logprobs(
-    policy: CausalLMPolicy, texts: list[Text], rows: int, processes: Processes
+    policy: CausalLMPolicy, texts: Sequence[Text], rows: int, processes: Processes
 ) -> list[float]:
     """`text_logprobs` of many texts under the reference: the policy as it was loaded, so call it
     before training. `rows` texts at once; the processes share the work."""

@@ -71,7 +71,7 @@ class FunctionReward:
         for number, start in enumerate(range(0, count, size)):
             part = {name: column[start : start + size] for name, column in arguments.items()}
             futures.append(self._workers[number].submit(part, min(size, count - start)))
-        chat = any(not isinstance(text, str) for text in arguments.get("completions", []))
+        chat = any(isinstance(text, list) for text in arguments.get("completions", []))
         said = RewardReply(notes=[IN_CHAT] if chat and not self.spec.is_builtin else [])
         return lambda: sum((future.result() for future in futures), said)
 

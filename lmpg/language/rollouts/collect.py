@@ -13,7 +13,7 @@ from lmpg.language.rollouts.evaluation import Evaluator
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.score_processing import ScoreProcessing, reward_metrics
 from lmpg.language.rollouts.scoring import GroupSampler, Sampled, ScoredGroups
-from lmpg.runtime.machine import Stopwatch
+from lmpg.runtime.machine import Stopwatch, give_back_freed_memory
 from lmpg.training.source import Collected
 from lmpg.types import Algorithm, Rollout
 
@@ -57,6 +57,8 @@ class LanguageSource:
         self.processing = sampled.processing
         with watch("time/reference"):
             part = self._assembled(sampled.groups)
+        if not self.generator.policy.is_small:
+            give_back_freed_memory()  # what sampling has left; learning needs other sizes
         self._warn_if_none_counts(part.rollout)
         metrics = self._metrics(part, sampled) | watch.seconds
         due = self.samples_every and (iteration == 1 or iteration % self.samples_every == 0)

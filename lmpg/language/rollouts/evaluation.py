@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ class Evaluator:
     """
 
     generator: Generator
-    prompts: list[Prompt]
+    prompts: Sequence[Prompt]
     size: int
     rows: int
     scorer: Scorer | None = None

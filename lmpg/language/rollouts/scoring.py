@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -76,7 +77,7 @@ class GroupSampler:
 
     generator: Generator
     scorer: Scorer
-    prompts: list[Prompt]
+    prompts: Sequence[Prompt]
     algorithm: Algorithm
     num_groups: int
 

@@ -42,7 +42,11 @@ class Decoding:
         """Samples and records the next token of every row still going."""
         engine, rows_R = self._engine, self._rows_R
         uniforms_R = None if uniforms_B is None else uniforms_B.index_select(0, rows_R)
-        choice = choose(engine.logits(self._hidden_RD), uniforms_R, top_k, top_p)
+        logits_RV = engine.logits(self._hidden_RD)
+        if self._policy.head.early[1]:
+            step = torch.tensor([len(self._records)], device=logits_RV.device)
+            logits_RV = self._policy.head.bar_early(logits_RV, step)
+        choice = choose(logits_RV, uniforms_R, top_k, top_p)
         values_R = None if engine.values is None else engine.values(self._hidden_RD)
         self._records.append((rows_R, choice, values_R))
         self._tokens_R = choice.tokens_R

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from lmpg.language.models.architectures import TOLERANCE, deviation, probe_ids, unsupported
 from lmpg.language.models.decoder_parts import is_replaced
+from lmpg.language.models.forward.padding import bears_padding
+from lmpg.language.models.inputs import of_equal_length
 from lmpg.language.models.lora import is_lora
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.sampling.decoding import Decoding
@@ -21,9 +23,9 @@ from lmpg.language.sampling.engines.cuda import CudaDecoder
 from lmpg.language.sampling.engines.cuda_rollouts import CudaRollouts
 from lmpg.language.sampling.engines.graphs import Capture, CudaGraphs
 from lmpg.language.sampling.engines.protocol import Decoder, Engine
-from lmpg.language.sampling.engines.transformers import transformers_engine
+from lmpg.language.sampling.engines.transformers import refuse_unusable_cache, transformers_engine
 from lmpg.language.sampling.engines.weights import DecodeWeights, policy_weights
-from lmpg.language.sampling.samples import DistinctPrompts, Samples
+from lmpg.language.sampling.samples import DistinctPrompts, Samples, concatenated
 from lmpg.language.sampling.stops import NewSearch, StopSearch
 from lmpg.runtime.machine import worthwhile_threads
 
@@ -63,6 +65,7 @@ class Sampler:
         # Asking which rows have finished waits for a GPU; computing them a while longer is cheaper
         self.check_every = 1 if policy.device.type == "cpu" else 16
         self._deviation: float | None = None
+        self._tried = False
         self._rounding = 0.0
         self.backend = "not yet"
         if capture is None and policy.device.type == "cuda":
@@ -78,11 +81,30 @@ class Sampler:
         uniforms_BT in [0, 1), one per row and step: the same number gives the same token in any
         batch. None takes the likeliest token.
         """
-        device = self.policy.device
         limits_B = self._limits(prompts).repeat_interleave(group_size)
         if uniforms_BT is not None:
             self._check_uniforms(uniforms_BT, len(limits_B))
-            uniforms_BT = uniforms_BT.to(device)
+            uniforms_BT = uniforms_BT.to(self.policy.device)
+        if bears_padding(self.policy.trunk):
+            return self._sampled(prompts, group_size, limits_B, uniforms_BT)
+        parts, order = [], []
+        for chosen in of_equal_length(prompts):
+            rows = [i * group_size + j for i in chosen for j in range(group_size)]
+            of_rows = None if uniforms_BT is None else uniforms_BT[rows]
+            part = [prompts[i] for i in chosen]
+            parts.append(self._sampled(part, group_size, limits_B[rows], of_rows))
+            order += rows
+        return concatenated(parts, self.policy.pad_token_id).rows(torch.tensor(order).argsort())
+
+    def _sampled(
+        self,
+        prompts: list[list[int]],
+        group_size: int,
+        limits_B: Tensor,
+        uniforms_BT: Tensor | None,
+    ) -> Samples:
+        """Of prompts that may be padded to one length."""
+        device = self.policy.device
         distinct = DistinctPrompts.of(prompts, group_size, self.policy.pad_token_id).to(device)
         length = distinct.ids_PL.shape[1] + int(limits_B.max())
         reason = why_transformers(self.policy, length) or self._why_distrusted()
@@ -91,9 +113,9 @@ class Sampler:
             samples = self._cuda.sample(distinct, limits_B, uniforms_BT, self.check_every, search)
             self.backend = f"by the CUDA engine, {self._cuda.backend}"
             return samples
-        return self._sampled(self._engine(reason, length), distinct, limits_B, uniforms_BT)
+        return self._decoded(self._engine(reason, length), distinct, limits_B, uniforms_BT)
 
-    def _sampled(
+    def _decoded(
         self, engine: Engine, prompts: DistinctPrompts, limits_B: Tensor, uniforms_BT: Tensor | None
     ) -> Samples:
         num_steps = int(limits_B.max())
@@ -119,6 +141,9 @@ class Sampler:
             self.backend = "by the CPU engine"
             return own_engine(self.policy, length)
         self.backend = f"by the model's own forward, which is slower, because {reason}"
+        if not self._tried:
+            refuse_unusable_cache(self.policy)
+            self._tried = True
         return transformers_engine(self.policy)
 
     def _why_distrusted(self) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from lmpg.settings.section import Section
 
@@ -12,6 +12,9 @@ class SamplingSettings(Section):
 
     max_new_tokens: int = Field(256, ge=1)
     """Longest response, in tokens."""
+    min_new_tokens: int = Field(0, ge=0)
+    """Tokens before which no EOS may come: there it has probability 0 for policy, old policy and
+    reference alike."""
     temperature: float = Field(1.0, gt=0)
     """Divides the logits, for policy, old policy and reference alike."""
     top_k: int = Field(0, ge=0)
@@ -35,3 +38,12 @@ class SamplingSettings(Section):
                 "from its first token on. Leave it out"
             )
         return found
+
+    @model_validator(mode="after")
+    def _require_room_for_an_end(self) -> SamplingSettings:
+        if self.min_new_tokens >= self.max_new_tokens:
+            raise ValueError(
+                f"sampling.min_new_tokens = {self.min_new_tokens} with sampling.max_new_tokens = "
+                f"{self.max_new_tokens}: no response could end with EOS. Set min_new_tokens lower"
+            )
+        return self

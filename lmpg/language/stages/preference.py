@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lmpg.language.data.examples import RowFilter, Split
@@ -40,7 +40,7 @@ def _prepared(
     world: OfflineWorld | None,
     processes: Processes,
     load: Callable[..., Split],
-    from_rows: Callable[..., list[Any]],
+    from_rows: Callable[..., Sequence[Any]],
     objective: type[PreferenceObjective],
 ) -> Prepared:
     policy, tokenizer = loaded_policy(settings, world, processes)
@@ -56,10 +56,11 @@ def _prepared(
         data = Split(train, held_out)
     texts = [example.texts[0] for example in data.held_out]
     metrics = sample_metrics(settings, world, policy, tokenizer, texts, processes)
-    train, held_out, rows = data.train, data.held_out, settings.update.microbatch_size
+    parts, rows = (data.train, data.held_out), settings.update.microbatch_size
     if settings.needs_reference:
         judge = policy if reference is None else reference.policy
-        train, held_out = (with_reference(x, judge, rows, processes) for x in (train, held_out))
+        train, held_out = (with_reference(x, judge, rows, processes) for x in parts)
+        parts = train, held_out
     seed, algorithm = settings.run.seed, settings.algorithm
-    made = objective(policy, algorithm, (train, held_out), seed, processes, rows, metrics)
+    made = objective(policy, algorithm, parts, seed, processes, rows, metrics)
     return Prepared(made, lambda path: policy.save_pretrained(path, tokenizer), data.line())

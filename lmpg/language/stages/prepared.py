@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def sample_metrics(
     world: OfflineWorld | None,
     policy: CausalLMPolicy,
     tokenizer: Any,
-    texts: list[Text],
+    texts: Sequence[Text],
     processes: Processes,
 ) -> Callable[[], dict[str, float]] | None:
     """A function that samples responses to the world's held-out prompts, or to those of held-out
@@ -69,6 +69,7 @@ def sample_metrics(
     if not size:
         return None
     room = policy.context_length - length
+    prompts: Sequence[Prompt]
     if world is None:
         prompts = _prompts(texts, tokenizer, room)
     else:
@@ -84,7 +85,7 @@ def sample_metrics(
     ).evaluate
 
 
-def _prompts(texts: list[Text], tokenizer: Any, room: int) -> list[Prompt]:
+def _prompts(texts: Sequence[Text], tokenizer: Any, room: int) -> list[Prompt]:
     """The different prompts of texts, where they leave room for a response."""
     found = dict.fromkeys(tuple(text.ids[: text.prompt_length]) for text in texts)
     usable = [list(ids) for ids in found if 0 < len(ids) <= room]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from lmpg.language.data.data_files import data_inputs, rows_text
@@ -67,7 +68,7 @@ def inputs_of(settings: OfflineLearningSettings, world: OfflineWorld | None) -> 
         models["model.reference"] = model_files(settings.model.reference)
     if world is None:
         return {**data_inputs(settings.data), **models}
-    rows = rows_text([*world.train_rows, *world.held_out_rows])
+    rows = partial(rows_text, [*world.train_rows, *world.held_out_rows])
     return {"data.world": {"its rows": rows}, **models}
 
 

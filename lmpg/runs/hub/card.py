@@ -93,7 +93,13 @@ def _base(settings: dict[str, Any]) -> str:
     path = settings["model"]["path"]
     if path is None:
         return f"the model of the built-in world {settings['data']['world']}"
-    return base_on_the_hub(path) or without_folders(path)
+    return base_on_the_hub(path) or _name_of(path)
+
+
+def _name_of(path: str) -> str:
+    """The name of a local model: of the run, where it lies in a run's folder."""
+    parts = [x for x in Path(path).expanduser().parts if x not in ("final", "merged", "best")]
+    return parts[-1]
 
 
 def _origin(settings: dict[str, Any], summary: dict[str, Any], adapter: bool) -> str:
@@ -104,9 +110,9 @@ def _origin(settings: dict[str, Any], summary: dict[str, Any], adapter: bool) ->
     what = "An adapter (LoRA) for" if adapter else "Made from"
     given = data["path"] or f"the built-in world {data['world']}"
     revision = f" (revision {data['revision']})" if data.get("revision") else ""
-    steps, version = summary["steps"], summary["versions"]["lmpg"]
+    version = summary["versions"]["lmpg"]
     return (
-        f"{what} {base} by `{summary['name']}` in lmpg {version}, with {steps} steps on "
+        f"{what} {base} by `{summary['name']}` in lmpg {version}, on "
         f"{without_folders(given)}{revision}."
     )
 
@@ -142,13 +148,26 @@ def _scores(summary: dict[str, Any]) -> str:
 
 
 def _training(settings: dict[str, Any], summary: dict[str, Any]) -> str:
-    found = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
+    rewards = settings.get("rewards", {})
+    judges = [*rewards.get("functions", ()), *rewards.get("models", ())]
+    facts = {
+        "method": f"`{summary['name']}`, {_counted(summary['steps'], 'step')}",
+        "rewards": ", ".join(f"`{without_folders(x)}`" for x in judges),
+        "seed": settings["run"]["seed"],
+        "on": f"{summary['device']}, {_counted(summary['num_processes'], 'process', 'es')}",
+        "versions": ", ".join(f"{name} {x}" for name, x in summary["versions"].items()),
+    }
+    rows = [f"| {name} | {fact} |" for name, fact in facts.items() if fact != ""]
     shown = yaml.safe_dump(_named(settings), sort_keys=False, allow_unicode=True)
-    return (
-        f"On {summary['device']}, {summary['num_processes']} processes; {found}.\n\n"
-        f"All settings, as `lmpg train {summary['name']} --config FILE` takes them:\n\n"
-        f"```yaml\n{shown}```"
+    return "\n".join(["| | |", "|---|---|", *rows]) + (
+        "\n\n<details><summary>All settings, as "
+        f"<code>lmpg train {summary['name']} --config FILE</code> takes them</summary>\n\n"
+        f"```yaml\n{shown}```\n\n</details>"
     )
+
+
+def _counted(count: int, noun: str, plural: str = "s") -> str:
+    return f"{count} {noun}{plural if count != 1 else ''}"
 
 
 def _named(values: Any) -> Any:

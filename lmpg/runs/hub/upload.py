@@ -50,4 +50,5 @@ def _reason(error: Exception) -> str:
     """An error and what caused it, in one line."""
     both = [error, *([error.__cause__] if error.__cause__ else [])]
     said = " ".join(" ".join(str(x).split()) or type(x).__name__ for x in both)
+    said = said.rstrip(".")
     return said if len(said) <= 300 else said[:299] + "…"

@@ -32,7 +32,7 @@ def test_held_out_prompts_are_a_fifth_at_most_and_never_trained_on(load):
     prompts = load(numbered(50))
     assert len(prompts.train) == 40
     assert len(prompts.held_out) == 10
-    texts = [p.prompt for p in prompts.train + prompts.held_out]
+    texts = [p.prompt for p in [*prompts.train, *prompts.held_out]]
     assert sorted(texts) == sorted(row["prompt"] for row in numbered(50))
     assert len(load(numbered(50), num_eval=3).held_out) == 3
 
@@ -92,7 +92,7 @@ def test_overlong_prompts_are_skipped_or_cut_on_the_left_and_counted(load):
     assert skipped.skipped == {"overlong": 1}
     assert len(skipped.train) + len(skipped.held_out) == 5
     cut = load(rows, overlong="truncate-left")
-    longest = max(cut.train + cut.held_out, key=lambda p: len(p.ids))
+    longest = max([*cut.train, *cut.held_out], key=lambda p: len(p.ids))
     assert cut.num_cut == 1
     assert len(longest.ids) == 20
     assert longest.ids[0] == BOS

@@ -6,6 +6,7 @@ import json
 import logging
 
 import pytest
+from datasets import Dataset
 
 from lmpg.language.data import rows as rows_module
 from lmpg.language.data.data_files import data_inputs
@@ -167,6 +168,7 @@ def test_a_run_keeps_tokenizer_and_template_in_final_and_resumes_with_them_alone
         "data.path": write({"prompt": "ab", "completion": "c"}, {"prompt": "d", "completion": "e"}),
         "data.chat": True,
         "data.chat-template": template,
+        "data.chat-template-kwargs": "{enable_thinking: false}",
         "update.minibatch-size": 4,
         "run.total-steps": 1,
         "run.output-dir": tmp_path / "run",
@@ -207,13 +209,9 @@ def test_built_in_worlds_take_none_of_it(path, key):
 def test_the_revision_of_a_data_set_on_the_hub_is_the_one_read(monkeypatch, tmp_path):
     asked = []
 
-    class Loaded:
-        def to_list(self):
-            return [{"prompt": "a"}] * 9
-
     def load_dataset(*names, **options):
         asked.append((*names, options.get("revision")))
-        return Loaded()
+        return Dataset.from_list([{"prompt": "a"}] * 9)
 
     monkeypatch.setattr(rows_module._quiet_datasets(), "load_dataset", load_dataset)
     both = DataSettings(path="me/data:hard", eval_split="test", revision="v2")

@@ -171,7 +171,7 @@ def test_a_model_that_changes_its_logits_in_an_unknown_way_is_refused(
 
     load(path, precision=precision)
     monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", changed)
-    with pytest.raises(UserError, match="LlamaForCausalLM changes its logits"):
+    with pytest.raises(UserError, match="LlamaForCausalLM changes hidden states before"):
         load(path, precision=precision)
 
 
@@ -190,7 +190,7 @@ def test_a_temperature_near_zero_refuses_no_model_but_one_with_an_unknown_head(
         return output
 
     monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", changed)
-    with pytest.raises(UserError, match="LlamaForCausalLM changes its logits"):
+    with pytest.raises(UserError, match="LlamaForCausalLM changes hidden states before"):
         load(path, temperature=temperature)
 
 

@@ -81,7 +81,7 @@ def test_an_unknown_head_is_refused_in_bf16_though_it_changes_less_than_rounding
         return output
 
     monkeypatch.setattr(type(policy.causal_lm), "forward", changed)
-    with pytest.raises(UserError, match="changes its logits"):
+    with pytest.raises(UserError, match="changes hidden states before"):
         refuse_unknown_head(policy)
 
 

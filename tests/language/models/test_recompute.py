@@ -8,7 +8,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import BertConfig, BertForSequenceClassification
 
 from lmpg.language.models.critic import critic_like
-from lmpg.language.models.forward import response_states
+from lmpg.language.models.forward import decoder, response_states
 from lmpg.language.models.forward.recompute import recompute_layers
 from lmpg.language.models.inputs import language_inputs
 from lmpg.language.models.lora import with_adapter
@@ -37,9 +37,9 @@ def separate_critic():
     return tiny_policy(model, critic=critic)
 
 
-def adapted(low=False):
+def adapted(low=False, kind="llama"):
     torch.manual_seed(0)
-    model = with_adapter(tiny_model(), LoraSettings(rank=2))
+    model = with_adapter(tiny_model(kind), LoraSettings(rank=2))
     for name, p in model.named_parameters():
         if "lora_B" in name:
             p.data += 0.1
@@ -167,3 +167,38 @@ def test_what_computes_a_score_itself_computes_it_again_alike():
             recompute_layers(model.base_model)
         found.append(learned(model, sequence_scores(model, [[5, 6, 7], [8, 1]]).sum()))
     assert all(torch.equal(found[1][name], x) for name, x in found[0].items())
+
+
+@catches("copies of weights in bfloat16 kept for the backward pass")
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
+def test_no_copies_of_weights_are_kept_and_gradients_are_those_of_autocast(kind, monkeypatch):
+    found, kept = [], []
+    for plain in (False, True):
+        policy = tiny_policy(tiny_model(kind), bf16=True)
+        if plain:
+            monkeypatch.setattr(decoder, "product", lambda linear, x: linear(x))
+        kept.append(kept_bytes(policy, INPUTS))
+        policy.zero_grad()
+        found.append(learned(policy, loss_of(policy)))
+    assert all(torch.equal(found[0][name], x) for name, x in found[1].items())
+    layers = [p for name, p in policy.named_parameters() if p.dim() == 2 and ".layers." in name]
+    assert kept[1] - kept[0] == sum(2 * p.numel() for p in layers)
+
+
+@catches("an adapter's argument kept in float32", "an adapter passed over")
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_adapters_have_the_gradients_of_peft_and_share_their_argument(bf16, kind, monkeypatch):
+    found, kept = [], []
+    for plain in (False, True):
+        policy = adapted(kind=kind)
+        policy.bf16 = bf16
+        if plain:
+            monkeypatch.setattr(decoder, "product", lambda linear, x: linear(x))
+        kept.append(kept_bytes(policy, INPUTS))
+        policy.zero_grad()
+        found.append(learned(policy, loss_of(policy)))
+    assert found[0].keys() == found[1].keys()
+    for name, x in found[1].items():
+        assert torch.equal(found[0][name], x), name
+    assert kept[0] < kept[1] if bf16 else kept[0] == kept[1]

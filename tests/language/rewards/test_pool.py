@@ -127,8 +127,8 @@ def test_a_program_ends_although_a_function_hangs_in_the_background(tmp_path):
         "from lmpg.language.rewards.scorer import Scorer\n"
         "from lmpg.language.rewards.settings import RewardSettings\n"
         "scorer = Scorer(RewardSettings(functions=(sys.argv[1] + '/mine.py:pid',), workers=2))\n"
-        "print(*map(int, scorer.score([1, 1], ['a', 'b'], [[1]] * 2, {}).totals))\n"
-        "scorer.submit([1, 1], ['hang', 'b'], [[1]] * 2, {})\n"
+        "print(*map(int, scorer.score(['p', 'p'], ['a', 'b'], [[1]] * 2, {}).totals))\n"
+        "scorer.submit(['p', 'p'], ['hang', 'b'], [[1]] * 2, {})\n"
         "raise SystemExit('enough')\n"
     )
     command = [sys.executable, "-W", "error", "-c", code, str(tmp_path)]

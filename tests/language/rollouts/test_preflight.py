@@ -100,8 +100,8 @@ def test_in_bf16_the_self_test_judges_by_the_models_own_rounding(monkeypatch):
 
 
 def louder(token_logprobs):
-    def changed(self, hidden_ND, ids_N):
-        return token_logprobs(self, hidden_ND * 3, ids_N)
+    def changed(self, hidden_ND, *tokens):
+        return token_logprobs(self, hidden_ND * 3, *tokens)
 
     return changed
 

@@ -1,12 +1,13 @@
 """Sampling with memory that stays in place and a captured decode step: the same samples."""
 
 import logging
+import weakref
 from dataclasses import fields, is_dataclass
 
 import pytest
 import torch
 
-from lmpg.language.sampling.engines import cuda_rollouts
+from lmpg.language.sampling.engines import cuda_rollouts, weights
 from lmpg.language.sampling.engines.cuda import CudaDecoder
 from lmpg.language.sampling.engines.cuda_batch import Choosing, CudaBatch
 from lmpg.language.sampling.engines.graphs import bucketed
@@ -255,3 +256,23 @@ def test_on_a_gpu_captured_steps_are_as_exact_as_the_models_own_forward(family, 
         assert_exact(it, samples)
     assert float((samples.logprobs_BT - fresh.logprobs_BT).abs().mean()) < 0.01
     assert float((samples.values_BT - fresh.values_BT).abs().mean()) < 0.01
+
+
+@catches("all weights there twice while they are read anew")
+def test_of_the_weights_that_are_read_anew_one_layer_at_a_time_is_there_twice(monkeypatch):
+    it = policy()
+    sampler = Sampler(it, 4, capture=RecordedGraphs())
+    sampler.sample(PROMPTS, 1, uniforms(4, 4))
+    change(it)
+    fresh, most = [], []
+    read = weights._layer_weights
+
+    def counted(*given):
+        layer = read(*given)
+        fresh.append(weakref.ref(layer))
+        most.append(sum(x() is not None for x in fresh))
+        return layer
+
+    monkeypatch.setattr(weights, "_layer_weights", counted)
+    sampler.sample(PROMPTS, 1, uniforms(4, 4))
+    assert most == [1] * it.causal_lm.config.num_hidden_layers

@@ -8,6 +8,7 @@ from typing import Any
 
 from lmpg.language.data.chat import RESERVED, Messages
 from lmpg.language.data.settings import DataSettings
+from lmpg.language.data.storage.row_store import Row, Rows, changed
 from lmpg.settings.said_once import say_once
 from lmpg.settings.section import UserError
 
@@ -33,12 +34,12 @@ def refuse_chat(settings: DataSettings, where: str) -> None:
     for key in ("chat", "system_prompt"):
         if value := getattr(settings, key):
             raise UserError(
-                f"data.{key} = {value}: {where} holds a whole text, expected chat messages, or a "
+                f"data.{key} = {value!r}: {where} holds a whole text, expected chat messages, or a "
                 "prompt in a column of its own, which becomes the user's message."
             )
 
 
-def with_template_kwargs(rows: list[dict[str, Any]], settings: DataSettings) -> list[Any]:
+def with_template_kwargs(rows: Rows, settings: DataSettings) -> Rows:
     """The rows, whose column `chat_template_kwargs` has the settings' variables below its own."""
     given = settings.chat_template_kwargs
     if given.keys() & RESERVED:
@@ -48,7 +49,11 @@ def with_template_kwargs(rows: list[dict[str, Any]], settings: DataSettings) -> 
         )
     if not given:
         return rows
-    return [{**row, "chat_template_kwargs": _over(given, row)} for row in rows]
+
+    def change(row: Row, _: int) -> Row:
+        return {**row, "chat_template_kwargs": _over(given, row)}
+
+    return changed(rows, change, "chat_template_kwargs")
 
 
 def _over(given: dict[str, Any], row: dict[str, Any]) -> Any:

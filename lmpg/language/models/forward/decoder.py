@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from lmpg.language.models.decoder_parts import Architecture, DecoderLayer, Norm
 from lmpg.language.models.forward.attention import Attention
+from lmpg.language.models.forward.kept_weights import product
 from lmpg.language.models.forward.ragged import Ragged
 
 Run = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
@@ -44,10 +45,10 @@ def hidden_states(decoder: Architecture, ragged: Ragged, run: Run | None = None)
         taken_ND = attentions[layer.window](q_NHD.to(dtype), k_NKD.to(dtype), v_NKD)
         if layer is decoder.layers[-1]:  # what follows is read where a response token is predicted
             taken_ND, x_ND = (x.index_select(0, ragged.state_M) for x in (taken_ND, x_ND))
-        x_ND = _added(decoder, x_ND, layer.out(taken_ND), layer.attention_post_norm)
+        x_ND = _added(decoder, x_ND, product(layer.out, taken_ND), layer.attention_post_norm)
         h_ND = _normed(x_ND, layer.mlp_norm).to(dtype)
         inner_ND = _inner(decoder, layer, h_ND)
-        return _added(decoder, x_ND, layer.down(inner_ND), layer.mlp_post_norm)
+        return _added(decoder, x_ND, product(layer.down, inner_ND), layer.mlp_post_norm)
 
     for layer in decoder.layers:
         x_ND = after(layer, x_ND) if run is None else run(partial(after, layer), x_ND)
@@ -98,9 +99,9 @@ def _heads(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries [N, H, E], keys and values [N, K, E]."""
     q, k, v = (
-        [module(h_ND) for module in layer.qkv]
+        [product(module, h_ND) for module in layer.qkv]
         if len(layer.qkv) == 3
-        else layer.qkv[0](h_ND).split(decoder.qkv_sizes, 1)
+        else product(layer.qkv[0], h_ND).split(decoder.qkv_sizes, 1)
     )
     if layer.q_norm is not None and layer.k_norm is not None:
         q = _normed(q.view(len(q), -1, len(layer.q_norm.module.weight)), layer.q_norm)
@@ -112,8 +113,8 @@ def _heads(
 def _inner(decoder: Architecture, layer: DecoderLayer, h_ND: Tensor) -> Tensor:
     """What an MLP hands to its last layer: activation(gate(h)) · up(h)."""
     if not decoder.gated:
-        return decoder.activation(layer.mlp_in[0](h_ND))
-    parts = [module(h_ND) for module in layer.mlp_in]
+        return decoder.activation(product(layer.mlp_in[0], h_ND))
+    parts = [product(module, h_ND) for module in layer.mlp_in]
     gate, up = parts if len(parts) == 2 else parts[0].chunk(2, 1)
     if decoder.activation_name == "silu":
         return _gated_silu(gate, up)

@@ -13,6 +13,8 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from lmpg.runtime.machine import give_back_freed_memory
+
 LOW = torch.bfloat16
 
 
@@ -34,9 +36,11 @@ def _fits(weight: Tensor) -> bool:
 
 def keep_frozen(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """`model` whose weights that do not learn were brought from float32 to `dtype`, one by one."""
-    for p in model.parameters():
-        if not p.requires_grad and p.dtype == torch.float32:
-            p.data = p.data.to(dtype)
+    if dtype != torch.float32:
+        for p in model.parameters():
+            if not p.requires_grad and p.dtype == torch.float32:
+                p.data = p.data.to(dtype)
+        give_back_freed_memory()
     return model
 
 
@@ -112,6 +116,56 @@ class _Linear(torch.autograd.Function):
         (weight,) = ctx.saved_tensors
         learns = ctx.needs_input_grad[2]
         return grad @ weight.float(), None, grad.flatten(0, -2).sum(0) if learns else None
+
+
+def product(linear: Any, x: Tensor) -> Tensor:
+    """`linear(x)`, the same numbers in less memory. Autocast would keep its copy of the weight in
+    bfloat16 for the backward pass, which makes one for itself here. peft would give each adapter an
+    argument of its own, in the adapter's precision, which autocast then takes back."""
+    if _has_plain_adapter(linear):
+        name: Any = linear.active_adapters[0]
+        a, b = linear.lora_A[name], linear.lora_B[name]
+        return product(linear.base_layer, x) + product(b, product(a, x)) * linear.scaling[name]
+    device = x.device.type
+    if type(linear) is not nn.Linear or not torch.is_autocast_enabled(device):
+        return linear(x)
+    if linear.weight.dtype != torch.float32:
+        return linear(x)
+    return _Cast.apply(x, linear.weight, linear.bias, torch.get_autocast_dtype(device))
+
+
+def _has_plain_adapter(linear: Any) -> bool:
+    """Whether it is a linear layer with one low-rank adapter, on, without any extra."""
+    if not hasattr(linear, "lora_A") or type(linear).__name__ != "Linear":
+        return False
+    active = linear.active_adapters
+    plain = len(active) == 1 and active[0] in linear.lora_A and not linear.lora_variant
+    return plain and not (
+        linear.merged
+        or linear.disable_adapters
+        or type(linear.lora_dropout[active[0]]) is not nn.Identity
+    )
+
+
+class _Cast(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, dtype):
+        ctx.dtype = dtype
+        x = x.to(dtype)
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        by_x, by_weight, by_bias = ctx.needs_input_grad[:3]
+        return (
+            grad @ weight.to(ctx.dtype) if by_x else None,
+            (grad.T @ x).to(weight.dtype) if by_weight else None,
+            grad.sum(0).to(weight.dtype) if by_bias else None,
+            None,
+        )
 
 
 _LOOKS = {

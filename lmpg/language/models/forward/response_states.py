@@ -23,6 +23,7 @@ from lmpg.language.models.architectures import (
 )
 from lmpg.language.models.decoder_parts import Architecture
 from lmpg.language.models.forward.decoder import Run, hidden_states
+from lmpg.language.models.forward.padding import bears_padding
 from lmpg.language.models.forward.ragged import Ragged
 from lmpg.language.models.forward.recompute import layers_recomputed, recomputed, recomputes
 from lmpg.language.models.inputs import accepted, forward_arguments, trimmed
@@ -41,6 +42,11 @@ class ResponseStates:
     ids_N: Tensor
     slots_N: Tensor
     shape: torch.Size
+
+    @property
+    def step_N(self) -> Tensor:
+        """Which step of its response each token is."""
+        return self.slots_N % self.shape[1]
 
     def spread(self, x_N: Tensor) -> Tensor:
         """One number per token as [B, T], 0 in padding."""
@@ -103,19 +109,23 @@ def _padded_states(trunk: nn.Module, inputs: dict[str, Tensor]) -> ResponseState
     num_steps = response_BT.shape[1]
     step_T = torch.arange(num_steps)
     row_N, step_N = (step_T < lengths_B[:, None]).nonzero(as_tuple=True)
-    flat_N = row_N * num_steps + step_N
     shape = inputs["response_ids"].shape
     device = next(trunk.parameters()).device
-    arguments = accepted(trunk, forward_arguments(rows))
-    with quick_attention(trunk, arguments["input_ids"].shape[1]), layers_recomputed(trunk):
-        moved = {name: x.to(device, non_blocking=True) for name, x in arguments.items()}
-        output = trunk(**moved, use_cache=False)
-    hidden_BTD = output.last_hidden_state[:, -num_steps:]
-    ids_N = response_BT.flatten().index_select(0, flat_N)
+    left = bears_padding(trunk)
+    arguments = forward_arguments(rows, left)
+    width = arguments["input_ids"].shape[1]
+    prompt_B = rows["prompt_lengths"]  # columns of the prompt, with padding
+    if left:
+        prompt_B = torch.full_like(prompt_B, rows["prompt_ids"].shape[1])
+    with quick_attention(trunk, width), layers_recomputed(trunk):
+        moved = {n: x.to(device, non_blocking=True) for n, x in accepted(trunk, arguments).items()}
+        hidden_BLD = trunk(**moved, use_cache=False).last_hidden_state
+    place_N = row_N * width + prompt_B[row_N] - 1 + step_N
+    ids_N = response_BT.flatten().index_select(0, row_N * num_steps + step_N)
     slots_N = row_N * shape[1] + step_N
     return ResponseStates(
         # index_select, not x[index]: its backward is deterministic
-        hidden_BTD.flatten(0, 1).index_select(0, flat_N.to(device)),
+        hidden_BLD.flatten(0, 1).index_select(0, place_N.to(device)),
         ids_N.to(device),
         slots_N.to(device),
         shape,

@@ -21,11 +21,13 @@ from lmpg.language.sampling.stops import StopSearch
 
 @dataclass(frozen=True)
 class Choosing:
-    """How tokens are sampled, and which of them end a response."""
+    """How tokens are sampled, and which of them end a response. bar_early: gives logits in which
+    what cannot come yet has probability 0, by the step."""
 
     top_k: int
     top_p: float
     eos_token_ids: tuple[int, ...]
+    bar_early: Callable[[Tensor, Tensor], Tensor] = lambda logits_NV, step: logits_NV
 
 
 class CudaBatch:
@@ -129,7 +131,8 @@ class CudaBatch:
         slots_N = self._rows_N[:num_places] * self._steps + self._step
         uniforms_N = None if self.greedy else self._uniforms.index_select(0, slots_N)
         top = self._choosing.top_k, self._choosing.top_p
-        choice = choose(self._logits(hidden_ND), uniforms_N, *top)
+        logits_NV = self._choosing.bar_early(self._logits(hidden_ND), self._step)
+        choice = choose(logits_NV, uniforms_N, *top)
         self._tokens_N[:num_places] = choice.tokens_R
         self._ids.index_copy_(0, slots_N, choice.tokens_R)
         self._logprobs.index_copy_(0, slots_N, choice.logprobs_R)

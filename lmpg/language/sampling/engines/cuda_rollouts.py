@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -28,7 +29,7 @@ class CudaRollouts:
 
     def __init__(self, policy: CausalLMPolicy, top_k: int, top_p: float, capture: Capture):
         self._policy = policy
-        self._choosing = Choosing(top_k, top_p, policy.eos_token_ids)
+        self._choosing = Choosing(top_k, top_p, policy.eos_token_ids, policy.head.bar_early)
         self._replays = Replays(capture)
         self._room = (0, 0, 0)
         self._held: tuple[PolicyWeights, CudaBatch] | None = None
@@ -78,14 +79,22 @@ class CudaRollouts:
         batch.look_for_stops(places, num_steps)
         return num_steps
 
+    def _settled(self, held: PolicyWeights, layer: int, fresh: Any) -> Any:
+        """A layer (−1: the head) in the memory that held it before, where it fits: of the weights
+        that are read no more than a layer is there twice."""
+        old = held.head if layer < 0 else held.decoder.layers[layer]
+        return old if copy_weights_in_place(old, fresh, self._policy) else fresh
+
     def _prepared(self, *needed: int) -> CudaBatch:
         """The batch, with memory for so many rows, columns and steps, and the weights of now."""
         rows, columns, steps = room = tuple(map(max, self._room, map(bucketed, needed)))
-        weights = policy_weights(self._policy, columns)
         if room == self._room and self._held is not None:
             held, batch = self._held
+            weights = policy_weights(self._policy, columns, partial(self._settled, held))
             if copy_weights_in_place(held, weights, self._policy):
                 return batch
+        else:
+            weights = policy_weights(self._policy, columns)
         self._replays.forget()
         self._held = None  # its memory is free before the new one's is taken
         decoder = CudaDecoder(weights.decoder, columns, rows)

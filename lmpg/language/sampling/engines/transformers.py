@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache
+from transformers import DynamicCache, RwkvModel
 
-from lmpg.language.models.inputs import mask_and_positions, moved
+from lmpg.language.models.architectures import TOLERANCE, deviation, probe_ids
+from lmpg.language.models.forward.readable import refusing
+from lmpg.language.models.inputs import accepted, mask_and_positions, moved
 from lmpg.language.models.policy import CausalLMPolicy
+from lmpg.language.sampling.engines.caches import (
+    kept,
+    layers_with_states,
+    reorder_layers,
+    reordered,
+    rwkv_step,
+)
 from lmpg.language.sampling.engines.protocol import Engine
+from lmpg.settings.section import UserError
 
 
 class TransformersDecoder:
-    """A model's own forward, token by token; right for any causal language model."""
+    """A model's own forward, token by token, with the cache that it makes itself; right for any
+    causal language model whose prompts are not padded, see `bears_padding`, or may be."""
 
     def __init__(self, policy: CausalLMPolicy):
         self._trunk, self._last_position = policy.trunk, policy.context_length - 1
-        self._cache: Any = DynamicCache(config=policy.causal_lm.config)
-        # ALiBi and recurrent models take none
-        self._takes_positions = "position_ids" in inspect.signature(self._trunk.forward).parameters
+        self._cache: dict[str, Any] = {}
+        self._layers = layers_with_states(self._trunk)
+        if self._layers:  # such a model does not return the cache of its other layers
+            self._cache = {"past_key_values": DynamicCache(config=policy.causal_lm.config)}
+        self._is_rwkv = type(self._trunk) is RwkvModel
 
     def prefill(self, ids_PL: Tensor, lengths_P: Tensor, prompt_R: Tensor) -> Tensor:
         """Reads prompts (padded left) and opens a row for each entry of prompt_R, [R, D]."""
@@ -30,7 +42,7 @@ class TransformersDecoder:
         end_P = torch.full_like(lengths_P, width)
         mask_PL, positions_PL = mask_and_positions(end_P - lengths_P, end_P, width)
         hidden_PLD = self._forward(ids_PL, mask_PL, positions_PL)
-        self._cache.reorder_cache(prompt_R)
+        self._reorder(prompt_R)
         self._position_R = lengths_P.index_select(0, prompt_R)
         self._mask_RL = mask_PL.index_select(0, prompt_R)
         return hidden_PLD[:, -1].index_select(0, prompt_R)
@@ -47,16 +59,33 @@ class TransformersDecoder:
         """Moves the rows `tail` to the places `holes`; the first num_rows go on."""
         order_R = torch.arange(len(self._position_R), device=holes.device)
         order_R = moved(order_R, holes, tail, num_rows)
-        self._cache.reorder_cache(order_R)
+        self._reorder(order_R)
         self._position_R = self._position_R.index_select(0, order_R)
         self._mask_RL = self._mask_RL.index_select(0, order_R)
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        arguments = {"input_ids": ids, "attention_mask": mask}
-        if self._takes_positions:
-            arguments["position_ids"] = positions
-        output = self._trunk(**arguments, past_key_values=self._cache, use_cache=True)
+        if self._is_rwkv and ids.shape[1] == 1:
+            hidden, state = rwkv_step(self._trunk, ids, self._cache.get("state"))
+            self._cache = {"state": state}
+            return hidden
+        arguments = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        if self._cache and "past_key_values" not in self._cache:
+            arguments.pop("attention_mask")  # Mamba's is of the tokens that it reads now
+        arguments = accepted(self._trunk, arguments)
+        output = self._trunk(**arguments, **self._cache, use_cache=True)
+        self._cache = kept(output) or self._cache
+        if not self._cache:
+            raise UserError(
+                f"model.path: {type(self._trunk).__name__} keeps nothing between tokens, expected "
+                "a causal language model that need not read its whole text again for each; choose "
+                "another"
+            )
         return output.last_hidden_state
+
+    def _reorder(self, order_R: Tensor) -> None:
+        """The rows of the cache, in this order."""
+        self._cache = {name: reordered(cache, order_R) for name, cache in self._cache.items()}
+        reorder_layers(self._layers, order_R)
 
 
 def transformers_engine(policy: CausalLMPolicy) -> Engine:
@@ -64,3 +93,36 @@ def transformers_engine(policy: CausalLMPolicy) -> Engine:
     values = None if policy.value_head is None else policy.values
     decoder = TransformersDecoder(policy)
     return Engine(decoder, policy.head.logits, values, policy.autocast, 1 / 16)
+
+
+@torch.no_grad()
+def refuse_unusable_cache(policy: CausalLMPolicy) -> None:
+    """UserError unless the model gives, token by token and with rows that move, the hidden states
+    that it gives for whole texts."""
+    ids_RL = probe_ids(policy.causal_lm, 2, min(policy.context_length, 8)).to(policy.device)
+    with refusing(policy, "texts that go on token by token"):
+        with policy.autocast():
+            _hidden_after_steps(policy, ids_RL)
+        with policy.in_float32():
+            whole = policy.trunk(input_ids=ids_RL).last_hidden_state
+            found = _hidden_after_steps(policy, ids_RL)
+    off = deviation(found, whole.flip(0)[:, -found.shape[1] :])
+    if not off <= TOLERANCE:
+        raise UserError(
+            f"model.path: what {type(policy.causal_lm).__name__} keeps between tokens does not "
+            f"give what its plain forward gives (hidden states deviate by {off:.2g}), expected a "
+            "causal language model that samples what it learns from; choose another"
+        )
+
+
+def _hidden_after_steps(policy: CausalLMPolicy, ids_RL: Tensor) -> Tensor:
+    """Of the second text and the first, before and after each of their last tokens."""
+    decoder = TransformersDecoder(policy)
+    first, rest = ids_RL.split([ids_RL.shape[1] // 2, -(-ids_RL.shape[1] // 2)], 1)
+    device = ids_RL.device
+    lengths = torch.full((2,), first.shape[1], device=device)
+    # the second text has two rows, of which the last takes the place of the first
+    hidden = [decoder.prefill(first, lengths, torch.tensor([1, 0, 1], device=device))[:2]]
+    decoder.keep(torch.tensor([0], device=device), torch.tensor([2], device=device), 2)
+    hidden += [decoder.advance(ids_R) for ids_R in rest.flip(0).T]
+    return torch.stack(hidden, 1)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lmpg.functional.logprobs import LogitShape
 from lmpg.language.models.architectures import architecture
 from lmpg.language.models.decoder_parts import Architecture, DecoderLayer, Norm, in_use
-from lmpg.language.models.lora import is_lora
+from lmpg.language.models.lora import adapted_weight, is_lora
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.sampling.engines.linear import DenseLinear, PackedLinear, linear
 
@@ -118,7 +118,13 @@ class PolicyWeights:
         return None if head is None else lambda hidden_RD: head(hidden_RD)[:, 0]
 
 
-def policy_weights(policy: CausalLMPolicy, length: int) -> PolicyWeights:
+Settle = Callable[[int, Any], Any]
+"""What becomes of a part as soon as it is read: number of a layer (−1: the head), the part."""
+
+
+def policy_weights(
+    policy: CausalLMPolicy, length: int, settle: Settle = lambda _, part: part
+) -> PolicyWeights:
     """The weights of `policy` as they are now, for contexts of `length` tokens."""
     model: Any = policy.causal_lm
     kept = model.get_input_embeddings().weight.dtype
@@ -126,11 +132,15 @@ def policy_weights(policy: CausalLMPolicy, length: int) -> PolicyWeights:
     shape = policy.head.shape
     # without a softcap all factors of the logits are one, of the hidden states and of the bias
     head = _head_weights(model, dtype, 1.0 if shape.softcap is not None else shape.factor)
-    return PolicyWeights(decode_weights(model, length, dtype), head, shape, policy.value_head)
+    head = settle(-1, head)
+    decoder = decode_weights(model, length, dtype, settle)
+    return PolicyWeights(decoder, head, shape, policy.value_head)
 
 
 @torch.no_grad()
-def decode_weights(model: Any, length: int, dtype: torch.dtype) -> DecodeWeights:
+def decode_weights(
+    model: Any, length: int, dtype: torch.dtype, settle: Settle = lambda _, part: part
+) -> DecodeWeights:
     """Copies of the weights as they are now, for contexts of `length` tokens."""
     with torch.autocast(model.device.type, enabled=False):
         decoder = architecture(model)
@@ -146,7 +156,10 @@ def decode_weights(model: Any, length: int, dtype: torch.dtype) -> DecodeWeights
             embedding_scale=decoder.embedding_scale,
             position_embedding=None if positions is None else positions.weight.detach(),
             rotations=rotations,
-            layers=[_layer_weights(decoder, x, orders, length, dtype) for x in decoder.layers],
+            layers=[
+                settle(i, _layer_weights(decoder, x, orders, length, dtype))
+                for i, x in enumerate(decoder.layers)
+            ],
             last_norm=_norm(decoder.last_norm),
             activation=decoder.activation_name,
             heads=decoder.heads,
@@ -211,22 +224,10 @@ def _read(module: Any, dtype: torch.dtype) -> Matrix:
     if inner is not module and not module.merged and not module.disable_adapters:
         for name in module.active_adapters:
             if name in module.lora_A:
-                weight = _adapted(module, name, weight)
+                weight = adapted_weight(module, name, weight)
     if isinstance(inner, transformers.pytorch_utils.Conv1D):
         weight = weight.T
     return weight, None if bias is None else bias.detach()
-
-
-def _adapted(module: Any, name: str, weight: Tensor) -> Tensor:
-    """A layer's weight with the adapter `name` added; with DoRA (arXiv 2402.09353) all that leads
-    to an output is then brought to the length that was learned."""
-    weight = weight + module.get_delta_weight(name).detach()
-    if name not in module.lora_magnitude_vector:
-        return weight
-    inputs = 0 if module.fan_in_fan_out else 1
-    length = torch.linalg.vector_norm(weight, dim=inputs)
-    factor = module.lora_magnitude_vector[name].weight.detach() / length
-    return weight * factor.unsqueeze(inputs)
 
 
 def _split(parts: list[Matrix], sizes: list[int]) -> list[Matrix]:
