@@ -53,7 +53,7 @@ PPO_MINIBATCHES = 4
 
 
 def steps(algorithm: type[Section], chosen: RawSettings) -> RawSettings:
-    """The optimizer steps that suit a model of the user's own.
+    """The optimizer steps that suit a model of the user's own, in micro-batches that fit.
 
     One for each rollout, of which responses are compared with each other, and whose gradient is
     right for the policy that sampled; a method with ratios and a critic divides the rollout into
@@ -62,7 +62,7 @@ def steps(algorithm: type[Section], chosen: RawSettings) -> RawSettings:
     needs, given = _needs(algorithm, chosen), chosen.get("update") or {}
     fields = UpdateSettings.model_fields
     rate = rate_that_suits(chosen, fields["learning_rate"].default)
-    update = {"learning_rate": rate}
+    update: RawSettings = {"learning_rate": rate, "microbatch_tokens": "auto"}
     size = str(given.get("rollout_size", fields["rollout_size"].default))
     if size.isdecimal():  # else it is refused when all settings are checked
         several = {"ratios", "critic"} <= needs and int(size) % PPO_MINIBATCHES == 0

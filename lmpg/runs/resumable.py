@@ -18,6 +18,7 @@ MAY_DIFFER = {  # the number of steps, saving and trackers; and what changes mem
     "run.push_to_hub",
     "update.microbatch_size",
     "update.microbatch_tokens",
+    "update.memory_share",
 }
 ADVISED = {  # what a run that stopped advises to change; said in the log, as the results change
     "update.learning_rate",

@@ -19,6 +19,7 @@ from lmpg.language.models.forward.recompute import recompute_layers
 from lmpg.language.models.forward.response_states import ResponseStates, response_states
 from lmpg.language.models.forward.reuse import ForwardReuse
 from lmpg.language.models.head import Head
+from lmpg.language.models.inputs import unpadded_rows
 from lmpg.language.models.lora import save_adapter_and_merged
 from lmpg.language.models.precision import in_float32, save_folder
 from lmpg.language.models.reference import Reference
@@ -290,11 +291,3 @@ class CausalLMPolicy(nn.Module):
             save_value_head(self.value_head, folder)
         if self.critic is not None:
             self.critic.save_pretrained(folder / FOLDER, tokenizer, self.saved_dtype)
-
-
-def unpadded_rows(inputs: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """(prompt ids, response ids) of each row, without padding."""
-    lengths = zip(inputs["prompt_lengths"].tolist(), inputs["response_lengths"].tolist())
-    for b, (prompt, response) in enumerate(lengths):
-        width = inputs["prompt_ids"].shape[1]
-        yield inputs["prompt_ids"][b, width - prompt :], inputs["response_ids"][b, :response]

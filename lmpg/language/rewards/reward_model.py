@@ -57,6 +57,11 @@ class ModelReward:
         """How many weights the model has."""
         return sum(p.numel() for p in self.scorer.model.parameters())
 
+    @property
+    def num_bytes(self) -> int:
+        """How much memory they take."""
+        return sum(p.nbytes for p in self.scorer.model.parameters())
+
     def submit(self, request: RewardRequest) -> Callable[[], RewardReply]:
         """Models work in this process: it scores when the reply is asked for."""
         return partial(self.reply, request)

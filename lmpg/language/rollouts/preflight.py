@@ -15,7 +15,8 @@ from torch import Tensor
 
 from lmpg.language.data.prompts import Prompt, shortest_and_longest
 from lmpg.language.models.architectures import has_experts
-from lmpg.language.models.policy import CausalLMPolicy, unpadded_rows
+from lmpg.language.models.inputs import unpadded_rows
+from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.reference import Reference
 from lmpg.language.rollouts.generation import Generator
 from lmpg.runtime.seeding import generator as seeded
