@@ -44,7 +44,6 @@ def work_of(
     """The sizes of a run. reward_models: their bytes. count: of processes."""
     longest = max(len(prompt.ids) for prompt in [*prompts.train, *prompts.held_out])
     update, model = settings.update, shape_of(policy.causal_lm)
-    critic = "critic" in settings.algorithm.needs
     of_minibatch = -(-update.minibatch_size // count)
     rows = min(update.microbatch_size, of_minibatch)
     work = Work(
@@ -57,7 +56,7 @@ def work_of(
         kept=policy.frozen_dtype.itemsize,
         product=2 if policy.bf16 else 4,
         saved=policy.saved_dtype.itemsize,
-        critic=settings.model.critic if critic else "",
+        optimizer=update.optimizer,
         critic_shape=None if policy.critic is None else shape_of(policy.critic.trunk),
         frozen=_frozen(settings, policy, own) | {"reward models": float(reward_models)},
         recompute=settings.model.gradient_checkpointing,

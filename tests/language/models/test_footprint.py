@@ -106,19 +106,17 @@ def test_activations_are_those_that_a_forward_keeps(kind, length, bf16, rank, ke
     policy = policy_of(kind, bf16, rank, kept)
     work = work_of(policy, length, rank)
     expected = kept_for_backward(policy, inputs_of(work))
-    assert graph(work, work.model, bool(rank)) == pytest.approx(expected, rel=0.07)
+    assert graph(work, work.model) == pytest.approx(expected, rel=0.07)
 
 
 def test_of_layers_that_are_recomputed_the_stream_before_each_is_kept():
     policy = policy_of("llama")
     policy.recompute_layers()
     work = work_of(policy, 40, recompute=True)
-    again = ROWS * 40 * layer_bytes(work, work.model, False)
+    again = ROWS * 40 * layer_bytes(work, work.model)
     expected = kept_for_backward(policy, inputs_of(work))
-    assert graph(work, work.model, False) - again == pytest.approx(expected, rel=0.15)
-    assert graph(work, work.model, False) < 0.5 * graph(
-        replace(work, recompute=False), work.model, False
-    )
+    assert graph(work, work.model) - again == pytest.approx(expected, rel=0.15)
+    assert graph(work, work.model) < 0.5 * graph(replace(work, recompute=False), work.model)
 
 
 @catches("a frozen weight counted in the precision of those that learn")

@@ -16,8 +16,9 @@ Parts = dict[str, float]
 FP32, BF16 = 4, 2
 LIBRARIES = 0.45e9
 """Python with torch and transformers, before any model."""
-STATES: dict[str, float] = {"adamw": 2 * FP32}
-"""Bytes of an optimizer's states for each weight that learns."""
+STATES: dict[str, float] = {"adamw": 2 * FP32, "adamw_8bit": 2.0, "adafactor": 0.0}
+"""Bytes of an optimizer's states for each weight that learns; those of rows and columns, or of
+blocks, are no matter."""
 _PLAIN_UP_TO = {BF16: 256, FP32: 128}
 """Keys up to which attention on a CPU keeps its weights; see `models/forward/attention.py`."""
 _LOGITS_AT_ONCE = {"cpu": 2**20, "cuda": 2**25}
@@ -30,10 +31,10 @@ _OWN_FORWARD = 2.0
 @dataclass(frozen=True)
 class Work:
     """A run's sizes. rank: of adapters, 0 where the whole model learns. kept, product, saved: bytes
-    of a frozen weight, of a number in a product, of a weight in `final/`. critic: "" for none,
-    shared, or a trunk of its own, of the shape `critic_shape`. frozen: bytes of other models. rows:
-    of a micro-batch, each with `prompt` tokens and then `response`; sampled: rows of a rollout.
-    several: whether a minibatch has several micro-batches. count: of processes.
+    of a frozen weight, of a number in a product, of a weight in `final/`. critic_shape: of a critic
+    with weights of its own. frozen: bytes of other models. rows: of a micro-batch, each with
+    `prompt` tokens and then `response`; sampled: rows of a rollout. several: whether a minibatch
+    has several micro-batches. count: of processes.
     """
 
     model: Shape
@@ -46,7 +47,6 @@ class Work:
     product: int = FP32
     saved: int = FP32
     optimizer: str = "adamw"
-    critic: str = ""
     critic_shape: Shape | None = None
     frozen: Parts = field(default_factory=dict)
     recompute: bool = False
@@ -140,10 +140,10 @@ def engine(work: Work) -> Parts:
 
 
 def _learning(work: Work) -> Parts:
-    graphs = [(graph(work, work.model, bool(work.rank)), float(FP32 * work.learning))]
+    graphs = [(graph(work, work.model), float(FP32 * work.learning))]
     if work.critic_shape is not None:
         critic = work.critic_shape
-        graphs.append((graph(work, critic, False), FP32 * critic.trunk))
+        graphs.append((graph(work, critic), FP32 * critic.trunk))
     kept, gradients = (_sums if work.several else _in_turn)(graphs)
     exchanged = sum(x for _, x in graphs) if work.count > 1 else 0
     parts = {"gradients": gradients, "activations": kept, "logits": logits(work)}
@@ -164,15 +164,15 @@ def _in_turn(graphs: list[tuple[float, float]]) -> tuple[float, float]:
     return max(((k, left[-1] - done) for k, done in zip(kept, left)), key=sum)
 
 
-def graph(work: Work, model: Shape, adapters: bool) -> float:
+def graph(work: Work, model: Shape) -> float:
     """Bytes that a forward of a micro-batch keeps for its backward pass, without the head."""
     tokens = work.rows * work.length
-    inside = tokens * layer_bytes(work, model, adapters)
+    inside = tokens * layer_bytes(work, model)
     if not model.known:
         inside *= _OWN_FORWARD
     if work.recompute:  # the stream before each layer, and one layer as it is computed again
         return tokens * model.layers * model.hidden * FP32 + inside
-    return model.layers * inside + casts(work, model, adapters)
+    return model.layers * inside
 
 
 def widened(work: Work) -> float:
@@ -182,21 +182,13 @@ def widened(work: Work) -> float:
     return FP32 * (work.model.trunk - work.model.head) if low and work.device == "cpu" else 0.0
 
 
-def casts(work: Work, model: Shape, adapters: bool) -> float:
-    """Copies of frozen weights in the precision of products, which the backward pass reads."""
-    widened = adapters and work.kept == FP32 and work.product == BF16
-    return BF16 * (model.trunk - model.head) if widened else 0
-
-
-def layer_bytes(work: Work, model: Shape, adapters: bool) -> float:
+def layer_bytes(work: Work, model: Shape) -> float:
     """Bytes that a layer keeps for each token."""
     b = work.product
     stream = 2 * model.hidden * FP32  # what its norms read
     if model.head_norms:
         stream += (model.queries + model.keys) * FP32
-    # peft widens an adapter's input, and autocast makes a copy of that for each of them
-    copies = model.qkv + model.mlp_inputs if adapters and b == BF16 else 2
-    inputs = copies * model.hidden * b + model.queries * b
+    inputs = (2 * model.hidden + model.queries) * b  # of attention, of the MLP, of `out`
     return stream + inputs + attention_bytes(work, model) + model.mlp_kept * model.inner * b
 
 

@@ -61,8 +61,7 @@ def remedies(work: Work) -> dict[str, float]:
     if work.rows > 1:
         found["--update.microbatch-size 1"] = total(replace(work, rows=1, several=True))
     if work.critic_shape is not None:
-        shared = replace(work, critic="shared", critic_shape=None)
-        found["--model.critic shared"] = total(shared)
+        found["--model.critic shared"] = total(replace(work, critic_shape=None))
     if work.product != BF16:
         found["--model.precision bf16"] = total(replace(work, product=BF16))
     return found

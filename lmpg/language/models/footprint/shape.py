@@ -14,9 +14,8 @@ class Shape:
     """A decoder's sizes. weights: of the whole model, tied ones once; trunk: without a head of its
     own. linear_width: inputs and outputs of all linear layers that get an adapter, summed; times
     the rank, an adapter's weights. hidden, inner: numbers of a token in the stream, in an MLP.
-    mlp_kept: multiples of `inner` that an MLP keeps for its backward pass. mlp_inputs, qkv: layers
-    that read the stream in an MLP, and for attention. head_norms: whether queries and keys are
-    normalised. known: whether lmpg's own forward serves it.
+    mlp_kept: multiples of `inner` that an MLP keeps for its backward pass. head_norms: whether
+    queries and keys are normalised. known: whether lmpg's own forward serves it.
     """
 
     weights: int
@@ -30,8 +29,6 @@ class Shape:
     head_dim: int
     inner: int
     mlp_kept: int = 3
-    mlp_inputs: int = 2
-    qkv: int = 3
     head_norms: bool = False
     known: bool = True
 
@@ -97,8 +94,6 @@ def _read(model: Any) -> dict[str, Any]:
         "kv_heads": found.kv_heads,
         "head_dim": found.head_dim,
         "mlp_kept": kept,
-        "mlp_inputs": len(layer.mlp_in),
-        "qkv": len(layer.qkv),
         "head_norms": layer.q_norm is not None,
     }
 
