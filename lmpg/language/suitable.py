@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from lmpg.language.data.reasoning import PREFIX
+from lmpg.language.models.paths import is_adapter_folder
 from lmpg.language.worlds.registry import WORLDS, world_asked_for, world_stage
 from lmpg.settings.raw import RawSettings, merged
 from lmpg.settings.section import Section
@@ -85,7 +86,8 @@ def rate_that_suits(chosen: RawSettings, whole_model: float) -> float:
     """The learning rate of what is trained: the whole model, or adapters (LoRA)."""
     model = chosen.get("model") or {}
     rank = (model.get("lora") or {}).get("rank", 0)
-    return whole_model if str(rank) == "0" else round(ADAPTERS_FASTER * whole_model, 12)
+    whole = str(rank) == "0" and not is_adapter_folder(model.get("path"))
+    return whole_model if whole else round(ADAPTERS_FASTER * whole_model, 12)
 
 
 def own_reward(given: RawSettings) -> RawSettings:

@@ -20,12 +20,24 @@ class LoraSettings(Section):
     """Linear layers that get an adapter: ends of their names, or regular expressions for whole
     names; empty (or all-linear) means all but the head. Each must fit a layer."""
 
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Which biases of the model learn too: all, or those of the layers with an adapter."""
+    modules_to_save: tuple[str, ...] = ()
+    """Modules that are trained as a whole, as a copy that is saved with the adapter: ends of their
+    names, such as lm_head, embed_tokens (tied ones stay tied), norm."""
+    use_rslora: bool = False
+    """Multiply by alpha / √rank instead (arXiv 2312.03732), so that higher ranks learn as fast."""
+    use_dora: bool = False
+    """Learn the length of each layer's weight vectors apart from their direction (DoRA, arXiv
+    2402.09353); takes more time."""
+
 
 class ModelSettings(Section):
     """The causal language model that is the policy."""
 
     path: str | None = None
-    """Hub id or folder of a causal LM; none takes that of the built-in world `data.world`."""
+    """Hub id or folder of a causal LM, or of a LoRA adapter, which goes on learning over its base
+    model; none takes that of the built-in world `data.world`."""
     revision: str | None = None
     """Branch, tag or commit of `path` on the Hub; none is its main branch."""
     tokenizer: str | None = None

@@ -133,8 +133,8 @@ class PreferenceObjective(ABC, Generic[E, A]):
 def with_reference(
     examples: Sequence[E], policy: CausalLMPolicy, rows: int, processes: Processes
 ) -> Stored[E]:
-    """The examples with their `ref_logprobs`; the reference is the policy as it is now, below any
-    adapter, so this comes before training. rows: examples per forward pass."""
+    """The examples with their `ref_logprobs`; the reference is the policy as it is now, so this
+    comes before training. rows: examples per forward pass."""
     numbers = range(2 * len(examples))
     texts: Stored[Text] = Stored(lambda i: examples[i // 2].texts[i % 2], numbers)
     found = reference_logprobs(policy, texts, 2 * rows, processes) if texts else []

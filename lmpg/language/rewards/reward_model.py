@@ -15,11 +15,11 @@ from lmpg.language.models.forward.kept_weights import chosen_dtype, exact_dtype,
 from lmpg.language.models.loading import (
     context_length,
     load_sequence_classifier,
-    refuse_smaller_vocabulary,
 )
 from lmpg.language.models.precision import keep_angles_exact
 from lmpg.language.models.pretrained import pretrained_tokenizer
 from lmpg.language.models.sequence_classifier import SequenceScorer
+from lmpg.language.models.start.vocabulary import refuse_smaller_vocabulary
 from lmpg.language.rewards.request import RewardReply, RewardRequest
 from lmpg.language.rewards.worker import LONGEST_MESSAGE
 

@@ -177,7 +177,7 @@ def graph(work: Work, model: Shape, adapters: bool) -> float:
 
 def widened(work: Work) -> float:
     """On a CPU, weights kept in bfloat16 are widened one by one between activations that stay; the
-    heap cannot use again what these leave of the room, so that in the end all have had their own."""
+    heap cannot use again the room that these leave, so that in the end all have had their own."""
     low = work.rank and work.kept == BF16 and work.product == FP32
     return FP32 * (work.model.trunk - work.model.head) if low and work.device == "cpu" else 0.0
 

@@ -135,7 +135,7 @@ class _Cast(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, dtype):
-        ctx.dtype = dtype
+        ctx.dtype, ctx.bias_dtype = dtype, None if bias is None else bias.dtype
         x = x.to(dtype)
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return F.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
@@ -145,10 +145,11 @@ class _Cast(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         by_x, by_weight, by_bias = ctx.needs_input_grad[:3]
+        rows = grad.flatten(0, -2)
         return (
             grad @ weight.to(ctx.dtype) if by_x else None,
-            (grad.T @ x).to(weight.dtype) if by_weight else None,
-            grad.sum(0).to(weight.dtype) if by_bias else None,
+            (rows.T @ x.flatten(0, -2)).to(weight.dtype) if by_weight else None,
+            rows.sum(0).to(ctx.bias_dtype) if by_bias else None,
             None,
         )
 
