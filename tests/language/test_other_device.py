@@ -7,7 +7,9 @@ import json
 import pytest
 import torch
 
+from lmpg.language.models import loading, precision
 from lmpg.language.models.inputs import uploaded
+from lmpg.language.models.settings import ModelSettings
 from lmpg.language.sampling.choice import choose
 from lmpg.runtime.machine import widest
 from tests.support.other_device import DEVICE, Rules, other_device
@@ -109,3 +111,85 @@ def test_the_other_device_refuses_what_a_gpu_refuses():
         with pytest.raises(TypeError, match="float64 on the device"):
             torch.zeros(3, dtype=torch.float64, device=DEVICE)
     assert len(rules.refused) == 3
+
+
+@pytest.fixture
+def ampere(monkeypatch):
+    """A device whose products round as TF32 does where torch lets them."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    monkeypatch.setattr(precision, "has_tf32", lambda device: device.type == DEVICE.type)
+    monkeypatch.setattr(loading, "has_tf32", precision.has_tf32)
+    with other_device(monkeypatch, tf32=True) as rules:
+        yield rules
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@catches("TF32's log-probs taken as the sampler recorded them")
+@pytest.mark.parametrize(("allowed", "words"), [("True", "TF32"), ("False", "fp32")])
+def test_fp32_products_are_tf32_unless_forbidden(allowed, words, ampere, tmp_path, capsys):
+    short = {"run.total-steps": 1, "sampling.max-new-tokens": 4, "evaluation.size": 1}
+    flags = own_parts(tmp_path / "parts") | short | {"model.tf32": allowed}
+    run_here("ppo", flags | {"run.output-dir": tmp_path / "run"})
+    line = next(x for x in capsys.readouterr().out.splitlines() if "self-test" in x)
+    source = "computed again" if words == "TF32" else "as sampled"
+    assert f"old log-probs {source} ({words})" in line
+    assert line.startswith("self-test: ratio 1.000000")
+    assert ("all rms in TF32" in line) is (words == "TF32")
+    assert ampere.rounded > 0 if words == "TF32" else ampere.rounded == 0
+    high = "high" if words == "TF32" else "highest"
+    assert torch.get_float32_matmul_precision() == high
+    assert torch.backends.cudnn.allow_tf32 is (words == "TF32")
+
+
+@catches("TF32 on in a probe")
+@pytest.mark.parametrize(("allowed", "own"), [(True, "TF32"), (False, None)])
+def test_a_probe_rounds_nothing(allowed, own, ampere, tmp_path):
+    settings = ModelSettings(path=save_tiny(tmp_path / "model"), tf32=allowed)
+    tokenizer = loading.tokenizer_of(settings)
+    policy = loading.load_policy(settings, tokenizer, critic=False, temperature=1.0, device=DEVICE)
+    assert policy.rounds == own
+    done = ampere.rounded
+    with torch.no_grad(), policy.in_float32():
+        policy.trunk(input_ids=torch.tensor([[5, 6]], device=DEVICE))
+        assert policy.rounds is None
+        assert not torch.backends.cudnn.allow_tf32
+    assert ampere.rounded == done
+    assert policy.rounds == own
+
+
+class ProductRotaryEmbedding(torch.nn.Module):
+    """As some of transformers compute the angles of positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.inv_freq = torch.nn.Parameter(torch.tensor([[1.0], [0.1]]))
+
+    def forward(self, positions):
+        return self.inv_freq @ positions[None]
+
+
+@catches("angles of positions in TF32")
+def test_angles_of_positions_stay_exact(ampere):
+    model = torch.nn.Sequential(ProductRotaryEmbedding()).to(DEVICE)
+    positions = torch.tensor([2048.0, 2049.0], device=DEVICE)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    assert model(positions).cpu()[0].tolist() == [2048.0, 2050.0]  # what TF32 makes of them
+    torch.set_float32_matmul_precision(before)
+    precision.allow_tf32(model, True)
+    assert model(positions).cpu()[0].tolist() == [2048.0, 2049.0]
+    with pytest.raises(RuntimeError):
+        model(positions[:, None, None])
+    assert torch.get_float32_matmul_precision() == "high"  # all else in TF32 as before
+
+
+def test_the_cpu_has_no_switch_for_tf32(tmp_path):
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    for allowed in (True, False):
+        settings = ModelSettings(path=save_tiny(tmp_path / "model"), tf32=allowed)
+        tokenizer = loading.tokenizer_of(settings)
+        policy = loading.load_policy(settings, tokenizer, critic=False, temperature=1.0)
+        assert policy.rounds is None
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+        assert not policy.trunk.rotary_emb._forward_hooks

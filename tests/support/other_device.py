@@ -82,7 +82,8 @@ class Rules(TorchDispatchMode):
     """While it is on, operations on the device follow these rules.
 
     lacking: kinds of numbers that the device does not have. tf32: whether its matrix products round
-    their factors where torch allows it. refused: what was asked for against the rules.
+    their factors where torch allows it. refused: what was asked for against the rules. rounded: how
+    many products rounded their factors.
     """
 
     now: Rules
@@ -91,6 +92,7 @@ class Rules(TorchDispatchMode):
         super().__init__()
         self.lacking, self.tf32 = lacking, tf32
         self.refused: list[str] = []
+        self.rounded = 0
         Rules.now = self
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -127,6 +129,7 @@ class Rules(TorchDispatchMode):
             return args
         if torch.get_float32_matmul_precision() == "highest":
             return args
+        self.rounded += 1
         return (*args[:-2], *(rounded(x) for x in args[-2:]))
 
     def _refuse_both(self, func: Any, far: list[Far], tensors: list[Tensor]) -> None:

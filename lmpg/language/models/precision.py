@@ -86,7 +86,7 @@ def exact_products() -> Iterator[None]:
 
 def keep_angles_exact(model: nn.Module) -> None:
     """Where there is TF32, let the model's rotary embeddings multiply position and frequency
-    without rounding them: transformers makes that a matrix product, and TF32 knows no 2049."""
+    without rounding them: some make that a matrix product, and TF32 knows no 2049."""
     if not has_tf32(next(model.parameters()).device):
         return
     module: Any
