@@ -23,17 +23,34 @@ from lmpg.settings.section import UserError
 
 def bos_ids(tokenizer: Any) -> list[int]:
     """The ids that the tokenizer puts before a text: [BOS] or nothing."""
+    added = getattr(tokenizer, "add_bos_token", None), tokenizer.bos_token_id
+    return list(_bos_ids(tokenizer, *_reads(tokenizer), added))
+
+
+@lru_cache(maxsize=4)
+def _bos_ids(tokenizer: Any, *_: Any) -> tuple[int, ...]:
     bare = encode(tokenizer, "a")
     full = list(tokenizer("a", verbose=False)["input_ids"])
     for start in range(len(full) - len(bare) + 1):
         if bare and full[start : start + len(bare)] == bare:
-            return full[:start]
-    return []
+            return tuple(full[:start])
+    return ()
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
     """Ids of `text` alone, without BOS or EOS."""
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    return list(_encoded(tokenizer, text, *_reads(tokenizer)))
+
+
+@lru_cache(maxsize=8)
+def _encoded(tokenizer: Any, text: str, *_: Any) -> tuple[int, ...]:
+    """A prompt is read again before each of its answers."""
+    return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _reads(tokenizer: Any) -> tuple[bool, int]:
+    """What ids depend on that may change as long as a tokenizer lives."""
+    return reads_special_tokens_as_text(tokenizer), len(tokenizer)
 
 
 def prompt_ids(
