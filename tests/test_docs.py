@@ -61,6 +61,11 @@ def test_one_natural_step_leads_to_one_policy_and_three_plain_ones_to_three():
     assert np.ptp(ends[names.plain], axis=0).max() > 0.1
 
 
+def test_the_table_of_memory_is_what_the_runs_would_say():
+    page = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+    assert script("memory_table").table() in page
+
+
 def test_the_table_of_bounds_is_made_of_no_violations():
     bounds = script("bounds")
     error, *gaps = np.array([bounds.gaps(seed) for seed in range(20)]).T

@@ -24,7 +24,7 @@ PATH = re.compile(rf"(?<![\w/.-])(?:{FOLDERS})/[\w./*-]*")
 MODULE = re.compile(r"(?<![\w/.-])(?:lmpg|tests)(?:\.[a-zA-Z_]\w*)+(?![\w/])")
 INVENTED = {"lmpg/algorithms/gpg.py", "configs/algorithms/gpg.yaml", "lmpg.algorithms.gpg"}
 PLACEHOLDER = re.compile(r"[A-Z]{2,}")  # METHOD_ENV.yaml stands for many files
-FLAG = re.compile(r"--([a-z]+)\.([a-z][a-z-]*)")
+FLAG = re.compile(r"--([a-z]+)\.([a-z][a-z0-9-]*)")
 
 
 def prose(page: Path) -> str:

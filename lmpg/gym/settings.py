@@ -44,6 +44,11 @@ class GymSettings(Section, Generic[A]):
 
     @model_validator(mode="after")
     def _refuse_what_needs_a_language_model(self) -> GymSettings:
+        if self.update.microbatch_tokens == "auto":
+            raise ValueError(
+                "update.microbatch_tokens = auto, but an environment's steps are no tokens. Leave "
+                "it out, or set update.microbatch_size"
+            )
         needs: frozenset[str] = getattr(self.algorithm, "needs", frozenset())
         if getattr(self.algorithm, "group_size", 1) > 1 or "greedy" in needs:
             name = algorithm_name(type(self.algorithm))

@@ -12,6 +12,7 @@ import torch
 from lmpg.language.data.examples import Split
 from lmpg.language.data.prompts import Prompt, common_columns, load_prompts, prompts_from_rows
 from lmpg.language.data.tokenizing import completion_text, reading_tokenizer
+from lmpg.language.forecast import wants_reference, with_fitting_microbatches, work_of
 from lmpg.language.models.loading import load_policy, load_reference, tokenizer_of
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.reference import Reference
@@ -19,11 +20,12 @@ from lmpg.language.models.settings import ModelSettings
 from lmpg.language.rewards.process_rewards import Decode
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rewards.settings import RewardSettings
+from lmpg.language.rollouts.arithmetic import as_it_began, settle
 from lmpg.language.rollouts.collect import LanguageSource
 from lmpg.language.rollouts.dynamic_sampling import DynamicSampling
 from lmpg.language.rollouts.evaluation import Evaluator
 from lmpg.language.rollouts.generation import Generator, stop_search
-from lmpg.language.rollouts.preflight import ids_to_test, judged, require_sound
+from lmpg.language.rollouts.preflight import check, ids_to_test
 from lmpg.language.rollouts.score_processing import ScoreProcessing
 from lmpg.language.rollouts.scoring import GroupSampler
 from lmpg.language.run_inputs import inputs_of
@@ -35,6 +37,7 @@ from lmpg.runs import checkpoint
 from lmpg.runs.fingerprints import Inputs
 from lmpg.runs.folder import RunFolder
 from lmpg.runs.tracking import Tracker
+from lmpg.runtime.machine import give_back_freed_memory
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import UserError
 from lmpg.training.old_logprobs import OldLogprobs
@@ -98,8 +101,8 @@ def prepare(
 ) -> PreparedRun:
     """Make every part of a run; all bad input is refused here, before any work."""
     refuse_idle_processes(settings, processes)
-    world = world or _built(settings, processes)
-    settings = with_world(settings, world) if world else settings
+    world, asked = world or _built(settings, processes), settings.model.precision
+    settings = as_it_began(with_world(settings, world) if world else settings, folder, processes)
     tokenizer = reading_tokenizer(tokenizer_of(settings.model), settings.data)
     torch.manual_seed(settings.run.seed)  # LoRA's factors are drawn from the global generator
     policy = load_policy(
@@ -110,21 +113,26 @@ def prepare(
         device=processes.device,
         reward_model=next(iter(settings.rewards.models), None),
     )
+    facts = settle(asked, settings.model.precision, policy.causal_lm, folder, processes)
     policy.head.forbid_early(policy.eos_token_ids, settings.sampling.min_new_tokens)
     own = load_reference(settings.model, tokenizer, policy)
+    give_back_freed_memory()
     prompts = prompts_for(settings, policy, tokenizer, world)
     if processes.is_main:
         print(prompts.line(), flush=True)
     decode = partial(completion_text, tokenizer, eos_token_ids=policy.eos_token_ids)
     scorer = scorer_for(settings, prompts, decode, processes)
     processes.suit_threads(sum(p.numel() for p in policy.parameters()) + scorer.num_weights)
+    work = work_of(settings, policy, own, scorer.num_bytes, prompts, processes.count)
+    settings = with_fitting_microbatches(settings, work, processes)
     generator = generator_for(settings, policy, tokenizer, processes)
     source = source_of(settings, generator, scorer, prompts, world, own)
     if checkpoint.newest_step(folder.checkpoints) is None:
-        check(source, prompts, first_reference=own is None)
-    online = assembled(settings, source, folder)
-    facts, inputs = world.facts if world else {}, inputs_of(settings, world)
-    return PreparedRun(online, scorer, facts, inputs)
+        first = (source.reference or source.evaluator.reference) if own is None else None
+        check(generator, first, ids_to_test(prompts.train))
+    facts |= world.facts if world else {}
+    made = assembled(settings, source, folder)
+    return PreparedRun(made, scorer, facts, inputs_of(settings, world))
 
 
 def _built(settings: LanguageSettings, processes: Processes) -> World | None:
@@ -173,7 +181,6 @@ def source_of(
     if "divergence" in algorithm.needs and own is not None:
         generator.policy.learn_from(own, algorithm.beta)
     judged = settings.rewards.functions or settings.rewards.models or compared is None
-    metric = world.eval_metric if world else None
     return LanguageSource(
         generator=generator,
         sampler=DynamicSampling(sampler, refills) if refills else sampler,
@@ -187,7 +194,7 @@ def source_of(
             rows=rows,
             scorer=scorer,
             reference=compared,
-            eval_metric=metric,
+            eval_metric=world.eval_metric if world else None,
         ),
         samples_every=settings.run.samples_every,
         refresh_every=settings.model.reference_refresh,
@@ -202,16 +209,15 @@ def generator_for(
     """The generator of completions, for training and evaluation."""
     update, sampling = settings.update, settings.sampling
     limits = sampling.max_new_tokens, sampling.top_k, sampling.top_p
-    stops = stop_search(sampling.stop, tokenizer, policy)
     return Generator(
         policy=policy,
-        sampler=Sampler(policy, *limits, stops=stops),
+        sampler=Sampler(policy, *limits, stops=stop_search(sampling.stop, tokenizer, policy)),
         tokenizer=tokenizer,
         seed=settings.run.seed,
         processes=processes,
         microbatch_size=update.microbatch_size,
-        microbatch_tokens=update.microbatch_tokens,
-        old_logprobs=old_logprobs_of(settings, not policy.bf16, processes.count),
+        microbatch_tokens=update.most_tokens,
+        old_logprobs=old_logprobs_of(settings, policy.rounds is None, processes.count),
     )
 
 
@@ -243,13 +249,11 @@ def references(
 ) -> tuple[Reference | None, Reference | None]:
     """The user's own, or the policy as it is now, for training and for evaluation: one copy, None
     where unused."""
-    learning, measured = "reference" in settings.algorithm.needs, settings.evaluation.kl
-    if measured is None:
-        measured = learning or own is not None or policy.reference_is_cheap
-    if not learning and not measured:
+    wanted = wants_reference(settings, policy, own)
+    if not any(wanted):
         return None, None
     found = own or policy.reference(refreshed=settings.model.reference_refresh > 0)
-    return found if learning else None, found if measured else None
+    return found if wanted[0] else None, found if wanted[1] else None
 
 
 def prompts_for(
@@ -288,13 +292,3 @@ def assembled(settings: LanguageSettings, source: LanguageSource, folder: RunFol
         processes=processes,
         save_policy=lambda path: policy.save_pretrained(path, generator.tokenizer),
     )
-
-
-def check(source: LanguageSource, prompts: Split[Prompt], *, first_reference: bool = True) -> None:
-    """The self-test of a new run, in one line; stops it where something is wrong."""
-    generator, ids = source.generator, ids_to_test(prompts.train)
-    reference = (source.reference or source.evaluator.reference) if first_reference else None
-    result = judged(generator, reference, ids)
-    if generator.processes.is_main:
-        print(result.line(), flush=True)
-    require_sound(result)

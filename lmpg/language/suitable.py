@@ -5,10 +5,14 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from lmpg.language.data.reasoning import PREFIX
+from lmpg.language.models.paths import is_adapter_folder
 from lmpg.language.worlds.registry import WORLDS, world_asked_for, world_stage
 from lmpg.settings.raw import RawSettings, merged
 from lmpg.settings.section import Section
 from lmpg.training.settings import UpdateSettings
+
+IN_A_WORLD: RawSettings = {"model": {"precision": "fp32"}}
+"""Of every built-in world: its models are small, and its runs the same on any hardware."""
 
 
 def suitable_settings(
@@ -21,7 +25,7 @@ def suitable_settings(
     """
     world = world_asked_for(merged(preset, given))
     if world is not None:
-        return merged(WORLDS[world].preset(algorithm), preset)
+        return merged(IN_A_WORLD, WORLDS[world].preset(algorithm), preset)
     return merged(own_reward(given), steps(algorithm, merged(preset, given)), preset)
 
 
@@ -35,7 +39,7 @@ def suitable_stage_settings(
     """
     world = world_asked_for(merged(preset, given))
     if world is not None:
-        return merged(world_stage(world, method).preset, preset)
+        return merged(IN_A_WORLD, world_stage(world, method).preset, preset)
     default = stage.model_fields["update"].default.learning_rate
     rate = rate_that_suits(merged(preset, given), default)
     return merged({"update": {"learning_rate": rate}}, preset)
@@ -50,7 +54,7 @@ PPO_MINIBATCHES = 4
 
 
 def steps(algorithm: type[Section], chosen: RawSettings) -> RawSettings:
-    """The optimizer steps that suit a model of the user's own.
+    """The optimizer steps that suit a model of the user's own, in micro-batches that fit.
 
     One for each rollout, of which responses are compared with each other, and whose gradient is
     right for the policy that sampled; a method with ratios and a critic divides the rollout into
@@ -59,7 +63,7 @@ def steps(algorithm: type[Section], chosen: RawSettings) -> RawSettings:
     needs, given = _needs(algorithm, chosen), chosen.get("update") or {}
     fields = UpdateSettings.model_fields
     rate = rate_that_suits(chosen, fields["learning_rate"].default)
-    update = {"learning_rate": rate}
+    update: RawSettings = {"learning_rate": rate, "microbatch_tokens": "auto"}
     size = str(given.get("rollout_size", fields["rollout_size"].default))
     if size.isdecimal():  # else it is refused when all settings are checked
         several = {"ratios", "critic"} <= needs and int(size) % PPO_MINIBATCHES == 0
@@ -82,7 +86,8 @@ def rate_that_suits(chosen: RawSettings, whole_model: float) -> float:
     """The learning rate of what is trained: the whole model, or adapters (LoRA)."""
     model = chosen.get("model") or {}
     rank = (model.get("lora") or {}).get("rank", 0)
-    return whole_model if str(rank) == "0" else round(ADAPTERS_FASTER * whole_model, 12)
+    whole = str(rank) == "0" and not is_adapter_folder(model.get("path"))
+    return whole_model if whole else round(ADAPTERS_FASTER * whole_model, 12)
 
 
 def own_reward(given: RawSettings) -> RawSettings:

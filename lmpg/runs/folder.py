@@ -18,7 +18,7 @@ from lmpg.runs import fingerprints
 from lmpg.runs.files import TEMPORARY, sweep, write_text
 from lmpg.runs.fingerprints import INPUTS, Inputs, Prints
 from lmpg.runs.lock import LOCK, OWNER, Held, hold, let_go, opened
-from lmpg.runs.resumable import changes, share_threads
+from lmpg.runs.resumable import changes, share_choices
 from lmpg.runs.tracking import FILES, as_json
 from lmpg.settings.raw import as_in_yaml, defaults_of
 from lmpg.settings.section import UserError
@@ -131,7 +131,7 @@ def _go_on(
             "or choose another --run.output-dir"
         )
     old = _read_config(path / CONFIG)
-    share_threads(old, new)
+    share_choices(old, new)
     began_with = fingerprints.read(path)
     changed = changes(old, new, path, began_with, as_in_yaml(defaults_of(kind)))
     if _is_finished(path, old, new):

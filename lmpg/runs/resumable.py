@@ -18,6 +18,7 @@ MAY_DIFFER = {  # the number of steps, saving and trackers; and what changes mem
     "run.push_to_hub",
     "update.microbatch_size",
     "update.microbatch_tokens",
+    "update.memory_share",
 }
 ADVISED = {  # what a run that stopped advises to change; said in the log, as the results change
     "update.learning_rate",
@@ -26,6 +27,7 @@ ADVISED = {  # what a run that stopped advises to change; said in the log, as th
     "algorithm.kl_target",
     "algorithm.penalty_target",
     "model.precision",
+    "model.tf32",
     "rewards.timeout",
     "rewards.max_error_share",
 }
@@ -76,12 +78,15 @@ def changes(
     return told
 
 
-def share_threads(old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Give the number of CPU threads to settings that leave it open, from those that name it."""
+def share_choices(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Give what a run chose for itself, the number of CPU threads and the precision, to settings
+    that leave it open, from those that name it."""
     known = new["run"].get("torch_threads") or old["run"].get("torch_threads") or 0
     for values in (old, new):
         if not values["run"].get("torch_threads"):
             values["run"]["torch_threads"] = known
+    if new.get("model", {}).get("precision") == "auto":
+        new["model"]["precision"] = old.get("model", {}).get("precision", "auto")
 
 
 def _moved(key: str, old: Any, new: Any, known_inputs: Collection[str]) -> bool:

@@ -76,6 +76,15 @@ def peak_memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
+WITHOUT_FLOAT64 = frozenset({"mps"})
+"""Kinds of devices that have no float64, and end a program that asks for it: Apple's GPU."""
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The widest floats that a device has, for sums of many numbers: float64, else float32."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+
+
 def limit_threads(count: int) -> None:
     """Let both use `count` threads at most; numpy's only where it came with OpenBLAS, as its own
     wheels do. Products as small as an agent's are slower on several."""

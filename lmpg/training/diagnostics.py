@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lmpg.functional.kl import k3
+from lmpg.runtime.machine import widest
 from lmpg.runtime.processes import Processes
 from lmpg.types import Evaluation, Minibatch
 
@@ -79,7 +80,8 @@ class Diagnostics:
     def newest(self) -> tuple[float, float]:
         """KL(π_old ‖ π) per step of the newest minibatch, and the share of its steps that are
         clipped, over all ranks. Waits for the device."""
-        sums = torch.zeros(4, dtype=torch.float64, device=self._processes.device)
+        device = self._processes.device
+        sums = torch.zeros(4, dtype=widest(device), device=device)
         for part in self._minibatch:
             seen = _sums(part)
             parts = seen["kl"], seen["steps"], seen["clipped"], seen["with_advantage"]
@@ -147,7 +149,8 @@ class Diagnostics:
         for its_names, its_largest in self._processes.gather_list([(sorted(self._sums), largest)]):
             names = names or its_names
             largest = max(largest, its_largest)
-        zero = torch.zeros((), dtype=torch.float64, device=self._processes.device)
+        device = self._processes.device
+        zero = torch.zeros((), dtype=widest(device), device=device)
         mine = torch.stack([self._sums.get(name, zero) for name in names])
         return dict(zip(names, self._processes.sum(mine).tolist())), largest
 
@@ -158,8 +161,8 @@ def _ratios(seen: Columns) -> Tensor:
 
 
 def _sums(seen: Columns) -> dict[str, Tensor]:
-    """Sums and counts over the steps in the mask, in float64; `Diagnostics.metrics` divides them by
-    one another."""
+    """Sums and counts over the steps in the mask, in the device's widest floats;
+    `Diagnostics.metrics` divides them by one another."""
     mask, weight = seen["mask"], seen["weight"]
     with_advantage = mask & (seen["advantage"] != 0)
     counted = {"steps": mask, "with_advantage": with_advantage}
@@ -177,5 +180,6 @@ def _sums(seen: Columns) -> dict[str, Tensor]:
     for name in seen:
         if name.startswith("loss/"):
             summed[name] = torch.where(weight > 0, seen[name] * weight, 0)
-    sums = {name: x.sum().double() for name, x in summed.items()}
-    return sums | {name: x.count_nonzero().double() for name, x in counted.items()}
+    wide = widest(mask.device)
+    sums = {name: x.sum().to(wide) for name, x in summed.items()}
+    return sums | {name: x.count_nonzero().to(wide) for name, x in counted.items()}

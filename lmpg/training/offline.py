@@ -15,7 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lmpg.runtime.machine import Stopwatch
+from lmpg.runtime.machine import Stopwatch, widest
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import Diverged
 from lmpg.training.loop import Loop, Progress
@@ -114,7 +114,8 @@ class OfflineUpdater(Generic[E]):
             for name, x in found.items():
                 sums[name] = sums.get(name, 0) + x.detach()
         norm = take_step(self.optimizer, self.settings, self.processes)
-        totals = self.processes.sum(torch.stack([x.double() for x in sums.values()]))
+        wide = widest(self.processes.device)
+        totals = self.processes.sum(torch.stack([x.to(wide) for x in sums.values()]))
         return {
             **{name: total / weight for name, total in zip(sums, totals.tolist())},
             "grad_norm": float(norm),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lmpg.settings.section import Section
 
@@ -64,9 +64,13 @@ class UpdateSettings(OptimizerSettings):
     """Responses (or environment steps) per optimizer step, over all processes."""
     microbatch_size: int = Field(32, ge=1)
     """Responses (or steps) per forward and backward on one process: memory, never the result."""
-    microbatch_tokens: int = Field(0, ge=0)
+    microbatch_tokens: int | Literal["auto"] = 0
     """Tokens of prompts and responses, with padding, that a forward and backward holds at most,
-    but one response at least: memory, never the result; 0 leaves it to microbatch_size alone."""
+    but one response at least: memory, never the result; 0 leaves it to microbatch_size alone, auto
+    takes as many as fit into memory_share."""
+    memory_share: float = Field(0.8, gt=0, le=1)
+    """Share of all memory, the device's or the host's, that a run may take where microbatch_tokens
+    is auto."""
     epochs: int = Field(1, ge=1)
     """Passes over each rollout."""
     critic_learning_rate: float | None = Field(None, gt=0)
@@ -86,6 +90,31 @@ class UpdateSettings(OptimizerSettings):
     advantage, but no gradient by it); none goes through all epochs. 0.5: when most are."""
     anneal: tuple[str, ...] = ()
     """Algorithm settings that go down linearly to 0 over the run, such as clip, entropy_coef."""
+
+    @field_validator("microbatch_tokens", mode="before")
+    @classmethod
+    def _require_a_number_of_tokens(cls, value: Any) -> Any:
+        number = str(value)
+        if isinstance(value, bool) or not (number == "auto" or number.isdecimal()):
+            raise ValueError("expected a number of tokens, 0 for no limit, or auto")
+        return number if number == "auto" else int(number)
+
+    @model_validator(mode="after")
+    def _refuse_a_share_of_nothing(self) -> UpdateSettings:
+        given = self.memory_share != type(self).model_fields["memory_share"].default
+        if given and self.microbatch_tokens != "auto":
+            raise ValueError(
+                f"update.memory_share = {self.memory_share} with update.microbatch_tokens = "
+                f"{self.microbatch_tokens}, which depends on no memory. Set "
+                "update.microbatch_tokens to auto, or leave update.memory_share out"
+            )
+        return self
+
+    @property
+    def most_tokens(self) -> int:
+        """microbatch_tokens as a number, once that of `auto` was found."""
+        assert self.microbatch_tokens != "auto"
+        return self.microbatch_tokens
 
     @model_validator(mode="after")
     def _require_whole_minibatches(self) -> UpdateSettings:

@@ -116,7 +116,7 @@ class Updater:
         if self.processes.count > 1:  # with fewer rows than processes, some have none
             mine = torch.arange(self.processes.rank, len(weights_BT), self.processes.count)
             minibatch, weights_BT = minibatch.rows(mine), _rows(weights_BT, mine)
-        rows, tokens = self.settings.microbatch_size, self.settings.microbatch_tokens
+        rows, tokens = self.settings.microbatch_size, self.settings.most_tokens
         if 0 < len(weights_BT) <= rows and not tokens:
             self._accumulate(algorithm, minibatch, weights_BT, diagnostics)
         else:

@@ -18,7 +18,7 @@ FEW = {
     "llama4_text": "bf16",
     "minimax": "fp32",
     "qwen3_next": "bf16",
-    "deepseek_v3": "fp32",
+    "deepseek_v3": "bf16",
     "trocr": "bf16",
     "dbrx": "bf16",
 }
@@ -31,11 +31,11 @@ WANTED = [(kind, p) for kind in FAMILIES if kind not in UNTRIED for p in ("fp32"
 @pytest.mark.filterwarnings("ignore")
 def test_a_family_trains_and_resumes_or_is_refused_as_its_row_says(kind, precision, tmp_path):
     found, cells = tried(kind, precision, tmp_path), documented()[kind]
-    if len(cells) == 1:
-        assert found.refused == cells[0]
-    elif precision in cells[2]:
+    if len(cells) > 1 and precision in cells[2]:
         assert [found.engine, found.together] == cells[:2]
-    else:
+    elif precision == "fp32":
+        assert found.refused == cells[0]
+    else:  # bf16 may fail sooner
         assert found.refused
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import transformers as tf
 from torch import Tensor
 
-from lmpg.language.models.decoder_parts import Architecture, DecoderLayer, Norm
+from lmpg.language.models.decoder_parts import Architecture, DecoderLayer, Norm, in_use
 
 TOLERANCE = 1e-3
 """Largest `deviation` of lmpg's hidden states from those of transformers, in float32."""
@@ -165,9 +165,9 @@ def rotary_decoder(
         kind = "" if rotary is None else rotary[i]
         layers.append(_layer(layer, names, norm_offset, window=window, rotary=kind))
     return Architecture(
-        embedding=trunk.embed_tokens,
+        embedding=in_use(trunk.embed_tokens),
         layers=layers,
-        last_norm=Norm(trunk.norm, norm_offset),
+        last_norm=Norm(in_use(trunk.norm), norm_offset),
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         head_dim=trunk.layers[0].self_attn.head_dim,
@@ -182,7 +182,7 @@ def _layer(layer: Any, names: Names, norm_offset: float = 0.0, **numbers: Any) -
     def found(part: str, path: str) -> Any:
         if not path:
             return None
-        x = attrgetter(path)(layer)
+        x = in_use(attrgetter(path)(layer))
         return Norm(x, norm_offset) if part.endswith("norm") else x
 
     parts: dict[str, Any] = {
@@ -253,10 +253,10 @@ def _gpt2(trunk: Any) -> Architecture:
     names |= {"down": "mlp.c_proj"}
     heads = trunk.config.n_head
     return Architecture(
-        embedding=trunk.wte,
-        position_embedding=trunk.wpe,
+        embedding=in_use(trunk.wte),
+        position_embedding=in_use(trunk.wpe),
         layers=[_layer(layer, names, rotary=None) for layer in trunk.h],
-        last_norm=Norm(trunk.ln_f),
+        last_norm=Norm(in_use(trunk.ln_f)),
         heads=heads,
         kv_heads=heads,
         head_dim=trunk.config.n_embd // heads,

@@ -9,6 +9,21 @@ import torch
 from torch import Tensor, nn
 
 
+def is_replaced(module: Any) -> bool:
+    """Whether peft trains a copy in the place of the module (`modules_to_save`)."""
+    return hasattr(module, "original_module") and hasattr(module, "modules_to_save")
+
+
+def in_use(module: Any) -> Any:
+    """The module itself; where peft trains a copy in its place the copy, but the original while
+    adapters are switched off."""
+    if not is_replaced(module):
+        return module
+    if module.disable_adapters:
+        return module.original_module
+    return module.modules_to_save[module.active_adapters[0]]
+
+
 @dataclass(frozen=True)
 class Norm:
     """An RMS norm, or a layer norm where the module is one; `offset` is added to its weight."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 from lmpg.functional.divergence import HeadOutputs, generalised_jsd
 from lmpg.functional.logprobs import IMPOSSIBLE, LogitShape, head_logits, token_logprobs
 from lmpg.language.models.architectures import NATS, logit_scale_and_softcap, probe_ids
+from lmpg.language.models.decoder_parts import in_use
 from lmpg.language.models.forward.readable import refuse_unreadable
 from lmpg.settings.section import UserError
 
@@ -35,7 +37,7 @@ class Head:
     ):
         """absent_ids: ids that no token has, as vocabularies are padded; their probability is 0."""
         self.kept = _KEPT
-        self._linear = causal_lm.get_output_embeddings()
+        self._layer: Any = causal_lm.get_output_embeddings()
         self.early: tuple[Sequence[int], int] = ((), 0)
         self._early_shape = LogitShape()
         self._shape = LogitShape(
@@ -48,6 +50,10 @@ class Head:
                 "are a linear layer of its hidden states; leave the head out of "
                 "model.lora.target_modules, or choose another model.path"
             )
+
+    @property
+    def _linear(self) -> nn.Linear:
+        return in_use(self._layer)
 
     @property
     def input_size(self) -> int:

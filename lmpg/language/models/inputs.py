@@ -8,7 +8,7 @@ never from `ids != pad`, so that a pad token that is also the EOS hides nothing.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -105,3 +105,17 @@ def moved(x_R: Tensor, holes: Tensor, tail: Tensor, num_rows: int) -> Tensor:
     if not len(holes):
         return x_R[:num_rows]
     return x_R[:num_rows].index_copy(0, holes, x_R.index_select(0, tail))
+
+
+def uploaded(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on the device. The host waits until it is there, but for CUDA, which sees to it that what
+    is read stays; mps reads memory that is something else by then (pytorch issue 189690)."""
+    return x.to(device, non_blocking=device.type == "cuda")
+
+
+def unpadded_rows(inputs: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """(prompt ids, response ids) of each row, without padding."""
+    lengths = zip(inputs["prompt_lengths"].tolist(), inputs["response_lengths"].tolist())
+    for b, (prompt, response) in enumerate(lengths):
+        width = inputs["prompt_ids"].shape[1]
+        yield inputs["prompt_ids"][b, width - prompt :], inputs["response_ids"][b, :response]

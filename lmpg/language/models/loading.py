@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -26,12 +25,24 @@ from lmpg.language.models.critic import (
 )
 from lmpg.language.models.forward.kept_weights import chosen_dtype, exact_dtype, keep_frozen
 from lmpg.language.models.head import refuse_unknown_head
-from lmpg.language.models.lora import with_adapter
+from lmpg.language.models.lora import refuse_options_without_rank, with_adapter
 from lmpg.language.models.policy import CausalLMPolicy
-from lmpg.language.models.precision import computes_in_bf16
+from lmpg.language.models.precision import allow_tf32, computes_in_bf16, has_tf32
 from lmpg.language.models.pretrained import pretrained_model, pretrained_tokenizer
 from lmpg.language.models.reference import Reference
 from lmpg.language.models.settings import ModelSettings
+from lmpg.language.models.start.trained_adapter import (
+    Place,
+    base_key,
+    base_of,
+    tokenizer_place,
+    with_trained_adapter,
+)
+from lmpg.language.models.start.vocabulary import (
+    absent_ids,
+    refuse_other_vocabulary,
+    refuse_smaller_vocabulary,
+)
 from lmpg.settings.section import UserError
 
 logger = logging.getLogger(__name__)
@@ -49,7 +60,8 @@ _CONTEXTS = (
 def tokenizer_of(settings: ModelSettings):
     """The tokenizer that goes with the model of `settings`: its own, or the one that they name."""
     if settings.tokenizer is None:
-        return load_tokenizer(str(settings.path), settings.trust_remote_code, settings.revision)
+        place = tokenizer_place("model.path", str(settings.path), settings.revision)
+        return load_tokenizer(place[0], settings.trust_remote_code, place[1])
     return load_tokenizer(settings.tokenizer, settings.trust_remote_code, key="model.tokenizer")
 
 
@@ -86,7 +98,7 @@ def load_policy(
     LoRA factors are drawn from torch's global generator, nothing else is random. key: the setting
     that the path comes from.
     """
-    model = load_causal_lm(settings.path, settings.trust_remote_code, key, settings.revision)
+    model, base = _whole_model(settings, key)
     refuse_smaller_vocabulary(key, settings.path, model, tokenizer)
     eos_token_ids, pad_token_id = all_eos_token_ids(model, tokenizer), tokenizer.pad_token_id
     shared, separate = settings.critic == "shared", None
@@ -96,17 +108,24 @@ def load_policy(
         context = min(context, context_length(separate.trunk.config, tokenizer))
     dtypes = _dtypes(settings, model)
     policy = CausalLMPolicy(
-        _learning(settings, model, dtypes["frozen_dtype"]),
+        _learning(settings, model, key, base, dtypes["frozen_dtype"]),
         _value_head(settings.path, model) if critic and shared else None,
         temperature=temperature,
         eos_token_ids=eos_token_ids,
         pad_token_id=eos_token_ids[0] if pad_token_id is None else pad_token_id,
         context_length=context,
         bf16=computes_in_bf16(settings.precision, model, device),
+        tf32=settings.tf32 and has_tf32(torch.device(device)),
         **dtypes,
         critic=separate,
-        absent_ids=_absent_ids(key, settings.path, model, tokenizer, eos_token_ids),
+        absent_ids=absent_ids(key, settings.path, model, tokenizer, eos_token_ids),
     ).to(device)
+    return _ready(policy, settings)
+
+
+def _ready(policy: CausalLMPolicy, settings: ModelSettings) -> CausalLMPolicy:
+    """The policy where it is to compute, set up to do so and known to be sound."""
+    allow_tf32(policy, settings.tf32)
     policy.recompute_layers(settings.gradient_checkpointing)
     refuse_unknown_head(policy)
     return policy
@@ -119,9 +138,27 @@ def _dtypes(settings: ModelSettings, model: PreTrainedModel) -> dict[str, torch.
     return {"frozen_dtype": kept, "saved_dtype": saved}
 
 
-def _learning(settings: ModelSettings, model: PreTrainedModel, frozen_in: torch.dtype) -> nn.Module:
+def _whole_model(settings: ModelSettings, key: str) -> tuple[PreTrainedModel, Place | None]:
+    """The whole model at `settings.path`; where an adapter lies there, the one under it, and where
+    that one lies."""
+    remote, base = settings.trust_remote_code, base_of(key, settings.path, settings.revision)
+    if base is None:
+        return load_causal_lm(settings.path, remote, key, settings.revision), None
+    return load_causal_lm(base[0], remote, base_key(key, settings.path), base[1]), base
+
+
+def _learning(
+    settings: ModelSettings,
+    model: PreTrainedModel,
+    key: str,
+    base: Place | None,
+    frozen_in: torch.dtype,
+) -> nn.Module:
     """What learns: the model, or adapters over it, whose frozen weights are kept in `frozen_in`."""
+    if base is not None:
+        return keep_frozen(with_trained_adapter(model, key, settings, base), frozen_in)
     if settings.lora.rank == 0:
+        refuse_options_without_rank(settings.lora)
         return model
     return keep_frozen(with_adapter(model, settings.lora, settings.revision), frozen_in)
 
@@ -139,7 +176,7 @@ def load_critic(
                 "model.critic to separate, or give --rewards.models PATH"
             )
         fix = "Set model.critic to separate"
-        _refuse_other_vocabulary("rewards.models", reward_model, tokenizer, remote, fix)
+        refuse_other_vocabulary("rewards.models", reward_model, tokenizer, remote, fix)
         classifier = load_sequence_classifier(reward_model, trust_remote_code=remote)
         return critic_from_classifier(reward_model, classifier)
     folder = Path(str(settings.path)).expanduser() / FOLDER
@@ -159,9 +196,10 @@ def load_reference(settings: ModelSettings, tokenizer, policy: CausalLMPolicy) -
     path = settings.teacher or settings.reference
     if path is None:
         return None
-    _refuse_other_vocabulary(key, path, tokenizer, settings.trust_remote_code)
-    names = ("precision", "dtype", "trust_remote_code")
+    refuse_other_vocabulary(key, path, tokenizer, settings.trust_remote_code)
+    names = ("dtype", "tf32", "trust_remote_code")
     same = {name: getattr(settings, name) for name in names}
+    same["precision"] = "bf16" if policy.bf16 else "fp32"
     own = load_policy(
         ModelSettings(path=path, **same),  # type: ignore[arg-type]
         tokenizer,
@@ -236,50 +274,3 @@ def _value_head(path: str | None, model: PreTrainedModel) -> nn.Linear:
     if not (folder / VALUE_HEAD_FILE).is_file():
         return new_value_head(hidden_size)
     return load_value_head(folder, hidden_size)
-
-
-def _absent_ids(
-    key: str, path: str | None, model: PreTrainedModel, tokenizer, eos_token_ids: tuple[int, ...]
-) -> Tensor | None:
-    """Ids that the model has logits for, but the tokenizer no token; None where there are none."""
-    rows = len(getattr(model.get_output_embeddings(), "weight", ()))
-    known = {*tokenizer.get_vocab().values(), *eos_token_ids}
-    absent = [i for i in range(rows) if i not in known]
-    if not absent:
-        return None
-    logger.warning(
-        "%s = %s: %d of the model's %d ids have no token in its tokenizer (%d and others); "
-        "their probability is 0, in sampling as in learning",
-        *(key, path, len(absent), rows, absent[0]),
-    )
-    return torch.tensor(absent)
-
-
-def _refuse_other_vocabulary(
-    key: str,
-    path: str,
-    tokenizer,
-    trust_remote_code: bool,
-    fix: str = "Choose a model of the same family",
-) -> None:
-    other = pretrained_tokenizer(key, path, trust_remote_code)
-    mine, its = tokenizer.get_vocab(), other.get_vocab()
-    if mine != its:
-        apart = sum(mine.get(token) != its.get(token) for token in mine.keys() | its.keys())
-        raise UserError(
-            f"{key} = {path}: its tokenizer differs from that of model.path in {apart} tokens, "
-            f"expected the same vocabulary, as it is to read the policy's token ids. {fix}"
-        )
-
-
-def refuse_smaller_vocabulary(key: str, path: str | None, model: Any, tokenizer) -> None:
-    """UserError where the tokenizer gives ids that the model, of the setting `key`, embeds not."""
-    embedding: Any = model.get_input_embeddings()
-    rows = len(embedding.weight)
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= rows:
-        raise UserError(
-            f"{key} = {path}: the tokenizer's largest id is {largest}, but the model embeds "
-            f"only ids below {rows}, expected a tokenizer and a model that belong together; "
-            "save the right tokenizer there, or call model.resize_token_embeddings"
-        )

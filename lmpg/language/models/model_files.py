@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 from transformers.utils.hub import cached_file
 
 from lmpg.language.models.critic import FOLDER as CRITIC
+from lmpg.language.models.paths import ADAPTER_CONFIG
 from lmpg.language.models.settings import ModelSettings
 from lmpg.settings.section import UserError
 
@@ -29,6 +30,7 @@ _FLASH = {
 """Packages without which transformers fetches a kernel in their place."""
 _INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL")
 """As safetensors calls them."""
+_CONFIGS = ("config.json", ADAPTER_CONFIG)
 _OBJECTS = ("config", "generation_config", "model", "tokenizer")
 """What files that hold one JSON object are called."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -39,10 +41,7 @@ def model_files(path: str, revision: str | None = None) -> dict[str, Path]:
     those in the cache, where loading has put them."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        try:
-            found = cached_file(path, "config.json", local_files_only=True, revision=revision)
-        except (OSError, ValueError):
-            found = None
+        found = next(filter(None, (_cached(path, x, revision) for x in _CONFIGS)), None)
         if found is None:
             return {}
         folder = Path(found).parent
@@ -52,6 +51,13 @@ def model_files(path: str, revision: str | None = None) -> dict[str, Path]:
         for file in sorted(part.glob("*"))
         if file.is_file() and file.suffix in READ and file.name not in NOT_READ
     }
+
+
+def _cached(path: str, name: str, revision: str | None) -> str | None:
+    try:
+        return cached_file(path, name, local_files_only=True, revision=revision)
+    except (OSError, ValueError):
+        return None
 
 
 def refuse_pointers(key: str, folder: Path) -> None:
@@ -79,8 +85,14 @@ def integer_weights(path: str, revision: str | None = None) -> list[str]:
 
 
 def start_files(settings: ModelSettings) -> dict[str, dict[str, Path]]:
-    """The files that `model.path`, and `model.tokenizer` where there is one, are read from."""
-    found = {"model.path": model_files(str(settings.path), settings.revision)}
+    """The files that `model.path` (an adapter with its base model) and `model.tokenizer`, where
+    there is one, are read from."""
+    mine = model_files(str(settings.path), settings.revision)
+    if ADAPTER_CONFIG in mine:
+        config = json.loads(mine[ADAPTER_CONFIG].read_text(encoding="utf-8"))
+        base = model_files(config["base_model_name_or_path"], config.get("revision"))
+        mine |= {f"base model/{name}": file for name, file in base.items()}
+    found = {"model.path": mine}
     if settings.tokenizer is not None:
         files, weights = model_files(settings.tokenizer), (".safetensors", ".bin")
         own = {name: file for name, file in files.items() if file.suffix not in weights}

@@ -6,6 +6,14 @@ from pathlib import Path
 
 from lmpg.settings.section import UserError
 
+ADAPTER_CONFIG = "adapter_config.json"
+"""What peft writes beside an adapter."""
+
+
+def is_adapter_folder(path: str | None) -> bool:
+    """Whether an adapter lies there."""
+    return path is not None and (Path(path).expanduser() / ADAPTER_CONFIG).is_file()
+
 
 def refuse_missing_folder(key: str, path: str, what: str, revision: str | None = None) -> None:
     """UserError where `path`, the setting `key`, is no folder and can be no Hub id either.

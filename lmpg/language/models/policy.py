@@ -19,6 +19,7 @@ from lmpg.language.models.forward.recompute import recompute_layers
 from lmpg.language.models.forward.response_states import ResponseStates, response_states
 from lmpg.language.models.forward.reuse import ForwardReuse
 from lmpg.language.models.head import Head
+from lmpg.language.models.inputs import unpadded_rows
 from lmpg.language.models.lora import save_adapter_and_merged
 from lmpg.language.models.precision import in_float32, save_folder
 from lmpg.language.models.reference import Reference
@@ -33,7 +34,8 @@ class CausalLMPolicy(nn.Module):
     """π(token | prompt, tokens before it) of a transformers or peft model; always in eval mode.
 
     value_head: a critic on the policy's own trunk. critic: one with weights of its own.
-    temperature divides the logits, everywhere. bf16 computes in autocast over fp32 weights.
+    temperature divides the logits, everywhere. bf16 computes in autocast over fp32 weights; tf32
+    says that the device rounds the factors of fp32 products.
     frozen_dtype, saved_dtype: what a reference is kept in, and what is saved; low: whether weights
     of the policy are kept in bfloat16 themselves.
     absent_ids: token ids that no token has (int64), whose probability is 0 everywhere.
@@ -51,6 +53,7 @@ class CausalLMPolicy(nn.Module):
         pad_token_id: int,
         context_length: int,
         bf16: bool = False,
+        tf32: bool = False,
         frozen_dtype: torch.dtype = torch.float32,
         saved_dtype: torch.dtype = torch.float32,
         critic: SeparateCritic | None = None,
@@ -64,9 +67,8 @@ class CausalLMPolicy(nn.Module):
         self.eos_token_ids = eos_token_ids
         self.pad_token_id = pad_token_id
         self.context_length = context_length
-        self.bf16 = bf16
-        self.frozen_dtype = frozen_dtype
-        self.saved_dtype = saved_dtype
+        self.bf16, self.tf32 = bf16, tf32
+        self.frozen_dtype, self.saved_dtype = frozen_dtype, saved_dtype
         self.low = is_low(model)
         self.head = Head(self.causal_lm, temperature, absent_ids)
         self.forward_reuse: ForwardReuse | None = None
@@ -98,6 +100,11 @@ class CausalLMPolicy(nn.Module):
         """Where the weights are."""
         return next(self.parameters()).device
 
+    @property
+    def rounds(self) -> str | None:
+        """What factors are rounded to, as sampler and update then differ: bf16, TF32 or None."""
+        return "bf16" if self.bf16 else "TF32" if self.tf32 else None
+
     def train(self, mode: bool = True) -> CausalLMPolicy:
         """Stays in eval mode: dropout would make old and new log-probs incomparable."""
         return super().train(False)
@@ -112,12 +119,12 @@ class CausalLMPolicy(nn.Module):
     @contextmanager
     def in_float32(self) -> Iterator[None]:
         """A block in which all that the policy computes is float32, for probes that judge it."""
-        bf16, self.bf16 = self.bf16, False
+        rounds, (self.bf16, self.tf32) = (self.bf16, self.tf32), (False, False)
         try:
             with in_float32(self):
                 yield
         finally:
-            self.bf16 = bf16
+            self.bf16, self.tf32 = rounds
 
     def evaluate(self, inputs: dict[str, Tensor]) -> Evaluation:
         """Log-probs, entropy and values of the response tokens, and while learning from a teacher's
@@ -238,6 +245,7 @@ class CausalLMPolicy(nn.Module):
             pad_token_id=self.pad_token_id,
             context_length=self.context_length,
             bf16=self.bf16,
+            tf32=self.tf32,
             absent_ids=self.head.shape.absent,
         )
 
@@ -283,11 +291,3 @@ class CausalLMPolicy(nn.Module):
             save_value_head(self.value_head, folder)
         if self.critic is not None:
             self.critic.save_pretrained(folder / FOLDER, tokenizer, self.saved_dtype)
-
-
-def unpadded_rows(inputs: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """(prompt ids, response ids) of each row, without padding."""
-    lengths = zip(inputs["prompt_lengths"].tolist(), inputs["response_lengths"].tolist())
-    for b, (prompt, response) in enumerate(lengths):
-        width = inputs["prompt_ids"].shape[1]
-        yield inputs["prompt_ids"][b, width - prompt :], inputs["response_ids"][b, :response]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,28 @@ from transformers.utils import logging as transformers_logging
 
 from lmpg.language.models.forward.kept_weights import copies_in, is_low, widened
 
-logger = logging.getLogger(__name__)
 _PAYS_FROM = 1_000_000
 """Parameters; products of smaller models on a CPU are too small to gain anything."""
 
 
 def computes_in_bf16(precision: str, model: nn.Module, device: torch.device | str) -> bool:
-    """Whether `model` computes in bfloat16; what `auto` chose is logged."""
+    """Whether `model` computes in bfloat16 where `model.precision` is this."""
     if precision != "auto":
         return precision == "bf16"
     device = torch.device(device)
-    size = sum(p.numel() for p in model.parameters())
-    fast = fast_bf16(device) and (device.type != "cpu" or size >= _PAYS_FROM)
-    why = "is fast" if fast else "would gain nothing"
-    logger.warning(
-        "model.precision = auto is %s: bfloat16 %s for %.1f million parameters on this %s",
-        *("bf16" if fast else "fp32", why, size / 1e6, device.type),
-    )
-    return fast
+    return fast_bf16(device) and (device.type != "cpu" or num_weights(model) >= _PAYS_FROM)
+
+
+def num_weights(model: nn.Module) -> int:
+    """How many numbers the model has."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def can_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices at all, however slowly."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type != "mps" or torch.backends.mps.is_macos_or_newer(14, 0)
 
 
 def fast_bf16(device: torch.device) -> bool:
@@ -49,14 +52,57 @@ def fast_bf16(device: torch.device) -> bool:
 def in_float32(model: nn.Module) -> Iterator[None]:
     """A block in which `model` computes in whole float32, whatever was switched on around it: what
     is compared there differs by what is computed and not by rounding."""
-    before, device = torch.get_float32_matmul_precision(), next(model.parameters()).device
-    assert torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    device = next(model.parameters()).device
+    with exact_products(), torch.autocast(device.type, enabled=False), widened(is_low(model)):
+        yield
+
+
+def allow_tf32(model: nn.Module, allowed: bool) -> None:
+    """Let the model's GPU round the factors of this process's fp32 products to TF32, or forbid it.
+    Where there is no TF32 nothing is changed."""
+    if has_tf32(next(model.parameters()).device):
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+        torch.backends.cudnn.allow_tf32 = allowed
+        keep_angles_exact(model)
+
+
+def has_tf32(device: torch.device) -> bool:
+    """Whether it is a GPU of a kind (Ampere or newer) that computes in TF32."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """A block in which fp32 products round no factors, as a run is told to elsewhere."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
-        with torch.autocast(device.type, enabled=False), widened(is_low(model)):
-            yield
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def keep_angles_exact(model: nn.Module) -> None:
+    """Where there is TF32, let the model's rotary embeddings multiply position and frequency
+    without rounding them: some make that a matrix product, and TF32 knows no 2049."""
+    if not has_tf32(next(model.parameters()).device):
+        return
+    module: Any
+    for module in model.modules():
+        if type(module).__name__.endswith("RotaryEmbedding") and not hasattr(module, "exact"):
+            module.exact = ExitStack()
+            module.register_forward_pre_hook(_exact_from_here)
+            module.register_forward_hook(_as_before, always_call=True)
+
+
+def _exact_from_here(module: Any, inputs: Any) -> None:
+    module.exact.enter_context(exact_products())
+
+
+def _as_before(module: Any, inputs: Any, output: Any) -> None:
+    module.exact.close()
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from lmpg.language.models.model_files import (
     refuse_fetched_kernels,
     refuse_pointers,
 )
-from lmpg.language.models.paths import refuse_missing_folder
+from lmpg.language.models.paths import is_adapter_folder, refuse_missing_folder
 from lmpg.language.models.precision import no_progress_bars
 from lmpg.settings.section import UserError
 
@@ -128,7 +128,7 @@ def _method(quantized: Any) -> str:
 
 def _refuse_adapter(key: str, path: str) -> None:
     folder = Path(path).expanduser()
-    if (folder / "adapter_config.json").is_file():
+    if is_adapter_folder(path):
         merged = folder / "merged"
         fix = f"set {key} to {merged}" if merged.is_dir() else "merge it into its model first"
         raise UserError(f"{key} = {path} is a LoRA adapter, expected a whole model; {fix}")

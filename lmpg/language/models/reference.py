@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lmpg.language.models.forward.response_states import ResponseStates
 from lmpg.language.models.head import Head
+from lmpg.language.models.lora import learned_at_start
 
 if TYPE_CHECKING:
     from lmpg.language.models.policy import CausalLMPolicy
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 
 class Reference:
     """The frozen policy that a KL penalty is measured against: the policy as it was, or a model of
-    its `own`. The policy's adapter is not copied with its model, but put aside or exchanged.
+    its `own`. The policy's adapter is not copied with its model, but put aside or exchanged; where
+    putting it aside does not give the policy as it was (trained before, or with biases), for a copy
+    of all that learns.
 
     policy: what computes, with its own weights unless it is the policy that trains; these are kept
     in `dtype`, which must hold them.
@@ -32,6 +35,7 @@ class Reference:
     ):
         self._shared = own is None and policy.model is not policy.causal_lm
         self.policy = own or (policy if self._shared else policy.frozen_copy(dtype))
+        self._start = learned_at_start(policy.model) if self._shared else {}
         self.policy.head.forbid_early(*policy.head.early)
         self._refreshed: dict[str, Tensor] = {}
 
@@ -75,16 +79,17 @@ class Reference:
     @contextmanager
     def _its_weights(self) -> Iterator[None]:
         """The policy with the reference's adapter, or without any, for the time of the block."""
+        its = self._refreshed or self._start
         if not self._shared:
             yield
-        elif not self._refreshed:
+        elif not its:
             with self.policy.without_adapter():
                 yield
         else:
             mine = dict(self.policy.model.named_parameters())
-            held = {name: mine[name].data for name in self._refreshed}
+            held = {name: mine[name].data for name in its}
             try:
-                for name, weights in self._refreshed.items():
+                for name, weights in its.items():
                     mine[name].data = weights
                 yield
             finally:

@@ -20,19 +20,34 @@ class LoraSettings(Section):
     """Linear layers that get an adapter: ends of their names, or regular expressions for whole
     names; empty (or all-linear) means all but the head. Each must fit a layer."""
 
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Which biases of the model learn too: all, or those of the layers with an adapter."""
+    modules_to_save: tuple[str, ...] = ()
+    """Modules that are trained as a whole, as a copy that is saved with the adapter: ends of their
+    names, such as lm_head, embed_tokens (tied ones stay tied), norm."""
+    use_rslora: bool = False
+    """Multiply by alpha / √rank instead (arXiv 2312.03732), so that higher ranks learn as fast."""
+    use_dora: bool = False
+    """Learn the length of each layer's weight vectors apart from their direction (DoRA, arXiv
+    2402.09353); takes more time."""
+
 
 class ModelSettings(Section):
     """The causal language model that is the policy."""
 
     path: str | None = None
-    """Hub id or folder of a causal LM; none takes that of the built-in world `data.world`."""
+    """Hub id or folder of a causal LM, or of a LoRA adapter, which goes on learning over its base
+    model; none takes that of the built-in world `data.world`."""
     revision: str | None = None
     """Branch, tag or commit of `path` on the Hub; none is its main branch."""
     tokenizer: str | None = None
     """Hub id or folder of the tokenizer and its chat template; none takes those of `path`."""
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"
-    """bf16 computes in autocast over fp32 weights; auto does so where the hardware is made for it
-    and the model has a million parameters."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 computes in autocast over fp32 weights. auto does so on a GPU, and on a CPU that is made
+    for it where the model has a million parameters; else it is fp32. A run keeps its choice."""
+    tf32: bool = True
+    """Let a GPU round the factors of fp32 products to TF32 (10 bits of mantissa), for several times
+    the speed. False forbids it. There is no TF32 on a CPU."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """What weights that do not learn are kept in: the model under an adapter, the reference, the
     teacher, reward models. auto: as in their checkpoint; bf16 rounds others. Whatever learns is

@@ -12,6 +12,7 @@ from lmpg.functional.preference_losses import pair_accuracy, pairs_by_label
 from lmpg.language.data.policy_pairs import LabelledCompletion
 from lmpg.language.objectives.preference_objective import PreferenceObjective, in_parts
 from lmpg.language.objectives.text_logprobs import text_logprobs
+from lmpg.runtime.machine import widest
 
 
 class KTOObjective(PreferenceObjective[LabelledCompletion, KTO]):
@@ -107,5 +108,6 @@ class KTOObjective(PreferenceObjective[LabelledCompletion, KTO]):
                 logprobs = text_logprobs(self.module, [example.mismatched for example in part])
                 known = torch.tensor([example.ref_logprobs[1] for example in part])
                 total += (logprobs.cpu() - known).double().sum()
-        summed = self.processes.sum(total.to(self.module.device))
+        device = self.module.device
+        summed = self.processes.sum(total.to(device, widest(device)))
         return (summed / count).clamp(min=0).float()

@@ -19,6 +19,7 @@ from lmpg.language.data.storage.examples_store import Stored, taken
 from lmpg.language.data.texts import Text
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.objectives.text_logprobs import reference_logprobs
+from lmpg.runtime.machine import widest
 from lmpg.runtime.processes import Processes
 
 E = TypeVar("E", PreferencePair, LabelledCompletion)
@@ -86,10 +87,12 @@ class PreferenceObjective(ABC, Generic[E, A]):
         `counters` has the sum over all minibatches so far, and the number of answers."""
         if not self.algorithm.compares_with_mean_reward:
             return
+        device = self.module.device
+        wide = widest(device)
         with torch.no_grad():
-            found = [self.rewards(part).double() for part in parts if part]
+            found = [self.rewards(part).to(wide) for part in parts if part]
         rewards, answers = sum(float(x.sum()) for x in found), sum(x.numel() for x in found)
-        sums = torch.tensor([rewards, answers], dtype=torch.float64, device=self.module.device)
+        sums = torch.tensor([rewards, answers], dtype=wide, device=device)
         for name, number in zip(self.counters, self.processes.sum(sums).tolist()):
             self.counters[name] += number
 
@@ -130,8 +133,8 @@ class PreferenceObjective(ABC, Generic[E, A]):
 def with_reference(
     examples: Sequence[E], policy: CausalLMPolicy, rows: int, processes: Processes
 ) -> Stored[E]:
-    """The examples with their `ref_logprobs`; the reference is the policy as it is now, below any
-    adapter, so this comes before training. rows: examples per forward pass."""
+    """The examples with their `ref_logprobs`; the reference is the policy as it is now, so this
+    comes before training. rows: examples per forward pass."""
     numbers = range(2 * len(examples))
     texts: Stored[Text] = Stored(lambda i: examples[i // 2].texts[i % 2], numbers)
     found = reference_logprobs(policy, texts, 2 * rows, processes) if texts else []

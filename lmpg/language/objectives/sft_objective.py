@@ -16,6 +16,7 @@ from lmpg.language.data.texts import Text, learnable
 from lmpg.language.models.packing_check import packed_logprobs
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.objectives.text_logprobs import evaluated_texts
+from lmpg.runtime.machine import widest
 from lmpg.runtime.processes import Processes
 
 EVALUATED_TOGETHER = 64
@@ -94,7 +95,8 @@ class SFTObjective:
         starts = range(0, len(mine), EVALUATED_TOGETHER)
         sums = [self._sums(mine[i : i + EVALUATED_TOGETHER]) for i in starts]
         parts = [found.get("nll", found["loss"]) for found in sums]
-        total = torch.stack([torch.zeros((), device=self.module.device), *parts]).double().sum()
+        zero = torch.zeros((), device=self.module.device)
+        total = torch.stack([zero, *parts]).to(widest(zero.device)).sum()
         loss = float(self.processes.sum(total)) / sum(sum(text.loss_mask) for text in self.held_out)
         found = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
         return found | (self.sample_metrics() if self.sample_metrics else {})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -37,14 +36,12 @@ def text_logprobs(policy: CausalLMPolicy, texts: list[Text]) -> Tensor:
 def reference_logprobs(
     policy: CausalLMPolicy, texts: Sequence[Text], rows: int, processes: Processes
 ) -> list[float]:
-    """`text_logprobs` of many texts under the reference: the policy as it was loaded, without its
-    adapter. Call it before training. `rows` texts at once; the processes share the work."""
+    """`text_logprobs` of many texts under the reference: the policy as it was loaded, so call it
+    before training. `rows` texts at once; the processes share the work."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i].ids))
     mine = order[processes.rank :: processes.count]
     found: list[tuple[int, float]] = []
-    adapted = policy.model is not policy.causal_lm
-    with policy.without_adapter() if adapted else nullcontext():
-        for start in range(0, len(mine), rows):
-            part = mine[start : start + rows]
-            found += zip(part, text_logprobs(policy, [texts[i] for i in part]).tolist())
+    for start in range(0, len(mine), rows):
+        part = mine[start : start + rows]
+        found += zip(part, text_logprobs(policy, [texts[i] for i in part]).tolist())
     return [x for _, x in sorted(processes.gather_list(found))]

@@ -15,10 +15,11 @@ from lmpg.language.models.forward.kept_weights import chosen_dtype, exact_dtype,
 from lmpg.language.models.loading import (
     context_length,
     load_sequence_classifier,
-    refuse_smaller_vocabulary,
 )
+from lmpg.language.models.precision import keep_angles_exact
 from lmpg.language.models.pretrained import pretrained_tokenizer
 from lmpg.language.models.sequence_classifier import SequenceScorer
+from lmpg.language.models.start.vocabulary import refuse_smaller_vocabulary
 from lmpg.language.rewards.request import RewardReply, RewardRequest
 from lmpg.language.rewards.worker import LONGEST_MESSAGE
 
@@ -45,6 +46,7 @@ class ModelReward:
         model = load_sequence_classifier(path, trust_remote_code=trust_remote_code)
         kept_in = chosen_dtype(dtype, exact_dtype(model))
         kept = keep_frozen(model.requires_grad_(False), kept_in).to(device)
+        keep_angles_exact(kept)
         tokenizer = pretrained_tokenizer("rewards.models", path, trust_remote_code)
         refuse_smaller_vocabulary("rewards.models", path, model, tokenizer)
         context = min(context_length(model.config, tokenizer), tokenizer.model_max_length)
@@ -54,6 +56,11 @@ class ModelReward:
     def num_weights(self) -> int:
         """How many weights the model has."""
         return sum(p.numel() for p in self.scorer.model.parameters())
+
+    @property
+    def num_bytes(self) -> int:
+        """How much memory they take."""
+        return sum(p.nbytes for p in self.scorer.model.parameters())
 
     def submit(self, request: RewardRequest) -> Callable[[], RewardReply]:
         """Models work in this process: it scores when the reply is asked for."""

@@ -110,6 +110,7 @@ class Scorer:
             self.close()
             raise
         self.num_weights = sum(getattr(x, "num_weights", 0) for x in self._rewards.values())
+        self.num_bytes = sum(getattr(x, "num_bytes", 0) for x in self._rewards.values())
         self.weights = settings.weights or (1.0,) * len(self._rewards)
 
     @property

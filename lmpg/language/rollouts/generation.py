@@ -20,6 +20,7 @@ from lmpg.language.rewards.scorer import PendingScores, Scorer
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.sampling.samples import Samples, concatenated
 from lmpg.language.sampling.stops import NewSearch, stopping
+from lmpg.runtime.machine import give_back_freed_memory
 from lmpg.runtime.processes import Processes
 from lmpg.runtime.seeding import generator
 from lmpg.training.old_logprobs import RECOMPUTED, OldLogprobs
@@ -110,6 +111,8 @@ class Generator:
         self, prompts: list[Prompt], group_size: int, uniforms_BT: Tensor | None
     ) -> Completions:
         """`group_size` completions of each of this rank's prompts; greedy without uniforms."""
+        if not self.policy.is_small:
+            give_back_freed_memory()  # by loading and learning, in other sizes
         samples = self.sampler.sample([p.ids for p in prompts], group_size, uniforms_BT)
         repeated = [p for p in prompts for _ in range(group_size)]
         lengths = samples.inputs["response_lengths"].tolist()
@@ -149,7 +152,7 @@ class Generator:
     def sequence_kl(self, reference: Reference, samples: Samples) -> Tensor:
         """log π − log π_ref summed over each completion, [B] in nats."""
         logprobs_BT = samples.logprobs_BT
-        if self.policy.bf16:  # the sampler's own differ from the training forward's there
+        if self.policy.rounds:  # the sampler's own differ from the training forward's there
             logprobs_BT = self.evaluated(samples.inputs, self.policy.logprobs)
         difference_BT = logprobs_BT - self.evaluated(samples.inputs, reference.logprobs)
         return torch.where(samples.mask_BT, difference_BT, 0).sum(1)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from lmpg.language.data.prompts import Prompt, shortest_and_longest
 from lmpg.language.models.architectures import has_experts
-from lmpg.language.models.policy import CausalLMPolicy, unpadded_rows
+from lmpg.language.models.inputs import unpadded_rows
+from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.reference import Reference
 from lmpg.language.rollouts.generation import Generator
 from lmpg.runtime.seeding import generator as seeded
@@ -23,12 +24,12 @@ from lmpg.settings.section import UserError
 
 TOLERANCE = 1e-5  # of means over tokens, in fp32, at temperatures from 1 on
 TOKEN_TOLERANCE = 1e-4  # of the worst single token; deep models round by a few 1e-5
-ROUNDINGS = 3.0  # what two forwards in bf16 differ by at most, in multiples of the model's rounding
+ROUNDINGS = 3.0  # what two forwards that round differ by at most, in multiples of the model's own
 NUM_PROMPTS = 4
 IN_WORDS = {
-    "sampled": "as sampled (fp32)",
-    "recomputed": "computed again (bf16)",
-    "update": "the update's own (bf16)",
+    "sampled": "as sampled",
+    "recomputed": "computed again",
+    "update": "the update's own",
 }
 
 
@@ -36,10 +37,11 @@ IN_WORDS = {
 class SelfTest:
     """Deviations found, in nats per token, and how the model is set up.
 
-    sampler, padding, logits: of the worst token; in bf16 root mean squares. old_logprobs, backend:
-    where the old log-probs of this run come from, and how completions are sampled, in words.
-    temperature: one below 1 magnifies logits, and with them their rounding. rounding: how far the
-    model's own bf16 forward is from its fp32 one (a root mean square); None in fp32.
+    sampler, padding, logits: of the worst token; root mean squares where products are rounded.
+    old_logprobs, backend: where the old log-probs of this run come from, and how completions are
+    sampled, in words. temperature: one below 1 magnifies logits, and with them their rounding.
+    products: what they are rounded to, bf16 or TF32. rounding: how far the model's own forward then
+    is from its fp32 one (a root mean square); None in fp32.
     """
 
     ratio: float
@@ -54,6 +56,7 @@ class SelfTest:
     value_head: tuple[int, int] | None
     temperature: float = 1.0
     rounding: float | None = None
+    products: str = "fp32"
 
     def line(self) -> str:
         """One line for the log."""
@@ -70,12 +73,14 @@ class SelfTest:
     def _said_of_rounding(self) -> str:
         if self.rounding is None:
             return ""
-        return f"all rms in bf16, which moves the model's own log-probs by {self.rounding:.1e}, "
+        moves = f"moves the model's own log-probs by {self.rounding:.1e}"
+        return f"all rms in {self.products}, which {moves}, "
 
     @property
     def limits(self) -> tuple[float, float]:
-        """How far means over tokens may be off, and how far each deviation. In bf16 the model's own
-        rounding decides, as it grows with depth, and unlikely tokens round by most."""
+        """How far means over tokens may be off, and how far each deviation. Where products are
+        rounded the model's own rounding decides, as it grows with depth, and unlikely tokens round
+        by most."""
         magnified = max(1.0, 1 / self.temperature)
         mean, token = TOLERANCE * magnified, TOKEN_TOLERANCE * magnified
         if self.rounding is None:
@@ -125,12 +130,12 @@ def self_test(
     samples = sampler.sample(chosen, 1, drawn)
     new = policy.evaluate(samples.inputs)
     plain_BT = policy.plain_logprobs(samples.inputs)
-    old_BT = new.logprobs_BT if policy.bf16 else samples.logprobs_BT
+    old_BT = new.logprobs_BT if policy.rounds else samples.logprobs_BT
     mask_BT = samples.mask_BT
     ref_BT = new.logprobs_BT if reference is None else reference.logprobs(samples.inputs)
     head = policy.value_head if policy.critic is None else policy.critic.head
     rounding, distance = None, _worst
-    if policy.bf16:
+    if policy.rounds:
         with policy.in_float32():
             exact_BT = policy.plain_logprobs(samples.inputs)
         rounding, distance = _rms(plain_BT, exact_BT, mask_BT), _rms
@@ -140,13 +145,14 @@ def self_test(
         sampler=distance(samples.logprobs_BT, new.logprobs_BT, mask_BT),
         padding=distance(_one_by_one(policy, samples.inputs), new.logprobs_BT, mask_BT),
         logits=distance(plain_BT, new.logprobs_BT, mask_BT),
-        old_logprobs=IN_WORDS[generator.old_logprobs.source],
+        old_logprobs=f"{IN_WORDS[generator.old_logprobs.source]} ({policy.rounds or 'fp32'})",
         backend=sampler.backend,
         eos_token_ids=policy.eos_token_ids,
         critic="none" if head is None else getattr(policy.critic, "kind", "shared"),
         value_head=None if head is None else (head.in_features, head.out_features),
         temperature=policy.temperature,
         rounding=rounding,
+        products=policy.rounds or "fp32",
     )
 
 
@@ -154,7 +160,7 @@ def judged(generator: Generator, reference: Reference | None, prompts: list[list
     """The self-test, in fp32 where it fails in bf16 and the model has experts: a router that takes
     another one, as a number rounds otherwise, moves log-probs by far more than rounding does."""
     policy, result = generator.policy, self_test(generator, reference, prompts)
-    if not (policy.bf16 and result.problems() and has_experts(policy.causal_lm.config)):
+    if not (policy.rounds and result.problems() and has_experts(policy.causal_lm.config)):
         return result
     other = nullcontext() if reference is None else reference.policy.in_float32()
     with policy.in_float32(), other:
@@ -169,14 +175,24 @@ def require_sound(result: SelfTest) -> None:
         expected = f"a mean within {mean:.0e} in fp32, and the worst token within {token:.0e}"
         if result.rounding is not None:
             expected = (
-                f"a mean within {mean:.0e} in bf16, and a root mean square within {token:.0e}, as "
-                f"the model's own bf16 forward is {result.rounding:.0e} from its fp32 one"
+                f"a mean within {mean:.0e} in {result.products}, and a root mean square within "
+                f"{token:.0e}, as the model's own {result.products} forward is "
+                f"{result.rounding:.0e} from its fp32 one"
             )
         raise UserError(
             f"the self-test failed, expected {expected}:\n  "
             + "\n  ".join(problems)
             + "\nUse another model, or mend its forward; training would learn from wrong numbers"
         )
+
+
+def check(generator: Generator, reference: Reference | None, prompts: list[list[int]]) -> None:
+    """The self-test of a new run, in one line; stops it where something is wrong. reference: only
+    where it is the policy as it is now."""
+    result = judged(generator, reference, prompts)
+    if generator.processes.is_main:
+        print(result.line(), flush=True)
+    require_sound(result)
 
 
 def _one_by_one(policy: CausalLMPolicy, inputs: dict[str, Tensor]) -> Tensor:

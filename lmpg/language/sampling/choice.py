@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lmpg.runtime.machine import widest
+
 BLOCK = 256
 """Tokens whose probabilities are summed first: about √V for the vocabularies of today."""
 
@@ -46,24 +48,28 @@ def tokens_at(probs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
 
     probs need not sum to exactly 1: u runs over their true sum. In two levels, the block of tokens
     in which it lies and its place in the block, because cumulating over V is slow. Cumulated is
-    in float64, and each row's token depends on that row alone.
+    in float64, by the host where the device has none, and each row's token depends on that row
+    alone.
     """
-    vocabulary = probs_BV.shape[1]
+    here, vocabulary = probs_BV.device, probs_BV.shape[1]
+    there = here if widest(here) is torch.float64 else torch.device("cpu")
+    uniforms_B = uniforms_B.to(there)
     whole = vocabulary // BLOCK * BLOCK
     if vocabulary <= 4 * BLOCK:
-        return _inverted(probs_BV, uniforms_B)[0][:, 0]
+        return _inverted(probs_BV.to(there), uniforms_B)[0][:, 0].to(here)
     sums_BN = probs_BV[:, :whole].unflatten(1, (-1, BLOCK)).sum(2)
     if whole < vocabulary:
         sums_BN = torch.cat([sums_BN, probs_BV[:, whole:].sum(1, keepdim=True)], 1)
+    sums_BN = sums_BN.to(there)
     block_B1, target_B1, cdf_BN = _inverted(sums_BN, uniforms_B)
     sum_B1 = sums_BN.gather(1, block_B1).double()
     # how far in the block: rounding may lift it to 1, above which there is no token
     within_B1 = (target_B1 - cdf_BN.gather(1, block_B1) + sum_B1).div_(sum_B1)
     within_B1.clamp_(0, 1 - 2**-53)
-    ids_BW = block_B1 * BLOCK + torch.arange(BLOCK, device=probs_BV.device)
-    inside_BW = probs_BV.gather(1, ids_BW.clamp(max=vocabulary - 1))
+    ids_BW = block_B1 * BLOCK + torch.arange(BLOCK, device=there)
+    inside_BW = probs_BV.gather(1, ids_BW.clamp(max=vocabulary - 1).to(here)).to(there)
     inside_BW.masked_fill_(ids_BW >= vocabulary, 0)
-    return (block_B1 * BLOCK + _inverted(inside_BW, within_B1[:, 0])[0])[:, 0]
+    return (block_B1 * BLOCK + _inverted(inside_BW, within_B1[:, 0])[0])[:, 0].to(here)
 
 
 def _inverted(weights_BN: Tensor, uniforms_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:

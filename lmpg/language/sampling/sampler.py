@@ -6,13 +6,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lmpg.language.models.architectures import TOLERANCE, deviation, probe_ids, unsupported
+from lmpg.language.models.decoder_parts import is_replaced
 from lmpg.language.models.forward.padding import bears_padding
 from lmpg.language.models.inputs import of_equal_length
+from lmpg.language.models.lora import is_lora
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.sampling.decoding import Decoding
 from lmpg.language.sampling.engines.cpu import CpuDecoder
@@ -21,13 +24,15 @@ from lmpg.language.sampling.engines.cuda_rollouts import CudaRollouts
 from lmpg.language.sampling.engines.graphs import Capture, CudaGraphs
 from lmpg.language.sampling.engines.protocol import Decoder, Engine
 from lmpg.language.sampling.engines.transformers import refuse_unusable_cache, transformers_engine
-from lmpg.language.sampling.engines.weights import DecodeWeights, is_lora, policy_weights
+from lmpg.language.sampling.engines.weights import DecodeWeights, policy_weights
 from lmpg.language.sampling.samples import DistinctPrompts, Samples, concatenated
 from lmpg.language.sampling.stops import NewSearch, StopSearch
 from lmpg.runtime.machine import worthwhile_threads
 
 NewDecoder = Callable[[DecodeWeights, int], Decoder]
 """A decoder over weights, for contexts of so many tokens."""
+_READ_VARIANTS = {"DoraLinearVariant"}
+"""Of LoRA layers, as peft calls them."""
 _PROBED = 8
 """Tokens of the texts on which an engine is tried."""
 _ROUNDING = 2.0
@@ -232,9 +237,13 @@ def _unreadable_layers(model: nn.Module) -> str | None:
 def _is_unknown_linear(module: nn.Module) -> bool:
     """A layer that is not what its place in these families is made of (quantised, other adapters);
     only those that hold a weight matrix of their own matter."""
+    layer: Any = module
     if is_lora(module):
-        variants = {**getattr(module, "use_dora", {}), **getattr(module, "lora_variant", {})}
-        return any(variants.values()) or type(module).__name__ != "Linear"
+        variants = {type(x).__name__ for x in layer.lora_variant.values()} - _READ_VARIANTS
+        biased = any(layer.lora_bias.values())
+        return bool(variants) or biased or type(module).__name__ != "Linear"
+    if is_replaced(module):  # what it holds is looked at by itself
+        return False
     weight, name = getattr(module, "weight", None), type(module).__name__
     is_matrix = isinstance(weight, Tensor) and weight.dim() >= 2
     return is_matrix and name not in ("Linear", "Conv1D") and not name.endswith("Embedding")

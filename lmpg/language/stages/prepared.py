@@ -20,6 +20,7 @@ from lmpg.language.rollouts.generation import Generator
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.stages.settings import SampledStageSettings
 from lmpg.language.worlds.world import OfflineWorld
+from lmpg.runtime.machine import give_back_freed_memory
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import UserError
 from lmpg.training.offline import Objective
@@ -52,6 +53,7 @@ def loaded_policy(
     torch.manual_seed(settings.run.seed)  # LoRA's factors are drawn from the global generator
     policy = load_policy(model, tokenizer, critic=False, temperature=1.0, device=processes.device)
     processes.suit_threads(sum(p.numel() for p in policy.parameters()))
+    give_back_freed_memory()
     return policy, tokenizer
 
 

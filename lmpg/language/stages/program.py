@@ -7,7 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from lmpg.language.data.data_files import data_inputs, rows_text
+from lmpg.language.models.footprint.said import lines
 from lmpg.language.models.model_files import model_files, start_files
+from lmpg.language.rollouts.arithmetic import as_it_began, settle
 from lmpg.language.stages import STAGES
 from lmpg.language.stages.preference import dpo, kto
 from lmpg.language.stages.prepared import Prepared, starting_model
@@ -20,12 +22,14 @@ from lmpg.language.stages.settings import (
     SftSettings,
 )
 from lmpg.language.stages.sft import sft
+from lmpg.language.stages.stage_memory import work_of
 from lmpg.language.worlds.registry import world_asked_for, world_stage
 from lmpg.language.worlds.world import OfflineWorld
 from lmpg.runs.fingerprints import Inputs
 from lmpg.runs.folder import RunFolder
 from lmpg.runs.tracking import Tracker
 from lmpg.runtime.processes import Processes
+from lmpg.runtime.room import room_of_each
 from lmpg.training.offline import Offline, OfflineUpdater
 from lmpg.training.run import begin, nothing_left_before_the_first_step, run
 
@@ -52,13 +56,17 @@ def train_stage(
         return
     with nothing_left_before_the_first_step(folder, processes):
         world = world or _built(settings, processes)
+        asked, settings = settings.model.precision, as_it_began(settings, folder, processes)
         prepared = PREPARE[type(settings)](settings, world, processes)
+        trained = getattr(prepared.objective.module, "causal_lm", prepared.objective.module)
+        facts = settle(asked, settings.model.precision, trained, folder, processes)
         if processes.is_main:
-            print(prepared.line, flush=True)
+            said = lines(work_of(settings, prepared, processes.count), room_of_each(processes))
+            print("\n".join([prepared.line, *said]), flush=True)
         loop = _assembled(settings, prepared, folder, processes)
         scoring = isinstance(settings, RewardModelSettings)
         task = "text-classification" if scoring else "text-generation"
-        run(loop, folder, name, {}, inputs_of(settings, world), task=task)
+        run(loop, folder, name, facts, inputs_of(settings, world), task=task)
 
 
 def inputs_of(settings: OfflineLearningSettings, world: OfflineWorld | None) -> Inputs:

@@ -15,10 +15,10 @@ from lmpg.language.models.forward.recompute import recompute_layers
 from lmpg.language.models.loading import (
     context_length,
     load_sequence_classifier,
-    refuse_smaller_vocabulary,
     tokenizer_of,
 )
-from lmpg.language.models.precision import computes_in_bf16, save_folder
+from lmpg.language.models.precision import allow_tf32, computes_in_bf16, save_folder
+from lmpg.language.models.start.vocabulary import refuse_smaller_vocabulary
 from lmpg.language.objectives.reward_model_objective import RewardModelObjective
 from lmpg.language.stages.prepared import Prepared, starting_model
 from lmpg.language.stages.settings import RewardModelSettings
@@ -52,6 +52,7 @@ def reward_model(
         rows = (world.train_rows, world.held_out_rows)
         train, held_out = (reward_pairs_from_rows(part, tokenizer, context) for part in rows)
         pairs = Split(train, held_out)
+    allow_tf32(model, settings.model.tf32)
     bf16 = computes_in_bf16(settings.model.precision, model, processes.device)
     examples, seed = (pairs.train, pairs.held_out), settings.run.seed
     objective = RewardModelObjective(

@@ -246,7 +246,8 @@ def sampled_answers(model: Path, rows: list[Row], each: int, key: str) -> list[s
     from lmpg.language.models.loading import load_policy, load_tokenizer
 
     tokenizer = load_tokenizer(str(model))
-    policy = load_policy(ModelSettings(path=str(model)), tokenizer, critic=False, temperature=1.0)
+    settings = ModelSettings(path=str(model), precision="fp32")
+    policy = load_policy(settings, tokenizer, critic=False, temperature=1.0)
     uniforms = torch.rand((len(rows) * each, NEW_TOKENS), generator=generator(SEED, key))
     return _answers(policy, tokenizer, rows, uniforms)
 

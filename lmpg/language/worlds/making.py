@@ -70,7 +70,8 @@ def warm_start(
     stop: called after every step with policy, tokenizer and step; True ends the training.
     """
     tokenizer = load_tokenizer(str(blank))
-    policy = load_policy(ModelSettings(path=str(blank)), tokenizer, critic=False, temperature=1.0)
+    model = ModelSettings(path=str(blank), precision="fp32")
+    policy = load_policy(model, tokenizer, critic=False, temperature=1.0)
     train, held_out = (texts_from_rows(part, tokenizer, policy.context_length) for part in rows)
     objective = SFTObjective(policy, MaximumLikelihood(), (train, held_out), seed, SingleProcess())
     updater: OfflineUpdater = OfflineUpdater(objective, settings, SingleProcess())

@@ -20,7 +20,7 @@ from lmpg.language.rollouts.preflight import self_test
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import UserError
-from lmpg.training.optimizer import policy_adamw
+from lmpg.training.optimizer import policy_optimizer
 from lmpg.training.settings import UpdateSettings
 from tests.support.planted import catches
 from tests.support.tiny import EOS, PAD, save_tiny, tiny_tokenizer
@@ -180,10 +180,10 @@ def test_recorded_values_and_the_self_test_know_the_critic(folders):
 def test_the_critic_may_have_a_learning_rate_of_its_own(critic, folders):
     policy = loaded(folders, critic)
     settings = UpdateSettings(learning_rate=1e-3, critic_learning_rate=4e-3)
-    groups = policy_adamw(policy, settings).param_groups
+    groups = policy_optimizer(policy, settings).param_groups
     its = policy.value_head or policy.critic
     assert [group["scale"] for group in groups] == [1, 4]
     assert {*map(id, groups[1]["params"])} == {*map(id, its.parameters())}
     assert sum(len(g["params"]) for g in groups) == len(policy.trainable_state())
-    assert len(policy_adamw(policy, UpdateSettings()).param_groups) == 1
+    assert len(policy_optimizer(policy, UpdateSettings()).param_groups) == 1
     assert "critic" in PPO().needs

@@ -187,10 +187,3 @@ def test_target_modules_that_do_not_fit_are_refused_by_name(targets, tmp_path):
     said = rf"model.lora.target_modules = .*{targets[-1]}.* \['down_proj', .*'v_proj'\].*"
     assert re.fullmatch(said, str(refused.value))
     assert "base_layer" not in str(refused.value)
-
-
-def test_a_folder_with_an_adapter_names_the_merged_model_instead(tmp_path):
-    path = save_tiny(tmp_path / "start")
-    load(path).save_pretrained(tmp_path / "final", load_tokenizer(path))
-    with pytest.raises(UserError, match=r"is a LoRA adapter.*set model.path to .*merged"):
-        load(tmp_path / "final")

@@ -7,10 +7,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lmpg.language.models.loading import load_causal_lm, load_policy
+from lmpg.language.models.precision import save_folder
 from lmpg.language.models.settings import ModelSettings
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.settings.section import UserError
-from tests.support.causal_families import save_family
+from tests.support.causal_families import save_family, tiny_config
 from tests.support.planted import catches
 from tests.support.tiny import configured, tiny_tokenizer
 
@@ -63,13 +64,10 @@ def test_a_model_without_a_cache_learns_from_texts_but_does_not_sample(tmp_path)
 @catches("RWKV's weights halved by its first forward, and saved so")
 @torch.no_grad()
 def test_a_deep_rwkv_is_saved_as_it_was_loaded(tmp_path):
-    save_family(tmp_path, "rwkv")
-    deep = AutoModelForCausalLM.from_config(
-        type(load_causal_lm(str(tmp_path)).config)(
-            **load_causal_lm(str(tmp_path)).config.to_dict() | {"num_hidden_layers": 8}
-        )
-    )
-    deep.save_pretrained(tmp_path)
+    config = tiny_config("rwkv")
+    config.num_hidden_layers = 8
+    deep = AutoModelForCausalLM.from_config(config)
+    save_folder(tmp_path, deep, tiny_tokenizer())
     policy = loaded(tmp_path)
     ids = torch.tensor([[3, 4, 5]])
     logits = policy.causal_lm(ids).logits

@@ -202,3 +202,15 @@ def test_adapters_have_the_gradients_of_peft_and_share_their_argument(bf16, kind
     for name, x in found[1].items():
         assert torch.equal(found[0][name], x), name
     assert kept[0] < kept[1] if bf16 else kept[0] == kept[1]
+
+
+@catches("widened weights kept for the backward pass")
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_weight_kept_in_bf16_is_kept_for_the_backward_pass_as_it_is(bf16):
+    kept = []
+    for low in (True, False):
+        policy = adapted(low)
+        policy.bf16 = bf16
+        kept.append(kept_bytes(policy, INPUTS))
+    norms = [p for name, p in policy.named_parameters() if "norm" in name]
+    assert kept[0] - kept[1] <= sum(4 * p.numel() for p in norms)

@@ -176,17 +176,22 @@ def test_in_bf16_losses_and_gradients_are_near_those_of_fp32():
     assert torch.cosine_similarity(found[0][1], found[1][1], dim=0) > 0.99
 
 
-@catches("DPO's reference with the adapter on")
-def test_with_an_adapter_the_reference_is_the_model_below_it():
+@catches("DPO's reference without an adapter that was trained before")
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_reference_is_the_policy_as_it_starts_whatever_its_adapter_learns(trained):
     torch.manual_seed(0)
     policy = tiny_policy(with_adapter(tiny_model(), LoraSettings(rank=4)))
-    for name, parameter in policy.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.5)
+    factors = [p for name, p in policy.named_parameters() if "lora_B" in name]
+    if trained:
+        for p in factors:
+            torch.nn.init.normal_(p, std=0.5)
     objective = dpo_objective(random_preference_pairs(4), policy=policy)
+    start = policy.causal_lm if trained else tiny_model()
     for pair in objective.train:
-        expected = [plain_logprob(tiny_model(), x)[0] for x in (pair.chosen, pair.rejected)]
+        expected = [plain_logprob(start, x)[0] for x in (pair.chosen, pair.rejected)]
         assert pair.ref_logprobs == pytest.approx(expected, rel=1e-4)
+    for p in factors:
+        torch.nn.init.normal_(p, std=0.5)
     assert abs(objective.evaluate()["margin"]) > 1e-3
 
 

@@ -11,8 +11,9 @@ from transformers import LlamaModel
 from lmpg.cli.main import main
 from lmpg.language.models.head import Head
 from lmpg.language.models.policy import Reference
+from lmpg.language.rollouts import preflight
 from lmpg.language.rollouts.generation import Generator
-from lmpg.language.rollouts.preflight import SelfTest, require_sound, self_test
+from lmpg.language.rollouts.preflight import SelfTest, judged, require_sound, self_test
 from lmpg.language.sampling import decoding
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.runtime.processes import Processes
@@ -20,6 +21,19 @@ from lmpg.settings.section import UserError
 from tests.support.planted import catches
 from tests.support.programs import own_parts, run_here
 from tests.support.tiny import deep_policy, tiny_tokenizer
+
+SOUND = SelfTest(
+    ratio=1.0,
+    reference_kl=0.0,
+    sampler=0.0,
+    padding=0.0,
+    logits=0.0,
+    old_logprobs="",
+    backend="",
+    eos_token_ids=(1,),
+    critic="none",
+    value_head=None,
+)
 
 
 @pytest.fixture
@@ -99,6 +113,27 @@ def test_in_bf16_the_self_test_judges_by_the_models_own_rounding(monkeypatch):
     assert len(replace(sound, padding=10 * sound.rounding).problems()) == 1
 
 
+@catches("a model with experts refused in bf16 because its router rounds otherwise")
+@pytest.mark.parametrize("experts", [0, 4])
+@pytest.mark.parametrize("sound_in_fp32", [True, False])
+def test_a_model_with_experts_is_judged_in_fp32_where_bf16_is_too_coarse(
+    experts, sound_in_fp32, monkeypatch
+):
+    policy, precisions = deep_policy(num_hidden_layers=2), []
+    policy.causal_lm.config.num_local_experts = experts
+    generator = Generator(policy, Sampler(policy, 8), tiny_tokenizer(), 0, Processes(), 2)
+
+    def tested(generator, reference, prompts):
+        precisions.append((policy.bf16, reference.policy.bf16))
+        failing = policy.bf16 or not sound_in_fp32
+        return replace(SOUND, padding=math.inf if failing else 0.0)
+
+    monkeypatch.setattr(preflight, "self_test", tested)
+    found = judged(generator, Reference(policy), [[5]])
+    assert precisions == [(True, True)] + [(False, False)] * (experts > 0)
+    assert bool(found.problems()) == (not sound_in_fp32 or not experts)
+
+
 def louder(token_logprobs):
     def changed(self, hidden_ND, *tokens):
         return token_logprobs(self, hidden_ND * 3, *tokens)
@@ -108,21 +143,9 @@ def louder(token_logprobs):
 
 @pytest.mark.parametrize("name", ["padding", "logits", "sampler"])
 def test_rounding_is_judged_by_what_the_temperature_makes_of_it(name):
-    fine = SelfTest(
-        ratio=1.0,
-        reference_kl=0.0,
-        sampler=0.0,
-        padding=0.0,
-        logits=0.0,
-        old_logprobs="",
-        backend="",
-        eos_token_ids=(1,),
-        critic="none",
-        value_head=None,
-    )
-    assert fine.problems() == []
-    rounded = replace(fine, **{name: 5e-4})
+    assert SOUND.problems() == []
+    rounded = replace(SOUND, **{name: 5e-4})
     assert len(rounded.problems()) == 1
     assert replace(rounded, temperature=0.1).problems() == []
     assert len(replace(rounded, temperature=0.5).problems()) == 1
-    assert len(replace(fine, **{name: math.nan}, temperature=1e-6).problems()) == 1
+    assert len(replace(SOUND, **{name: math.nan}, temperature=1e-6).problems()) == 1

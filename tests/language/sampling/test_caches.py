@@ -9,10 +9,11 @@ from lmpg.language.sampling.engines import transformers as engine
 from lmpg.language.sampling.engines.transformers import refuse_unusable_cache
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.settings.section import UserError
-from tests.language.models.test_padding import PROMPTS, policy_of_family
+from tests.language.models.test_padding import policy_of_family
 from tests.support.planted import catches
 from tests.support.tiny import EOS
 
+PROMPTS = [[8, 2, 30, 31, 4], [5, 9, 3], [7], [11, 12, 13]]
 KINDS = ["llama", "mamba", "rwkv", "minimax", "recurrent_gemma", "llama4_text", "trocr", "zamba2"]
 ODD = {
     "rwkv": (engine, "reordered", lambda cache, order_R: cache),

@@ -13,8 +13,6 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from lmpg.runtime.machine import give_back_freed_memory
-
 LOW = torch.bfloat16
 
 
@@ -36,11 +34,9 @@ def _fits(weight: Tensor) -> bool:
 
 def keep_frozen(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """`model` whose weights that do not learn were brought from float32 to `dtype`, one by one."""
-    if dtype != torch.float32:
-        for p in model.parameters():
-            if not p.requires_grad and p.dtype == torch.float32:
-                p.data = p.data.to(dtype)
-        give_back_freed_memory()
+    for p in model.parameters():
+        if not p.requires_grad and p.dtype == torch.float32:
+            p.data = p.data.to(dtype)
     return model
 
 
@@ -82,7 +78,7 @@ class _Widened(TorchFunctionMode):
         if func in _PRODUCTS and torch.is_autocast_enabled(args[0].device.type):
             return func(*args, **kwargs)
         if func is F.linear and torch.is_grad_enabled():
-            return _Linear.apply(*args, **kwargs)
+            return _linear(*args, **kwargs)
         return func(*map(_wide_weight, args), **{k: _wide_weight(x) for k, x in kwargs.items()})
 
 
@@ -101,19 +97,8 @@ def _wide_weight(x: Any) -> Any:
     return tree_map(lambda y: y.float() if _is_kept(y) else y, x)
 
 
-class _Linear(torch.autograd.Function):
-    """A linear layer in float32 that keeps its weight, which does not learn, as it is."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias=None):
-        ctx.save_for_backward(weight)
-        return F.linear(x, weight.float(), None if bias is None else bias.float())
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        (weight,) = ctx.saved_tensors
-        return grad @ weight.float(), None, None
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return _Cast.apply(x, weight, bias, torch.float32)
 
 
 def product(linear: Any, x: Tensor) -> Tensor:
@@ -127,7 +112,7 @@ def product(linear: Any, x: Tensor) -> Tensor:
     device = x.device.type
     if type(linear) is not nn.Linear or not torch.is_autocast_enabled(device):
         return linear(x)
-    if linear.weight.dtype != torch.float32:
+    if linear.weight.data.dtype != torch.float32:  # `.dtype` alone is what it is widened to
         return linear(x)
     return _Cast.apply(x, linear.weight, linear.bias, torch.get_autocast_dtype(device))
 
@@ -146,11 +131,13 @@ def _has_plain_adapter(linear: Any) -> bool:
 
 
 class _Cast(torch.autograd.Function):
+    """A linear layer in `dtype` that keeps its weight for the backward pass as it is."""
+
     @staticmethod
     def forward(ctx, x, weight, bias, dtype):
-        ctx.dtype = dtype
+        ctx.dtype, ctx.bias_dtype = dtype, None if bias is None else bias.dtype
         x = x.to(dtype)
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return F.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
 
     @staticmethod
@@ -158,10 +145,11 @@ class _Cast(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         by_x, by_weight, by_bias = ctx.needs_input_grad[:3]
+        rows = grad.flatten(0, -2)
         return (
             grad @ weight.to(ctx.dtype) if by_x else None,
-            (grad.T @ x).to(weight.dtype) if by_weight else None,
-            grad.sum(0).to(weight.dtype) if by_bias else None,
+            (rows.T @ x.flatten(0, -2)).to(weight.dtype) if by_weight else None,
+            rows.sum(0).to(ctx.bias_dtype) if by_bias else None,
             None,
         )
 
@@ -169,7 +157,14 @@ class _Cast(torch.autograd.Function):
 _LOOKS = {
     *(getattr(Tensor, name).__get__ for name in ("device", "shape", "requires_grad", "is_leaf")),
     *(getattr(Tensor, name).__get__ for name in ("grad", "ndim", "_version", "data", "layout")),
-    *(Tensor.size, Tensor.numel, Tensor.dim, Tensor.__len__, Tensor.data_ptr),
+    *(
+        Tensor.size,
+        Tensor.numel,
+        Tensor.dim,
+        Tensor.__len__,
+        Tensor.data_ptr,
+        Tensor.untyped_storage,
+    ),
 }
 """What is asked of a weight without reading its numbers."""
 _PARTS = {

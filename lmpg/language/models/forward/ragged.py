@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmpg.language.models.inputs import uploaded
+
 _SLACK = 6
 """Rows share a block while the shortest lacks at most a sixth of the longest: that fewer blocks
 are computed is worth some padding."""
@@ -46,8 +48,7 @@ class Block:
     def to(self, device: torch.device) -> Block:
         """The same with its tensors on `device`."""
         context, padding = (
-            None if x is None else x.to(device, non_blocking=True)
-            for x in (self.context_RC, self.padding_RC)
+            None if x is None else uploaded(x, device) for x in (self.context_RC, self.padding_RC)
         )
         return replace(self, context_RC=context, padding_RC=padding)
 
@@ -82,7 +83,7 @@ class Ragged:
     def to(self, device: torch.device) -> Ragged:
         """The same with every tensor on `device`."""
         moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True)
+            name: uploaded(value, device)
             for name, value in vars(self).items()
             if isinstance(value, Tensor)
         }

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmpg.language.models.architectures import NATS, probe_ids
+from lmpg.language.models.architectures import NATS, probe_ids, unsupported
 from lmpg.language.models.inputs import language_inputs
 from lmpg.settings.section import UserError
 
@@ -38,8 +38,10 @@ def refusing(policy: Any, what: str, fix: str = "choose another") -> Iterator[No
 @torch.no_grad()
 def refuse_unreadable(policy: Any) -> None:
     """UserError unless the policy's model reads a plain text, sees no later token, and has an
-    output layer that reads its trunk's hidden states."""
+    output layer that reads its trunk's hidden states; those that lmpg computes itself do."""
     model = policy.causal_lm
+    if unsupported(model, _KNOWN + _LATER) is None:
+        return
     ids_1L = probe_ids(model, 1, _KNOWN + _LATER).to(policy.device)
     fix = "choose another"
     if policy.model is not model:
@@ -51,8 +53,9 @@ def refuse_unreadable(policy: Any) -> None:
     inputs = language_inputs([texts[:1], texts[:3]], [texts[3:], texts[3:6]], 0)
     with refusing(policy, "texts of different lengths"), policy.in_float32():
         policy.states(inputs)
-    with refusing(policy, "texts in its precision", "set model.precision to fp32"):
-        policy.states(inputs)
+    if policy.bf16:
+        with refusing(policy, "texts in its precision", "set model.precision to fp32"):
+            policy.states(inputs)
     read = policy.head.input_size
     if hidden.shape[-1] != read:
         raise UserError(

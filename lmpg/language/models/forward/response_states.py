@@ -26,7 +26,7 @@ from lmpg.language.models.forward.decoder import Run, hidden_states
 from lmpg.language.models.forward.padding import bears_padding
 from lmpg.language.models.forward.ragged import Ragged
 from lmpg.language.models.forward.recompute import layers_recomputed, recomputed, recomputes
-from lmpg.language.models.inputs import accepted, forward_arguments, trimmed
+from lmpg.language.models.inputs import accepted, forward_arguments, trimmed, uploaded
 from lmpg.language.models.precision import in_float32
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def _padded_states(trunk: nn.Module, inputs: dict[str, Tensor]) -> ResponseState
     if left:
         prompt_B = torch.full_like(prompt_B, rows["prompt_ids"].shape[1])
     with quick_attention(trunk, width), layers_recomputed(trunk):
-        moved = {n: x.to(device, non_blocking=True) for n, x in accepted(trunk, arguments).items()}
+        moved = {n: uploaded(x, device) for n, x in accepted(trunk, arguments).items()}
         hidden_BLD = trunk(**moved, use_cache=False).last_hidden_state
     place_N = row_N * width + prompt_B[row_N] - 1 + step_N
     ids_N = response_BT.flatten().index_select(0, row_N * num_steps + step_N)

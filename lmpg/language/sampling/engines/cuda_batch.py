@@ -17,6 +17,7 @@ from lmpg.language.sampling.engines.cuda import CudaDecoder
 from lmpg.language.sampling.engines.graphs import bucketed
 from lmpg.language.sampling.samples import DistinctPrompts, Recorded
 from lmpg.language.sampling.stops import StopSearch
+from lmpg.runtime.machine import widest
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class CudaBatch:
         self._tokens_N, self._rows_N, self._limits_N = whole
         self._going_N = torch.zeros(self._rows, dtype=torch.bool, device=device)
         self._step = torch.zeros(1, dtype=torch.long, device=device)
-        self._uniforms = torch.zeros(slots, dtype=torch.float64, device=device)
+        self._uniforms = torch.zeros(slots, dtype=widest(device), device=device)
         self._ids = torch.zeros(slots, dtype=torch.long, device=device)
         numbers = torch.zeros(3, slots, device=device)
         self._logprobs, self._entropy, self._values_before = numbers

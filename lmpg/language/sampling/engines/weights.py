@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from lmpg.functional.logprobs import LogitShape
 from lmpg.language.models.architectures import architecture
-from lmpg.language.models.decoder_parts import Architecture, DecoderLayer, Norm
+from lmpg.language.models.decoder_parts import Architecture, DecoderLayer, Norm, in_use
+from lmpg.language.models.lora import adapted_weight, is_lora
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.sampling.engines.linear import DenseLinear, PackedLinear, linear
 
@@ -173,7 +174,7 @@ def decode_weights(
 
 def _head_weights(model: Any, dtype: torch.dtype, factor: float) -> Linear:
     """The model's head; its bias, which is not multiplied with the input, times `factor`."""
-    head = model.get_output_embeddings()
+    head = in_use(model.get_output_embeddings())
     bias = None if head.bias is None else head.bias.detach() * factor
     return linear(head.weight.detach().to(dtype), None if bias is None else bias.to(dtype))
 
@@ -214,11 +215,6 @@ def _layer_weights(
     )
 
 
-def is_lora(module: nn.Module) -> bool:
-    """Whether it is a linear layer with low-rank adapters."""
-    return hasattr(module, "base_layer") and hasattr(module, "lora_A")
-
-
 def _read(module: Any, dtype: torch.dtype) -> Matrix:
     """(weight [out, in], bias) of a linear layer in `dtype` or as exact as it is kept, with an
     adapter that is switched on added."""
@@ -228,7 +224,7 @@ def _read(module: Any, dtype: torch.dtype) -> Matrix:
     if inner is not module and not module.merged and not module.disable_adapters:
         for name in module.active_adapters:
             if name in module.lora_A:
-                weight = weight + module.get_delta_weight(name).detach()
+                weight = adapted_weight(module, name, weight)
     if isinstance(inner, transformers.pytorch_utils.Conv1D):
         weight = weight.T
     return weight, None if bias is None else bias.detach()

@@ -1,0 +1,223 @@
+"""The memory of a run by part, from sizes and settings alone: pure arithmetic, nothing is loaded.
+
+Each phase holds what stays (weights, optimizer, frozen models) and what only it needs; the largest
+decides. Formulas count what lmpg's own forward keeps (`lmpg/language/models/forward/`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+
+from lmpg.language.models.footprint.shape import Shape
+
+Parts = dict[str, float]
+"""Bytes by part."""
+FP32, BF16 = 4, 2
+LIBRARIES = 0.45e9
+"""Python with torch and transformers, before any model."""
+STATES: dict[str, float] = {"adamw": 2 * FP32, "adamw_8bit": 2.0, "adafactor": 0.0}
+"""Bytes of an optimizer's states for each weight that learns; those of rows and columns, or of
+blocks, are no matter."""
+_PLAIN_UP_TO = {BF16: 256, FP32: 128}
+"""Keys up to which attention on a CPU keeps its weights; see `models/forward/attention.py`."""
+_LOGITS_AT_ONCE = {"cpu": 2**20, "cuda": 2**25}
+_KEPT_LOGITS = 2**26
+_ROWS_AT_ONCE = 128
+_OWN_FORWARD = 2.0
+"""How much more a forward of transformers keeps than lmpg's, at most."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A run's sizes. rank: of adapters, 0 where the whole model learns. kept, product, saved: bytes
+    of a frozen weight, of a number in a product, of a weight in `final/`. critic_shape: of a critic
+    with weights of its own. frozen: bytes of other models. rows: of a micro-batch, each with
+    `prompt` tokens and then `response`; sampled: rows of a rollout. several: whether a minibatch
+    has several micro-batches. count: of processes.
+    """
+
+    model: Shape
+    rows: int
+    prompt: int
+    response: int
+    sampled: int = 0
+    rank: int = 0
+    kept: int = FP32
+    product: int = FP32
+    saved: int = FP32
+    optimizer: str = "adamw"
+    critic_shape: Shape | None = None
+    frozen: Parts = field(default_factory=dict)
+    recompute: bool = False
+    several: bool = True
+    count: int = 1
+    device: str = "cpu"
+
+    @property
+    def length(self) -> int:
+        """Tokens of a row."""
+        return self.prompt + self.response
+
+    @property
+    def learning(self) -> int:
+        """Weights of the policy that the optimizer changes."""
+        return self.rank * self.model.linear_width if self.rank else self.model.weights
+
+
+def phases(work: Work) -> dict[str, Parts]:
+    """Bytes by phase and part, on the device that computes."""
+    stays = staying(work)
+    sampling = engine(work) if work.sampled else {}
+    resident = {} if work.device == "cpu" else {k: v for k, v in sampling.items() if k != "logits"}
+    found = {
+        "sampling": stays | sampling,
+        "learning": stays | resident | _learning(work),  # the CUDA engine keeps its memory
+        "saving": stays | {"copy to be saved": _saved_copy(work)},
+    }
+    return found if work.device != "cpu" else {"loading": _loading(work)} | found
+
+
+def peak(work: Work) -> tuple[str, Parts]:
+    """The phase that needs most, and its parts."""
+    return max(phases(work).items(), key=lambda found: sum(found[1].values()))
+
+
+def total(work: Work) -> float:
+    """Bytes at the peak."""
+    return sum(peak(work)[1].values())
+
+
+def largest_rows(work: Work, budget: float) -> int:
+    """Rows of the largest micro-batch whose peak is within `budget` bytes, `work.rows` at most, at
+    least one."""
+    fits, too_many = 1, work.rows + 1
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        if total(replace(work, rows=middle, several=True)) <= budget:
+            fits = middle
+        else:
+            too_many = middle
+    return fits
+
+
+def staying(work: Work) -> Parts:
+    """What is there from the first optimizer step to the end."""
+    model, learns = work.model, work.learning
+    frozen = work.kept * model.weights if work.rank else 0
+    parts = {
+        "libraries": LIBRARIES,
+        "weights": frozen + FP32 * learns,
+        "optimizer": STATES[work.optimizer] * learns,
+    }
+    if work.critic_shape is not None:
+        critic = work.critic_shape.trunk
+        parts["weights of the critic"] = FP32 * critic
+        parts["optimizer of the critic"] = STATES[work.optimizer] * critic
+    return parts | work.frozen
+
+
+def _loading(work: Work) -> Parts:
+    """Weights are read in fp32, beside the pages of their file."""
+    critic = 0 if work.critic_shape is None else work.critic_shape.trunk
+    return {
+        "libraries": LIBRARIES,
+        "weights": FP32 * (work.model.weights + critic),
+        "files": work.saved * work.model.weights,
+    }
+
+
+def engine(work: Work) -> Parts:
+    """What sampling adds: the engine's weights, keys and values of all rows, logits of a step."""
+    model, rows = work.model, -(-work.sampled // work.count)
+    wide = FP32 if work.device == "cpu" else work.product
+    copied = model.weights if model.tied else model.weights - model.head
+    cache = rows * work.length * model.layers * 2 * model.keys * wide
+    steps = 4 * rows * model.vocabulary * FP32
+    if not model.known:  # its own weights serve
+        copied = 0
+    return {"engine": work.product * copied, "cache": cache, "logits": steps}
+
+
+def _learning(work: Work) -> Parts:
+    graphs = [(graph(work, work.model), float(FP32 * work.learning))]
+    if work.critic_shape is not None:
+        critic = work.critic_shape
+        graphs.append((graph(work, critic), FP32 * critic.trunk))
+    kept, gradients = (_sums if work.several else _in_turn)(graphs)
+    exchanged = sum(x for _, x in graphs) if work.count > 1 else 0
+    parts = {"gradients": gradients, "activations": kept, "logits": logits(work)}
+    others = {"exchange of gradients": float(exchanged), "widened weights": widened(work)}
+    return parts | {name: x for name, x in others.items() if x}
+
+
+def _sums(graphs: list[tuple[float, float]]) -> tuple[float, float]:
+    """Graphs and all gradients at once: gradients of earlier micro-batches are there."""
+    return sum(x for x, _ in graphs), sum(x for _, x in graphs)
+
+
+def _in_turn(graphs: list[tuple[float, float]]) -> tuple[float, float]:
+    """The largest that is there at once where a single backward pass takes graphs, the last first,
+    and leaves gradients."""
+    kept = [0.0, *accumulate(x for x, _ in graphs)]
+    left = [0.0, *accumulate(x for _, x in graphs)]
+    return max(((k, left[-1] - done) for k, done in zip(kept, left)), key=sum)
+
+
+def graph(work: Work, model: Shape) -> float:
+    """Bytes that a forward of a micro-batch keeps for its backward pass, without the head."""
+    tokens = work.rows * work.length
+    inside = tokens * layer_bytes(work, model)
+    if not model.known:
+        inside *= _OWN_FORWARD
+    if work.recompute:  # the stream before each layer, and one layer as it is computed again
+        return tokens * model.layers * model.hidden * FP32 + inside
+    return model.layers * inside
+
+
+def widened(work: Work) -> float:
+    """On a CPU, weights kept in bfloat16 are widened one by one between activations that stay; the
+    heap cannot use again the room that these leave, so that in the end all have had their own."""
+    low = work.rank and work.kept == BF16 and work.product == FP32
+    return FP32 * (work.model.trunk - work.model.head) if low and work.device == "cpu" else 0.0
+
+
+def layer_bytes(work: Work, model: Shape) -> float:
+    """Bytes that a layer keeps for each token."""
+    b = work.product
+    stream = 2 * model.hidden * FP32  # what its norms read
+    if model.head_norms:
+        stream += (model.queries + model.keys) * FP32
+    inputs = (2 * model.hidden + model.queries) * b  # of attention, of the MLP, of `out`
+    return stream + inputs + attention_bytes(work, model) + model.mlp_kept * model.inner * b
+
+
+def attention_bytes(work: Work, model: Shape) -> float:
+    """Bytes that attention keeps for each token: queries, keys, values, and with them either its
+    weights or, where torch's fused kernel computes it, its output."""
+    b, keys = work.product, work.length
+    if work.device != "cpu" or keys > _PLAIN_UP_TO[b]:
+        return 4 * model.queries * b + model.heads * FP32
+    return (model.queries + 2 * model.keys) * b + model.heads * keys * b
+
+
+def logits(work: Work) -> float:
+    """Bytes of the head: probabilities that are kept, a chunk of logits on its way, its gradient
+    before that of a tied embedding is added, and its weight in the precision of products."""
+    model, b = work.model, work.product
+    answered = work.rows * work.response
+    few = answered * model.vocabulary <= _KEPT_LOGITS and not work.recompute
+    at_once = max(_ROWS_AT_ONCE, _LOGITS_AT_ONCE.get(work.device, 2**24) // model.vocabulary)
+    chunk = min(at_once, answered) * model.vocabulary
+    found = 3 * FP32 * chunk + (b * answered * model.vocabulary if few else 0)
+    found += answered * model.hidden * (FP32 + b)
+    found += 0 if work.rank else FP32 * model.head
+    cast = b == BF16 or (work.rank and work.kept == BF16)
+    return found + (b * model.head if cast else 0)
+
+
+def _saved_copy(work: Work) -> float:
+    """`final/` in another precision than what is kept, or an adapter's merged model."""
+    if work.rank:
+        return work.saved * work.model.weights
+    return work.saved * work.model.weights if work.saved != FP32 else 0

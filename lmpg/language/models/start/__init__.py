@@ -1,0 +1,1 @@
+"""What a policy starts from besides a model: a trained adapter, quantised weights, a vocabulary."""
