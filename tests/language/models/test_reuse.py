@@ -139,6 +139,7 @@ def test_it_is_not_used_for_other_rows_or_after_the_weights_have_changed():
 )
 def test_it_is_computed_ahead_only_where_the_update_will_ask_for_it(flags, processes, expected):
     given = {"--model.path": "m", "--data.path": "d", "--rewards.functions": "f.py:f"}
+    given["--update.microbatch-tokens"] = 0
     given |= {f"--update.{x}-size": 64 for x in ("rollout", "minibatch", "microbatch")}
     settings = settings_of("grpo", [str(x) for pair in (given | flags).items() for x in pair])
     for exact in (True, False):
