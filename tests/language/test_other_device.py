@@ -180,7 +180,7 @@ def test_angles_of_positions_stay_exact(ampere):
     precision.allow_tf32(model, True)
     assert model(positions).cpu()[0].tolist() == [2048.0, 2049.0]
     with pytest.raises(RuntimeError):
-        model(positions[:, None, None])
+        model(positions[:, None])
     assert torch.get_float32_matmul_precision() == "high"  # all else in TF32 as before
 
 
