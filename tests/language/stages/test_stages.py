@@ -87,7 +87,7 @@ def saved(folder: Path, kind: str) -> Path:
 def test_a_run_leaves_figures_weights_and_a_report(kind, steps, figures, parts, tmp_path, capsys):
     folder = tmp_path / "run"
     run(kind, parts(kind), folder, "--evaluation.every", "4")
-    assert "\nmemory: about 0.4" in capsys.readouterr().out
+    assert "\nmemory: about 0.6" in capsys.readouterr().out
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["exit_reason"], summary["steps"]) == ("finished", steps)
     assert summary["before"].keys() == summary["after"].keys() == figures

@@ -14,8 +14,8 @@ from lmpg.language.models.footprint.shape import Shape
 Parts = dict[str, float]
 """Bytes by part."""
 FP32, BF16 = 4, 2
-LIBRARIES = 0.45e9
-"""Python with torch and transformers, before any model."""
+LIBRARIES = 0.65e9
+"""Python, torch, transformers and what they bring, with the buffers of their kernels: measured."""
 STATES: dict[str, float] = {"adamw": 2 * FP32, "adamw_8bit": 2.0, "adafactor": 0.0}
 """Bytes of an optimizer's states for each weight that learns; those of rows and columns, or of
 blocks, are no matter."""
