@@ -35,6 +35,8 @@ SMALL = {
     "update.minibatch-size": 4,
     "update.microbatch-size": 4,
     "update.epochs": 2,
+    "update.learning-rate": 1e-4,  # the model is tiny
+    "update.adam-eps": 1e-5,
     "evaluation.size": 3,
     "run.total-steps": 3,
     "run.samples-every": 1,

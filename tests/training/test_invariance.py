@@ -30,7 +30,6 @@ from tests.support.programs import (
 )
 
 TOLERANCE = 1e-5
-EPSILON = {"update.adam-eps": 1e-5}  # below it Adam makes a whole step of a gradient's rounding
 GROUPS = {"update.rollout-size": 20, "algorithm.group-size": 4, "algorithm.kl-coef": 0.1}
 TIGHT = {"algorithm.clip": 0.3, "algorithm.clip-high": 0.4}  # GSPO's own bounds leave no gradient
 ABOVE = {"algorithm.keep": 3, "algorithm.kl-coef": 0, "algorithm.min-score": -0.4}
@@ -97,7 +96,7 @@ class Runs:
     def flags(self, kind: str, name: str, **changes: object) -> dict:
         """Everything but the algorithm's name; `changes` as on the command line."""
         output = {"run.output-dir": str(self.folder / kind / name)}
-        return {**EPSILON, **with_kind(self.parts, KINDS[kind][1]), **output, **changes}
+        return {**with_kind(self.parts, KINDS[kind][1]), **output, **changes}
 
     def __call__(self, kind: str, name: str = "plain", **changes: object) -> Path:
         folder = self.folder / kind / name
