@@ -6,11 +6,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lmpg.language.data.examples import Split
-from lmpg.language.data.prompts import Prompt
+from lmpg.language.data.prompts import Prompt, lengths_of
 from lmpg.language.models.footprint.needs import Parts, Work
 from lmpg.language.models.footprint.said import fitting_tokens, lines
 from lmpg.language.models.footprint.shape import shape_of
 from lmpg.language.models.policy import CausalLMPolicy
+from lmpg.language.models.precision import num_weights
 from lmpg.language.models.reference import Reference
 from lmpg.language.settings import LanguageSettings
 from lmpg.runtime.processes import Processes
@@ -42,7 +43,7 @@ def work_of(
     count: int,
 ) -> Work:
     """The sizes of a run. reward_models: their bytes. count: of processes."""
-    longest = max(len(prompt.ids) for prompt in [*prompts.train, *prompts.held_out])
+    longest = max(int(lengths_of(x).max(initial=0)) for x in (prompts.train, prompts.held_out))
     update, model = settings.update, shape_of(policy.causal_lm)
     of_minibatch = -(-update.minibatch_size // count)
     rows = min(update.microbatch_size, of_minibatch)
@@ -96,4 +97,4 @@ def _frozen(settings: LanguageSettings, policy: CausalLMPolicy, own: Reference |
         learned = sum(p.nbytes for p in policy.model.parameters() if p.requires_grad)
         return {"reference": float(learned)} if refreshed else {}
     wide = 4 if refreshed else policy.frozen_dtype.itemsize
-    return {"reference": float(wide * sum(p.numel() for p in policy.model.parameters()))}
+    return {"reference": float(wide * num_weights(policy.model))}

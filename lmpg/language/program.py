@@ -15,6 +15,7 @@ from lmpg.language.data.tokenizing import completion_text, reading_tokenizer
 from lmpg.language.forecast import wants_reference, with_fitting_microbatches, work_of
 from lmpg.language.models.loading import load_policy, load_reference, tokenizer_of
 from lmpg.language.models.policy import CausalLMPolicy
+from lmpg.language.models.precision import num_weights
 from lmpg.language.models.reference import Reference
 from lmpg.language.models.settings import ModelSettings
 from lmpg.language.rewards.process_rewards import Decode
@@ -122,7 +123,7 @@ def prepare(
         print(prompts.line(), flush=True)
     decode = partial(completion_text, tokenizer, eos_token_ids=policy.eos_token_ids)
     scorer = scorer_for(settings, prompts, decode, processes)
-    processes.suit_threads(sum(p.numel() for p in policy.parameters()) + scorer.num_weights)
+    processes.suit_threads(num_weights(policy) + scorer.num_weights)
     work = work_of(settings, policy, own, scorer.num_bytes, prompts, processes.count)
     settings = with_fitting_microbatches(settings, work, processes)
     generator = generator_for(settings, policy, tokenizer, processes)

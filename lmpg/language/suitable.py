@@ -11,7 +11,7 @@ from lmpg.settings.raw import RawSettings, merged
 from lmpg.settings.section import Section
 from lmpg.training.settings import UpdateSettings
 
-IN_A_WORLD: RawSettings = {"model": {"precision": "fp32"}}
+IN_A_WORLD: RawSettings = {"model": {"precision": "fp32"}, "update": {"adam_eps": 1e-5}}
 """Of every built-in world: its models are small, and its runs the same on any hardware."""
 
 

@@ -40,7 +40,7 @@ PLACES = {
     *("model.path", "model.tokenizer", "model.reference", "rewards.models"),
     *("data.path", "data.eval_path", "data.chat_template"),
 }
-_FOLDER = re.compile(r"^.*/(?=[^/]*\.py:)")
+FOLDER_OF_CODE = re.compile(r"^.*/(?=[^/]*\.py:)")
 
 
 def changes(
@@ -100,7 +100,7 @@ def _moved(key: str, old: Any, new: Any, known_inputs: Collection[str]) -> bool:
 
 def _names(value: Any) -> Any:
     """Specs of functions (`FILE.py:NAME`) without the folders of their files."""
-    return [_FOLDER.sub("", x) for x in value] if isinstance(value, list) else value
+    return [FOLDER_OF_CODE.sub("", x) for x in value] if isinstance(value, list) else value
 
 
 def _advised(key: str, now: dict[str, Any]) -> bool:

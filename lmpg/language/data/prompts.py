@@ -47,11 +47,18 @@ def _columns(prompts: Sequence[Prompt]) -> list[str]:
     return columns_of(prompt.columns for prompt in (prompts[:1] if alike else prompts))
 
 
+def lengths_of(prompts: Sequence[Prompt]) -> np.ndarray:
+    """Tokens of each prompt, int64 [len]; stored ones are not made for it."""
+    if isinstance(prompts, Stored) and prompts.store is not None:
+        return prompts.store.lengths()[prompts.order]
+    return np.array([len(prompt.ids) for prompt in prompts], np.int64)
+
+
 def shortest_and_longest(prompts: Sequence[Prompt], count: int) -> Sequence[Prompt]:
     """`count` prompts of many, half of them the shortest."""
-    if not isinstance(prompts, Stored) or prompts.store is None or len(prompts) <= count:
+    if not isinstance(prompts, Stored) or len(prompts) <= count:
         return prompts
-    order = np.argsort(prompts.store.lengths()[prompts.order], kind="stable")
+    order = np.argsort(lengths_of(prompts), kind="stable")
     return prompts.take([*order[: count // 2], *order[-count // 2 :]])
 
 

@@ -22,7 +22,7 @@ _LOGITS_AT_ONCE = {"cpu": 2**20, "cuda": 2**25}
 """Elements of [chunk, V]: what a CPU's cache holds is computed fastest."""
 _ROWS_AT_ONCE = 128
 """At least, as each chunk reads the whole weight."""
-_KEPT = 2**26
+KEPT = 2**26
 """Probabilities kept for the backward pass where there are no more: at most 256 MiB."""
 
 
@@ -36,7 +36,7 @@ class Head:
         self, causal_lm: PreTrainedModel, temperature: float, absent_ids: Tensor | None = None
     ):
         """absent_ids: ids that no token has, as vocabularies are padded; their probability is 0."""
-        self.kept = _KEPT
+        self.kept = KEPT
         self._layer: Any = causal_lm.get_output_embeddings()
         self.early: tuple[Sequence[int], int] = ((), 0)
         self._early_shape = LogitShape()
@@ -123,7 +123,7 @@ class Head:
         step_N: Tensor | None = None,
     ) -> Tensor:
         """The generalised JSD of each distribution to the teacher's, [N], in chunks."""
-        at_once = _rows_at_once(hidden_ND.device.type, len(self._linear.weight))
+        at_once = rows_at_once(hidden_ND.device.type, len(self._linear.weight))
 
         def of(rows: Tensor | None, early: bool) -> tuple[Tensor]:
             mine = self._outputs(_picked(hidden_ND, rows), early)
@@ -157,7 +157,7 @@ def _picked(x_N: Tensor, rows: Tensor | None) -> Tensor:
     return x_N if rows is None else x_N.index_select(0, rows)
 
 
-def _rows_at_once(device: str, vocabulary: int) -> int:
+def rows_at_once(device: str, vocabulary: int) -> int:
     """Rows of logits that suit the device."""
     return max(_ROWS_AT_ONCE, _LOGITS_AT_ONCE.get(device, 2**24) // vocabulary)
 
@@ -168,10 +168,10 @@ def token_logprobs_of(
     ids_N: Tensor,
     bias_V: Tensor | None = None,
     shape: LogitShape = LogitShape(),  # noqa: B008
-    kept: int = _KEPT,
+    kept: int = KEPT,
 ) -> tuple[Tensor, Tensor]:
     """`token_logprobs` in chunks of a size that suits the device."""
-    rows = _rows_at_once(hidden_ND.device.type, len(weight_VD))
+    rows = rows_at_once(hidden_ND.device.type, len(weight_VD))
     rest = (shape.temperature, rows, shape.scale, shape.softcap, kept, shape.absent)
     return token_logprobs(hidden_ND, weight_VD, bias_V, ids_N, *rest)
 

@@ -8,7 +8,8 @@ never from `ids != pad`, so that a pad token that is also the EOS hides nothing.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -95,9 +96,15 @@ def _from_first_column(ids_BL: Tensor, start_B: Tensor) -> Tensor:
 def accepted(module: nn.Module, arguments: dict[str, Tensor]) -> dict[str, Tensor]:
     """`arguments` less the position ids where the model (ALiBi, recurrent) takes none, and less the
     mask for RWKV, which has no use for it and says so."""
-    takes = inspect.signature(module.forward).parameters
-    left_out = {"position_ids"} - set(takes) | ({"attention_mask"} if "state" in takes else set())
+    takes = _parameters(getattr(module.forward, "__func__", module.forward))
+    left_out = {"position_ids"} - takes | ({"attention_mask"} if "state" in takes else set())
     return {name: value for name, value in arguments.items() if name not in left_out}
+
+
+@lru_cache(maxsize=64)
+def _parameters(forward: Callable) -> frozenset[str]:
+    """Names of what a forward takes; decoding asks for every token."""
+    return frozenset(inspect.signature(forward).parameters)
 
 
 def moved(x_R: Tensor, holes: Tensor, tail: Tensor, num_rows: int) -> Tensor:

@@ -187,7 +187,7 @@ def _targets(model: PreTrainedModel, given: tuple[str, ...]) -> list[str] | str:
 def fitting_layers(model: PreTrainedModel, given: tuple[str, ...]) -> list[str]:
     """The layers that `given` are the names of; all linear ones but the head where none is."""
     if given in _ALL:
-        return _linear_layers(model)
+        return linear_layers(model)
     fitting = _fitting(model, given, "target_modules")
     return sorted({name for found in fitting.values() for name in found})
 
@@ -237,17 +237,18 @@ def _has_transposed_layers(model: nn.Module) -> bool:
     return any(type(module).__name__ == "Conv1D" for module in model.modules())
 
 
-def _linear_layers(model: PreTrainedModel) -> list[str]:
+def linear_layers(model: Any) -> list[str]:
+    """Names of all linear layers but the head."""
     head = model.get_output_embeddings()
     return [
         name
         for name, module in model.named_modules()
-        if type(module).__name__ in ("Linear", "Conv1D", "Linear4bit") and module is not head
+        if type(module).__name__ in ("Linear", "Conv1D") and module is not head
     ]
 
 
 def _linear_names(model: PreTrainedModel) -> list[str]:
-    return sorted({name.rsplit(".", 1)[-1] for name in _linear_layers(model)})
+    return sorted({name.rsplit(".", 1)[-1] for name in linear_layers(model)})
 
 
 def refuse_embeddings(model: PreTrainedModel, targets: str, names: list[str]) -> None:

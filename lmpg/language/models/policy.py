@@ -21,7 +21,7 @@ from lmpg.language.models.forward.reuse import ForwardReuse
 from lmpg.language.models.head import Head
 from lmpg.language.models.inputs import unpadded_rows
 from lmpg.language.models.lora import save_adapter_and_merged
-from lmpg.language.models.precision import in_float32, save_folder
+from lmpg.language.models.precision import in_float32, num_weights, save_folder
 from lmpg.language.models.reference import Reference
 from lmpg.settings.section import UserError
 from lmpg.types import Evaluation
@@ -214,7 +214,7 @@ class CausalLMPolicy(nn.Module):
     @property
     def is_small(self) -> bool:
         """Whether nobody misses the memory that a copy of its model takes."""
-        return sum(p.numel() for p in self.model.parameters()) <= _FEW
+        return num_weights(self.model) <= _FEW
 
     @property
     def reference_is_cheap(self) -> bool:

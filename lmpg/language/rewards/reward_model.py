@@ -16,7 +16,7 @@ from lmpg.language.models.loading import (
     context_length,
     load_sequence_classifier,
 )
-from lmpg.language.models.precision import keep_angles_exact
+from lmpg.language.models.precision import keep_angles_exact, num_weights
 from lmpg.language.models.pretrained import pretrained_tokenizer
 from lmpg.language.models.sequence_classifier import SequenceScorer
 from lmpg.language.models.start.vocabulary import refuse_smaller_vocabulary
@@ -55,7 +55,7 @@ class ModelReward:
     @property
     def num_weights(self) -> int:
         """How many weights the model has."""
-        return sum(p.numel() for p in self.scorer.model.parameters())
+        return num_weights(self.scorer.model)
 
     @property
     def num_bytes(self) -> int:

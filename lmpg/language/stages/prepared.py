@@ -14,6 +14,7 @@ from lmpg.language.data.texts import Text
 from lmpg.language.data.tokenizing import reading_tokenizer
 from lmpg.language.models.loading import load_policy, tokenizer_of
 from lmpg.language.models.policy import CausalLMPolicy
+from lmpg.language.models.precision import num_weights
 from lmpg.language.models.settings import ModelSettings
 from lmpg.language.rollouts.evaluation import Evaluator
 from lmpg.language.rollouts.generation import Generator
@@ -52,7 +53,7 @@ def loaded_policy(
     tokenizer = reading_tokenizer(tokenizer_of(model), settings.data)
     torch.manual_seed(settings.run.seed)  # LoRA's factors are drawn from the global generator
     policy = load_policy(model, tokenizer, critic=False, temperature=1.0, device=processes.device)
-    processes.suit_threads(sum(p.numel() for p in policy.parameters()))
+    processes.suit_threads(num_weights(policy))
     give_back_freed_memory()
     return policy, tokenizer
 

@@ -17,7 +17,7 @@ from lmpg.language.models.loading import (
     load_sequence_classifier,
     tokenizer_of,
 )
-from lmpg.language.models.precision import allow_tf32, computes_in_bf16, save_folder
+from lmpg.language.models.precision import allow_tf32, computes_in_bf16, num_weights, save_folder
 from lmpg.language.models.start.vocabulary import refuse_smaller_vocabulary
 from lmpg.language.objectives.reward_model_objective import RewardModelObjective
 from lmpg.language.stages.prepared import Prepared, starting_model
@@ -44,7 +44,7 @@ def reward_model(
     model.to(processes.device)
     if settings.model.gradient_checkpointing:
         recompute_layers(model.base_model)
-    processes.suit_threads(sum(p.numel() for p in model.parameters()))
+    processes.suit_threads(num_weights(model))
     context = min(context_length(model.config, tokenizer), tokenizer.model_max_length)
     if world is None:
         pairs = load_reward_pairs(settings.data, tokenizer, context)

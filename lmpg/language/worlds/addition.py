@@ -67,7 +67,6 @@ def preset(algorithm: type) -> dict[str, Any]:
             "epochs": 1,
             "learning_rate": 5e-4 if ratios else 1e-3,
             "schedule": "linear",
-            "adam_eps": 1e-5,
         },
         "evaluation": {"size": HELD_OUT, "every": 50},
         "run": {"total_steps": 300},

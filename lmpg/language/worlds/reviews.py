@@ -71,7 +71,6 @@ def preset(algorithm: type) -> dict[str, Any]:
             "epochs": 4 if ratios else 1,
             "learning_rate": 3e-4,
             "warmup_steps": 5,
-            "adam_eps": 1e-5,
         },
         "evaluation": {"every": 10},
         "run": {"total_steps": 50},

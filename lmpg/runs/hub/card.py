@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lmpg.runs.report.write import MEANING
+from lmpg.runs.resumable import FOLDER_OF_CODE
 
 NAME = "README.md"
 _CLASSES = {
@@ -17,7 +17,6 @@ _CLASSES = {
     "text-classification": "AutoModelForSequenceClassification",
 }
 """transformers' class for a task, as the Hub calls it."""
-_FOLDER = re.compile(r"^.*/(?=[^/]*\.py:)")
 
 
 def write_cards(folder: Path, task: str, settings: dict[str, Any], summary: dict[str, Any]) -> None:
@@ -181,8 +180,8 @@ def _named(values: Any) -> Any:
 
 def without_folders(text: str) -> str:
     """The name alone of a local file or folder, or of a function in one; others as they are."""
-    if _FOLDER.match(text):
-        return _FOLDER.sub("", text)
+    if FOLDER_OF_CODE.match(text):
+        return FOLDER_OF_CODE.sub("", text)
     place = os.path.expanduser(text)
     if "/" in text and (text.startswith(("/", "~/", "./", "../")) or os.path.exists(place)):
         return Path(place).name

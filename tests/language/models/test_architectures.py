@@ -25,7 +25,7 @@ SHARED = language_inputs([PROMPTS[i // 6] for i in range(24)], RESPONSES * 4, PA
 ATTENTION = {
     "plain": {},
     "in blocks of queries": {"_MANY_SCORES": 0, "_QUERIES_AT_ONCE": 2},
-    "fused": {"_PLAIN_UP_TO": {}},
+    "fused": {"PLAIN_UP_TO": {}},
 }
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 from lmpg.language.models.footprint.shape import Shape
+from lmpg.language.models.forward.attention import PLAIN_UP_TO
+from lmpg.language.models.head import KEPT, rows_at_once
 
 Parts = dict[str, float]
 """Bytes by part."""
@@ -19,11 +21,8 @@ LIBRARIES = 0.65e9
 STATES: dict[str, float] = {"adamw": 2 * FP32, "adamw_8bit": 2.0, "adafactor": 0.0}
 """Bytes of an optimizer's states for each weight that learns; those of rows and columns, or of
 blocks, are no matter."""
-_PLAIN_UP_TO = {BF16: 256, FP32: 128}
-"""Keys up to which attention on a CPU keeps its weights; see `models/forward/attention.py`."""
-_LOGITS_AT_ONCE = {"cpu": 2**20, "cuda": 2**25}
-_KEPT_LOGITS = 2**26
-_ROWS_AT_ONCE = 128
+_PLAIN_UP_TO = {dtype.itemsize: keys for dtype, keys in PLAIN_UP_TO.items()}
+"""Keys up to which attention on a CPU keeps its weights, by the bytes of a number."""
 _OWN_FORWARD = 2.0
 """How much more a forward of transformers keeps than lmpg's, at most."""
 
@@ -206,9 +205,8 @@ def logits(work: Work) -> float:
     before that of a tied embedding is added, and its weight in the precision of products."""
     model, b = work.model, work.product
     answered = work.rows * work.response
-    few = answered * model.vocabulary <= _KEPT_LOGITS and not work.recompute
-    at_once = max(_ROWS_AT_ONCE, _LOGITS_AT_ONCE.get(work.device, 2**24) // model.vocabulary)
-    chunk = min(at_once, answered) * model.vocabulary
+    few = answered * model.vocabulary <= KEPT and not work.recompute
+    chunk = min(rows_at_once(work.device, model.vocabulary), answered) * model.vocabulary
     found = 3 * FP32 * chunk + (b * answered * model.vocabulary if few else 0)
     found += answered * model.hidden * (FP32 + b)
     found += 0 if work.rank else FP32 * model.head

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lmpg.language.models.architectures import READERS, architecture
+from lmpg.language.models.architectures import READERS, architecture, trunk_of
+from lmpg.language.models.lora import is_lora, linear_layers
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,12 @@ def shape_of(model: Any, adapted: Callable[[str], bool] = lambda name: True) -> 
         "kv_heads": _known(config, "num_key_value_heads", heads),
         "head_dim": _known(config, "head_dim", hidden // heads),
         "inner": _inner(config, hidden),
-        "known": type(model.base_model) in READERS,
+        "known": type(trunk_of(model)) in READERS,
     }
     return Shape(
         weights=weights,
         trunk=weights - (head.weight.numel() if untied else 0),
-        linear_width=_linear_width(model, head, adapted),
+        linear_width=_linear_width(model, adapted),
         vocabulary=embedding.shape[0],
         hidden=hidden,
         **parts | (_read(model) if parts["known"] else {}),
@@ -98,14 +99,10 @@ def _read(model: Any) -> dict[str, Any]:
     }
 
 
-def _linear_width(model: Any, head: Any, adapted: Callable[[str], bool]) -> int:
+def _linear_width(model: Any, adapted: Callable[[str], bool]) -> int:
     """Of the layers that have an adapter, or of those that may get one where none has."""
-    have = [x for x in model.modules() if hasattr(x, "lora_A") and hasattr(x, "base_layer")]
-    may = [
-        module
-        for name, module in model.named_modules()
-        if type(module).__name__ in ("Linear", "Conv1D") and module is not head and adapted(name)
-    ]
+    have = [module for module in model.modules() if is_lora(module)]
+    may = [model.get_submodule(name) for name in linear_layers(model) if adapted(name)]
     return sum(sum(module.weight.shape) for module in have or may)
 
 

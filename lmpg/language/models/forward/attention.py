@@ -15,7 +15,7 @@ from lmpg.language.models.forward.ragged import Block, Ragged
 _WIDE = 32
 """Numbers of a head from which on its products need no help to be fast."""
 _QUERIES_AT_ONCE, _MANY_SCORES = 32, 2**20
-_PLAIN_UP_TO = {torch.bfloat16: 256, torch.float32: 128}
+PLAIN_UP_TO = {torch.bfloat16: 256, torch.float32: 128}
 """Keys up to which a product, a softmax and a product beat torch's fused attention on a CPU."""
 
 
@@ -80,7 +80,7 @@ class Attention:
         if self._softcap is not None:  # which torch's fused attention does not know
             return True
         on_cpu = self._ragged.ids_N.device.type == "cpu"
-        return on_cpu and block.num_keys <= _PLAIN_UP_TO.get(dtype, 0)
+        return on_cpu and block.num_keys <= PLAIN_UP_TO.get(dtype, 0)
 
     def _mask(self, block: Block, dtype: torch.dtype, plain: bool) -> Tensor | None:
         """Added to the scores: −∞ for tokens that come later, for padding of the context, and for

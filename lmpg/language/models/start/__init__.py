@@ -1,1 +1,1 @@
-"""What a policy starts from besides a model: a trained adapter, quantised weights, a vocabulary."""
+"""What a policy starts from besides a model: a trained adapter, a vocabulary."""
