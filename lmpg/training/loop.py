@@ -120,7 +120,8 @@ class Loop(ABC):
                 if self.stopped_by:
                     self.save()
                     return "interrupted"
-        if progress.iteration != checkpoint.newest_step(self._checkpoints):
+        # asked of one rank: another may look when that one has written the checkpoint already
+        if progress.iteration != self._newest_step():
             self.save()
         return "finished"
 
@@ -177,8 +178,12 @@ class Loop(ABC):
     def _checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
+    def _newest_step(self) -> int | None:
+        """The step of the newest whole checkpoint, as the main process sees it; None without."""
+        return self.processes.on_main(lambda: checkpoint.newest_step(self._checkpoints))
+
     def _last_checkpoint(self) -> str:
-        step = self.processes.on_main(lambda: checkpoint.newest_step(self._checkpoints))
+        step = self._newest_step()
         return "There is no checkpoint yet" if step is None else f"The last is of step {step}"
 
     def _problem(self) -> str | None:
@@ -244,7 +249,7 @@ class Loop(ABC):
         Returns what to say."""
         step = self.progress.iteration
         self.write(lambda: checkpoint.set_aside(self._checkpoints, step))
-        good = self.processes.on_main(lambda: checkpoint.newest_step(self._checkpoints))
+        good = self._newest_step()
         start = "the start, as there is no earlier checkpoint"
         where = start if good is None else f"step {good}, the last good checkpoint"
         return RunStopped(f"{error}. Then the same command with --run.resume goes on from {where}")

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ import torch
 from lmpg.gym.rollouts import GymSource
 from lmpg.runs import checkpoint
 from lmpg.runs.tracking import Tracker
+from lmpg.runtime.processes import Processes
 from lmpg.settings.section import RunStopped, UserError
+from lmpg.training import loop
 from lmpg.training.online import Online
 from tests.support.agents import AGENT, FINISHED, agent, resumed, saved
 from tests.support.planted import catches
@@ -50,6 +53,29 @@ def test_a_signal_ends_a_run_saved_and_the_exit_code_tells_which(flags, monkeypa
     folder = flags["run.output-dir"]
     assert json.loads((folder / "summary.json").read_text())["exit_reason"] == "interrupted"
     assert checkpoint.newest_step(folder / "checkpoints") == 2
+    monkeypatch.undo()
+    assert resumed(flags) == FINISHED
+
+
+@catches("each rank looks for itself whether the last step is saved")
+def test_whether_the_last_step_is_saved_is_asked_of_the_main_process_alone(flags, monkeypatch):
+    asked, on_main = [], Processes.on_main
+
+    def watched(self, function):
+        asked.append(1)
+        try:
+            return on_main(self, function)
+        finally:
+            asked.pop()
+
+    def newest(folder):
+        assert asked
+        return checkpoint.newest_step(folder)
+
+    monkeypatch.setattr(Processes, "on_main", watched)
+    seen = SimpleNamespace(**{**vars(checkpoint), "newest_step": newest})
+    monkeypatch.setattr(loop, "checkpoint", seen)
+    agent(flags)
     monkeypatch.undo()
     assert resumed(flags) == FINISHED
 
