@@ -18,7 +18,8 @@ from lmpg.language.suitable import suitable_settings, suitable_stage_settings
 from lmpg.runs.console import lasting_console
 from lmpg.runs.lock import opened
 from lmpg.runs.printable import printable
-from lmpg.settings.raw import RawSettings, named_preset
+from lmpg.settings.presets import named_preset
+from lmpg.settings.raw import RawSettings
 from lmpg.settings.section import Section, UserError
 
 
