@@ -67,8 +67,9 @@ def assembled(
     """The part of a rollout that these groups form; `raw` and `processed` are the same groups with
     raw and with processed scores.
 
-    shown: their rows of samples.jsonl. truncated: where it is bootstrap, the critic's value stands in for the rest of a truncated
-    completion; where it is mask_loss, such a completion is not learned from.
+    shown: their rows of samples.jsonl. truncated: where it is bootstrap, the critic's value stands
+    in for the rest of a truncated completion; where it is mask_loss, such a completion is not
+    learned from.
     """
     completions, size = raw.completions, raw.group_size
     slots = [slot for slot in raw.slots for _ in range(size)]
