@@ -162,6 +162,7 @@ def test_the_console_tells_the_drift_from_the_reference_from_the_size_of_an_upda
     t.log(2, {"policy/approx_kl": 0.004, "objective/kl": 9.5})
     first, second = capsys.readouterr().out.splitlines()
     assert "| kl_update  0.0040 | eval kl_ref 10.000 |" in first
+    assert first.count("kl_ref") == 1
     assert "| kl_ref   9.500 | kl_update  0.0040 |" in second
 
 

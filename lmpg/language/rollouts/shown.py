@@ -51,7 +51,11 @@ def shown_rows(raw: ScoredGroups, processed: ScoredGroups, changed: bool) -> lis
         if slot * size + member >= num_shown(size):
             found.append({})
             continue
-        row = {"prompt": prompt.prompt, "completion": text, "score": raw.scores.totals[b]}
+        row: dict[str, Any] = {
+            "prompt": prompt.prompt,
+            "completion": text,
+            "score": raw.scores.totals[b],
+        }
         row["rewards"] = {name: x[b] for name, x in raw.scores.by_reward.items()}
         if changed:
             row["processed_score"] = processed.scores.totals[b]
