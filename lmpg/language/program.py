@@ -198,6 +198,8 @@ def source_of(
             eval_metric=world.eval_metric if world else None,
         ),
         samples_every=settings.run.samples_every,
+        total_steps=settings.run.total_steps,
+        token_view=settings.run.token_view,
         refresh_every=settings.model.reference_refresh,
         best_metric="reward" if judged else "kl",
         lower_is_better=not judged,
