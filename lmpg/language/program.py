@@ -191,11 +191,11 @@ def source_of(
         evaluator=Evaluator(
             generator=generator,
             prompts=prompts.held_out,
-            size=settings.evaluation.size,
             rows=rows,
             scorer=scorer,
             reference=compared,
             eval_metric=world.eval_metric if world else None,
+            **settings.evaluation.model_dump(exclude={"every", "kl"}),
         ),
         samples_every=settings.run.samples_every,
         total_steps=settings.run.total_steps,
