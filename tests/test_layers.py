@@ -90,7 +90,11 @@ def violations(path: str, source: str) -> list[str]:
     """What is wrong with the imports of the file at `path`, below the package."""
     layer = layer_of(path)
     if layer is None:
-        return [] if path == "__init__.py" else [f"{path}: no row of the table holds it"]
+        return (
+            []
+            if path in ("__init__.py", "__main__.py")
+            else [f"{path}: no row of the table holds it"]
+        )
     return [f"{path}: {wrong}" for name in imported(source) if (wrong := fault(path, layer, name))]
 
 

@@ -14,7 +14,7 @@ from lmpg.language.methods import methods, preset_below, run_with, settings_clas
 from lmpg.runs.console import lasting_console
 from lmpg.runs.lock import opened
 from lmpg.runs.printable import printable
-from lmpg.settings.raw import named_preset
+from lmpg.settings.presets import named_preset
 from lmpg.settings.section import Section, UserError
 
 

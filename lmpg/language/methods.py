@@ -11,7 +11,8 @@ from lmpg.language.missing import refuse_missing_paths
 from lmpg.language.settings import LanguageSettings
 from lmpg.language.stages import STAGES
 from lmpg.language.suitable import suitable_settings, suitable_stage_settings
-from lmpg.settings.raw import RawSettings, named_preset
+from lmpg.settings.presets import named_preset
+from lmpg.settings.raw import RawSettings
 from lmpg.settings.section import Section
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from lmpg.language.api.finished import Run
 from lmpg.language.api.objects import settings_and_objects
 from lmpg.language.methods import methods, preset_below, run_with, settings_class
 from lmpg.runs.lock import let_go, opened
-from lmpg.settings.raw import completed, misplaced, named_preset
+from lmpg.settings.presets import named_preset
+from lmpg.settings.raw import completed, misplaced
 from lmpg.settings.section import UserError
 from lmpg.training.on_step import OnStep
 

@@ -10,7 +10,8 @@ import pytest
 import lmpg
 from lmpg.language.api.objects import settings_and_objects
 from lmpg.language.methods import methods, preset_below, settings_class
-from lmpg.settings.raw import completed, named_preset, preset_names
+from lmpg.settings.presets import named_preset, preset_names
+from lmpg.settings.raw import completed
 from lmpg.settings.section import UserError
 from tests.support.programs import outcome, run_here
 from tests.support.tiny import save_tiny, tiny_model, tiny_tokenizer
