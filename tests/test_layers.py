@@ -44,7 +44,10 @@ LAYERS = {  # folder or module: (the layers it imports, the packages of others t
         f"{SHARED} data models sampling rollouts objectives worlds",
         "pydantic torch",
     ),
-    "language": (f"{SHARED} data models sampling rewards rollouts worlds", "pydantic torch"),
+    "language": (
+        f"{SHARED} data models sampling rewards rollouts worlds stages",
+        "pydantic torch yaml",
+    ),
     "gym/networks": ("functional settings types", "numpy pydantic safetensors torch"),
     "gym/environments": ("settings types networks", "gymnasium numpy pydantic torch"),
     "gym": (f"{SHARED} networks environments", "gymnasium numpy pydantic torch"),

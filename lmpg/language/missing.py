@@ -19,7 +19,8 @@ MODELS = ("path", "tokenizer", "reference", "teacher")
 def refuse_missing_paths(settings: Any, to_come: Container[str] = ()) -> None:
     """UserError where models, data files or rewards that the settings name lie nowhere.
 
-    settings: of a language run or of a stage. to_come: models that earlier stages will make.
+    settings: of a language run or of a stage. to_come: models that earlier stages will make, and
+    what is given as an object.
     """
     problems = Problems()
     models = {f"model.{name}": [getattr(settings.model, name)] for name in MODELS}
@@ -33,7 +34,7 @@ def refuse_missing_paths(settings: Any, to_come: Container[str] = ()) -> None:
                 with problems.gathered():
                     refuse_missing_folder(key, path, what, revision)
     data = settings.data
-    if data.path and not data.path.startswith(PREFIX):
+    if data.path and data.path not in to_come and not data.path.startswith(PREFIX):
         with problems.gathered():
             refuse_missing_file(data.path, "data.path", data.revision)
     if data.chat_template and not Path(data.chat_template).expanduser().is_file():
@@ -41,10 +42,11 @@ def refuse_missing_paths(settings: Any, to_come: Container[str] = ()) -> None:
             f"data.chat_template = {data.chat_template} is no file, expected one with a chat "
             "template (Jinja), such as a model's chat_template.jinja; mend the path"
         )
-    if data.eval_path:
+    if data.eval_path and data.eval_path not in to_come:
         with problems.gathered():
             refuse_missing_file(data.eval_path, "data.eval_path")
     for function in settings.rewards.functions if isinstance(settings, LanguageSettings) else ():
-        with problems.gathered():
-            parsed_spec(function)
+        if function not in to_come:
+            with problems.gathered():
+                parsed_spec(function)
     problems.refuse()

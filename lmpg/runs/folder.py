@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 FINISHED = "finished"
 CONFIG, SUMMARY, REPORT = "config.yaml", "summary.json", "report.html"
 NESTED = ("before", "after", "best", "seconds", "versions")
-FOLDERS = ("checkpoints", "reward_sources")
+GIVEN = "given"  # what Python gave the run as objects
+FOLDERS = ("checkpoints", "reward_sources", GIVEN)
 BEFORE_THE_FIRST_STEP = {CONFIG, INPUTS, LOCK, OWNER, *FOLDERS, *FILES}
 WRITTEN_WHOLE = (CONFIG, INPUTS, SUMMARY, REPORT, "final", "best")
 
