@@ -11,6 +11,7 @@ from typing import Any
 
 from lmpg.cli import flags
 from lmpg.language.methods import methods, preset_below, run_with, settings_class
+from lmpg.language.missing import refuse_missing_paths
 from lmpg.runs.console import lasting_console
 from lmpg.runs.lock import opened
 from lmpg.runs.printable import printable
