@@ -21,13 +21,13 @@ from lmpg.settings.hints import did_you_mean_setting
 from lmpg.settings.presets import config_file
 from lmpg.settings.raw import (
     RawSettings,
-    checked,
     is_list,
     layered,
     merged,
     misplaced,
     paths_of,
     placed,
+    settled,
     with_lists,
 )
 from lmpg.settings.section import Problems, Section
@@ -208,14 +208,7 @@ def settings_or_help(
     names: of the methods that `--algorithm.name` may pick, where it may. look: raises for what is
     wrong with the settings elsewhere, asked where something else is wrong already.
     """
-    problems, values = line.problems, layered(settings, preset, given)
-    if line.help_on is not None and not problems:
+    values = layered(settings, preset, given)
+    if line.help_on is not None and not line.problems:
         show_help(settings, values, line.help_on, line.program, names)
-    found, wrong = checked(settings, values, problems)
-    problems += wrong
-    if problems and found is not None:
-        with problems.gathered():
-            look(found)
-    problems.refuse()
-    assert found is not None
-    return found
+    return settled(settings, values, line.problems, look)

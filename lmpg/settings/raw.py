@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -144,6 +144,21 @@ def as_in_yaml(value: Any) -> Any:
 def validated(settings: type[S], values: RawSettings) -> S:
     """The settings object, or a UserError with one readable line per problem."""
     found, problems = checked(settings, values)
+    problems.refuse()
+    assert found is not None
+    return found
+
+
+def settled(
+    settings: type[S], values: RawSettings, problems: Problems, look: Callable[[S], object]
+) -> S:
+    """The settings object; UserError with all that is wrong: what is known already (problems), with
+    the values, and, where something is wrong, what `look` then raises of the rest."""
+    found, wrong = checked(settings, values, problems)
+    problems = Problems([*problems, *wrong])
+    if problems and found is not None:
+        with problems.gathered():
+            look(found)
     problems.refuse()
     assert found is not None
     return found
