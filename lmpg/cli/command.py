@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lmpg.algorithms import ALGORITHMS
 from lmpg.cli.flags import taken
 from lmpg.cli.main import main, methods, nothing_collected, train_by_name
 from lmpg.language.stages import STAGES
+from lmpg.settings.by_name import ByName
 from lmpg.settings.raw import preset_names, read_yaml
 from lmpg.settings.section import UserError
+
+OTHERS: ByName[Callable[[Sequence[str]], None]] = ByName(
+    {name: f"lmpg.cli.asking:{name}" for name in ("evaluate", "generate", "chat")}
+)
+"""Further commands by their names."""
 
 
 def run(argv: Sequence[str]) -> None:
@@ -26,6 +32,8 @@ def run(argv: Sequence[str]) -> None:
             print(_usage())
         else:
             train_named(rest)
+    elif command in OTHERS:
+        OTHERS[command](rest)
     elif command in ("-h", "--help"):
         print(_usage())
     else:

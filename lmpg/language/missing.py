@@ -9,7 +9,6 @@ from typing import Any
 from lmpg.language.data.rows import refuse_missing_file
 from lmpg.language.models.paths import refuse_missing_folder
 from lmpg.language.rewards.specs import parsed_spec
-from lmpg.language.settings import LanguageSettings
 from lmpg.language.worlds.registry import PREFIX
 from lmpg.settings.section import UserError
 
@@ -19,11 +18,14 @@ MODELS = ("path", "tokenizer", "reference", "teacher")
 def refuse_missing_paths(settings: Any, to_come: Container[str] = ()) -> None:
     """UserError where a model, a data file or a reward that the settings name lies nowhere.
 
-    settings: of a language run or of a stage. to_come: models that earlier stages will make.
+    settings: of a language run, of a stage, or of what is asked of a model. to_come: models that
+    earlier stages will make.
     """
-    models = {f"model.{name}": [getattr(settings.model, name)] for name in MODELS}
-    if isinstance(settings, LanguageSettings):
-        models["rewards.models"] = list(settings.rewards.models)
+    models = {f"model.{name}": [getattr(settings.model, name, None)] for name in MODELS}
+    models["compare"] = [getattr(settings, "compare", None)]
+    rewards = getattr(settings, "rewards", None)
+    if rewards is not None:
+        models["rewards.models"] = list(rewards.models)
     for key, paths in models.items():
         what = "tokenizer" if key == "model.tokenizer" else "model"
         revision = settings.model.revision if key == "model.path" else None
@@ -31,15 +33,16 @@ def refuse_missing_paths(settings: Any, to_come: Container[str] = ()) -> None:
             if path and path not in to_come:
                 refuse_missing_folder(key, path, what, revision)
     data = settings.data
-    if data.path and not data.path.startswith(PREFIX):
-        refuse_missing_file(data.path, "data.path", data.revision)
+    path, eval_path = (getattr(data, name, None) for name in ("path", "eval_path"))
+    if path and not path.startswith(PREFIX):
+        refuse_missing_file(path, "data.path", data.revision)
     if data.chat_template and not Path(data.chat_template).expanduser().is_file():
         raise UserError(
             f"data.chat_template = {data.chat_template} is no file, expected one with a chat "
             "template (Jinja), such as a model's chat_template.jinja; mend the path"
         )
-    if data.eval_path:
-        refuse_missing_file(data.eval_path, "data.eval_path")
-    if isinstance(settings, LanguageSettings):
-        for function in settings.rewards.functions:
+    if eval_path:
+        refuse_missing_file(eval_path, "data.eval_path")
+    if rewards is not None:
+        for function in rewards.functions:
             parsed_spec(function)

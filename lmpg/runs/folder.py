@@ -130,7 +130,7 @@ def _go_on(
             f"run.output_dir = {path} holds another run; add --run.resume to go on with it, "
             "or choose another --run.output-dir"
         )
-    old = _read_config(path / CONFIG)
+    old = read_config(path / CONFIG)
     share_choices(old, new)
     began_with = fingerprints.read(path)
     changed = changes(old, new, path, began_with, as_in_yaml(defaults_of(kind)))
@@ -278,7 +278,8 @@ def _is_finished(path: Path, old: dict, new: dict) -> bool:
     return all(new["run"][key] <= old["run"].get(key, 0) for key in keys if key in new["run"])
 
 
-def _read_config(path: Path) -> dict:
+def read_config(path: Path) -> dict:
+    """The settings in a run's config.yaml; UserError where it holds none."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict) or not isinstance(values.get("run"), dict):

@@ -14,7 +14,7 @@ from lmpg.language.rewards.functions import FunctionReward
 from lmpg.language.rewards.local_sources import save
 from lmpg.language.rewards.process_rewards import Decode, pieces, step_ends
 from lmpg.language.rewards.request import Reward, RewardReply, RewardRequest
-from lmpg.language.rewards.settings import RewardSettings
+from lmpg.language.rewards.settings import ScoringSettings
 from lmpg.settings.section import UserError
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Scorer:
 
     def __init__(
         self,
-        settings: RewardSettings,
+        settings: ScoringSettings,
         *,
         columns: Iterable[str] | None = None,
         device: str = "cpu",
@@ -194,7 +194,7 @@ class Scorer:
             ],
         )
 
-    def _add_functions(self, settings: RewardSettings, columns: Iterable[str] | None) -> None:
+    def _add_functions(self, settings: ScoringSettings, columns: Iterable[str] | None) -> None:
         known = None if columns is None else list(columns)
         if known is not None and settings.process == "step":
             known.append("completion_steps")
