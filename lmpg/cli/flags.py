@@ -16,6 +16,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from lmpg.algorithms import ALGORITHMS, algorithm_name
+from lmpg.settings.hints import nearest
+from lmpg.settings.presets import config_file
 from lmpg.settings.raw import (
     RawSettings,
     completed,
@@ -23,12 +25,11 @@ from lmpg.settings.raw import (
     is_list,
     merged,
     misplaced,
-    nearest,
     paths_of,
-    read_yaml,
     with_lists,
 )
 from lmpg.settings.section import Section, UserError
+from lmpg.settings.yaml_files import read_yaml
 
 S = TypeVar("S", bound=Section)
 HELP = ("-h", "--help")
@@ -53,7 +54,7 @@ def read(argv: Sequence[str]) -> CommandLine:
     """Take a command line apart and read its file; the names in both are not looked at yet."""
     words, config = taken(list(argv), "--config")
     words, name = taken(words, "--algorithm.name")
-    from_file = read_yaml(config) if config else {}
+    from_file = read_yaml(config_file(config)) if config else {}
     section = from_file.get("algorithm")
     name_in_file = section.pop("name", None) if isinstance(section, dict) else None
     help_wanted = any(word in HELP for word in words)

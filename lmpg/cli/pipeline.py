@@ -20,7 +20,9 @@ from lmpg.language.worlds.registry import PREFIX, chosen_world
 from lmpg.runs import folder as run_folder
 from lmpg.runs.folder import RunFolder, fresh_name
 from lmpg.runtime.processes import Processes
-from lmpg.settings.raw import RawSettings, completed, merged, named_preset, nearest, paths_of
+from lmpg.settings.hints import nearest
+from lmpg.settings.presets import named_preset
+from lmpg.settings.raw import RawSettings, completed, merged, paths_of
 from lmpg.settings.section import Section, UserError
 
 Flags = dict[str, list[str]]

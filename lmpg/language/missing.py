@@ -19,7 +19,7 @@ def refuse_missing_paths(settings: Any, to_come: Container[str] = ()) -> None:
     """UserError where a model, a data file or a reward that the settings name lies nowhere.
 
     settings: of a language run, of a stage, or of what is asked of a model. to_come: models that
-    earlier stages will make.
+    earlier stages will make, and what is given as an object.
     """
     models = {f"model.{name}": [getattr(settings.model, name, None)] for name in MODELS}
     models["compare"] = [getattr(settings, "compare", None)]
@@ -34,15 +34,16 @@ def refuse_missing_paths(settings: Any, to_come: Container[str] = ()) -> None:
                 refuse_missing_folder(key, path, what, revision)
     data = settings.data
     path, eval_path = (getattr(data, name, None) for name in ("path", "eval_path"))
-    if path and not path.startswith(PREFIX):
+    if path and path not in to_come and not path.startswith(PREFIX):
         refuse_missing_file(path, "data.path", data.revision)
     if data.chat_template and not Path(data.chat_template).expanduser().is_file():
         raise UserError(
             f"data.chat_template = {data.chat_template} is no file, expected one with a chat "
             "template (Jinja), such as a model's chat_template.jinja; mend the path"
         )
-    if eval_path:
+    if eval_path and eval_path not in to_come:
         refuse_missing_file(eval_path, "data.eval_path")
     if rewards is not None:
         for function in rewards.functions:
-            parsed_spec(function)
+            if function not in to_come:
+                parsed_spec(function)

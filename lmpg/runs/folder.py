@@ -22,13 +22,15 @@ from lmpg.runs.resumable import changes, share_choices
 from lmpg.runs.tracking import FILES, as_json
 from lmpg.settings.raw import as_in_yaml, defaults_of
 from lmpg.settings.section import UserError
+from lmpg.settings.yaml_files import escaped, unescaped
 
 __all__ = ["opened"]
 log = logging.getLogger(__name__)
 FINISHED = "finished"
 CONFIG, SUMMARY, REPORT = "config.yaml", "summary.json", "report.html"
 NESTED = ("before", "after", "best", "seconds", "versions")
-FOLDERS = ("checkpoints", "reward_sources")
+GIVEN = "given"  # what Python gave the run as objects
+FOLDERS = ("checkpoints", "reward_sources", GIVEN)
 BEFORE_THE_FIRST_STEP = {CONFIG, INPUTS, LOCK, OWNER, *FOLDERS, *FILES}
 WRITTEN_WHOLE = (CONFIG, INPUTS, SUMMARY, REPORT, "final", "best")
 
@@ -281,7 +283,7 @@ def _is_finished(path: Path, old: dict, new: dict) -> bool:
 def read_config(path: Path) -> dict:
     """The settings in a run's config.yaml; UserError where it holds none."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = unescaped(yaml.safe_load(path.read_text(encoding="utf-8")))
         if not isinstance(values, dict) or not isinstance(values.get("run"), dict):
             raise yaml.YAMLError("it has no section `run`")
     except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
@@ -294,4 +296,4 @@ def read_config(path: Path) -> dict:
 
 
 def _as_yaml(values: dict) -> str:
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(escaped(values), sort_keys=False, allow_unicode=True)

@@ -109,6 +109,9 @@ class RunSettings(AnyRunSettings):
     """Repository on the Hub that `final/` is uploaded to at the end; a new one is private."""
     samples_every: int = Field(10, ge=0)
     """Iterations between the prompts and completions written to samples.jsonl; 0 writes none."""
+    token_view: bool = True
+    """About 16 times in a run, samples.jsonl gets numbers of each token too, which the report shows
+    in colour: advantage, value, KL to the reference, entropy, ratio."""
 
 
 class OfflineRunSettings(AnyRunSettings):

@@ -1,4 +1,4 @@
-"""Nested dicts of raw settings: read from YAML, laid over each other, checked against a class.
+"""Nested dicts of raw settings: laid over each other, checked against a class.
 
 They come from four places, later ones winning: class defaults, presets, a YAML file, and flags or
 keyword arguments. They are merged as plain dicts and validated once, so that checks across fields
@@ -7,90 +7,17 @@ see only the final combination.
 
 from __future__ import annotations
 
-import difflib
 import os
-import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from lmpg.settings.hints import nearest
 from lmpg.settings.section import Section, UserError
 
-MOST_VALUES = 10_000  # in a YAML file; there are a few hundred settings
 S = TypeVar("S", bound=Section)
 RawSettings = dict[str, Any]
-
-# beside the package in a checkout, else where the wheel put them
-_CONFIGS = [Path(__file__).parents[2] / "configs", Path(sys.prefix) / "share" / "lmpg"]
-
-
-def read_yaml(path: str | Path) -> RawSettings:
-    """The settings in a YAML file; UserError for anything but a mapping."""
-    path = Path(path).expanduser()
-    if path.is_fifo() and not path.is_relative_to("/dev"):  # the shell's <(…) is there
-        raise UserError(f"--config {path}: a FIFO, which may never end; expected a YAML file")
-    try:
-        values = _StrictLoader(path.read_text(encoding="utf-8")).get_single_data()
-    except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}; expected a YAML file") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"--config {path}: not a text file; expected YAML in UTF-8") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise UserError(f"{path}{line}: {problem}; expected YAML such as `run:`") from error
-    except (ValueError, AttributeError, RecursionError) as error:  # no date, too long or too deep
-        raise UserError(
-            f"{path}: a value can't be read ({error}); expected YAML such as `run:`"
-        ) from error
-    if _size(values, MOST_VALUES) > MOST_VALUES:
-        raise UserError(
-            f"{path}: holds more than {MOST_VALUES} values once its aliases (`*name`) are written "
-            "out, expected one value per setting"
-        )
-    try:
-        repr(values)  # as messages do
-    except ValueError as error:  # a hexadecimal integer of thousands of digits
-        raise UserError(f"{path}: a value can't be written ({error}); expected YAML") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(
-            f"{path}: holds a {type(values).__name__}, expected sections such as `update:` with "
-            "one setting per line below them"
-        )
-    return values
-
-
-def _size(values: Any, most: int) -> int:
-    """Number of values in nested ones, with every alias written out; stops counting at `most`."""
-    count, level = 0, [values]
-    while level and count <= most:
-        value = level.pop()
-        count += 1
-        if isinstance(value, dict | list | tuple | set):
-            level += value.values() if isinstance(value, dict) else value
-    return count
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which also refuses a key that stands twice in one mapping."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        """The mapping, after a look for repeated keys."""
-        seen = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"`{key}` stands here a second time", key_node.start_mark
-                )
-            seen.add(key if isinstance(key, str) else id(key_node))
-        return super().construct_mapping(node, deep)
 
 
 def merged(*layers: Mapping[str, Any]) -> RawSettings:
@@ -136,17 +63,6 @@ def paths_of(settings: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from paths_of(field.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
         else:
             yield prefix + name
-
-
-def nearest(path: str, known: list[str]) -> str | None:
-    """The known dotted name closest to a misspelt one; None where none is close."""
-    leaf = path.rpartition(".")[2]
-    same_leaf = [k for k in known if k.rpartition(".")[2] == leaf]
-    close = same_leaf or difflib.get_close_matches(path, known, n=1, cutoff=0.6)
-    if not close:
-        by_leaf = {k.rpartition(".")[2]: k for k in known}
-        close = [by_leaf[m] for m in difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.7)]
-    return close[0] if close else None
 
 
 def misplaced(settings: type[BaseModel], values: Mapping, source: str) -> list[str]:
@@ -240,37 +156,3 @@ def _line(problem: Any) -> str:
         return f"{path} is not set; it has no default"
     message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, expected ")
     return f"{path} = {problem['input']!r}: expected {message}"
-
-
-def configs(kind: str) -> Path:
-    """The folder with the YAML files of `kind`: `algorithms` or `gym`."""
-    return next((c / kind for c in _CONFIGS if (c / kind).is_dir()), _CONFIGS[0] / kind)
-
-
-def preset_names() -> list[str]:
-    """Names of the presets in configs/algorithms."""
-    return sorted(path.stem for path in configs("algorithms").glob("*.yaml"))
-
-
-def named_preset(name: str, methods: list[str]) -> tuple[str, RawSettings]:
-    """The method that `name` stands for (one of `methods`), and the settings of its preset.
-
-    A preset's `algorithm.name` says which method it sets up; without one it is the method of the
-    file's own name. A method needs no preset.
-    """
-    path = configs("algorithms") / f"{name}.yaml"
-    known = sorted({*methods, *preset_names()})
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"unknown method {name!r}; {hint}expected one of {', '.join(known)}")
-    values = read_yaml(path) if path.is_file() else {}
-    section = dict(values.get("algorithm") or {})
-    method = section.pop("name", name)
-    if method not in methods:
-        raise UserError(f"{path}: algorithm.name = {method!r}, expected one of {methods}")
-    return method, {**values, "algorithm": section} if section else _without_algorithm(values)
-
-
-def _without_algorithm(values: RawSettings) -> RawSettings:
-    return {key: value for key, value in values.items() if key != "algorithm"}

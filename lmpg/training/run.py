@@ -16,6 +16,7 @@ from lmpg.runs.fingerprints import Inputs
 from lmpg.runs.folder import FINISHED, REPORT, RunFolder, open_run, write_summary
 from lmpg.runs.hub.card import write_cards
 from lmpg.runs.hub.upload import require_repository, upload
+from lmpg.runs.progress_line import EVALUATED
 from lmpg.runs.report.write import write_report
 from lmpg.runs.settings import MOST_THREADS
 from lmpg.runtime.machine import (
@@ -221,7 +222,8 @@ def _uploaded(folder: Path, repository: str, name: str) -> str:
 def _closing_lines(summary: dict[str, Any], folder: Path) -> str:
     before, after = summary["before"], summary.get("after", {})
     lines = [
-        f"{name:>18}  {_shown(before.get(name))} → {_shown(value)}" for name, value in after.items()
+        f"{EVALUATED.get(name, name):>18}  {_shown(before.get(name))} → {_shown(value)}"
+        for name, value in after.items()
     ]
     header = f"{'':>18}  {'before':>9}   {'after':>9}"
     reason = summary["exit_reason"].partition(":")[0]  # why it stopped is told by the error

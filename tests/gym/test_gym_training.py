@@ -30,7 +30,7 @@ from lmpg.training.update import Updater
 from tests.support.planted import catches
 
 ROOT = Path(__file__).parents[2]
-PRESETS = ROOT / "configs" / "gym"
+PRESETS = ROOT / "lmpg" / "presets" / "gym"
 NORMALISED = ["--env.normalise-observations", "True", "--env.normalise-rewards", "True"]
 
 

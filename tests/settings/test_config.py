@@ -14,16 +14,16 @@ from lmpg.algorithms.rloo import RLOO
 from lmpg.gym.settings import GymSettings
 from lmpg.language.settings import LanguageSettings
 from lmpg.language.stages.settings import SftSettings
+from lmpg.settings.hints import nearest
 from lmpg.settings.raw import (
     defaults_of,
     merged,
     misplaced,
-    nearest,
     paths_of,
-    read_yaml,
     validated,
 )
 from lmpg.settings.section import Section, UserError
+from lmpg.settings.yaml_files import read_yaml
 from tests.support.planted import catches
 
 Settings = LanguageSettings[PPO]

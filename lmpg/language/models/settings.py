@@ -61,7 +61,8 @@ class ModelSettings(LoadingSettings):
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """What weights that do not learn are kept in: the model under an adapter, the reference, the
     teacher, reward models. auto: as in their checkpoint; bf16 rounds others. Whatever learns is
-    kept in fp32."""
+    kept in fp32; with bf16 a policy that learns as a whole starts from rounded weights, too, as its
+    reference does."""
     final_dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """What `final/` and `best/` hold weights in; auto: what the checkpoint at the start does. bf16
     rounds what was learned, and may lose steps of a small learning rate."""

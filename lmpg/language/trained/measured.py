@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -37,6 +38,8 @@ from lmpg.runtime.processes import Processes
 from lmpg.settings.section import UserError
 
 Interval = tuple[float, float]
+Functions = Mapping[str, Callable]
+NO_FUNCTIONS: Functions = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -81,17 +84,20 @@ class Evaluated:
         return self.first.metrics
 
 
-def evaluate(settings: EvaluateSettings) -> Evaluated:
-    """Load, sample and score what the settings say; the same on every rank."""
+def evaluate(settings: EvaluateSettings, functions: Functions = NO_FUNCTIONS) -> Evaluated:
+    """Load, sample and score what the settings say; the same on every rank.
+
+    functions: rewards that cannot be imported, by their names in the settings.
+    """
     path, other = settings.compare, None
     if path is not None:
         other = start_of(settings.model.path) if path == START else {}
         other = other or {"path": model_folder(path, "compare")}
     processes, world = began(settings), _world(settings)
-    first = _measured(settings, processes, world, None)
+    first = _measured(settings, processes, world, functions)
     if other is None:
         return Evaluated(settings, first)
-    second = _measured(settings, processes, world, other)
+    second = _measured(settings, processes, world, functions, other)
     if [x.prompt for x in first.sampled.prompts] != [x.prompt for x in second.sampled.prompts]:
         raise UserError(
             f"compare = {path} reads other prompts than {first.model} (data.overlong = "
@@ -130,12 +136,13 @@ def _measured(
     settings: EvaluateSettings,
     processes: Processes,
     world: World | None,
-    other: dict[str, Any] | None,
+    functions: Functions,
+    other: dict[str, Any] | None = None,
 ) -> Measured:
     """The model of the settings, or the `other` one: loaded, asked and let go."""
     generator = loaded(settings, settings.data, processes, other)
     prompts = _prompts(settings, generator, world)
-    with _scorer(settings, generator, prompts, world) as scorer:
+    with _scorer(settings, generator, prompts, world, functions) as scorer:
         ask = partial(judged, generator, prompts, rows=settings.batch_size, scorer=scorer)
         name = str(settings.compare if other else settings.model.path)
         sampled = ask(settings.samples, progress=_progress(processes, len(prompts), name))
@@ -198,7 +205,11 @@ def _prompts(settings: EvaluateSettings, generator: Generator, world: World | No
 
 
 def _scorer(
-    settings: EvaluateSettings, generator: Generator, prompts: list[Prompt], world: World | None
+    settings: EvaluateSettings,
+    generator: Generator,
+    prompts: list[Prompt],
+    world: World | None,
+    functions: Functions,
 ) -> Scorer:
     rewards = settings.rewards
     if world is not None and not (rewards.functions or rewards.models):
@@ -212,6 +223,7 @@ def _scorer(
         trust_remote_code=settings.model.trust_remote_code,
         decode=partial(completion_text, generator.tokenizer, eos_token_ids=ends),
         special_tokens=settings.data.special_tokens,
+        given=functions,
     )
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from lmpg.runs.files import write_text
 from lmpg.runs.folder import REPORT, read_summary
+from lmpg.runs.progress_line import clock
 from lmpg.runs.report.charts import Panel, Point, Series, draw, number
 from lmpg.runs.report.page import page, samples_block, settings_block, table
-from lmpg.runs.tracking import clock
 
 PANELS = (  # title, metrics, what to look for; "eval" figures of the same name become dots
     ("Reward", ("reward",), "Mean score of the responses, or what the environment paid."),
