@@ -37,6 +37,11 @@ COMMANDS = {
         "train an agent in a gymnasium environment",
         "lmpg.cli.main:train_agent",
     ),
+    "evaluate": Command(
+        "--flags …",
+        "measure a model: score, pass@k, greedy; compare with another",
+        "lmpg.cli.asking:evaluate",
+    ),
     "report": Command("FOLDER", "write a run's report.html again", "lmpg.cli.written_again:report"),
 }
 """All commands by their names; the modules are imported when a command is given."""

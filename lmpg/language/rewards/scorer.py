@@ -16,7 +16,7 @@ from lmpg.language.rewards.local_functions import LocalFunction
 from lmpg.language.rewards.local_sources import save
 from lmpg.language.rewards.process_rewards import Decode, pieces, step_ends
 from lmpg.language.rewards.request import Reward, RewardReply, RewardRequest
-from lmpg.language.rewards.settings import RewardSettings
+from lmpg.language.rewards.settings import ScoringSettings
 from lmpg.settings.section import UserError
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Scorer:
 
     def __init__(
         self,
-        settings: RewardSettings,
+        settings: ScoringSettings,
         *,
         columns: Iterable[str] | None = None,
         device: str = "cpu",
@@ -199,7 +199,7 @@ class Scorer:
 
     def _add_functions(
         self,
-        settings: RewardSettings,
+        settings: ScoringSettings,
         columns: Iterable[str] | None,
         given: Mapping[str, Callable],
     ) -> None:
