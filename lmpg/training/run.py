@@ -93,8 +93,6 @@ def run(
     After an interruption, which is raised, the same command with --run.resume goes on.
     """
     started = time.perf_counter()
-    if loop.processes.is_main:
-        folder.fix_threads(loop.processes.num_threads)
     with lasting_console(), closing(loop.tracker):
         _start(loop, folder, inputs or {}, on_start)
         _watch(loop, lambda found: _summary(loop, found, started, name, facts))
@@ -121,6 +119,8 @@ def run(
 
 def _start(loop: Loop, folder: RunFolder, inputs: Inputs, on_start: Callable[[], None]) -> None:
     """Writes what the run begins with, and goes on where a resumed one has been."""
+    if loop.processes.is_main:
+        folder.fix_threads(loop.processes.num_threads)
     lines = loop.processes.on_main(lambda: folder.start(inputs))
     if loop.processes.is_main:
         on_start()

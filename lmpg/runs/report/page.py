@@ -23,22 +23,12 @@ def page(
     figures: of what matters most, of what else is known, and of the rest, which is folded away.
     sections: "Before and after" stands before the curves, "Samples" after what matters most.
     """
-    first, others, more = figures
-    curves = f'<div class="grid-of-figures first">{"".join(first)}</div>'
-    if not first:
-        curves = '<p class="muted">No step has been logged yet.</p>'
-    further = f'<div class="grid-of-figures">{"".join(others)}</div>' if others else ""
-    if more:
-        further += (
-            f"<details><summary>{len(more)} more metrics</summary>"
-            f'<div class="grid-of-figures" style="margin-top:14px">{"".join(more)}</div></details>'
-        )
     blocks = {name: f"<h2>{escape(name)}</h2>{html}" for name, html in sections.items() if html}
     before, samples = (blocks.pop(name, "") for name in ("Before and after", "Samples"))
     kind = "finished" if status == "finished" else ""
     said = "".join(f"<li>{escape(text)}</li>" for text in warnings)
     said = f'<ul class="warnings">{said}</ul>' if said else ""
-    further = f"<h2>More curves</h2>{further}" if further else ""
+    first, further = _curves(*figures)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -46,10 +36,24 @@ def page(
         f'<header><h1>{escape(title)}</h1><span class="status {kind}">{escape(status)}</span>'
         f'<p class="lead">{escape(lead)}</p></header>'
         f'{said}<div class="cards">{"".join(_card(*card) for card in cards)}</div>'
-        f"{before}<h2>Learning curves</h2>{curves}{samples}"
+        f"{before}<h2>Learning curves</h2>{first}{samples}"
         f"{further}{''.join(blocks.values())}"
         "</main></body></html>\n"
     )
+
+
+def _curves(first: Sequence[str], others: Sequence[str], more: Sequence[str]) -> tuple[str, str]:
+    """The figures of what matters most, and all others."""
+    if not first:
+        return '<p class="muted">No step has been logged yet.</p>', ""
+    main = f'<div class="grid-of-figures first">{"".join(first)}</div>'
+    rest = f'<div class="grid-of-figures">{"".join(others)}</div>' if others else ""
+    if more:
+        rest += (
+            f"<details><summary>{len(more)} more metrics</summary>"
+            f'<div class="grid-of-figures" style="margin-top:14px">{"".join(more)}</div></details>'
+        )
+    return main, f"<h2>More curves</h2>{rest}" if rest else ""
 
 
 def _card(name: str, before: str, after: str) -> str:

@@ -59,10 +59,9 @@ def _legend(key: str, size: float) -> str:
     """What full colour is, in the quantity's own numbers."""
     _, more, less = VIEWS[key]
     ends = (math.exp(-size), math.exp(size)) if key == "ratio" else (-size, size)
-    low = f"<t-k style='--x:-1'>{number(_few(ends[0]))}</t-k> {less} · " if less else ""
-    return (
-        f"<p class='legend {key}'>{low}<t-k style='--x:1'>{number(_few(ends[1]))}</t-k> {more}</p>"
-    )
+    low, high = (f"{x:.2g}".replace("-", "−") for x in ends)
+    low = f"<t-k style='--x:-1'>{low}</t-k> {less} · " if less else ""
+    return f"<p class='legend {key}'>{low}<t-k style='--x:1'>{high}</t-k> {more}</p>"
 
 
 def coloured(tokens: Tokens, scale: Mapping[str, float], finished: bool) -> str:
@@ -108,7 +107,3 @@ def _strengths(tokens: Tokens, key: str) -> list[float | None]:
     if key == "ratio":
         return [None if x is None or x <= 0 else math.log(x) for x in known]
     return known
-
-
-def _few(value: float) -> float:
-    return float(f"{value:.2g}")
