@@ -32,6 +32,15 @@ class GymEvaluationSettings(EvaluationSettings):
 class LanguageEvaluationSettings(EvaluationSettings):
     """Held-out evaluation of a language model trained on its own responses."""
 
+    size: int = Field(256, ge=1)
+    """Prompts per evaluation, each answered `samples` times."""
+    samples: int = Field(1, ge=1)
+    """Responses to each prompt; from 2 on pass@k is reported, the chance that one of k passes, for
+    k = 1, 2, 4 … up to this."""
+    pass_score: float = 1.0
+    """A response whose score is at least this passes, for pass@k."""
+    greedy: bool = False
+    """Score the likeliest response to each prompt, too (greedy decoding): greedy_reward."""
     kl: bool | None = None
     """Measure the KL to the reference: the policy that training started from, unless
     model.reference or model.teacher names another. none: where it is in memory anyway, or small

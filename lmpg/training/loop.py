@@ -20,6 +20,7 @@ from lmpg.runs.tracking import Tracker
 from lmpg.runtime.machine import Stopwatch, peak_memory_gb
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import Diverged, RunStopped
+from lmpg.training.on_step import OnStep, told
 from lmpg.training.source import Evaluable
 from lmpg.training.stop_request import StopRequest
 
@@ -76,6 +77,8 @@ class Loop(ABC):
     progress: Progress = field(default_factory=Progress)
     stop_reason: Callable[[int], str | None] = lambda iteration: None
     after_step: Callable[[int, dict[str, float]], dict[str, float]] = lambda iteration, metrics: {}
+    on_step: OnStep | None = None
+    """Is called by the main process after each iteration, with its metrics; "stop" ends the run."""
     stopped_by: int | None = field(default=None, init=False)
     """The signal that asked the run to stop."""
     _not_logged: dict[str, float] = field(default_factory=dict, init=False)
@@ -117,13 +120,16 @@ class Loop(ABC):
                 if reason := self.stop_reason(progress.iteration):
                     self.tracker.say(f"ends before its last step: {reason}")
                     break
-                self._step(progress.iteration + 1)
+                metrics = self._step(progress.iteration + 1)
                 self.stopped_by, problems = stop.requested(self._problem())
                 if any(problems):
                     raise RunStopped(next(filter(None, problems)))
                 if self.stopped_by:
                     self.save()
                     return "interrupted"
+                if self._is_told_to_stop(metrics):
+                    self.tracker.say("ends before its last step: on_step returned 'stop'")
+                    break
         # asked of one rank: another may look when that one has written the checkpoint already
         if progress.iteration != self._newest_step():
             self.save()
@@ -211,8 +217,8 @@ class Loop(ABC):
             )
         return self.tracker.problem
 
-    def _step(self, iteration: int) -> None:
-        """One iteration and all that is due after it."""
+    def _step(self, iteration: int) -> dict[str, float]:
+        """One iteration and all that is due after it; returns what is logged of it."""
         watch, progress = Stopwatch(), self.progress
         before = progress.num_tokens_or_steps
         try:
@@ -240,6 +246,19 @@ class Loop(ABC):
         self._log_later(self.after_step(iteration, metrics))
         if self.settings.save_every and iteration % self.settings.save_every == 0:
             self.save()
+        return metrics
+
+    def _is_told_to_stop(self, metrics: dict[str, float]) -> bool:
+        """Whether `on_step` wants no further iteration; what it raises ends the run, saved."""
+        if self.on_step is None:
+            return False
+        iteration = self.progress.iteration
+        stop, error = told(self.on_step, iteration, metrics, self.processes)
+        if error is not None:
+            if iteration != self._newest_step():
+                self.save()
+            raise error
+        return stop
 
     def _refuse_ruined_weights(self) -> None:
         """RunStopped where a step has left weights that are inf or NaN: no step may follow whose

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lmpg.algorithms import ALGORITHMS
 from lmpg.language.rollouts.collect import LanguageSource
 from lmpg.language.stages import STAGES
-from lmpg.settings.raw import named_preset
+from lmpg.settings.presets import named_preset
 from lmpg.training.source import Collected
 from lmpg.training.update import Updater
 from tests.support.planted import catches

@@ -23,7 +23,12 @@ from lmpg.language.models.critic import (
     load_value_head,
     new_value_head,
 )
-from lmpg.language.models.forward.kept_weights import chosen_dtype, exact_dtype, keep_frozen
+from lmpg.language.models.forward.kept_weights import (
+    chosen_dtype,
+    exact_dtype,
+    keep_frozen,
+    rounded_to_bf16,
+)
 from lmpg.language.models.head import refuse_unknown_head
 from lmpg.language.models.lora import refuse_options_without_rank, with_adapter
 from lmpg.language.models.policy import CausalLMPolicy
@@ -159,7 +164,7 @@ def _learning(
         return keep_frozen(with_trained_adapter(model, key, settings, base), frozen_in)
     if settings.lora.rank == 0:
         refuse_options_without_rank(settings.lora)
-        return model
+        return rounded_to_bf16(model) if settings.dtype == "bf16" else model
     return keep_frozen(with_adapter(model, settings.lora, settings.revision), frozen_in)
 
 

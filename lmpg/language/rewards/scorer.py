@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import mul
 from pathlib import Path
+from types import MappingProxyType
 
 from lmpg.language.data.tokenizing import read_special_tokens
 from lmpg.language.rewards.functions import FunctionReward
+from lmpg.language.rewards.local_functions import LocalFunction
 from lmpg.language.rewards.local_sources import save
 from lmpg.language.rewards.process_rewards import Decode, pieces, step_ends
 from lmpg.language.rewards.request import Reward, RewardReply, RewardRequest
-from lmpg.language.rewards.settings import RewardSettings
+from lmpg.language.rewards.settings import ScoringSettings
 from lmpg.settings.section import UserError
 
 logger = logging.getLogger(__name__)
@@ -73,12 +75,12 @@ class Scorer:
     columns: names of the data's columns where they are known, so that a function that needs
     another one is refused now. decode: (ids before, ids) → text of the ids, to find the tokens of
     steps. special_tokens: as in the settings section `data`. optional: without any reward every
-    response scores 0.
+    response scores 0. given: functions that were given as objects, by their names in the settings.
     """
 
     def __init__(
         self,
-        settings: RewardSettings,
+        settings: ScoringSettings,
         *,
         columns: Iterable[str] | None = None,
         device: str = "cpu",
@@ -87,6 +89,7 @@ class Scorer:
         decode: Decode | None = None,
         special_tokens: str = "tokens",
         optional: bool = False,
+        given: Mapping[str, Callable] = MappingProxyType({}),
     ):
         if not (settings.functions or settings.models or optional):
             said = "use --rewards.functions FILE.py:NAME, --rewards.models PATH, or both."
@@ -97,7 +100,7 @@ class Scorer:
         self._said: defaultdict[str, set[str]] = defaultdict(set)
         self._kept: Path | None = None
         try:
-            self._add_functions(settings, columns)
+            self._add_functions(settings, columns, given)
             if settings.models:
                 from lmpg.language.rewards.reward_model import ModelReward
             for path in settings.models:
@@ -194,12 +197,21 @@ class Scorer:
             ],
         )
 
-    def _add_functions(self, settings: RewardSettings, columns: Iterable[str] | None) -> None:
+    def _add_functions(
+        self,
+        settings: ScoringSettings,
+        columns: Iterable[str] | None,
+        given: Mapping[str, Callable],
+    ) -> None:
         known = None if columns is None else list(columns)
         if known is not None and settings.process == "step":
             known.append("completion_steps")
         for spec in settings.functions:
-            reward = FunctionReward(spec, settings.timeout, settings.workers)
+            reward: FunctionReward | LocalFunction
+            if spec in given:
+                reward = LocalFunction(given[spec], spec)
+            else:
+                reward = FunctionReward(spec, settings.timeout, settings.workers)
             self._add(reward, reward.qualifier)
             if known is not None:
                 reward.check_columns(known)

@@ -40,6 +40,16 @@ def keep_frozen(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model
 
 
+@torch.no_grad()
+def rounded_to_bf16(model: nn.Module) -> nn.Module:
+    """`model`, still in float32, with the nearest numbers that bfloat16 has: a copy of it that is
+    kept in bfloat16, as a reference is, is the same model."""
+    for p in model.parameters():
+        if p.dtype == torch.float32:
+            p.copy_(p.to(LOW))
+    return model
+
+
 def copies_in(dtype: torch.dtype, model: nn.Module) -> dict[int, Any]:
     """A memo for `copy.deepcopy`, with which the copy of `model` has weights in `dtype` that do not
     learn; none of them exists in float32 a second time."""
