@@ -31,8 +31,7 @@ class Progress:
 
     iteration: how many are done. num_tokens_or_steps: tokens, or environment steps, that were
     learned from so far. baseline: running mean of the rollouts' returns. coefs: coefficients of the
-    algorithm that have changed. before, best: held-out metrics. seconds: by phase. warnings: what
-    went wrong, by kind.
+    algorithm that have changed. before, best: held-out metrics. seconds, warnings: by kind.
     """
 
     iteration: int = 0
@@ -63,7 +62,8 @@ class Loop(ABC):
 
     source: is evaluated before, after, and after every `every` iterations. stop_reason: given the
     number of iterations done, says why the run ends before its last one; None if it goes on.
-    after_step: is given each iteration and its metrics; its own metrics go to the next iteration.
+    after_step: is given each iteration and its metrics; its own go to the next iteration. on_step:
+    the same for the main process alone; what it returns, "stop" ends the run.
     """
 
     source: Evaluable
@@ -78,7 +78,6 @@ class Loop(ABC):
     stop_reason: Callable[[int], str | None] = lambda iteration: None
     after_step: Callable[[int, dict[str, float]], dict[str, float]] = lambda iteration, metrics: {}
     on_step: OnStep | None = None
-    """Is called by the main process after each iteration, with its metrics; "stop" ends the run."""
     stopped_by: int | None = field(default=None, init=False)
     """The signal that asked the run to stop."""
     _not_logged: dict[str, float] = field(default_factory=dict, init=False)
@@ -147,8 +146,7 @@ class Loop(ABC):
         return found
 
     def prune(self) -> None:
-        """Delete all but as many checkpoints as are to be kept, once the newest is known to be
-        good."""
+        """Delete all checkpoints but those to be kept, once the newest is known to be good."""
         self.write(lambda: checkpoint.prune(self._checkpoints, self.settings.keep_checkpoints))
 
     def save(self) -> None:
@@ -284,10 +282,9 @@ class Loop(ABC):
 
     def _add_seconds(self, metrics: dict[str, float]) -> None:
         """Add up the seconds of each phase, for the summary."""
-        spent = self.progress.seconds
         for name, value in metrics.items():
             if name.startswith("time/"):
-                spent[name] = spent.get(name, 0.0) + value
+                self.progress.seconds[name] = self.progress.seconds.get(name, 0.0) + value
 
     def _evaluate_and_keep_best(self) -> dict[str, float]:
         found, name = self.evaluate(), self.source.best_metric
