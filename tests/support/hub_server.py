@@ -1,4 +1,4 @@
-"""A small server that speaks as much of the Hub's API as uploading a model takes."""
+"""A small server that speaks as much of the Hub's API as uploading and loading a model takes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from huggingface_hub import constants
 
 TOKEN = "hf_secret"
 USER = "me"
+COMMIT = "1" * 40
+"""The only one of every repository."""
 
 
 class HubServer(ThreadingHTTPServer):
@@ -46,6 +48,8 @@ def hub_server(patch: pytest.MonkeyPatch, token: str | None = TOKEN) -> Iterator
     """A server that huggingface_hub takes for the Hub, with this token in its environment."""
     server = HubServer()
     patch.setattr(constants, "ENDPOINT", server.url)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     patch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # which speaks to yet another server
     patch.setattr(constants, "HF_TOKEN_PATH", "/nowhere")
     patch.delenv("HF_TOKEN", raising=False)
@@ -65,9 +69,16 @@ class _Handler(BaseHTTPRequestHandler):
     server: HubServer
     protocol_version = "HTTP/1.1"
 
+    def do_HEAD(self) -> None:
+        """Is there such a file?"""
+        self._file(self._begun()[1], whole=False)
+
     def do_GET(self) -> None:
-        """Who am I, and may I write here?"""
+        """Who am I, and may I write here? A file."""
         hub, path = self._begun()
+        if "/resolve/" in path:
+            self._file(path, whole=True)
+            return
         if path == "/api/whoami-v2":
             self._answer(200, {"name": USER, "type": "user", "orgs": []})
         elif path.endswith("/auth-check/write"):
@@ -141,8 +152,27 @@ class _Handler(BaseHTTPRequestHandler):
                 held[value["path"]] = base64.b64decode(value["content"])
             else:
                 held[value["path"]] = hub.large[value["oid"]]
-        url = f"{hub.url}/{name}/commit/{'1' * 40}"
-        self._answer(200, {"commitUrl": url, "commitOid": "1" * 40, "success": True})
+        url = f"{hub.url}/{name}/commit/{COMMIT}"
+        self._answer(200, {"commitUrl": url, "commitOid": COMMIT, "success": True})
+
+    def _file(self, path: str, whole: bool) -> None:
+        """A file of a repository, of the one commit that each has."""
+        name, _, place = path[1:].partition("/resolve/")
+        revision, _, file = place.partition("/")
+        held = self.server.repositories.get(name, {})
+        known = revision in ("main", COMMIT)
+        content = held.get(file) if known else None
+        self.send_response(404 if content is None else 200)
+        if content is None:
+            missing = "Repo" if not held else "Entry" if known else "Revision"
+            self.send_header("X-Error-Code", f"{missing}NotFound")
+        content = content or b""
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if whole:
+            self.wfile.write(content)
 
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
