@@ -22,6 +22,7 @@ class HubServer(ThreadingHTTPServer):
     """What it holds: the files of each repository, its privacy, and what it was asked for.
 
     fails: beginnings of paths that are answered by an error, as by a Hub that is out of order.
+    gated: repositories that may be read after asking for it; others that are not there are private.
     """
 
     daemon_threads = True
@@ -34,6 +35,7 @@ class HubServer(ThreadingHTTPServer):
         self.large: dict[str, bytes] = {}
         self.asked: list[str] = []
         self.fails: tuple[str, ...] = ()
+        self.gated: tuple[str, ...] = ()
 
     @property
     def url(self) -> str:
@@ -46,6 +48,8 @@ def hub_server(patch: pytest.MonkeyPatch, token: str | None = TOKEN) -> Iterator
     """A server that huggingface_hub takes for the Hub, with this token in its environment."""
     server = HubServer()
     patch.setattr(constants, "ENDPOINT", server.url)
+    template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     patch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # which speaks to yet another server
     patch.setattr(constants, "HF_TOKEN_PATH", "/nowhere")
     patch.delenv("HF_TOKEN", raising=False)
@@ -65,10 +69,16 @@ class _Handler(BaseHTTPRequestHandler):
     server: HubServer
     protocol_version = "HTTP/1.1"
 
+    def do_HEAD(self) -> None:
+        """The same, told in fewer words."""
+        self.do_GET()
+
     def do_GET(self) -> None:
-        """Who am I, and may I write here?"""
+        """Who am I, and may I read or write here?"""
         hub, path = self._begun()
-        if path == "/api/whoami-v2":
+        if any(f"/{name}/" in f"{path}/" for name in hub.gated):
+            self._answer(403, {"error": "access is restricted"}, "GatedRepo")
+        elif path == "/api/whoami-v2":
             self._answer(200, {"name": USER, "type": "user", "orgs": []})
         elif path.endswith("/auth-check/write"):
             name = path.removeprefix("/api/models/").removesuffix("/auth-check/write")
@@ -76,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path.startswith("/api/models/") and path.removeprefix("/api/models/") in hub.private:
             self._answer(200, {"id": path.removeprefix("/api/models/"), "siblings": []})
         else:
-            self._answer(404, {"error": "not found"})
+            self._answer(404, {"error": "not found"}, "RepoNotFound")
 
     def do_POST(self) -> None:
         """A new repository; what is to be uploaded how; a commit."""
@@ -177,12 +187,15 @@ class _Handler(BaseHTTPRequestHandler):
             return False
         return True
 
-    def _answer(self, status: int, content: Any) -> None:
+    def _answer(self, status: int, content: Any, code: str | None = None) -> None:
         body = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         if "error" in content:
             self.send_header("X-Error-Message", content["error"])
+        if code is not None:
+            self.send_header("X-Error-Code", code)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)

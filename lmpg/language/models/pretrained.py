@@ -27,6 +27,7 @@ from lmpg.language.models.model_files import (
 )
 from lmpg.language.models.paths import is_adapter_folder, refuse_missing_folder
 from lmpg.language.models.precision import no_progress_bars
+from lmpg.settings.on_the_hub import access_advice
 from lmpg.settings.section import UserError
 
 WHAT = {
@@ -210,7 +211,8 @@ def _loaded(
         at = "" if revision is None else f" (model.revision = {revision})"
         raise UserError(
             f"{key} = {path}{at}: no {what} could be loaded from there, expected a Hub id that can "
-            f"be reached or a folder written by save_pretrained: {found or _reason(error)}"
+            "be reached or a folder written by save_pretrained: "
+            f"{found or access_advice(error) or _reason(error)}"
         ) from error
 
 
