@@ -82,7 +82,8 @@ class RunFolder:
             (self.path / SUMMARY).unlink(missing_ok=True)  # it would call a longer run finished
         for name in FILES:  # empty ones beside config.yaml tell that no step has been done
             (self.path / name).touch()
-        write_text(self.path / CONFIG, _as_yaml(self.settings))
+        settings = yaml.safe_dump(escaped(self.settings), sort_keys=False, allow_unicode=True)
+        write_text(self.path / CONFIG, settings)
         fingerprints.write(self.path, prints, commits)
         return told
 
@@ -296,7 +297,3 @@ def read_config(path: Path) -> dict:
             "--run.output-dir"
         ) from error
     return values
-
-
-def _as_yaml(values: dict) -> str:
-    return yaml.safe_dump(escaped(values), sort_keys=False, allow_unicode=True)
