@@ -47,14 +47,14 @@ def read_odds(path: str) -> dict[str, float]:
 
 def counted_odds(rows: list[dict]) -> dict[str, float]:
     """Log odds of each word between positive and negative rows, each count raised by one."""
-    counts = {label: Counter() for label in (0, 1)}
-    for row in rows:
-        counts[row["label"]].update(set(row["text"].split()))
-    total = {label: sum(row["label"] == label for row in rows) + 2 for label in counts}
-    words = counts[0] | counts[1]
+    good, bad = ([row for row in rows if row["label"] == label] for label in (1, 0))
+    in_good, in_bad = (
+        Counter(w for row in x for w in set(row["text"].split())) for x in (good, bad)
+    )
+    smaller = (len(bad) + 2) / (len(good) + 2)
     return {
-        word: math.log((counts[1][word] + 1) / total[1]) - math.log((counts[0][word] + 1) / total[0])
-        for word in sorted(words)
+        word: math.log((in_good[word] + 1) / (in_bad[word] + 1) * smaller)
+        for word in sorted(in_good | in_bad)
     }
 
 
@@ -68,12 +68,8 @@ def openings(rows: list[dict]) -> list[dict]:
 def pairs(rows: list[dict]) -> list[dict]:
     """A wish, a review that fulfils it, and one that does the opposite; good and bad in turn."""
     good, bad = ([row["text"] for row in rows if row["label"] == label] for label in (1, 0))
-    return [pair(label, *texts) for label, texts in enumerate_turns(zip(good, bad))]
-
-
-def enumerate_turns(both: object) -> list[tuple[int, tuple[str, str]]]:
-    """(1, (good, bad)), (0, (bad, good)), … in turn."""
-    return [(1, (good, bad)) if i % 2 == 0 else (0, (bad, good)) for i, (good, bad) in enumerate(both)]
+    both = enumerate(zip(good, bad))
+    return [pair(0, bad, good) if i % 2 else pair(1, good, bad) for i, (good, bad) in both]
 
 
 def pair(label: int, chosen: str, rejected: str) -> dict:

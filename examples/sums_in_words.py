@@ -1,7 +1,7 @@
 """Sums asked in words, for a chat model: writes the data of the example in docs/real_models.md.
 
-`python examples/sums_in_words.py FOLDER` writes `train.jsonl` and `held_out.jsonl`. No sum stands in
-both, and neither does its twin (58 + 37 for 37 + 58).
+`python examples/sums_in_words.py FOLDER` writes `train.jsonl` and `held_out.jsonl`. No sum stands
+in both, and neither does its twin (58 + 37 for 37 + 58).
 """
 
 from __future__ import annotations

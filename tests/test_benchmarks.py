@@ -225,4 +225,5 @@ def test_the_gym_benchmark_can_be_tried_without_its_peer(module, tmp_path):
     words = "--quick --cases zoo threads --json"
     module("bench_gym").main([*words.split(), str(tmp_path / "found.json")])
     rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert [row["case"] for row in rows] == ["zoo", "threads", "threads"]
     assert all(row["per_second"] > 0 for row in rows)

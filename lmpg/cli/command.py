@@ -67,7 +67,8 @@ def run(argv: Sequence[str]) -> None:
         function(rest)
     else:
         raise UserError(
-            f"unknown command {command!r}{did_you_mean(command, list(COMMANDS))}\n{overview()}"
+            f"unknown command {command!r}; {did_you_mean(command, COMMANDS)}expected one of "
+            f"{', '.join(COMMANDS)}"
         )
 
 
