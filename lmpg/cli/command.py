@@ -37,6 +37,11 @@ COMMANDS = {
         "train an agent in a gymnasium environment",
         "lmpg.cli.main:train_agent",
     ),
+    "evaluate": Command(
+        "--flags …",
+        "measure a model: score, pass@k, greedy; compare with another",
+        "lmpg.cli.asking:evaluate",
+    ),
     "report": Command("FOLDER", "write a run's report.html again", "lmpg.cli.written_again:report"),
 }
 """All commands by their names; the modules are imported when a command is given."""
@@ -56,7 +61,8 @@ def run(argv: Sequence[str]) -> None:
         function(rest)
     else:
         raise UserError(
-            f"unknown command {command!r}{did_you_mean(command, list(COMMANDS))}\n{overview()}"
+            f"unknown command {command!r}; {did_you_mean(command, COMMANDS)}expected one of "
+            f"{', '.join(COMMANDS)}"
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from lmpg.cli import flags
 from lmpg.language.methods import methods, preset_below, run_with, settings_class
+from lmpg.language.missing import refuse_missing_paths
 from lmpg.runs.console import lasting_console
 from lmpg.runs.lock import opened
 from lmpg.runs.printable import printable
@@ -80,10 +81,12 @@ def nothing_collected() -> Iterator[None]:
 @nothing_collected()
 def settings_of(name: str, argv: Sequence[str]) -> Section:
     """The settings that `train_by_name` trains with; bad ones are refused, --help exits."""
-    kind, line = settings_class(named_preset(name, methods())[0]), flags.read(argv)
-    flags.refuse_other_algorithm(kind, line.algorithm)
+    kind = settings_class(named_preset(name, methods())[0])
+    line = flags.read(argv, f"lmpg train {name}")
+    flags.refuse_other_algorithm(kind, line)
     given = flags.given_settings(kind, line)
-    return flags.settings_or_help(kind, line, preset_below(name, given), given)
+    below = preset_below(name, given)
+    return flags.settings_or_help(kind, line, below, given, look=refuse_missing_paths)
 
 
 def train_agent(argv: Sequence[str] | None = None) -> Path:
@@ -98,7 +101,7 @@ def agent_settings(argv: Sequence[str]) -> tuple[Any, str]:
     """The settings that `train_agent` trains with, and a line that tells where they come from."""
     from lmpg.gym.settings import GYM_METHODS, gym_settings_class, preset_for
 
-    line = flags.read(argv)
+    line = flags.read(argv, "lmpg gym")
     kind = gym_settings_class(line.algorithm)
     given = flags.given_settings(kind, line)
     preset, note = preset_for(kind, given, own_file=line.config is not None)

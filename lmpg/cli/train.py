@@ -10,7 +10,7 @@ from lmpg.cli.flags import HELP, taken
 from lmpg.cli.main import methods, train_by_name
 from lmpg.language.stages import STAGES
 from lmpg.settings.presets import config_file, preset_names
-from lmpg.settings.section import UserError
+from lmpg.settings.section import Problems, UserError
 from lmpg.settings.yaml_files import read_yaml
 
 
@@ -25,7 +25,9 @@ def train(argv: Sequence[str]) -> None:
 
 
 def _name_in_file(argv: Sequence[str]) -> str:
-    _, config = taken(list(argv), "--config")
+    problems = Problems()
+    _, config = taken(list(argv), "--config", problems)
+    problems.refuse()
     section = read_yaml(config_file(config)).get("algorithm") if config else None
     name = section.get("name") if isinstance(section, dict) else None
     if name is None:

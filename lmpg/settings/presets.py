@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from importlib.resources import files
 from pathlib import Path
 
+from lmpg.settings.hints import did_you_mean
 from lmpg.settings.raw import RawSettings
 from lmpg.settings.section import UserError
 from lmpg.settings.yaml_files import read_yaml
@@ -41,8 +41,7 @@ def named_preset(name: str, methods: list[str]) -> tuple[str, RawSettings]:
     path = presets("algorithms") / f"{name}.yaml"
     known = sorted({*methods, *preset_names()})
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(name, known)
         raise UserError(f"unknown method {name!r}; {hint}expected one of {', '.join(known)}")
     values = read_yaml(path) if path.is_file() else {}
     section = dict(values.get("algorithm") or {})

@@ -8,13 +8,14 @@ see only the final combination.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from lmpg.settings.hints import nearest
-from lmpg.settings.section import Section, UserError
+from lmpg.settings.hints import did_you_mean_setting
+from lmpg.settings.section import Problems, Section
 
 S = TypeVar("S", bound=Section)
 RawSettings = dict[str, Any]
@@ -78,8 +79,7 @@ def _misplaced(
         path = f"{prefix}{key}"
         field = settings.model_fields.get(str(key))
         if field is None:
-            match = nearest(path, known)
-            hint = f"did you mean {match}?" if match else "see --help for all settings"
+            hint = did_you_mean_setting(path, known) or "see --help for all settings"
             yield f"{source}: unknown setting {path} = {value!r}; {hint}"
         elif is_section(field.annotation):
             if isinstance(value, Mapping):
@@ -90,12 +90,31 @@ def _misplaced(
                 yield f"{source}: {path} = {value!r}, expected a section with keys such as {inside}"
 
 
+def placed(settings: type[BaseModel], values: Mapping[str, Any]) -> RawSettings:
+    """The values whose names are right: those that `misplaced` has no line for."""
+    found: RawSettings = {}
+    for name, value in values.items():
+        field = settings.model_fields.get(str(name))
+        if field is None:
+            continue
+        if not is_section(field.annotation):
+            found[name] = value
+        elif isinstance(value, Mapping):
+            found[name] = placed(field.annotation, value)  # type: ignore[arg-type]
+    return found
+
+
 def completed(settings: type[S], preset: Mapping[str, Any], given: Mapping[str, Any]) -> S:
     """The settings object: class defaults < `preset` < what the user gave."""
-    wrong = misplaced(settings, preset, "preset")
-    if wrong:
-        raise UserError("\n".join(wrong))
-    return validated(settings, merged(defaults_of(settings), preset, given))
+    return validated(settings, layered(settings, preset, given))
+
+
+def layered(
+    settings: type[BaseModel], preset: Mapping[str, Any], given: Mapping[str, Any]
+) -> RawSettings:
+    """All values of a settings object: class defaults < `preset` < what the user gave."""
+    Problems(misplaced(settings, preset, "preset")).refuse()
+    return merged(defaults_of(settings), preset, given)
 
 
 def with_lists(settings: type[BaseModel], values: Mapping[str, Any]) -> RawSettings:
@@ -124,13 +143,87 @@ def as_in_yaml(value: Any) -> Any:
 
 def validated(settings: type[S], values: RawSettings) -> S:
     """The settings object, or a UserError with one readable line per problem."""
-    if nul := list(_with_nul(values, "")):
-        raise UserError("\n".join(nul))
+    found, problems = checked(settings, values)
+    problems.refuse()
+    assert found is not None
+    return found
+
+
+def settled(
+    settings: type[S], values: RawSettings, problems: Problems, look: Callable[[S], object]
+) -> S:
+    """The settings object; UserError with all that is wrong: what is known already (problems), with
+    the values, and, where something is wrong, what `look` then raises of the rest."""
+    found, wrong = checked(settings, values, problems)
+    problems = Problems([*problems, *wrong])
+    if problems and found is not None:
+        with problems.gathered():
+            look(found)
+    problems.refuse()
+    assert found is not None
+    return found
+
+
+def checked(
+    settings: type[S], values: RawSettings, known: Iterable[str] = ()
+) -> tuple[S | None, Problems]:
+    """The settings object, and a line for each problem.
+
+    With problems, what is wrong has its default in the object, so that more can be looked for; None
+    where there is none to look at. known: problems that there are already. What several settings
+    make wrong together is told unless one of them is wrong by itself.
+    """
+    problems = Problems(_with_nul(values, ""))
+    if problems:
+        return None, problems
     try:
-        return settings.model_validate(values)
+        return settings.model_validate(values), problems
     except ValidationError as error:
-        lines = [_line(problem) for problem in error.errors(include_url=False)]
-        raise UserError("\n".join(dict.fromkeys(lines))) from None
+        found = error.errors(include_url=False)
+    rest = _without(settings, values, [problem["loc"] for problem in found])
+    if rest is None:
+        return None, Problems(dict.fromkeys(map(_line, found)))
+    problems += [_line(problem) for problem in found if problem["loc"]]
+    doubtful = {name for text in (*known, *problems) for name in _names_in(text)}
+    for check in settings.__pydantic_decorators__.model_validators:
+        try:
+            getattr(settings, check)(rest)
+        except ValueError as error:
+            problems += [str(error)] if not doubtful & _names_in(str(error)) else []
+    return rest, Problems(dict.fromkeys(problems))
+
+
+def _names_in(text: str) -> set[str]:
+    """The dotted names in a text, as in YAML, of flags too."""
+    return {name.replace("-", "_") for name in re.findall(r"[a-z]+(?:\.[a-z][a-z0-9_-]+)+", text)}
+
+
+def _without(settings: type[S], values: RawSettings, places: list[Any]) -> S | None:
+    """Settings that have defaults at these places, not checked as a whole; None where a value is in
+    no section."""
+    sections: dict[str, Any] = {}
+    for name, field in settings.model_fields.items():
+        if not is_section(field.annotation):
+            return None
+        section: Any = field.annotation
+        here = [place[1:] for place in places if place[:1] == (name,)]
+        try:
+            sections[name] = section.model_validate(_pruned(values.get(name), here))
+        except ValidationError:  # what is wrong lies between its values
+            sections[name] = section()
+    return settings.model_construct(**sections)  # type: ignore[return-value]
+
+
+def _pruned(section: Any, places: list[tuple]) -> RawSettings:
+    """A section's values without those at these places."""
+    kept: RawSettings = {}
+    for name, value in section.items() if isinstance(section, Mapping) else ():
+        below = [place[1:] for place in places if place[:1] == (name,)]
+        if not below:
+            kept[name] = value
+        elif isinstance(value, Mapping) and () not in below:
+            kept[name] = _pruned(value, below)
+    return kept
 
 
 def _with_nul(value: Any, path: str) -> Iterator[str]:

@@ -31,7 +31,8 @@ class Progress:
 
     iteration: how many are done. num_tokens_or_steps: tokens, or environment steps, that were
     learned from so far. baseline: running mean of the rollouts' returns. coefs: coefficients of the
-    algorithm that have changed. before, best: held-out metrics. seconds: by phase.
+    algorithm that have changed. before, best: held-out metrics. seconds: by phase. warnings: what
+    went wrong, by kind.
     """
 
     iteration: int = 0
@@ -41,6 +42,7 @@ class Progress:
     before: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    warnings: dict[str, str] = field(default_factory=dict)
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint, where the first two are called `step` and `num_steps`."""
@@ -61,6 +63,8 @@ class Loop(ABC):
 
     source: is evaluated before, after, and after every `every` iterations. stop_reason: given the
     number of iterations done, says why the run ends before its last one; None if it goes on.
+    after_step: is given each iteration and its metrics; its own go to the next iteration. on_step:
+    the same for the main process alone; what it returns, "stop" ends the run.
     """
 
     source: Evaluable
@@ -73,8 +77,8 @@ class Loop(ABC):
     save_policy: Callable[[Path], None]
     progress: Progress = field(default_factory=Progress)
     stop_reason: Callable[[int], str | None] = lambda iteration: None
+    after_step: Callable[[int, dict[str, float]], dict[str, float]] = lambda iteration, metrics: {}
     on_step: OnStep | None = None
-    """Is called by the main process after each iteration, with its metrics; "stop" ends the run."""
     stopped_by: int | None = field(default=None, init=False)
     """The signal that asked the run to stop."""
     _not_logged: dict[str, float] = field(default_factory=dict, init=False)
@@ -143,8 +147,7 @@ class Loop(ABC):
         return found
 
     def prune(self) -> None:
-        """Delete all but as many checkpoints as are to be kept, once the newest is known to be
-        good."""
+        """Delete all checkpoints but those to be kept, once the newest is known to be good."""
         self.write(lambda: checkpoint.prune(self._checkpoints, self.settings.keep_checkpoints))
 
     def save(self) -> None:
@@ -160,8 +163,7 @@ class Loop(ABC):
             state, keep = self.state(), max(2, self.settings.keep_checkpoints)
             step = self.progress.iteration
             self.write(lambda: checkpoint.save(self._checkpoints, step, state, keep))
-        self._not_logged = watch.seconds
-        self._add_seconds(watch.seconds)
+        self._log_later(watch.seconds)
 
     def write(self, action: Callable[[], object]) -> None:
         """Let the main process write into the run's folder; RunStopped on every rank where that is
@@ -202,12 +204,8 @@ class Loop(ABC):
             )
         if where != self.folder:
             moved, self.folder = self.folder, where
-            checkpoint.save(
-                self._checkpoints,
-                self.progress.iteration,
-                self.state(),
-                self.settings.keep_checkpoints,
-            )
+            step, keep = self.progress.iteration, self.settings.keep_checkpoints
+            checkpoint.save(self._checkpoints, step, self.state(), keep)
             return (
                 f"{moved} was moved to {where} while the run went on. It is saved there; go on "
                 f"with the same command, --run.output-dir {where} and --run.resume"
@@ -240,6 +238,7 @@ class Loop(ABC):
         if self.every and iteration % self.every == 0:
             metrics |= {f"eval/{k}": v for k, v in self._evaluate_and_keep_best().items()}
         self.tracker.log(iteration, metrics)
+        self._log_later(self.after_step(iteration, metrics))
         if self.settings.save_every and iteration % self.settings.save_every == 0:
             self.save()
         return metrics
@@ -272,6 +271,11 @@ class Loop(ABC):
         start = "the start, as there is no earlier checkpoint"
         where = start if good is None else f"step {good}, the last good checkpoint"
         return RunStopped(f"{error}. Then the same command with --run.resume goes on from {where}")
+
+    def _log_later(self, metrics: dict[str, float]) -> None:
+        """Metrics of what follows an iteration, which the next one logs."""
+        self._not_logged |= metrics
+        self._add_seconds(metrics)
 
     def _add_seconds(self, metrics: dict[str, float]) -> None:
         """Add up the seconds of each phase, for the summary."""

@@ -6,15 +6,17 @@ import atexit
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from lmpg.language.api.finished import Run
 from lmpg.language.api.objects import settings_and_objects
 from lmpg.language.methods import methods, preset_below, run_with, settings_class
+from lmpg.language.missing import refuse_missing_paths
 from lmpg.runs.lock import let_go, opened
 from lmpg.settings.presets import named_preset
-from lmpg.settings.raw import completed, misplaced
-from lmpg.settings.section import UserError
+from lmpg.settings.raw import layered, misplaced, placed, settled
+from lmpg.settings.section import Problems, UserError
 from lmpg.training.on_step import OnStep
 
 
@@ -46,9 +48,10 @@ def train(
         raise UserError(f"on_step is a {type(on_step).__name__}, expected a function")
     kind = settings_class(named_preset(name, methods())[0])
     raw, given = settings_and_objects(kind, model, tokenizer, data, rewards, on_step, settings)
-    if problems := misplaced(kind, raw, "train"):
-        raise UserError("\n".join(problems))
-    made = completed(kind, preset_below(name, raw), raw)
+    problems, raw = Problems(misplaced(kind, raw, "train")), placed(kind, raw)
+    values = layered(kind, preset_below(name, raw), raw)
+    look = partial(refuse_missing_paths, to_come=given.names if given else ())
+    made = settled(kind, values, problems, look)
     with _as_found():
         return Run(run_with(made, name, given))
 

@@ -18,7 +18,7 @@ from lmpg.language.rewards.process_rewards import Decode, pieces, step_ends
 from lmpg.language.rewards.request import Reward, RewardRequest
 from lmpg.language.rewards.results.pending import PendingScores
 from lmpg.language.rewards.results.scores import MAX_WARNINGS, Scores
-from lmpg.language.rewards.settings import RewardSettings
+from lmpg.language.rewards.settings import ScoringSettings
 from lmpg.settings.section import UserError
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Scorer:
 
     def __init__(
         self,
-        settings: RewardSettings,
+        settings: ScoringSettings,
         *,
         columns: Iterable[str] | None = None,
         device: str = "cpu",
@@ -158,7 +158,7 @@ class Scorer:
 
     def _add_functions(
         self,
-        settings: RewardSettings,
+        settings: ScoringSettings,
         columns: Iterable[str] | None,
         given: Mapping[str, Callable],
     ) -> None:
