@@ -42,6 +42,12 @@ COMMANDS = {
         "measure a model: score, pass@k, greedy; compare with another",
         "lmpg.cli.asking:evaluate",
     ),
+    "generate": Command(
+        "PROMPT … --flags …",
+        "let a model answer prompts",
+        "lmpg.cli.asking:generate",
+    ),
+    "chat": Command("--flags …", "talk with a model", "lmpg.cli.chat_loop:chat"),
     "report": Command("FOLDER", "write a run's report.html again", "lmpg.cli.written_again:report"),
 }
 """All commands by their names; the modules are imported when a command is given."""
