@@ -31,7 +31,8 @@ class Progress:
 
     iteration: how many are done. num_tokens_or_steps: tokens, or environment steps, that were
     learned from so far. baseline: running mean of the rollouts' returns. coefs: coefficients of the
-    algorithm that have changed. before, best: held-out metrics. seconds, warnings: by kind.
+    algorithm that have changed. before, best: held-out metrics. seconds: by phase. warnings: what
+    went wrong, by kind.
     """
 
     iteration: int = 0
@@ -203,12 +204,8 @@ class Loop(ABC):
             )
         if where != self.folder:
             moved, self.folder = self.folder, where
-            checkpoint.save(
-                self._checkpoints,
-                self.progress.iteration,
-                self.state(),
-                self.settings.keep_checkpoints,
-            )
+            step, keep = self.progress.iteration, self.settings.keep_checkpoints
+            checkpoint.save(self._checkpoints, step, self.state(), keep)
             return (
                 f"{moved} was moved to {where} while the run went on. It is saved there; go on "
                 f"with the same command, --run.output-dir {where} and --run.resume"
@@ -282,9 +279,10 @@ class Loop(ABC):
 
     def _add_seconds(self, metrics: dict[str, float]) -> None:
         """Add up the seconds of each phase, for the summary."""
+        spent = self.progress.seconds
         for name, value in metrics.items():
             if name.startswith("time/"):
-                self.progress.seconds[name] = self.progress.seconds.get(name, 0.0) + value
+                spent[name] = spent.get(name, 0.0) + value
 
     def _evaluate_and_keep_best(self) -> dict[str, float]:
         found, name = self.evaluate(), self.source.best_metric

@@ -218,6 +218,7 @@ def test_the_terminal_shows_the_same_table():
 
 
 def test_the_script_writes_a_runs_report_again(tmp_path):
+    (tmp_path / "config.yaml").write_text("run: {}\n")
     (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))
     done = launched("scripts/report.py", tmp_path)
     written = tmp_path / "report.html"
