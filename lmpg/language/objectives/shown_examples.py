@@ -7,8 +7,9 @@ from typing import Any
 
 from lmpg.language.data.texts import Text
 from lmpg.language.data.tokenizing import completion_text, shared_length
+from lmpg.training.token_view import NOTHING
 
-SHOWN = 6
+SHOWN = 4
 """Held-out examples that are shown, the first ones."""
 
 
@@ -57,4 +58,5 @@ def first_few(examples: Sequence[Any]) -> list[Any]:
 
 
 def _short(value: float) -> float:
-    return float(f"{value:.4g}")
+    """Four digits, 0 where it is a rounding error; NaN stays one, which the log makes null."""
+    return 0.0 if abs(value) < NOTHING else float(f"{value:.4g}")
