@@ -175,7 +175,9 @@ def _settings(stages: list[PipelineStage], number: int) -> Section:
     """The settings of a stage, with what the stages before it have made."""
     stage = stages[number]
     given = merged(stage.given, _made_before(stages, number))
-    return completed(settings_class(stage.method), preset_below(stage.name, given), given)
+    named = {"run": {"name": f"{stage.folder.parent.name}-{stage.folder.name}"}}  # for trackers
+    preset = merged(named, preset_below(stage.name, given))
+    return completed(settings_class(stage.method), preset, given)
 
 
 def _made_before(stages: list[PipelineStage], number: int) -> RawSettings:

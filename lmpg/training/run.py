@@ -120,6 +120,7 @@ def _start(loop: Loop, folder: RunFolder, inputs: Inputs, on_start: Callable[[],
     resume(loop, folder)
     for line in loop.refuse_full_disk():
         loop.tracker.say(line)
+    loop.tracker.start(folder.settings)
 
 
 def thread_lines(processes: Processes) -> list[str]:

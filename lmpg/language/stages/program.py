@@ -106,7 +106,7 @@ def _assembled(
     return Offline(
         source=objective,
         updater=updater,
-        tracker=Tracker(folder.path, settings.run.trackers, steps, main_process=main),
+        tracker=Tracker(folder.path, steps, main_process=main),
         folder=folder.path,
         settings=settings.run,
         every=settings.evaluation.every,
