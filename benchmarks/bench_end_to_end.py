@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from floor import step_seconds
 from lockstep import race
+from models import SIZES
 from sides import Place
 
 CASES = ("grpo", "ppo_shared", "ppo_separate")
@@ -32,9 +33,12 @@ TURNS = {  # size, trainer → precisions of lmpg, settings of the peer
     ("S", "ppo"): (["fp32", "bf16"], ["fp32"]),
     ("M", "grpo"): (["bf16", "fp32"], ["fp32", "bf16", "bf16 eager"]),
     ("M", "ppo"): (["bf16"], ["fp32"]),
+    ("brought", "grpo"): (["bf16"], ["fp32", "bf16"]),
+    ("brought", "ppo"): (["bf16"], ["fp32"]),
 }
 HEADER = (
-    "case         size dtype  lmpg s  peer s dtype  ratio fastest   cpu floor s  lengths    peak GB"
+    "case         size     dtype  lmpg s  peer s dtype  ratio fastest   cpu floor s  lengths    "
+    "peak GB"
 )
 
 
@@ -44,6 +48,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--peer-python", required=True, help="python with trl 1.16")
     parser.add_argument("--peer-ppo-path", required=True, help="folder that holds trl 1.12.0")
     parser.add_argument("--sizes", nargs="+", choices=("S", "M"), default=["S", "M"])
+    parser.add_argument("--model", help="race with this model (folder or Hub id), not with sizes")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--steps", type=int, default=7, help="counted steps")
     parser.add_argument("--warm", type=int, default=2, help="steps before them, at least 1")
@@ -55,7 +60,8 @@ def arguments() -> argparse.Namespace:
 
 def measured(case: str, place: Place, given: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per precision of lmpg."""
-    mine, its = TURNS[place.size, case.partition("_")[0]]
+    size = place.size if place.size in SIZES else "brought"
+    mine, its = TURNS[size, case.partition("_")[0]]
     contestants = [place.lmpg(case, dtype) for dtype in mine]
     contestants += [place.peer(case, x, given.peer_python, given.peer_ppo_path) for x in its]
     told = race(contestants, given.warm, given.steps)
@@ -68,14 +74,14 @@ def measured(case: str, place: Place, given: argparse.Namespace) -> list[dict[st
         peer = "peer fp32" if dtype == "fp32" and len(mine) > 1 else best
         row = {
             "case": case,
-            "size": place.size,
+            "size": Path(place.size).name,
             "dtype": dtype,
             "seconds": seconds[name],
             "peer_seconds": seconds[peer],
             "ratio": seconds[peer] / seconds[name],
             "ratio_to_fastest": min(seconds[x] for x in peers) / seconds[name],
             "peer_dtype": peer.split()[1],
-            "floor_seconds": step_seconds(case, place.size, DTYPES[dtype]),
+            "floor_seconds": step_seconds(case, place.shape, DTYPES[dtype]),
         }
         rows.append(row | details(told, name, peer) | {"all_seconds": seconds})
     return rows
@@ -101,7 +107,7 @@ def line(row: dict[str, Any]) -> str:
     memory = "/".join(f"{x:.2f}" for x in row["peak_gb"])
     cpu = row["peer_cpu_seconds"] / row["cpu_seconds"]
     return (
-        f"{row['case']:<13}{row['size']:<5}{row['dtype']:<6}{row['seconds']:>7.3f}"
+        f"{row['case']:<13}{row['size'][:8]:<9}{row['dtype']:<6}{row['seconds']:>7.3f}"
         f"{row['peer_seconds']:>8.3f} {row['peer_dtype']:<6}{row['ratio']:>5.2f}x"
         f"{row['ratio_to_fastest']:>7.2f}x{cpu:>5.2f}x"
         f"{row['floor_seconds']:>8.3f}  {lengths:<11}{memory}"
@@ -116,7 +122,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     print(HEADER, flush=True)
     rows = []
-    for size in given.sizes:
+    for size in [given.model] if given.model else given.sizes:
         with tempfile.TemporaryDirectory() as folder:
             place = Place(Path(folder), size, given.warm + given.steps, given.threads)
             for case in given.cases:

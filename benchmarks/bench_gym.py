@@ -2,8 +2,8 @@
 
 to_475: seconds of training, evaluations excluded, until three evaluations in a row (100 episodes
 of the most likely actions, one per 2,048 steps) have a mean return of at least 475 on CartPole-v1;
-means over seeds. lmpg runs `configs/gym/ppo_cartpole_fast.yaml`, which was tuned on seeds from 100
-on; SB3 with the RL Zoo's settings and with its defaults. One process after the other, seed by seed.
+means over seeds. lmpg runs the preset `ppo_cartpole_fast`, which was tuned on seeds from 100 on;
+SB3 with the RL Zoo's settings and with its defaults. One process after the other, seed by seed.
 
 steps: environment steps per second with the same settings and networks on both sides, whole
 iterations with their logs, in lockstep; medians. zoo: CartPole-v1 with the RL Zoo's settings;
@@ -27,7 +27,7 @@ from typing import Any
 from lockstep import Contestant, race
 
 HERE = Path(__file__).resolve().parent
-CONFIGS = HERE.parent / "configs" / "gym"
+CONFIGS = HERE.parent / "lmpg" / "presets" / "gym"
 QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONWARNINGS": "ignore"}
 ZOO = (  # the RL Zoo's settings for CartPole-v1
     "--update.rollout-size 256 --update.minibatch-size 256 --update.microbatch-size 512 "

@@ -11,7 +11,6 @@ import time
 from functools import cache
 
 import torch
-from models import SIZES
 
 RESPONSES, GROUP, PROMPT, LENGTH, EPOCHS = 64, 8, 16, 64, 4
 
@@ -40,7 +39,10 @@ def product_seconds(rows: int, inner: int, outer: int, dtype: torch.dtype) -> fl
 
 
 def forward_seconds(shape: dict[str, int], rows: int, head_rows: int, dtype: torch.dtype) -> float:
-    """One forward of `rows` tokens of which `head_rows` reach the head; `shape` as in `SIZES`."""
+    """One forward of `rows` tokens of which `head_rows` reach the head.
+
+    shape: the model's config, of which widths, layers, heads and vocabulary are read.
+    """
     hidden, gated = shape["hidden_size"], shape["intermediate_size"]
     keys = hidden * shape["num_key_value_heads"] // shape["num_attention_heads"]
     products = ((hidden, hidden + 2 * keys), (hidden, hidden), (hidden, 2 * gated), (gated, hidden))
@@ -56,9 +58,8 @@ def decode_seconds(
     return length * forward_seconds(shape, rows, rows, dtype)
 
 
-def step_seconds(case: str, size: str, dtype: torch.dtype) -> float:
+def step_seconds(case: str, shape: dict[str, int], dtype: torch.dtype) -> float:
     """A whole step: sampling, reference, and forward and backward (twice a forward) per epoch."""
-    shape = SIZES[size]
     tokens, chosen = RESPONSES * (PROMPT + LENGTH), RESPONSES * LENGTH
     prompts = RESPONSES // GROUP if case == "grpo" else RESPONSES
     prefill = forward_seconds(shape, prompts * PROMPT, 0, dtype)

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from brought import questions, save_endless, shape_of
 from lockstep import Contestant
-from models import prompts, save
+from models import SIZES, prompts, save
 
 HERE = Path(__file__).resolve().parent
 REWARD = """
@@ -23,6 +24,7 @@ def multiples(completion_ids, **_):
 class Place:
     """A folder with a model, prompts and a reward, where programs of `steps` steps are started.
 
+    size: one of `SIZES`, or a model's folder or Hub id.
     options: what is set on both sides, in the peer's words: prompt, length, microbatch.
     """
 
@@ -33,8 +35,13 @@ class Place:
     options: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        save(self.size, self.folder / "model")
-        texts = prompts(self.size, 256, self.options.get("prompt", 16))
+        if self.size in SIZES:
+            save(self.size, self.folder / "model")
+            texts = prompts(self.size, 256, self.options.get("prompt", 16))
+        else:
+            save_endless(self.size, self.folder / "model")
+            texts = questions(256)
+        self.shape = shape_of(self.folder / "model")
         lines = [json.dumps({"prompt": text}) + "\n" for text in texts]
         (self.folder / "prompts.jsonl").write_text("".join(lines))
         (self.folder / "reward.py").write_text(REWARD)
@@ -81,9 +88,11 @@ class Place:
         trainer = case.partition("_")[0]
         dtype, _, attention = setting.partition(" ")
         command = [python, str(HERE / "peers" / f"{trainer}_steps.py")]
-        command += [str(self.folder / "model"), self.size, "--steps", str(self.steps)]
+        command += [str(self.folder / "model"), str(self.folder / "prompts.jsonl")]
+        command += ["--steps", str(self.steps)]
         command += ["--precision", dtype, "--device", device, "--attention", attention or "sdpa"]
-        for name, value in self.options.items():
+        own = {name: value for name, value in self.options.items() if name != "prompt"}
+        for name, value in own.items():
             command += [f"--{name}", str(value)]
         environment = {"PYTHONPATH": ppo_path if trainer == "ppo" else ""}
         return self._started(f"peer {setting}", case, command, environment)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lmpg.algorithms import ALGORITHMS
-from lmpg.settings import raw
+from lmpg.settings import presets
 from tests.support.bandit import OPTIMUM, trained_probabilities
 from tests.support.programs import ROOT, metrics, own_parts, run_here
 
@@ -32,7 +32,7 @@ def algorithm(tmp_path, monkeypatch):
     monkeypatch.setitem(ALGORITHMS, "gpg", module.GPG)
     (tmp_path / "algorithms").mkdir()
     (tmp_path / "algorithms" / "gpg.yaml").write_text(block("yaml"), encoding="utf-8")
-    monkeypatch.setattr(raw, "_CONFIGS", [tmp_path])
+    monkeypatch.setattr(presets, "presets", lambda kind: tmp_path / kind)
     return module.GPG
 
 

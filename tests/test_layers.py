@@ -31,7 +31,7 @@ LAYERS = {  # folder or module: (the layers it imports, the packages of others t
     "language/data": ("settings", "datasets numpy pydantic reasoning_gym"),
     "language/models": (
         "functional settings types",
-        "peft pydantic safetensors torch transformers",
+        "bitsandbytes peft pydantic safetensors torch transformers",
     ),
     "language/sampling": (f"{GROUND} models", "pydantic torch transformers"),
     "language/rewards": ("settings data models", "math_verify pydantic reasoning_gym transformers"),
@@ -45,7 +45,10 @@ LAYERS = {  # folder or module: (the layers it imports, the packages of others t
         f"{SHARED} data models sampling rollouts objectives worlds",
         "pydantic torch",
     ),
-    "language": (f"{SHARED} data models sampling rewards rollouts worlds", "pydantic torch"),
+    "language": (
+        f"{SHARED} data models sampling rewards rollouts worlds stages",
+        "pydantic torch yaml",
+    ),
     "gym/networks": ("functional settings types", "numpy pydantic safetensors torch"),
     "gym/environments": ("settings types networks", "gymnasium numpy pydantic torch"),
     "gym": (f"{SHARED} networks environments", "gymnasium numpy pydantic torch"),
@@ -88,7 +91,11 @@ def violations(path: str, source: str) -> list[str]:
     """What is wrong with the imports of the file at `path`, below the package."""
     layer = layer_of(path)
     if layer is None:
-        return [] if path == "__init__.py" else [f"{path}: no row of the table holds it"]
+        return (
+            []
+            if path in ("__init__.py", "__main__.py")
+            else [f"{path}: no row of the table holds it"]
+        )
     return [f"{path}: {wrong}" for name in imported(source) if (wrong := fault(path, layer, name))]
 
 

@@ -12,7 +12,7 @@ import pytest
 from lmpg.algorithms import ALGORITHMS
 from lmpg.cli.main import methods, settings_class
 from lmpg.gym.settings import GYM_METHODS, gym_settings_class
-from lmpg.settings.raw import preset_names
+from lmpg.settings.presets import preset_names
 from lmpg.settings.section import Section
 from tests.support.planted import catches
 
@@ -22,7 +22,7 @@ PAPERS += sorted((ROOT / "docs").glob("*.md"))
 FOLDERS = "lmpg|tests|docs|configs|scripts|benchmarks|examples"
 PATH = re.compile(rf"(?<![\w/.-])(?:{FOLDERS})/[\w./*-]*")
 MODULE = re.compile(r"(?<![\w/.-])(?:lmpg|tests)(?:\.[a-zA-Z_]\w*)+(?![\w/])")
-INVENTED = {"lmpg/algorithms/gpg.py", "configs/algorithms/gpg.yaml", "lmpg.algorithms.gpg"}
+INVENTED = {"lmpg/algorithms/gpg.py", "lmpg/presets/algorithms/gpg.yaml", "lmpg.algorithms.gpg"}
 PLACEHOLDER = re.compile(r"[A-Z]{2,}")  # METHOD_ENV.yaml stands for many files
 FLAG = re.compile(r"--([a-z]+)\.([a-z][a-z0-9-]*)")
 

@@ -11,10 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from datasets import Dataset
-from models import prompts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
-from trl_side import parser, train_told
+from trl_side import parser, texts, train_told
 
 
 def reward(completion_ids: list[list[int]], **_) -> list[float]:
@@ -47,7 +46,6 @@ def settings(given: argparse.Namespace) -> GRPOConfig:
 def main() -> None:
     """Parse the command line and train."""
     options = parser(__doc__)
-    options.add_argument("--prompt", type=int, default=16, help="tokens per prompt")
     options.add_argument("--length", type=int, default=64, help="tokens per response")
     options.add_argument("--microbatch", type=int, default=64)
     given = options.parse_args()
@@ -60,7 +58,7 @@ def main() -> None:
         args=settings(given),
         processing_class=AutoTokenizer.from_pretrained(given.model),
         reward_funcs=reward,
-        train_dataset=Dataset.from_dict({"prompt": prompts(given.size, 256, given.prompt)}),
+        train_dataset=Dataset.from_dict({"prompt": texts(given.prompts)}),
     )
     train_told(trainer, lambda logs: logs.get("completions/mean_length"))
 

@@ -16,14 +16,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 import trl.experimental.ppo.ppo_trainer as program
 from datasets import Dataset
-from models import configuration, prompt_ids
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
-    LlamaForSequenceClassification,
 )
 from trl.experimental.ppo import PPOConfig, PPOTrainer
-from trl_side import parser, train_told
+from trl_side import parser, texts, train_told
 
 
 def settings(given: argparse.Namespace) -> PPOConfig:
@@ -73,13 +73,16 @@ def main() -> None:
     policy, reference = (
         AutoModelForCausalLM.from_pretrained(given.model, **options) for _ in range(2)
     )
-    shape = configuration(given.size, num_labels=1, attn_implementation=given.attention)
-    value, reward = (LlamaForSequenceClassification(shape).to(dtype) for _ in range(2))
+    shape = AutoConfig.from_pretrained(given.model, num_labels=1)
+    value, reward = (
+        AutoModelForSequenceClassification.from_config(shape, **options) for _ in range(2)
+    )
     count_as_reward(reward)
-    data = Dataset.from_dict({"input_ids": prompt_ids(given.size, 256).tolist()})
+    tokenizer = AutoTokenizer.from_pretrained(given.model, padding_side="left")
+    data = Dataset.from_dict({"input_ids": tokenizer(texts(given.prompts))["input_ids"]})
     trainer = PPOTrainer(
         args=settings(given),
-        processing_class=AutoTokenizer.from_pretrained(given.model),
+        processing_class=tokenizer,
         model=policy,
         ref_model=reference,
         reward_model=reward,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from lockstep import Turn
@@ -14,12 +16,17 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     """The options that both trainers have."""
     found = argparse.ArgumentParser(description=description)
     found.add_argument("model")
-    found.add_argument("size")
+    found.add_argument("prompts", type=Path, help="JSONL of rows with a prompt")
     found.add_argument("--steps", type=int, required=True)
     found.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     found.add_argument("--attention", default="sdpa")
     found.add_argument("--device", default="cpu")
     return found
+
+
+def texts(prompts: Path) -> list[str]:
+    """The prompts of the file."""
+    return [json.loads(line)["prompt"] for line in prompts.read_text().splitlines()]
 
 
 class Told(TrainerCallback):

@@ -1,63 +1,83 @@
-"""The program `lmpg`: `lmpg train NAME --section.key VALUE …` and `lmpg pipeline STAGE …`."""
+"""The program `lmpg`: each of its commands takes the words behind its name."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from lmpg.algorithms import ALGORITHMS
-from lmpg.cli.flags import taken
-from lmpg.cli.main import main, methods, nothing_collected, train_by_name
-from lmpg.language.stages import STAGES
-from lmpg.settings.raw import preset_names, read_yaml
+from lmpg import __version__
+from lmpg.cli.main import main, nothing_collected
+from lmpg.settings.by_name import ByName
+from lmpg.settings.hints import did_you_mean
 from lmpg.settings.section import UserError
+
+
+class Command(NamedTuple):
+    """A row of the table: the words that follow the name, what it does, and its function."""
+
+    words: str
+    does: str
+    place: str
+
+
+COMMANDS = {
+    "train": Command(
+        "NAME --flags …",
+        "train a language model by any method, stage or preset",
+        "lmpg.cli.train:train",
+    ),
+    "pipeline": Command(
+        "STAGE STAGE … --flags …",
+        "stages one after another, such as sft reward_model ppo",
+        "lmpg.cli.pipeline:pipeline",
+    ),
+    "gym": Command(
+        "--env.id ENV --flags …",
+        "train an agent in a gymnasium environment",
+        "lmpg.cli.main:train_agent",
+    ),
+    "evaluate": Command(
+        "--flags …",
+        "measure a model: score, pass@k, greedy; compare with another",
+        "lmpg.cli.asking:evaluate",
+    ),
+    "report": Command("FOLDER", "write a run's report.html again", "lmpg.cli.written_again:report"),
+}
+"""All commands by their names; the modules are imported when a command is given."""
 
 
 def run(argv: Sequence[str]) -> None:
     """Carry out a command line, `argv` without the program's name."""
     command, *rest = argv or ["--help"]
-    if command == "pipeline":
+    if command in ("-h", "--help", "help"):
+        print(overview())
+    elif command in ("-V", "--version", "version"):
+        print(f"lmpg {__version__}")
+    elif command in COMMANDS:
+        places: ByName[Callable] = ByName({command: COMMANDS[command].place})
         with nothing_collected():
-            from lmpg.cli.pipeline import pipeline  # not for --help: it needs torch
-
-        pipeline(rest)
-    elif command == "train":
-        if rest[:1] in ([], ["-h"], ["--help"]):
-            print(_usage())
-        else:
-            train_named(rest)
-    elif command in ("-h", "--help"):
-        print(_usage())
+            function = places[command]
+        function(rest)
     else:
-        raise UserError(f"unknown command {command!r}\n{_usage()}")
-
-
-def train_named(argv: Sequence[str]) -> None:
-    """`NAME --flags`; NAME may be left out where `--config FILE` holds `algorithm.name`."""
-    if not argv[0].startswith("-"):
-        train_by_name(argv[0], argv[1:])
-        return
-    _, config = taken(list(argv), "--config")
-    section = read_yaml(config).get("algorithm") if config else None
-    name = section.get("name") if isinstance(section, dict) else None
-    if name is None:
-        raise UserError(f"expected a method to train with before {argv[0]}\n{_usage()}")
-    if name in preset_names() and name not in methods():
         raise UserError(
-            f"{config}: algorithm.name = {name} is a preset, expected an algorithm; leave it out "
-            f"and run `lmpg train {name} --config {config}`"
+            f"unknown command {command!r}; {did_you_mean(command, COMMANDS)}expected one of "
+            f"{', '.join(COMMANDS)}"
         )
-    train_by_name(str(name), argv)
 
 
-def _usage() -> str:
-    return (
-        "usage: lmpg train NAME [--config FILE] [--section.key VALUE …]   "
-        "(lmpg train NAME --help: all settings)\n"
-        "       lmpg pipeline STAGE STAGE …   (lmpg pipeline: more)\n"
-        f"algorithms: {', '.join(ALGORITHMS)}\n"
-        f"stages: {', '.join(STAGES)}\n"
-        f"presets: {', '.join(n for n in preset_names() if n not in methods())}"
+def overview() -> str:
+    """What the program can do, in a screen."""
+    width = max(len(f"{name} {row.words}") for name, row in COMMANDS.items())
+    rows = [f"  {f'{name} {row.words}':{width}}  {row.does}" for name, row in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: lmpg COMMAND …",
+            "",
+            *rows,
+            "",
+            "lmpg COMMAND --help says more; lmpg train --help lists the methods; lmpg --version.",
+        ]
     )
 
 

@@ -6,7 +6,7 @@ else, so that all errors look alike.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -16,19 +16,22 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from lmpg.algorithms import ALGORITHMS, algorithm_name
+from lmpg.cli.help import show_help
+from lmpg.settings.hints import did_you_mean_setting
+from lmpg.settings.presets import config_file
 from lmpg.settings.raw import (
     RawSettings,
-    completed,
-    defaults_of,
     is_list,
+    layered,
     merged,
     misplaced,
-    nearest,
     paths_of,
-    read_yaml,
+    placed,
+    settled,
     with_lists,
 )
-from lmpg.settings.section import Section, UserError
+from lmpg.settings.section import Problems, Section
+from lmpg.settings.yaml_files import read_yaml
 
 S = TypeVar("S", bound=Section)
 HELP = ("-h", "--help")
@@ -40,45 +43,58 @@ class CommandLine:
 
     flags: each flag (written with dashes) and the words after it. config: the `--config` file.
     from_file: the settings in it. algorithm: the `algorithm.name` that the flags or the file give.
+    help_on: the words behind --help, None without it. program: what the line begins with. problems:
+    what is known to be wrong with the line by now.
     """
 
     flags: list[tuple[str, list[str]]]
     config: str | None
     from_file: RawSettings
     algorithm: str | None
-    help_wanted: bool
+    help_on: list[str] | None
+    program: str
+    problems: Problems
 
 
-def read(argv: Sequence[str]) -> CommandLine:
-    """Take a command line apart and read its file; the names in both are not looked at yet."""
-    words, config = taken(list(argv), "--config")
-    words, name = taken(words, "--algorithm.name")
-    from_file = read_yaml(config) if config else {}
+def read(argv: Sequence[str], program: str = "lmpg") -> CommandLine:
+    """Take a command line apart and read its file; the names in both are not looked at yet.
+
+    program: what stands before `argv`, for --help.
+    """
+    problems = Problems()
+    words, config = taken(list(argv), "--config", problems)
+    words, name = taken(words, "--algorithm.name", problems)
+    from_file: RawSettings = {}
+    with problems.gathered():
+        from_file = read_yaml(config_file(config)) if config else {}
     section = from_file.get("algorithm")
     name_in_file = section.pop("name", None) if isinstance(section, dict) else None
-    help_wanted = any(word in HELP for word in words)
-    return CommandLine(groups(words), config, from_file, name or name_in_file, help_wanted)
+    flags = groups(words)
+    asked = [word for flag, words in flags if flag in HELP for word in words]
+    help_on = asked if {*HELP} & {*words} else None
+    flags = [(flag, words) for flag, words in flags if flag not in HELP]
+    algorithm = name or name_in_file
+    return CommandLine(flags, config, from_file, algorithm, help_on, program, problems)
 
 
-def taken(argv: list[str], flag: str) -> tuple[list[str], str | None]:
-    """`argv` without `flag VALUE` (or `flag=VALUE`), and the value."""
+def taken(argv: list[str], flag: str, problems: Problems) -> tuple[list[str], str | None]:
+    """`argv` without `flag VALUE` (or `flag=VALUE`), and the value; a problem where it has none."""
     for i, word in enumerate(argv):
         if word.startswith(f"{flag}="):
             return argv[:i] + argv[i + 1 :], word.partition("=")[2]
         if word == flag:
             if i + 1 == len(argv) or argv[i + 1].startswith("--"):
-                raise UserError(f"{flag} needs a value after it")
+                problems.append(f"{flag} needs a value after it")
+                return argv[:i] + argv[i + 1 :], None
             return argv[:i] + argv[i + 2 :], argv[i + 1]
     return argv, None
 
 
 def groups(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Each flag (written with dashes) and the words up to the next one; --help is left out."""
+    """Each flag (written with dashes) and the words up to the next one."""
     groups: list[tuple[str, list[str]]] = []
     for word in argv:
-        if word in HELP:
-            continue
-        if word.startswith("--") or not groups:
+        if word.startswith("--") or word in HELP or not groups:
             flag, equals, value = word.partition("=")
             groups.append((flag.replace("_", "-"), [value] if equals else []))
         else:
@@ -86,55 +102,59 @@ def groups(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
     return groups
 
 
-def refuse_other_algorithm(settings: type[Section], name: str | None) -> None:
-    """UserError where `algorithm.name` asks for another algorithm than that of `settings`."""
-    field = settings.model_fields.get("algorithm")
+def refuse_other_algorithm(settings: type[Section], line: CommandLine) -> None:
+    """A problem where `algorithm.name` asks for another algorithm than that of `settings`."""
+    name, field = line.algorithm, settings.model_fields.get("algorithm")
     own = algorithm_name(field.annotation) if field else name  # type: ignore[arg-type]
     if name in (None, own):
         return
     if name not in ALGORITHMS:
-        raise UserError(f"algorithm.name = {name!r}: expected one of {', '.join(ALGORITHMS)}")
-    raise UserError(
-        f"algorithm.name = {name!r}, but this script trains with {own}; "
-        f"run `lmpg train {name}` instead, or leave algorithm.name out"
-    )
+        expected = ", ".join(ALGORITHMS)
+        line.problems.append(f"algorithm.name = {name!r}: expected one of {expected}")
+    else:
+        line.problems.append(
+            f"algorithm.name = {name!r}, but this script trains with {own}; "
+            f"run `lmpg train {name}` instead, or leave algorithm.name out"
+        )
 
 
 def given_settings(settings: type[Section], line: CommandLine) -> RawSettings:
-    """What the user gave of `settings`: the flags over the file, unconverted; UserError for names
-    that `settings` does not have."""
-    problems = misplaced(settings, line.from_file, str(line.config))
-    problems += _wrong_flags(settings, line.flags)
-    if problems:
-        raise UserError("\n".join(problems))
-    paths = _paths_by_flag(settings)
+    """What the user gave of `settings`: the flags over the file, unconverted. What `settings` does
+    not have, and a wrong number of values, becomes one of the line's problems."""
+    wrong, paths = _wrong_flags(settings, line.flags), _paths_by_flag(settings)
+    line.problems.extend(misplaced(settings, line.from_file, str(line.config)))
+    line.problems.extend(wrong.values())
     from_flags: RawSettings = {}
-    for flag, words in line.flags:
+    for number, (flag, words) in enumerate(line.flags):
+        if number in wrong:
+            continue
         *sections, leaf = paths[flag].split(".")
         place = from_flags
         for section in sections:
             place = place.setdefault(section, {})
         place[leaf] = _raw(_field(settings, paths[flag]), words)
-    return merged(with_lists(settings, line.from_file), from_flags)
+    from_file = with_lists(settings, placed(settings, line.from_file))
+    return merged(from_file, from_flags)
 
 
 def _paths_by_flag(settings: type[BaseModel]) -> dict[str, str]:
     return {f"--{path}".replace("_", "-"): path for path in paths_of(settings)}
 
 
-def _wrong_flags(settings: type[BaseModel], flags: list[tuple[str, list[str]]]) -> list[str]:
-    """One line for each flag that is unknown, has no value or too many, or stands there twice."""
+def _wrong_flags(settings: type[BaseModel], flags: list[tuple[str, list[str]]]) -> dict[int, str]:
+    """One line for each flag that is unknown, has no value or too many, or stands there twice, by
+    its place among the flags."""
     known = _paths_by_flag(settings)
     seen: set[str] = set()
-    problems = []
-    for flag, words in flags:
+    problems = {}
+    for number, (flag, words) in enumerate(flags):
         if flag not in known:
-            problems.append(_unknown(flag, words, list(known.values())))
+            problems[number] = _unknown(flag, words, list(known.values()))
         elif flag in seen:
-            problems.append(f"{flag} stands there twice; give it once, with all its values")
+            problems[number] = f"{flag} stands there twice; give it once, with all its values"
         elif number_of_words(_field(settings, known[flag])) == 1 and len(words) != 1:
             given = f"takes one value, not {' '.join(words)}" if words else "needs a value after it"
-            problems.append(f"{flag} {given}")
+            problems[number] = f"{flag} {given}"
         seen.add(flag)
     return problems
 
@@ -143,9 +163,7 @@ def _unknown(flag: str, words: list[str], known: list[str]) -> str:
     given = " ".join([flag, *words])
     if not flag.startswith("--"):
         return f"unexpected {given!r}; settings are given as --section.name VALUE, see --help"
-    match = nearest(flag.removeprefix("--").replace("-", "_"), known)
-    right = f"--{match}".replace("_", "-")
-    hint = f"did you mean {right}?" if match else "see --help for all flags"
+    hint = did_you_mean_setting(flag, known) or "see --help all for all flags"
     return f"unknown flag {given}; {hint}"
 
 
@@ -182,14 +200,15 @@ def settings_or_help(
     preset: RawSettings,
     given: RawSettings,
     names: Sequence[str] = (),
+    look: Callable[[S], object] = lambda _: None,
 ) -> S:
     """The settings object: class defaults < `preset` < what the user gave. Where --help is asked
-    for, shows it with these values and exits.
+    for, shows it with these values and exits. UserError with all that is wrong with the line.
 
-    names: of the methods that `--algorithm.name` may pick, where it may.
+    names: of the methods that `--algorithm.name` may pick, where it may. look: raises for what is
+    wrong with the settings elsewhere, asked where something else is wrong already.
     """
-    if line.help_wanted:
-        from lmpg.cli.help import show_help  # it brings tyro along
-
-        show_help(settings, merged(defaults_of(settings), preset, given), names)
-    return completed(settings, preset, given)
+    values = layered(settings, preset, given)
+    if line.help_on is not None and not line.problems:
+        show_help(settings, values, line.help_on, line.program, names)
+    return settled(settings, values, line.problems, look)

@@ -9,16 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lmpg.algorithms import ALGORITHMS
 from lmpg.cli import flags
+from lmpg.language.methods import methods, preset_below, run_with, settings_class
 from lmpg.language.missing import refuse_missing_paths
-from lmpg.language.settings import LanguageSettings
-from lmpg.language.stages import STAGES
-from lmpg.language.suitable import suitable_settings, suitable_stage_settings
 from lmpg.runs.console import lasting_console
 from lmpg.runs.lock import opened
 from lmpg.runs.printable import printable
-from lmpg.settings.raw import RawSettings, named_preset
+from lmpg.settings.presets import named_preset
 from lmpg.settings.section import Section, UserError
 
 
@@ -64,27 +61,9 @@ def _close_process_group() -> None:
         distributed.destroy_process_group()
 
 
-def methods() -> list[str]:
-    """Names of all algorithms and stages; presets stand for one of them."""
-    return [*ALGORITHMS, *STAGES]
-
-
 def train_by_name(name: str, argv: Sequence[str] | None = None) -> None:
     """Train with the method or preset `name`; `argv` holds its flags (None: the command line's)."""
     run_with(settings_of(name, sys.argv[1:] if argv is None else argv), name)
-
-
-def run_with(settings: Section, name: str) -> None:
-    """The run that language settings describe, called `name`."""
-    refuse_missing_paths(settings)
-    # imported here as they bring transformers along, for which a refusal need not wait
-    from lmpg.language.program import train_language
-    from lmpg.language.stages.program import train_stage
-
-    if isinstance(settings, LanguageSettings):
-        train_language(settings, name)
-    else:
-        train_stage(settings, name)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -102,24 +81,12 @@ def nothing_collected() -> Iterator[None]:
 @nothing_collected()
 def settings_of(name: str, argv: Sequence[str]) -> Section:
     """The settings that `train_by_name` trains with; bad ones are refused, --help exits."""
-    kind, line = settings_class(named_preset(name, methods())[0]), flags.read(argv)
-    flags.refuse_other_algorithm(kind, line.algorithm)
+    kind = settings_class(named_preset(name, methods())[0])
+    line = flags.read(argv, f"lmpg train {name}")
+    flags.refuse_other_algorithm(kind, line)
     given = flags.given_settings(kind, line)
-    return flags.settings_or_help(kind, line, preset_below(name, given), given)
-
-
-def settings_class(method: str) -> type[Section]:
-    """The settings of a method."""
-    return STAGES[method] if method in STAGES else LanguageSettings[ALGORITHMS[method]]  # type: ignore[misc, return-value, valid-type]
-
-
-def preset_below(name: str, given: RawSettings) -> RawSettings:
-    """The settings that those `given` override: the preset `name` over what suits the run's
-    world."""
-    method, preset = named_preset(name, methods())
-    if method in ALGORITHMS:
-        return suitable_settings(ALGORITHMS[method], preset, given)
-    return suitable_stage_settings(method, STAGES[method], preset, given)
+    below = preset_below(name, given)
+    return flags.settings_or_help(kind, line, below, given, look=refuse_missing_paths)
 
 
 def train_agent(argv: Sequence[str] | None = None) -> Path:
@@ -134,7 +101,7 @@ def agent_settings(argv: Sequence[str]) -> tuple[Any, str]:
     """The settings that `train_agent` trains with, and a line that tells where they come from."""
     from lmpg.gym.settings import GYM_METHODS, gym_settings_class, preset_for
 
-    line = flags.read(argv)
+    line = flags.read(argv, "lmpg gym")
     kind = gym_settings_class(line.algorithm)
     given = flags.given_settings(kind, line)
     preset, note = preset_for(kind, given, own_file=line.config is not None)

@@ -20,8 +20,10 @@ from lmpg.language.worlds.registry import PREFIX, chosen_world
 from lmpg.runs import folder as run_folder
 from lmpg.runs.folder import RunFolder, fresh_name
 from lmpg.runtime.processes import Processes
-from lmpg.settings.raw import RawSettings, completed, merged, named_preset, nearest, paths_of
-from lmpg.settings.section import Section, UserError
+from lmpg.settings.hints import did_you_mean_setting
+from lmpg.settings.presets import named_preset
+from lmpg.settings.raw import RawSettings, checked, layered, merged, paths_of, validated
+from lmpg.settings.section import Problems, Section, UserError
 
 Flags = dict[str, list[str]]
 OWN = ("--run.output-dir", "--run.resume")
@@ -72,26 +74,37 @@ def _checked(
 ) -> tuple[Path, list[PipelineStage]]:
     """The pipeline's folder and its stages; all settings and paths are looked at before any
     work."""
+    problems = Problems()
     folder, resume = _own_flags(given, processes)
-    stages = [
-        PipelineStage(name, named_preset(name, methods())[0], folder / f"{i}_{name}")
-        for i, name in enumerate(names, start=1)
-    ]
-    _hand_out([(flag, words) for flag, words in given if flag not in OWN], stages)
+    stages = []
+    for i, name in enumerate(names, start=1):
+        with problems.gathered():
+            method = named_preset(name, methods())[0]
+            stages.append(PipelineStage(name, method, folder / f"{i}_{name}"))
+    problems.refuse()
+    _hand_out([(flag, words) for flag, words in given if flag not in OWN], stages, problems)
     for stage in stages:
         stage.flags |= {"--run.output-dir": [str(stage.folder)], **resume}
-        stage.given = _given_to(stage)
-    _refuse_one_repository(stages)
+        stage.given = _given_to(stage, problems)
+    with problems.gathered():
+        _refuse_one_repository(stages)
     for number in range(len(stages)):
         to_come = [str(stage.result) for stage in stages[:number]]
-        refuse_missing_paths(_settings(stages, number), to_come)
-    _refuse_other_files(folder)
+        found, wrong = checked(*_values(stages, number), problems)
+        problems.extend(wrong)
+        with problems.gathered():
+            refuse_missing_paths(found, to_come)
+    with problems.gathered():
+        _refuse_other_files(folder)
+    problems.refuse()
     return folder, stages
 
 
 def _carry_out(stages: list[PipelineStage], folder: Path, processes: Processes) -> None:
     for number, stage in enumerate(stages):
-        settings = _settings(stages, number)  # anew: a model with an adapter now lies elsewhere
+        settings = validated(
+            *_values(stages, number)
+        )  # anew: a model with an adapter now lies elsewhere
         if processes.is_main:
             print(f"stage {number + 1} of {len(stages)}: {stage.name}, {stage.folder}", flush=True)
         try:
@@ -125,21 +138,25 @@ def _own_flags(given: list[tuple[str, list[str]]], processes: Processes) -> tupl
     }
 
 
-def _hand_out(given: list[tuple[str, list[str]]], stages: list[PipelineStage]) -> None:
+def _hand_out(
+    given: list[tuple[str, list[str]]], stages: list[PipelineStage], problems: Problems
+) -> None:
     """Give each flag to the stages that know it; one that names its stage wins there."""
     known = {stage.name: set(_flags_of(stage)) for stage in stages}
     single: list[tuple[PipelineStage, str, list[str]]] = []
     seen: set[str] = set()
     for flag, words in given:
         if flag in seen:
-            raise UserError(f"{flag} stands there twice; give it once, with all its values")
+            problems.append(f"{flag} stands there twice; give it once, with all its values")
+            continue
         seen.add(flag)
         name, _, rest = flag.removeprefix("--").partition(".")
         own = [stage for stage in stages if stage.name.replace("_", "-") == name]
-        single += [(stage, f"--{rest}", words) for stage in own]
         takers = own or [x for x in stages if flag in known[x.name] and flag != "--config"]
         if not takers or any(f"--{rest}" not in known[stage.name] for stage in own):
-            raise UserError(_unknown(flag, words, stages))
+            problems.append(_unknown(flag, words, stages))
+            continue
+        single += [(stage, f"--{rest}", words) for stage in own]
         for stage in takers if not own else ():
             stage.flags[flag] = words
     for stage, flag, words in single:
@@ -157,27 +174,31 @@ def _unknown(flag: str, words: list[str], stages: list[PipelineStage]) -> str:
     if flag == "--config":
         return f"--config is for one stage: --{stages[-1].name}.config {' '.join(words)}"
     known = list(dict.fromkeys(f[2:] for stage in stages for f in _flags_of(stage)))
-    known += [f"{x.name.replace('_', '-')}.{f[2:]}" for x in stages for f in _flags_of(x)]
-    match = nearest(flag.removeprefix("--"), known)
-    hint = f"did you mean --{match}?" if match else "see lmpg train STAGE --help"
+    own = {x.name.replace("_", "-"): x for x in stages}
+    if (name := flag[2:].partition(".")[0]) in own:
+        known = [f"{name}.{f[2:]}" for f in _flags_of(own[name])]
+    names = [name.replace("-", "_") for name in known]
+    hint = did_you_mean_setting(flag, names) or "see lmpg train STAGE --help"
     return f"no stage of the pipeline knows the flag {' '.join([flag, *words])}; {hint}"
 
 
-def _given_to(stage: PipelineStage) -> RawSettings:
+def _given_to(stage: PipelineStage, problems: Problems) -> RawSettings:
     """The settings that the user gave a stage, by its flags and its file."""
     line = flags.read([word for flag, words in stage.flags.items() for word in (flag, *words)])
     kind = settings_class(stage.method)
-    flags.refuse_other_algorithm(kind, line.algorithm)
-    return flags.given_settings(kind, line)
+    flags.refuse_other_algorithm(kind, line)
+    given = flags.given_settings(kind, line)
+    problems.extend(line.problems)
+    return given
 
 
-def _settings(stages: list[PipelineStage], number: int) -> Section:
-    """The settings of a stage, with what the stages before it have made."""
+def _values(stages: list[PipelineStage], number: int) -> tuple[type[Section], RawSettings]:
+    """The class of a stage's settings, and their values with what the stages before it make."""
     stage = stages[number]
     given = merged(stage.given, _made_before(stages, number))
+    kind = settings_class(stage.method)
     named = {"run": {"name": f"{stage.folder.parent.name}-{stage.folder.name}"}}  # for trackers
-    preset = merged(named, preset_below(stage.name, given))
-    return completed(settings_class(stage.method), preset, given)
+    return kind, layered(kind, merged(named, preset_below(stage.name, given)), given)
 
 
 def _made_before(stages: list[PipelineStage], number: int) -> RawSettings:

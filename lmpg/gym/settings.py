@@ -12,8 +12,10 @@ from lmpg.gym.classic import METHODS
 from lmpg.gym.environments.settings import EnvSettings
 from lmpg.gym.networks.settings import PolicySettings
 from lmpg.runs.settings import GymEvaluationSettings, GymRunSettings
-from lmpg.settings.raw import RawSettings, configs, merged, paths_of, read_yaml
+from lmpg.settings.presets import presets
+from lmpg.settings.raw import RawSettings, merged, paths_of
 from lmpg.settings.section import Section, UserError
+from lmpg.settings.yaml_files import read_yaml
 from lmpg.training.settings import (
     BatchSettings,
     UpdateSettings,
@@ -134,10 +136,10 @@ def preset_for(
 ) -> tuple[RawSettings, str]:
     """What lies below the `given` settings of a run, and a line that tells where it comes from.
 
-    default.yaml of configs/gym, and over it the file for the method and the environment
+    default.yaml of lmpg/presets/gym, and over it the file for the method and the environment
     (METHOD_ENV.yaml), or PPO's. own_file: the user has a file that stands instead of the latter.
     """
-    folder = configs("gym")
+    folder = presets("gym")
     found = read_yaml(folder / "default.yaml")
     env_id = (given.get("env") or {}).get("id", found["env"]["id"])
     if own_file:

@@ -9,37 +9,46 @@ from typing import Any
 from lmpg.language.data.rows import refuse_missing_file
 from lmpg.language.models.paths import refuse_missing_folder
 from lmpg.language.rewards.specs import parsed_spec
-from lmpg.language.settings import LanguageSettings
 from lmpg.language.worlds.registry import PREFIX
-from lmpg.settings.section import UserError
+from lmpg.settings.section import Problems
 
 MODELS = ("path", "tokenizer", "reference", "teacher")
 
 
 def refuse_missing_paths(settings: Any, to_come: Container[str] = ()) -> None:
-    """UserError where a model, a data file or a reward that the settings name lies nowhere.
+    """UserError where models, data files or rewards that the settings name lie nowhere.
 
-    settings: of a language run or of a stage. to_come: models that earlier stages will make.
+    settings: of a language run, of a stage, or of what is asked of a model. to_come: models that
+    earlier stages will make, and what is given as an object.
     """
-    models = {f"model.{name}": [getattr(settings.model, name)] for name in MODELS}
-    if isinstance(settings, LanguageSettings):
-        models["rewards.models"] = list(settings.rewards.models)
+    problems = Problems()
+    models = {f"model.{name}": [getattr(settings.model, name, None)] for name in MODELS}
+    models["compare"] = [getattr(settings, "compare", None)]
+    rewards = getattr(settings, "rewards", None)
+    if rewards is not None:
+        models["rewards.models"] = list(rewards.models)
     for key, paths in models.items():
         what = "tokenizer" if key == "model.tokenizer" else "model"
         revision = settings.model.revision if key == "model.path" else None
         for path in paths:
             if path and path not in to_come:
-                refuse_missing_folder(key, path, what, revision)
+                with problems.gathered():
+                    refuse_missing_folder(key, path, what, revision)
     data = settings.data
-    if data.path and not data.path.startswith(PREFIX):
-        refuse_missing_file(data.path, "data.path", data.revision)
+    path, eval_path = (getattr(data, name, None) for name in ("path", "eval_path"))
+    if path and path not in to_come and not path.startswith(PREFIX):
+        with problems.gathered():
+            refuse_missing_file(path, "data.path", data.revision)
     if data.chat_template and not Path(data.chat_template).expanduser().is_file():
-        raise UserError(
+        problems.append(
             f"data.chat_template = {data.chat_template} is no file, expected one with a chat "
             "template (Jinja), such as a model's chat_template.jinja; mend the path"
         )
-    if data.eval_path:
-        refuse_missing_file(data.eval_path, "data.eval_path")
-    if isinstance(settings, LanguageSettings):
-        for function in settings.rewards.functions:
-            parsed_spec(function)
+    if eval_path and eval_path not in to_come:
+        with problems.gathered():
+            refuse_missing_file(eval_path, "data.eval_path")
+    for function in rewards.functions if rewards is not None else ():
+        if function not in to_come:
+            with problems.gathered():
+                parsed_spec(function)
+    problems.refuse()

@@ -9,18 +9,16 @@ from typing import Any
 
 import torch
 
+from lmpg.language.built_in import built_world, with_world
 from lmpg.language.data.examples import Split
-from lmpg.language.data.prompts import Prompt, common_columns, load_prompts, prompts_from_rows
+from lmpg.language.data.prompts import Prompt, load_prompts, prompts_from_rows
 from lmpg.language.data.tokenizing import completion_text, reading_tokenizer
 from lmpg.language.forecast import wants_reference, with_fitting_microbatches, work_of
 from lmpg.language.models.loading import load_policy, load_reference, tokenizer_of
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.precision import num_weights
 from lmpg.language.models.reference import Reference
-from lmpg.language.models.settings import ModelSettings
-from lmpg.language.rewards.process_rewards import Decode
 from lmpg.language.rewards.scorer import Scorer
-from lmpg.language.rewards.settings import RewardSettings
 from lmpg.language.rollouts.arithmetic import as_it_began, settle
 from lmpg.language.rollouts.collect import LanguageSource
 from lmpg.language.rollouts.dynamic_sampling import DynamicSampling
@@ -30,9 +28,9 @@ from lmpg.language.rollouts.preflight import check, ids_to_test
 from lmpg.language.rollouts.score_processing import ScoreProcessing
 from lmpg.language.rollouts.scoring import GroupSampler
 from lmpg.language.run_inputs import inputs_of
+from lmpg.language.run_rewards import scorer_for
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.settings import LanguageSettings
-from lmpg.language.worlds.registry import WORLDS, world_asked_for
 from lmpg.language.worlds.world import World
 from lmpg.runs import checkpoint
 from lmpg.runs.fingerprints import Inputs
@@ -41,28 +39,38 @@ from lmpg.runs.tracking import Tracker
 from lmpg.runtime.machine import give_back_freed_memory
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import UserError
+from lmpg.training.given import NOTHING, Given, kept
 from lmpg.training.old_logprobs import OldLogprobs
 from lmpg.training.online import Online
 from lmpg.training.run import begin, nothing_left_before_the_first_step, run
 from lmpg.training.update import Updater
 
 
-def train_language(settings: LanguageSettings, name: str, world: World | None = None) -> None:
-    """Train a language model from settings to a finished run, which is called `name`.
+def train_language(
+    settings: LanguageSettings,
+    name: str,
+    world: World | None = None,
+    given: Given = NOTHING,
+) -> Path:
+    """Train a language model from settings to a finished run, which is called `name`; returns its
+    folder.
 
-    world: where to learn, instead of the built-in one that the settings ask for.
+    world: where to learn, instead of the built-in one that the settings ask for. given: objects
+    that the settings name.
     """
     processes = Processes()
     processes.announce()
     folder = begin(settings, name, processes)
     if folder.status == "finished":
-        return
+        return folder.path
     with nothing_left_before_the_first_step(folder, processes):
-        prepared = prepare(settings, folder, processes, world)
+        settings = kept(given, settings, folder, processes)
+        prepared = prepare(settings, folder, processes, world, given)
         with prepared.scorer as scorer:
             keep = partial(scorer.keep_sources, folder.path / "reward_sources")
             rest = prepared.facts, prepared.inputs, keep, "text-generation"
             run(prepared.online, folder, name, *rest)
+    return folder.path
 
 
 @dataclass(frozen=True)
@@ -76,33 +84,16 @@ class PreparedRun:
     inputs: Inputs
 
 
-def with_world(settings: LanguageSettings, world: World) -> LanguageSettings:
-    """`settings` with the world's model, and with its rewards where the user gives none."""
-    model = {**settings.model.model_dump(), "path": str(world.model_path)}
-    if "teacher" in settings.algorithm.needs and not settings.model.teacher:
-        if world.teacher is None:
-            raise UserError(
-                f"data.world = {settings.data.world} has no teacher, expected one. Give "
-                "--model.teacher PATH, or take --data.world addition"
-            )
-        model["teacher"] = str(world.teacher())
-    rewards = settings.rewards.model_dump()
-    if not (settings.rewards.functions or settings.rewards.models):
-        rewards |= {"functions": world.reward_functions, "models": world.reward_models}
-    return settings.model_copy(
-        update={"model": ModelSettings(**model), "rewards": RewardSettings(**rewards)}
-    )
-
-
 def prepare(
     settings: LanguageSettings,
     folder: RunFolder,
     processes: Processes,
     world: World | None = None,
+    given: Given = NOTHING,
 ) -> PreparedRun:
     """Make every part of a run; all bad input is refused here, before any work."""
     refuse_idle_processes(settings, processes)
-    world, asked = world or _built(settings, processes), settings.model.precision
+    world, asked = world or built_world(settings, processes), settings.model.precision
     settings = as_it_began(with_world(settings, world) if world else settings, folder, processes)
     tokenizer = reading_tokenizer(tokenizer_of(settings.model), settings.data)
     torch.manual_seed(settings.run.seed)  # LoRA's factors are drawn from the global generator
@@ -122,7 +113,7 @@ def prepare(
     if processes.is_main:
         print(prompts.line(), flush=True)
     decode = partial(completion_text, tokenizer, eos_token_ids=policy.eos_token_ids)
-    scorer = scorer_for(settings, prompts, decode, processes)
+    scorer = scorer_for(settings, prompts, decode, processes, given.functions)
     processes.suit_threads(num_weights(policy) + scorer.num_weights)
     work = work_of(settings, policy, own, scorer.num_bytes, prompts, processes.count)
     settings = with_fitting_microbatches(settings, work, processes)
@@ -131,26 +122,8 @@ def prepare(
     if checkpoint.newest_step(folder.checkpoints) is None:
         first = (source.reference or source.evaluator.reference) if own is None else None
         check(generator, first, ids_to_test(prompts.train))
-    facts |= world.facts if world else {}
-    made = assembled(settings, source, folder)
-    return PreparedRun(made, scorer, facts, inputs_of(settings, world))
-
-
-def _built(settings: LanguageSettings, processes: Processes) -> World | None:
-    """The built-in world that the settings ask for, made by the main process."""
-    name = world_asked_for(settings.model_dump())
-    if name is None:
-        return None
-    start = Path(settings.model.path) if settings.model.path else None
-    own_rewards = bool(settings.rewards.functions or settings.rewards.models)
-    if processes.is_main:
-        print(f"built-in world: {name} (data.world)", flush=True)
-
-    def build() -> World:
-        return WORLDS[name].build(start, not own_rewards)
-
-    processes.on_main(lambda: build() and None)
-    return build()
+    made, facts = assembled(settings, source, folder, given), facts | (world.facts if world else {})
+    return PreparedRun(made, scorer, facts, inputs_of(settings, world, given.functions))
 
 
 def refuse_idle_processes(settings: LanguageSettings, processes: Processes) -> None:
@@ -191,13 +164,15 @@ def source_of(
         evaluator=Evaluator(
             generator=generator,
             prompts=prompts.held_out,
-            size=settings.evaluation.size,
             rows=rows,
             scorer=scorer,
             reference=compared,
             eval_metric=world.eval_metric if world else None,
+            **settings.evaluation.model_dump(exclude={"every", "kl"}),
         ),
         samples_every=settings.run.samples_every,
+        total_steps=settings.run.total_steps,
+        token_view=settings.run.token_view,
         refresh_every=settings.model.reference_refresh,
         best_metric="reward" if judged else "kl",
         lower_is_better=not judged,
@@ -229,22 +204,6 @@ def old_logprobs_of(settings: LanguageSettings, exact: bool, num_processes: int)
     return OldLogprobs.decided(needs, update, exact=exact, same_rows=in_order)
 
 
-def scorer_for(
-    settings: LanguageSettings, prompts: Split[Prompt], decode: Decode, processes: Processes
-) -> Scorer:
-    """The rewards, ready to score responses to these prompts."""
-    return Scorer(
-        settings.rewards,
-        columns=common_columns(prompts),
-        device=str(processes.device),
-        trust_remote_code=settings.model.trust_remote_code,
-        dtype=settings.model.dtype,
-        decode=decode,
-        special_tokens=settings.data.special_tokens,
-        optional="teacher" in settings.algorithm.needs,
-    )
-
-
 def references(
     settings: LanguageSettings, policy: CausalLMPolicy, own: Reference | None = None
 ) -> tuple[Reference | None, Reference | None]:
@@ -268,7 +227,12 @@ def prompts_for(
     return Split(train, prompts_from_rows(world.held_out_rows, tokenizer, room))
 
 
-def assembled(settings: LanguageSettings, source: LanguageSource, folder: RunFolder) -> Online:
+def assembled(
+    settings: LanguageSettings,
+    source: LanguageSource,
+    folder: RunFolder,
+    given: Given = NOTHING,
+) -> Online:
     """The loop over the source, with its optimizer and its tracker."""
     run, generator = settings.run, source.generator
     policy, processes = generator.policy, generator.processes
@@ -292,4 +256,5 @@ def assembled(settings: LanguageSettings, source: LanguageSource, folder: RunFol
         total_steps=run.total_steps,
         processes=processes,
         save_policy=lambda path: policy.save_pretrained(path, generator.tokenizer),
+        on_step=given.on_step,
     )

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from lmpg.runs.files import write_text
 from lmpg.settings.section import UserError
@@ -28,6 +29,7 @@ Inputs = Mapping[str, Mapping[str, Part]]
 """setting → name of a part of it → its file, or a text that says what it is; a long text as a
 function that gives it in pieces."""
 Prints = dict[str, dict[str, str]]
+P = TypeVar("P", bound=Part)
 PIECE = 1 << 26
 THREADS = 8
 
@@ -121,7 +123,7 @@ def _piece(path: Path, start: int) -> bytes:
     return digest.digest()
 
 
-def numbered(parts: Iterable[Mapping[str, Path]]) -> dict[str, Path]:
+def numbered(parts: Iterable[Mapping[str, P]]) -> dict[str, P]:
     """The parts of a setting that is a list, each with its place in the list before its names."""
     return {f"{i}: {name}": file for i, part in enumerate(parts) for name, file in part.items()}
 

@@ -22,13 +22,15 @@ from lmpg.runs.resumable import changes, share_choices
 from lmpg.runs.tracking import FILES, as_json
 from lmpg.settings.raw import as_in_yaml, defaults_of
 from lmpg.settings.section import UserError
+from lmpg.settings.yaml_files import escaped, unescaped
 
 __all__ = ["opened"]
 log = logging.getLogger(__name__)
 FINISHED = "finished"
 CONFIG, SUMMARY, REPORT = "config.yaml", "summary.json", "report.html"
 NESTED = ("before", "after", "best", "seconds", "versions")
-FOLDERS = ("checkpoints", "reward_sources")
+GIVEN = "given"  # what Python gave the run as objects
+FOLDERS = ("checkpoints", "reward_sources", GIVEN)
 BEFORE_THE_FIRST_STEP = {CONFIG, INPUTS, LOCK, OWNER, *FOLDERS, *FILES}
 WRITTEN_WHOLE = (CONFIG, INPUTS, SUMMARY, REPORT, "final", "best")
 
@@ -130,7 +132,7 @@ def _go_on(
             f"run.output_dir = {path} holds another run; add --run.resume to go on with it, "
             "or choose another --run.output-dir"
         )
-    old = _read_config(path / CONFIG)
+    old = read_config(path / CONFIG)
     share_choices(old, new)
     began_with = fingerprints.read(path)
     changed = changes(old, new, path, began_with, as_in_yaml(defaults_of(kind)))
@@ -278,9 +280,10 @@ def _is_finished(path: Path, old: dict, new: dict) -> bool:
     return all(new["run"][key] <= old["run"].get(key, 0) for key in keys if key in new["run"])
 
 
-def _read_config(path: Path) -> dict:
+def read_config(path: Path) -> dict:
+    """The settings in a run's config.yaml; UserError where it holds none."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = unescaped(yaml.safe_load(path.read_text(encoding="utf-8")))
         if not isinstance(values, dict) or not isinstance(values.get("run"), dict):
             raise yaml.YAMLError("it has no section `run`")
     except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
@@ -293,4 +296,4 @@ def _read_config(path: Path) -> dict:
 
 
 def _as_yaml(values: dict) -> str:
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(escaped(values), sort_keys=False, allow_unicode=True)

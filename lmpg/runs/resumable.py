@@ -17,6 +17,8 @@ MAY_DIFFER = {  # the number of steps, saving and trackers; and what changes mem
     "run.trackers",
     "run.project",
     "run.name",
+    "run.token_view",
+    "run.report_every",
     "run.push_to_hub",
     "update.microbatch_size",
     "update.microbatch_tokens",
@@ -42,6 +44,8 @@ PLACES = {
     *("model.path", "model.tokenizer", "model.reference", "rewards.models"),
     *("data.path", "data.eval_path", "data.chat_template"),
 }
+IN_MEMORY = "memory:"
+"""Before the name of what settings hold as an object of Python."""
 FOLDER_OF_CODE = re.compile(r"^.*/(?=[^/]*\.py:)")
 
 

@@ -37,6 +37,15 @@ class GymEvaluationSettings(EvaluationSettings):
 class LanguageEvaluationSettings(EvaluationSettings):
     """Held-out evaluation of a language model trained on its own responses."""
 
+    size: int = Field(256, ge=1)
+    """Prompts per evaluation, each answered `samples` times."""
+    samples: int = Field(1, ge=1)
+    """Responses to each prompt; from 2 on pass@k is reported, the chance that one of k passes, for
+    k = 1, 2, 4 … up to this."""
+    pass_score: float = 1.0
+    """A response whose score is at least this passes, for pass@k."""
+    greedy: bool = False
+    """Score the likeliest response to each prompt, too (greedy decoding): greedy_reward."""
     kl: bool | None = None
     """Measure the KL to the reference: the policy that training started from, unless
     model.reference or model.teacher names another. none: where it is in memory anyway, or small
@@ -81,6 +90,9 @@ class AnyRunSettings(Section):
     """The project, or experiment, that trackers put the run into."""
     name: str | None = Field(None, min_length=1)
     """What trackers call the run; none: as its folder."""
+    report_every: int = Field(1, ge=0)
+    """Iterations between writings of report.html while the run goes on, or more where these would
+    take over 1% of the time; 0 writes it at the end alone."""
     torch_threads: int = Field(0, ge=0, le=MOST_THREADS)
     """CPU threads of torch and numpy, fixed for the whole run: results depend on their number.
     0: OMP_NUM_THREADS where it is set, else 1 for small models and environments, else torch's
@@ -110,6 +122,9 @@ class RunSettings(AnyRunSettings):
     """Repository on the Hub that `final/` is uploaded to at the end; a new one is private."""
     samples_every: int = Field(10, ge=0)
     """Iterations between the prompts and completions written to samples.jsonl; 0 writes none."""
+    token_view: bool = True
+    """About 16 times in a run, samples.jsonl gets numbers of each token too, which the report shows
+    in colour: advantage, value, KL to the reference, entropy, ratio."""
 
 
 class OfflineRunSettings(AnyRunSettings):

@@ -5,25 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lmpg.runs.printable import printable
+from lmpg.runs.progress_line import ProgressLine
 from lmpg.runs.trackers.mirrors import Mirrors, remember_steps
-
-COLUMNS = (  # label, metrics of which the first present one is shown, format
-    ("reward", ("reward", "objective/scores"), "8.3f"),
-    ("return", ("episode/return_mean",), "8.1f"),
-    ("kl", ("objective/kl", "policy/approx_kl"), "7.3f"),
-    ("loss", ("loss/total", "loss"), "9.4f"),
-    ("length", ("completions/mean_length",), "5.1f"),
-    ("tok/s", ("perf/tokens_per_second",), "8,.0f"),
-    ("steps/s", ("perf/steps_per_second",), "9,.0f"),
-)
-EVALUATED = ("reward", "gold_positive", "accuracy", "pair_accuracy", "return_mean", "loss")
-
 
 FILES = ("metrics.jsonl", "samples.jsonl")
 
@@ -48,7 +36,7 @@ class Tracker:
         console_interval: float = 0.5,
     ) -> None:
         self.main_process = main_process
-        self._console = _Console(total_steps, console_interval)
+        self._console = ProgressLine(total_steps, console_interval)
         if not main_process:
             return
         self._run_dir, self._samples = run_dir, list[Mapping[str, Any]]()
@@ -67,7 +55,7 @@ class Tracker:
             return
         numbers = {name: as_json(value) for name, value in metrics.items()}
         self._append("metrics.jsonl", {"step": step, **numbers})
-        self._console.line(step, numbers)
+        self._console.show(step, numbers)
         if self._mirrors:
             self._mirrors.log(step, numbers, self._samples)
         self._samples = []
@@ -143,49 +131,3 @@ def as_json(value: Any) -> Any:
     if hasattr(value, "item"):
         return as_json(value.item())
     raise TypeError(f"{value!r} is a {type(value).__name__}; expected a number or a text")
-
-
-class _Console:
-    """One aligned line per step, with the time that is left."""
-
-    def __init__(self, total_steps: int, interval: float) -> None:
-        self.total_steps, self.interval = total_steps, interval
-        self.started = time.monotonic()
-        self.last_line = -math.inf
-        self.first_step: int | None = None
-
-    def line(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Print the step's line, unless one was printed just now."""
-        now = time.monotonic()
-        if self.first_step is None:  # what was before it is start-up, not a step's time
-            self.first_step = step
-        done = step >= self.total_steps
-        if now - self.last_line < self.interval and not done and "eval" not in str(metrics.keys()):
-            return
-        self.last_line = now
-        width = len(str(self.total_steps))
-        parts = [f"step {step:>{width}}/{self.total_steps}", *_columns(metrics)]
-        elapsed = now - self.started
-        left = elapsed / (step - self.first_step + 1) * (self.total_steps - step)
-        parts.append(f"{clock(elapsed)} elapsed, {clock(max(left, 0))} left")
-        print(" | ".join(parts), flush=True)
-
-
-def _columns(metrics: Mapping[str, Any]) -> list[str]:
-    columns = []
-    for label, names, form in COLUMNS:
-        name = next((name for name in names if name in metrics), None)
-        if name is not None:
-            value = math.nan if metrics[name] is None else metrics[name]
-            columns.append(f"{label} {value:{form}}")
-    for name in EVALUATED:
-        if metrics.get(f"eval/{name}") is not None:
-            columns.append(f"eval {name} {metrics[f'eval/{name}']:.3f}")
-    return columns
-
-
-def clock(seconds: float) -> str:
-    """Seconds as 1:02 or 1:02:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,4 +1,4 @@
-"""Nested dicts of raw settings: read from YAML, laid over each other, checked against a class.
+"""Nested dicts of raw settings: laid over each other, checked against a class.
 
 They come from four places, later ones winning: class defaults, presets, a YAML file, and flags or
 keyword arguments. They are merged as plain dicts and validated once, so that checks across fields
@@ -7,90 +7,18 @@ see only the final combination.
 
 from __future__ import annotations
 
-import difflib
 import os
-import sys
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from lmpg.settings.section import Section, UserError
+from lmpg.settings.hints import did_you_mean_setting
+from lmpg.settings.section import Problems, Section
 
-MOST_VALUES = 10_000  # in a YAML file; there are a few hundred settings
 S = TypeVar("S", bound=Section)
 RawSettings = dict[str, Any]
-
-# beside the package in a checkout, else where the wheel put them
-_CONFIGS = [Path(__file__).parents[2] / "configs", Path(sys.prefix) / "share" / "lmpg"]
-
-
-def read_yaml(path: str | Path) -> RawSettings:
-    """The settings in a YAML file; UserError for anything but a mapping."""
-    path = Path(path).expanduser()
-    if path.is_fifo() and not path.is_relative_to("/dev"):  # the shell's <(…) is there
-        raise UserError(f"--config {path}: a FIFO, which may never end; expected a YAML file")
-    try:
-        values = _StrictLoader(path.read_text(encoding="utf-8")).get_single_data()
-    except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}; expected a YAML file") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"--config {path}: not a text file; expected YAML in UTF-8") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise UserError(f"{path}{line}: {problem}; expected YAML such as `run:`") from error
-    except (ValueError, AttributeError, RecursionError) as error:  # no date, too long or too deep
-        raise UserError(
-            f"{path}: a value can't be read ({error}); expected YAML such as `run:`"
-        ) from error
-    if _size(values, MOST_VALUES) > MOST_VALUES:
-        raise UserError(
-            f"{path}: holds more than {MOST_VALUES} values once its aliases (`*name`) are written "
-            "out, expected one value per setting"
-        )
-    try:
-        repr(values)  # as messages do
-    except ValueError as error:  # a hexadecimal integer of thousands of digits
-        raise UserError(f"{path}: a value can't be written ({error}); expected YAML") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(
-            f"{path}: holds a {type(values).__name__}, expected sections such as `update:` with "
-            "one setting per line below them"
-        )
-    return values
-
-
-def _size(values: Any, most: int) -> int:
-    """Number of values in nested ones, with every alias written out; stops counting at `most`."""
-    count, level = 0, [values]
-    while level and count <= most:
-        value = level.pop()
-        count += 1
-        if isinstance(value, dict | list | tuple | set):
-            level += value.values() if isinstance(value, dict) else value
-    return count
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which also refuses a key that stands twice in one mapping."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        """The mapping, after a look for repeated keys."""
-        seen = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"`{key}` stands here a second time", key_node.start_mark
-                )
-            seen.add(key if isinstance(key, str) else id(key_node))
-        return super().construct_mapping(node, deep)
 
 
 def merged(*layers: Mapping[str, Any]) -> RawSettings:
@@ -138,17 +66,6 @@ def paths_of(settings: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def nearest(path: str, known: list[str]) -> str | None:
-    """The known dotted name closest to a misspelt one; None where none is close."""
-    leaf = path.rpartition(".")[2]
-    same_leaf = [k for k in known if k.rpartition(".")[2] == leaf]
-    close = same_leaf or difflib.get_close_matches(path, known, n=1, cutoff=0.6)
-    if not close:
-        by_leaf = {k.rpartition(".")[2]: k for k in known}
-        close = [by_leaf[m] for m in difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.7)]
-    return close[0] if close else None
-
-
 def misplaced(settings: type[BaseModel], values: Mapping, source: str) -> list[str]:
     """One line for each key of a YAML file that is unknown or should have been a section."""
     known = list(paths_of(settings))
@@ -162,8 +79,7 @@ def _misplaced(
         path = f"{prefix}{key}"
         field = settings.model_fields.get(str(key))
         if field is None:
-            match = nearest(path, known)
-            hint = f"did you mean {match}?" if match else "see --help for all settings"
+            hint = did_you_mean_setting(path, known) or "see --help for all settings"
             yield f"{source}: unknown setting {path} = {value!r}; {hint}"
         elif is_section(field.annotation):
             if isinstance(value, Mapping):
@@ -174,12 +90,31 @@ def _misplaced(
                 yield f"{source}: {path} = {value!r}, expected a section with keys such as {inside}"
 
 
+def placed(settings: type[BaseModel], values: Mapping[str, Any]) -> RawSettings:
+    """The values whose names are right: those that `misplaced` has no line for."""
+    found: RawSettings = {}
+    for name, value in values.items():
+        field = settings.model_fields.get(str(name))
+        if field is None:
+            continue
+        if not is_section(field.annotation):
+            found[name] = value
+        elif isinstance(value, Mapping):
+            found[name] = placed(field.annotation, value)  # type: ignore[arg-type]
+    return found
+
+
 def completed(settings: type[S], preset: Mapping[str, Any], given: Mapping[str, Any]) -> S:
     """The settings object: class defaults < `preset` < what the user gave."""
-    wrong = misplaced(settings, preset, "preset")
-    if wrong:
-        raise UserError("\n".join(wrong))
-    return validated(settings, merged(defaults_of(settings), preset, given))
+    return validated(settings, layered(settings, preset, given))
+
+
+def layered(
+    settings: type[BaseModel], preset: Mapping[str, Any], given: Mapping[str, Any]
+) -> RawSettings:
+    """All values of a settings object: class defaults < `preset` < what the user gave."""
+    Problems(misplaced(settings, preset, "preset")).refuse()
+    return merged(defaults_of(settings), preset, given)
 
 
 def with_lists(settings: type[BaseModel], values: Mapping[str, Any]) -> RawSettings:
@@ -208,13 +143,87 @@ def as_in_yaml(value: Any) -> Any:
 
 def validated(settings: type[S], values: RawSettings) -> S:
     """The settings object, or a UserError with one readable line per problem."""
-    if nul := list(_with_nul(values, "")):
-        raise UserError("\n".join(nul))
+    found, problems = checked(settings, values)
+    problems.refuse()
+    assert found is not None
+    return found
+
+
+def settled(
+    settings: type[S], values: RawSettings, problems: Problems, look: Callable[[S], object]
+) -> S:
+    """The settings object; UserError with all that is wrong: what is known already (problems), with
+    the values, and, where something is wrong, what `look` then raises of the rest."""
+    found, wrong = checked(settings, values, problems)
+    problems = Problems([*problems, *wrong])
+    if problems and found is not None:
+        with problems.gathered():
+            look(found)
+    problems.refuse()
+    assert found is not None
+    return found
+
+
+def checked(
+    settings: type[S], values: RawSettings, known: Iterable[str] = ()
+) -> tuple[S | None, Problems]:
+    """The settings object, and a line for each problem.
+
+    With problems, what is wrong has its default in the object, so that more can be looked for; None
+    where there is none to look at. known: problems that there are already. What several settings
+    make wrong together is told unless one of them is wrong by itself.
+    """
+    problems = Problems(_with_nul(values, ""))
+    if problems:
+        return None, problems
     try:
-        return settings.model_validate(values)
+        return settings.model_validate(values), problems
     except ValidationError as error:
-        lines = [_line(problem) for problem in error.errors(include_url=False)]
-        raise UserError("\n".join(dict.fromkeys(lines))) from None
+        found = error.errors(include_url=False)
+    rest = _without(settings, values, [problem["loc"] for problem in found])
+    if rest is None:
+        return None, Problems(dict.fromkeys(map(_line, found)))
+    problems += [_line(problem) for problem in found if problem["loc"]]
+    doubtful = {name for text in (*known, *problems) for name in _names_in(text)}
+    for check in settings.__pydantic_decorators__.model_validators:
+        try:
+            getattr(settings, check)(rest)
+        except ValueError as error:
+            problems += [str(error)] if not doubtful & _names_in(str(error)) else []
+    return rest, Problems(dict.fromkeys(problems))
+
+
+def _names_in(text: str) -> set[str]:
+    """The dotted names in a text, as in YAML, of flags too."""
+    return {name.replace("-", "_") for name in re.findall(r"[a-z]+(?:\.[a-z][a-z0-9_-]+)+", text)}
+
+
+def _without(settings: type[S], values: RawSettings, places: list[Any]) -> S | None:
+    """Settings that have defaults at these places, not checked as a whole; None where a value is in
+    no section."""
+    sections: dict[str, Any] = {}
+    for name, field in settings.model_fields.items():
+        if not is_section(field.annotation):
+            return None
+        section: Any = field.annotation
+        here = [place[1:] for place in places if place[:1] == (name,)]
+        try:
+            sections[name] = section.model_validate(_pruned(values.get(name), here))
+        except ValidationError:  # what is wrong lies between its values
+            sections[name] = section()
+    return settings.model_construct(**sections)  # type: ignore[return-value]
+
+
+def _pruned(section: Any, places: list[tuple]) -> RawSettings:
+    """A section's values without those at these places."""
+    kept: RawSettings = {}
+    for name, value in section.items() if isinstance(section, Mapping) else ():
+        below = [place[1:] for place in places if place[:1] == (name,)]
+        if not below:
+            kept[name] = value
+        elif isinstance(value, Mapping) and () not in below:
+            kept[name] = _pruned(value, below)
+    return kept
 
 
 def _with_nul(value: Any, path: str) -> Iterator[str]:
@@ -240,37 +249,3 @@ def _line(problem: Any) -> str:
         return f"{path} is not set; it has no default"
     message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, expected ")
     return f"{path} = {problem['input']!r}: expected {message}"
-
-
-def configs(kind: str) -> Path:
-    """The folder with the YAML files of `kind`: `algorithms` or `gym`."""
-    return next((c / kind for c in _CONFIGS if (c / kind).is_dir()), _CONFIGS[0] / kind)
-
-
-def preset_names() -> list[str]:
-    """Names of the presets in configs/algorithms."""
-    return sorted(path.stem for path in configs("algorithms").glob("*.yaml"))
-
-
-def named_preset(name: str, methods: list[str]) -> tuple[str, RawSettings]:
-    """The method that `name` stands for (one of `methods`), and the settings of its preset.
-
-    A preset's `algorithm.name` says which method it sets up; without one it is the method of the
-    file's own name. A method needs no preset.
-    """
-    path = configs("algorithms") / f"{name}.yaml"
-    known = sorted({*methods, *preset_names()})
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"unknown method {name!r}; {hint}expected one of {', '.join(known)}")
-    values = read_yaml(path) if path.is_file() else {}
-    section = dict(values.get("algorithm") or {})
-    method = section.pop("name", name)
-    if method not in methods:
-        raise UserError(f"{path}: algorithm.name = {method!r}, expected one of {methods}")
-    return method, {**values, "algorithm": section} if section else _without_algorithm(values)
-
-
-def _without_algorithm(values: RawSettings) -> RawSettings:
-    return {key: value for key, value in values.items() if key != "algorithm"}

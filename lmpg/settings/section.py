@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
@@ -33,6 +35,23 @@ class UserError(ValueError):
 
     The command line prints its message without a traceback and exits with 2.
     """
+
+
+class Problems(list[str]):
+    """What is wrong with the user's input, gathered so that all of it is told at once."""
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Takes up the UserError that ends the block."""
+        try:
+            yield
+        except UserError as error:
+            self.append(str(error))
+
+    def refuse(self) -> None:
+        """UserError with a line for each problem, if there are any."""
+        if self:
+            raise UserError("\n".join(dict.fromkeys(self)))
 
 
 class RunStopped(UserError):

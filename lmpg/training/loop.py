@@ -20,6 +20,7 @@ from lmpg.runs.tracking import Tracker
 from lmpg.runtime.machine import Stopwatch, peak_memory_gb
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import Diverged, RunStopped
+from lmpg.training.on_step import OnStep, told
 from lmpg.training.source import Evaluable
 from lmpg.training.stop_request import StopRequest
 
@@ -30,7 +31,8 @@ class Progress:
 
     iteration: how many are done. num_tokens_or_steps: tokens, or environment steps, that were
     learned from so far. baseline: running mean of the rollouts' returns. coefs: coefficients of the
-    algorithm that have changed. before, best: held-out metrics. seconds: by phase.
+    algorithm that have changed. before, best: held-out metrics. seconds: by phase. warnings: what
+    went wrong, by kind.
     """
 
     iteration: int = 0
@@ -40,6 +42,7 @@ class Progress:
     before: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    warnings: dict[str, str] = field(default_factory=dict)
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint, where the first two are called `step` and `num_steps`."""
@@ -60,6 +63,8 @@ class Loop(ABC):
 
     source: is evaluated before, after, and after every `every` iterations. stop_reason: given the
     number of iterations done, says why the run ends before its last one; None if it goes on.
+    after_step: is given each iteration and its metrics; its own go to the next iteration. on_step:
+    the same for the main process alone; what it returns, "stop" ends the run.
     """
 
     source: Evaluable
@@ -72,6 +77,8 @@ class Loop(ABC):
     save_policy: Callable[[Path], None]
     progress: Progress = field(default_factory=Progress)
     stop_reason: Callable[[int], str | None] = lambda iteration: None
+    after_step: Callable[[int, dict[str, float]], dict[str, float]] = lambda iteration, metrics: {}
+    on_step: OnStep | None = None
     stopped_by: int | None = field(default=None, init=False)
     """The signal that asked the run to stop."""
     _not_logged: dict[str, float] = field(default_factory=dict, init=False)
@@ -113,13 +120,16 @@ class Loop(ABC):
                 if reason := self.stop_reason(progress.iteration):
                     self.tracker.say(f"ends before its last step: {reason}")
                     break
-                self._step(progress.iteration + 1)
+                metrics = self._step(progress.iteration + 1)
                 self.stopped_by, problems = stop.requested(self._problem())
                 if any(problems):
                     raise RunStopped(next(filter(None, problems)))
                 if self.stopped_by:
                     self.save()
                     return "interrupted"
+                if self._is_told_to_stop(metrics):
+                    self.tracker.say("ends before its last step: on_step returned 'stop'")
+                    break
         # asked of one rank: another may look when that one has written the checkpoint already
         if progress.iteration != self._newest_step():
             self.save()
@@ -137,8 +147,7 @@ class Loop(ABC):
         return found
 
     def prune(self) -> None:
-        """Delete all but as many checkpoints as are to be kept, once the newest is known to be
-        good."""
+        """Delete all checkpoints but those to be kept, once the newest is known to be good."""
         self.write(lambda: checkpoint.prune(self._checkpoints, self.settings.keep_checkpoints))
 
     def save(self) -> None:
@@ -154,8 +163,7 @@ class Loop(ABC):
             state, keep = self.state(), max(2, self.settings.keep_checkpoints)
             step = self.progress.iteration
             self.write(lambda: checkpoint.save(self._checkpoints, step, state, keep))
-        self._not_logged = watch.seconds
-        self._add_seconds(watch.seconds)
+        self._log_later(watch.seconds)
 
     def write(self, action: Callable[[], object]) -> None:
         """Let the main process write into the run's folder; RunStopped on every rank where that is
@@ -196,20 +204,16 @@ class Loop(ABC):
             )
         if where != self.folder:
             moved, self.folder = self.folder, where
-            checkpoint.save(
-                self._checkpoints,
-                self.progress.iteration,
-                self.state(),
-                self.settings.keep_checkpoints,
-            )
+            step, keep = self.progress.iteration, self.settings.keep_checkpoints
+            checkpoint.save(self._checkpoints, step, self.state(), keep)
             return (
                 f"{moved} was moved to {where} while the run went on. It is saved there; go on "
                 f"with the same command, --run.output-dir {where} and --run.resume"
             )
         return self.tracker.problem
 
-    def _step(self, iteration: int) -> None:
-        """One iteration and all that is due after it."""
+    def _step(self, iteration: int) -> dict[str, float]:
+        """One iteration and all that is due after it; returns what is logged of it."""
         watch, progress = Stopwatch(), self.progress
         before = progress.num_tokens_or_steps
         try:
@@ -234,8 +238,22 @@ class Loop(ABC):
         if self.every and iteration % self.every == 0:
             metrics |= {f"eval/{k}": v for k, v in self._evaluate_and_keep_best().items()}
         self.tracker.log(iteration, metrics)
+        self._log_later(self.after_step(iteration, metrics))
         if self.settings.save_every and iteration % self.settings.save_every == 0:
             self.save()
+        return metrics
+
+    def _is_told_to_stop(self, metrics: dict[str, float]) -> bool:
+        """Whether `on_step` wants no further iteration; what it raises ends the run, saved."""
+        if self.on_step is None:
+            return False
+        iteration = self.progress.iteration
+        stop, error = told(self.on_step, iteration, metrics, self.processes)
+        if error is not None:
+            if iteration != self._newest_step():
+                self.save()
+            raise error
+        return stop
 
     def _refuse_ruined_weights(self) -> None:
         """RunStopped where a step has left weights that are inf or NaN: no step may follow whose
@@ -253,6 +271,11 @@ class Loop(ABC):
         start = "the start, as there is no earlier checkpoint"
         where = start if good is None else f"step {good}, the last good checkpoint"
         return RunStopped(f"{error}. Then the same command with --run.resume goes on from {where}")
+
+    def _log_later(self, metrics: dict[str, float]) -> None:
+        """Metrics of what follows an iteration, which the next one logs."""
+        self._not_logged |= metrics
+        self._add_seconds(metrics)
 
     def _add_seconds(self, metrics: dict[str, float]) -> None:
         """Add up the seconds of each phase, for the summary."""

@@ -21,6 +21,7 @@ from lmpg.training.loop import Loop, Progress
 from lmpg.training.optimizer import bytes_to_come
 from lmpg.training.settings import TARGETS
 from lmpg.training.source import Source
+from lmpg.training.token_view import logprobs_before, logprobs_now, shows_tokens, with_credit
 from lmpg.training.update import Updater
 from lmpg.types import Algorithm, Credit, Policy, Rollout
 
@@ -81,6 +82,9 @@ class Online(Loop):
         if self.updater.settings.anneal:
             algorithm = annealed(algorithm, self.updater.settings, iteration, self.total_steps)
         credit = algorithm.assign_credit(rollout)
+        views = self.processes.is_main and shows_tokens(collected.samples)
+        shown = self.policy, rollout, len(collected.samples), self.updater.settings
+        old_BT = logprobs_before(*shown, self.updater.old_logprobs) if views else None
         watch = Stopwatch()
         with watch("time/update"):
             updated = self.updater.update(algorithm, rollout, credit, iteration)
@@ -93,8 +97,12 @@ class Online(Loop):
             )
         self._warn_if_nothing_is_learned(rollout, credit)
         self._advance(rollout, metrics)
-        if collected.samples:
-            self.tracker.samples(iteration, collected.samples)
+        samples = collected.samples
+        if old_BT is not None:
+            ratio_BT = (logprobs_now(*shown) - old_BT).exp()
+            samples = with_credit(samples, rollout, credit, ratio_BT)
+        if samples:
+            self.tracker.samples(iteration, samples)
         return metrics | watch.seconds
 
     def _warn_if_nothing_is_learned(self, rollout: Rollout, credit: Credit) -> None:

@@ -13,11 +13,13 @@ from lmpg.runs import checkpoint
 from lmpg.runs.console import lasting_console
 from lmpg.runs.files import replace_folder
 from lmpg.runs.fingerprints import Inputs
-from lmpg.runs.folder import FINISHED, REPORT, RunFolder, open_run, write_summary
+from lmpg.runs.folder import FINISHED, REPORT, SUMMARY, RunFolder, open_run, write_summary
 from lmpg.runs.hub.card import write_cards
 from lmpg.runs.hub.upload import require_repository, upload
+from lmpg.runs.progress_line import EVALUATED
 from lmpg.runs.report.write import write_report
 from lmpg.runs.settings import MOST_THREADS
+from lmpg.runs.watcher import Watcher
 from lmpg.runtime.machine import (
     keep_freed_memory,
     new_objects_only,
@@ -42,7 +44,7 @@ def begin(settings: Any, name: str, processes: Processes) -> RunFolder:
         processes.on_main(lambda: require_repository(repository))
     folder = processes.on_main(lambda: open_run(settings, name))
     if folder.status == "finished" and processes.is_main:
-        if not (folder.path / REPORT).exists():  # killed between its last two files
+        if _is_stale(folder.path / REPORT):
             write_report(folder.path)
         print(f"{folder.path} has finished already; nothing to do", flush=True)
     if folder.status == "finished" and repository:
@@ -54,6 +56,12 @@ def begin(settings: Any, name: str, processes: Processes) -> RunFolder:
     elif count := processes.on_main(lambda: threads_by_environment(MOST_THREADS)):
         processes.fix_threads(count, "OMP_NUM_THREADS")
     return folder
+
+
+def _is_stale(report: Path) -> bool:
+    """Whether a finished run was killed before its last report, which follows its summary."""
+    summary = report.with_name(SUMMARY)
+    return not report.exists() or report.stat().st_mtime_ns < summary.stat().st_mtime_ns
 
 
 @contextmanager
@@ -85,10 +93,9 @@ def run(
     After an interruption, which is raised, the same command with --run.resume goes on.
     """
     started = time.perf_counter()
-    if loop.processes.is_main:
-        folder.fix_threads(loop.processes.num_threads)
     with lasting_console(), closing(loop.tracker):
         _start(loop, folder, inputs or {}, on_start)
+        _watch(loop, lambda found: _summary(loop, found, started, name, facts))
         try:
             with new_objects_only():
                 found: dict[str, Any] = {"exit_reason": loop.run()}
@@ -112,6 +119,8 @@ def run(
 
 def _start(loop: Loop, folder: RunFolder, inputs: Inputs, on_start: Callable[[], None]) -> None:
     """Writes what the run begins with, and goes on where a resumed one has been."""
+    if loop.processes.is_main:
+        folder.fix_threads(loop.processes.num_threads)
     lines = loop.processes.on_main(lambda: folder.start(inputs))
     if loop.processes.is_main:
         on_start()
@@ -121,6 +130,29 @@ def _start(loop: Loop, folder: RunFolder, inputs: Inputs, on_start: Callable[[],
     for line in loop.refuse_full_disk():
         loop.tracker.say(line)
     loop.tracker.start(folder.settings)
+
+
+def _watch(loop: Loop, summary: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """While the run goes on, what goes wrong is said, and report.html kept up to date."""
+    algorithm = getattr(loop, "algorithm", None)
+    update = getattr(getattr(loop, "updater", None), "settings", None)
+    asked = {
+        "kl_target": getattr(algorithm, "kl_target", None),
+        "target_kl": getattr(update, "target_kl", None),
+    }
+    every = loop.settings.report_every if loop.processes.is_main else 0
+    watcher = Watcher(every, asked, loop.progress.warnings)
+
+    def so_far() -> dict[str, Any]:
+        return summary({"total_steps": loop.total_steps, "written": time.strftime("%H:%M:%S")})
+
+    def after_step(step: int, metrics: dict[str, float]) -> dict[str, float]:
+        for text in watcher.alarms(step, metrics):
+            loop.tracker.say(f"warning: {text} (said once)")
+        seconds = watcher.write(step, loop.folder, so_far)
+        return {"time/report": seconds} if seconds else {}
+
+    loop.after_step = after_step
 
 
 def thread_lines(processes: Processes) -> list[str]:
@@ -190,6 +222,7 @@ def _summary(
         f"num_{steps}": progress.num_tokens_or_steps,
         f"{steps}_per_second": progress.num_tokens_or_steps / busy if busy else None,
         "versions": versions(),
+        **({"warnings": list(progress.warnings.values())} if progress.warnings else {}),
         **facts,
     }
 
@@ -222,7 +255,8 @@ def _uploaded(folder: Path, repository: str, name: str) -> str:
 def _closing_lines(summary: dict[str, Any], folder: Path) -> str:
     before, after = summary["before"], summary.get("after", {})
     lines = [
-        f"{name:>18}  {_shown(before.get(name))} → {_shown(value)}" for name, value in after.items()
+        f"{EVALUATED.get(name, name):>18}  {_shown(before.get(name))} → {_shown(value)}"
+        for name, value in after.items()
     ]
     header = f"{'':>18}  {'before':>9}   {'after':>9}"
     reason = summary["exit_reason"].partition(":")[0]  # why it stopped is told by the error

@@ -34,7 +34,7 @@ def config(tmp_path):
 
 def parse(*argv, settings=Settings, preset=None):
     line = flags.read(argv)
-    flags.refuse_other_algorithm(settings, line.algorithm)
+    flags.refuse_other_algorithm(settings, line)
     given = flags.given_settings(settings, line)
     return flags.settings_or_help(settings, line, preset or {}, given)
 
@@ -152,8 +152,8 @@ def test_the_resolved_settings_of_a_run_reproduce_it(tmp_path, config):
     [
         ("--algorithm.clp 0.1", "unknown flag --algorithm.clp 0.1; did you mean --algorithm.clip?"),
         ("--clip 1", "unknown flag --clip 1; did you mean --algorithm.clip?"),
-        ("--quux", "unknown flag --quux; see --help for all flags"),
-        ("--env.id X", "unknown flag --env.id X; see --help for all flags"),
+        ("--quux", "unknown flag --quux; see --help all for all flags"),
+        ("--env.id X", "unknown flag --env.id X; see --help all for all flags"),
         ("--algorithm.clip", "--algorithm.clip needs a value after it"),
         ("--algorithm.clip --run.seed 1", "--algorithm.clip needs a value after it"),
         ("--algorithm.clip 1 2", "--algorithm.clip takes one value, not 1 2"),
@@ -191,8 +191,9 @@ def test_a_misspelt_preset_is_refused():
 
 def test_help_shows_descriptions_and_the_defaults_that_will_hold(config, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
+    file = config("update: {epochs: 77}\n")
     with pytest.raises(SystemExit) as exit_:
-        parse("--help", "--config", config("update: {epochs: 77}\n"), preset={"run": {"seed": 9}})
+        parse("--help", "all", "--config", file, preset={"run": {"seed": 9}})
     assert exit_.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "Fine-tune a causal language model" in text

@@ -26,6 +26,7 @@ OWN = "--model.path /no/model --data.path /no/data.jsonl --rewards.functions len
     ("line", "loaded"),
     [
         ("--help", []),
+        ("train --help", []),
         ("train grpo --update.learning-rate -1", ["torch"]),
         (f"train grpo {OWN}", ["torch"]),
         (f"pipeline sft grpo {OWN}", ["torch", "accelerate"]),

@@ -30,7 +30,7 @@ from lmpg.training.update import Updater
 from tests.support.planted import catches
 
 ROOT = Path(__file__).parents[2]
-PRESETS = ROOT / "configs" / "gym"
+PRESETS = ROOT / "lmpg" / "presets" / "gym"
 NORMALISED = ["--env.normalise-observations", "True", "--env.normalise-rewards", "True"]
 
 
@@ -96,7 +96,7 @@ def test_arguments_of_an_environment_that_are_no_mapping_are_refused(tmp_path):
 
 def test_help_names_the_methods(capsys):
     with pytest.raises(SystemExit):
-        settings("--algorithm.name", "trpo", "--help")
+        settings("--algorithm.name", "trpo", "--help", "algorithm")
     said = " ".join(capsys.readouterr().out.split())
     assert "--algorithm.name NAME picks the method, one of ppo" in said
     assert "those of trpo" in said

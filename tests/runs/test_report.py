@@ -8,7 +8,9 @@ from html.parser import HTMLParser
 import pytest
 
 from lmpg.runs.report.charts import Panel, Series, draw, number, smoothed, thinned, ticks
-from lmpg.runs.report.write import before_after_lines, panels, read_lines, write_report
+from lmpg.runs.report.history import History
+from lmpg.runs.report.panels import panels
+from lmpg.runs.report.write import before_after_lines, write_report
 from tests.support.planted import catches
 from tests.support.programs import launched
 
@@ -58,6 +60,15 @@ def run(folder, metrics=(), samples=(), summary=None, config=None):
     return Page(write_report(folder).read_text(encoding="utf-8"))
 
 
+def panels_of(folder, metrics, summary):
+    """What the report would draw: what matters most and what is known, and all others."""
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+    history = History(folder)
+    history.read()
+    first, known, others = panels(history, summary)
+    return [*first, *known], others
+
+
 LANGUAGE = [
     {"step": s, "reward": s / 10, "objective/kl": 0.1 * s, "loss/total": 1 / s, "loss/policy": -0.1,
      "policy/clip_fraction": 0.1, "value/explained_variance": 0.5, "time/update": 1.0,
@@ -82,7 +93,7 @@ def test_a_language_model_run_is_told_whole(tmp_path):
         "ppo", "finished", "50 iterations", "2:00 of work", "1,431 tokens per second",
         "2 processes on cpu", "reward −1.250 2.500 +3.750", "Learning curves",
         "KL to the reference", "Explained variance", "Rewards one by one", "Samples", "Step 1",
-        "Step 50", "1 step in between", "update 1:30", "75%", "pair_accuracy 0.980", "name: ppo",
+        "Step 20", "Step 50", "update 1:30", "75%", "pair_accuracy 0.980", "name: ppo",
     ):  # fmt: skip
         assert part in page.text, part
     assert page.count("svg") == 9
@@ -130,7 +141,7 @@ def test_supervised_and_reward_model_runs_show_their_accuracy(tmp_path):
 def test_evaluations_are_dots_before_during_and_after(tmp_path):
     rows = [dict(row) for row in LANGUAGE]
     rows[24]["eval/reward"] = 1.5
-    reward = panels(rows, SUMMARY)[0][0]
+    reward = panels_of(tmp_path, rows, SUMMARY)[0][0]
     assert [series.label for series in reward.series] == ["training", "held out"]
     assert reward.series[1].points == [(0, -1.25), (25, 1.5), (50, 2.5)]
 
@@ -156,27 +167,36 @@ def test_one_step_alone_is_a_dot(tmp_path):
 
 def test_metrics_without_any_number_are_left_out(tmp_path):
     rows = [{"step": s, "reward": None, "loss/total": 1.0, "odd": "text"} for s in (1, 2)]
-    shown, more = panels(rows, {})
+    shown, more = panels_of(tmp_path, rows, {})
     assert [panel.title for panel in shown] == ["Loss"]
     assert more == []
 
 
-def test_a_schedule_is_drawn_as_it_is_and_not_smoothed():
+def test_a_schedule_is_drawn_as_it_is_and_not_smoothed(tmp_path):
     rows = [{"step": s, "learning_rate": float(s), "grad_norm": float(s)} for s in range(1, 50)]
-    drawn = {panel.title: Page(draw(panel)).count("polyline") for panel in panels(rows, {})[0]}
+    shown, _ = panels_of(tmp_path, rows, {})
+    drawn = {panel.title: Page(draw(panel)).count("polyline") for panel in shown}
     assert drawn == {"Learning rate": 1, "Gradient norm": 2}
 
 
-def test_unknown_metrics_are_folded_away_but_there():
+def test_unknown_metrics_are_folded_away_but_there(tmp_path):
     rows = [{"step": 1, "my/metric": 1.0, "reward": 2.0}]
-    shown, more = panels(rows, {})
+    shown, more = panels_of(tmp_path, rows, {})
     assert ([p.title for p in shown], [p.title for p in more]) == (["Reward"], ["my/metric"])
 
 
-def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
-    assert read_lines(path) == [{"step": 1}, {"step": 2}]
+def test_what_matters_most_comes_first_with_its_meaning(tmp_path):
+    page = run(tmp_path, LANGUAGE, SAMPLES, SUMMARY)
+    first = page.text.partition("Samples")[0]
+    titles = ["Reward", "KL to the reference", "Explained variance"]
+    assert [first.index(title) for title in titles] == sorted(first.index(t) for t in titles)
+    assert first.count("When to worry:") == 5
+    assert "Policy loss" not in first
+    assert "Policy loss" in page.text
+    rows = [{"step": 1, "loss": 0.7, "rewards/margin": 0.1, "rewards/accuracy": 0.6,
+             "rewards/chosen": 0.2, "rewards/rejected": 0.1, "grad_norm": 1.0}]  # fmt: skip
+    titles = [panel.title for panel in panels_of(tmp_path, rows, {})[0]]
+    assert titles[:4] == ["Margin", "Accuracy", "Rewards of both answers", "Loss"]
 
 
 def test_chat_prompts_are_shown_as_messages(tmp_path):
@@ -198,6 +218,7 @@ def test_the_terminal_shows_the_same_table():
 
 
 def test_the_script_writes_a_runs_report_again(tmp_path):
+    (tmp_path / "config.yaml").write_text("run: {}\n")
     (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))
     done = launched("scripts/report.py", tmp_path)
     written = tmp_path / "report.html"

@@ -10,7 +10,8 @@ import re
 import pytest
 import torch
 
-from lmpg.runs.tracking import Tracker, clock
+from lmpg.runs.progress_line import clock
+from lmpg.runs.tracking import Tracker
 from tests.support.planted import catches
 
 
@@ -142,10 +143,10 @@ def test_the_console_line_tells_what_matters_and_stays_aligned(tracker, capsys):
     t.log(9, metrics)
     t.log(10, {**metrics, "reward": -11.5, "objective/kl": math.nan, "eval/reward": 2.0})
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("step   9/100 | reward    1.250 | kl   0.500 | loss   -0.0123 | ")
+    assert first.startswith("step   9/100 | reward    1.250 | kl_ref   0.500 | loss   -0.0123 | ")
     assert "length  23.4 | tok/s    1,234 | " in first
     assert re.search(r"\| \d:\d\d elapsed, \d+:\d\d left$", first)
-    assert second.startswith("step  10/100 | reward  -11.500 | kl     nan | loss   -0.0123 | ")
+    assert second.startswith("step  10/100 | reward  -11.500 | kl_ref     nan | loss   -0.0123 | ")
     assert "| eval reward 2.000 |" in second
     assert [first.index(" | kl"), first.index(" | tok/s")] == [
         second.index(" | kl"),
@@ -153,10 +154,21 @@ def test_the_console_line_tells_what_matters_and_stays_aligned(tracker, capsys):
     ]
 
 
+@catches("two kinds of KL under one name on the console")
+def test_the_console_tells_the_drift_from_the_reference_from_the_size_of_an_update(tracker, capsys):
+    t = tracker()
+    t.log(1, {"policy/approx_kl": 0.004, "eval/kl": 10.0})
+    t.log(2, {"policy/approx_kl": 0.004, "objective/kl": 9.5})
+    first, second = capsys.readouterr().out.splitlines()
+    assert "| kl_update  0.0040 | eval kl_ref 10.000 |" in first
+    assert first.count("kl_ref") == 1
+    assert "| kl_ref   9.500 | kl_update  0.0040 |" in second
+
+
 @catches("the time left counts the steps from before a resume")
 def test_the_time_left_counts_the_steps_of_this_session_alone(tracker, capsys, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("lmpg.runs.tracking.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("lmpg.runs.progress_line.time.monotonic", lambda: now[0])
     t = tracker(total_steps=100)
     for step in (51, 52):  # resumed at 50; two seconds a step
         now[0] += 2.0

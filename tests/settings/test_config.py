@@ -18,12 +18,10 @@ from lmpg.settings.raw import (
     defaults_of,
     merged,
     misplaced,
-    nearest,
-    paths_of,
-    read_yaml,
     validated,
 )
 from lmpg.settings.section import Section, UserError
+from lmpg.settings.yaml_files import read_yaml
 from tests.support.planted import catches
 
 Settings = LanguageSettings[PPO]
@@ -289,11 +287,3 @@ def test_an_unknown_key_is_named_with_the_nearest_right_one(values, line):
 
 def test_known_keys_are_in_place():
     assert misplaced(Settings, {"update": {"epochs": 1}, "run": None}, "f") == []
-
-
-def test_the_nearest_name_is_found_across_sections_or_not_at_all():
-    known = list(paths_of(Settings))
-    assert nearest("run.total_step", known) == "run.total_steps"
-    assert nearest("clip", known) == "algorithm.clip"
-    assert nearest("sampling.lam", known) == "algorithm.lam"
-    assert nearest("quux.zzz", known) is None

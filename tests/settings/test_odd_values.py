@@ -10,8 +10,9 @@ import pytest
 from lmpg.algorithms.ppo import PPO
 from lmpg.cli.main import settings_of
 from lmpg.language.settings import LanguageSettings
-from lmpg.settings.raw import defaults_of, merged, read_yaml, validated
+from lmpg.settings.raw import defaults_of, merged, validated
 from lmpg.settings.section import UserError
+from lmpg.settings.yaml_files import read_yaml
 from tests.support.planted import catches
 
 Settings = LanguageSettings[PPO]

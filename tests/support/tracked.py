@@ -14,7 +14,15 @@ import yaml
 
 from lmpg.runs.tracking import Tracker
 
-ROWS = [{"prompt": "<b>|x", "completion": "y\nz", "score": 0.5, "values": [0.1, 0.2]}]
+ROWS = [
+    {
+        "prompt": "<b>|x",
+        "completion": "y\nz",
+        "score": 0.5,
+        "values": [0.1],
+        "tokens": {"values": [1]},
+    }
+]
 
 
 def sessions(place: Path) -> Iterator[Any]:

@@ -5,20 +5,30 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
 
 from lmpg.language.data.chat import ChatOptions, Messages, chat_options, text_or_messages
-from lmpg.language.data.chats.wanted import as_chat
-from lmpg.language.data.examples import RowFilter, Split, columns_of, load_split, require_column
+from lmpg.language.data.chats.wanted import as_chat, with_template_kwargs
+from lmpg.language.data.examples import (
+    RowFilter,
+    Split,
+    columns_of,
+    load_split,
+    reasons,
+    require_column,
+)
 from lmpg.language.data.preference_rows import with_prompt_column
+from lmpg.language.data.rows import read_rows
 from lmpg.language.data.settings import DataSettings
 from lmpg.language.data.storage.examples_store import Lists, Stored
 from lmpg.language.data.storage.progress import with_progress
 from lmpg.language.data.storage.row_store import TOGETHER, Row, Rows, as_rows, changed
 from lmpg.language.data.tokenizing import bos_ids, many_prompt_ids, prompt_ids
+from lmpg.settings.said_once import say_once
 from lmpg.settings.section import UserError
 
 
@@ -65,14 +75,31 @@ def shortest_and_longest(prompts: Sequence[Prompt], count: int) -> Sequence[Prom
 def load_prompts(settings: DataSettings, tokenizer: Any, max_prompt_tokens: int) -> Split[Prompt]:
     """Prompts of `data.path`, held-out ones from `data.eval_path` or else held back."""
     row_filter = _prompt_filter(tokenizer, max_prompt_tokens, settings.overlong)
+    return load_split(settings, row_filter, partial(_of_data, settings, tokenizer, row_filter))
+
+
+def load_all_prompts(
+    settings: DataSettings, tokenizer: Any, max_prompt_tokens: int
+) -> Stored[Prompt]:
+    """Every prompt of `data.path`, where none is trained on; says which rows are left out."""
+    if settings.path is None:
+        raise UserError("data.path is missing: give a Hub name or a local file with --data.path.")
+    row_filter = _prompt_filter(tokenizer, max_prompt_tokens, settings.overlong)
+    rows = read_rows(settings.path, settings.split, revision=settings.revision)
+    rows = with_template_kwargs(rows, settings)
+    prompts = _of_data(settings, tokenizer, row_filter, rows, settings.path)
+    if row_filter.skipped:
+        say_once(f"data: of {settings.path} {reasons(row_filter.skipped)}")
+    return prompts
+
+
+def _of_data(
+    settings: DataSettings, tokenizer: Any, row_filter: RowFilter, rows: Rows, source: str
+) -> Stored[Prompt]:
     column = settings.prompt_column or "prompt"
-
-    def read(rows: Rows, source: str) -> Stored[Prompt]:
-        rows = with_prompt_column(rows, settings, source)
-        rows = _with_answers(rows, settings.answer_column, source)
-        return _read(rows, tokenizer, row_filter, column, source, settings)
-
-    return load_split(settings, row_filter, read)
+    rows = with_prompt_column(rows, settings, source)
+    rows = _with_answers(rows, settings.answer_column, source)
+    return _read(rows, tokenizer, row_filter, column, source, settings)
 
 
 def prompts_from_rows(

@@ -216,6 +216,11 @@ def _advice(reason: str, source: Any) -> str:
     return ""
 
 
+def of_datasets(table: Any) -> Rows:
+    """The rows of a table of the datasets library that is in memory."""
+    return of_table(table, _unpadded)
+
+
 def _load_from_disk(path: Path, split: str, key: str) -> Rows:
     for file in path.rglob("*.arrow"):
         refuse_pointer(file, f"{key}: {file}")

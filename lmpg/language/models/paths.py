@@ -10,8 +10,13 @@ ADAPTER_CONFIG = "adapter_config.json"
 """What peft writes beside an adapter."""
 
 
+ADAPTER_IN_MEMORY = "memory:adapter"
+
+
 def is_adapter_folder(path: str | None) -> bool:
-    """Whether an adapter lies there."""
+    """Whether an adapter lies there, or is given as an object."""
+    if path == ADAPTER_IN_MEMORY:
+        return True
     return path is not None and (Path(path).expanduser() / ADAPTER_CONFIG).is_file()
 
 

@@ -32,12 +32,12 @@ class LoraSettings(Section):
     2402.09353); takes more time."""
 
 
-class ModelSettings(Section):
-    """The causal language model that is the policy."""
+class LoadingSettings(Section):
+    """A causal language model, and how it is loaded to be asked."""
 
     path: str | None = None
-    """Hub id or folder of a causal LM, or of a LoRA adapter, which goes on learning over its base
-    model; none takes that of the built-in world `data.world`."""
+    """Folder of a run of lmpg, whose trained model is meant; or Hub id or folder of a causal LM or
+    of a LoRA adapter."""
     revision: str | None = None
     """Branch, tag or commit of `path` on the Hub; none is its main branch."""
     tokenizer: str | None = None
@@ -48,18 +48,31 @@ class ModelSettings(Section):
     tf32: bool = True
     """Let a GPU round the factors of fp32 products to TF32 (10 bits of mantissa), for several times
     the speed. False forbids it. There is no TF32 on a CPU."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for models whose code you have read."""
+
+
+class ModelSettings(LoadingSettings):
+    """The causal language model that is the policy."""
+
+    path: str | None = None
+    """Hub id or folder of a causal LM, or of a LoRA adapter, which goes on learning over its base
+    model; none takes that of the built-in world `data.world`."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """What weights that do not learn are kept in: the model under an adapter, the reference, the
     teacher, reward models. auto: as in their checkpoint; bf16 rounds others. Whatever learns is
-    kept in fp32."""
+    kept in fp32; with bf16 a policy that learns as a whole starts from rounded weights, too, as its
+    reference does."""
+    quantisation: Literal["none", "nf4"] = "none"
+    """nf4 keeps the linear layers under an adapter, but for the head, in 4 bits (QLoRA, arXiv
+    2305.14314) by bitsandbytes: about a quarter of bf16's memory, for a model that is not quite the
+    same. Needs an adapter."""
     final_dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """What `final/` and `best/` hold weights in; auto: what the checkpoint at the start does. bf16
     rounds what was learned, and may lose steps of a small learning rate."""
     gradient_checkpointing: bool = False
     """Compute each layer again in the backward pass instead of keeping what it computed: about a
     third more time for a fraction of the activations' memory."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model. Only for models whose code you have read."""
     critic: Literal["shared", "separate", "reward_model"] = "shared"
     """shared: a value head on the policy's trunk; separate: a second trunk with a value head,
     trained as a whole; reward_model: the same, starting as the first of rewards.models."""

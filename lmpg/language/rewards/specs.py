@@ -15,6 +15,7 @@ from lmpg.language.rewards.request import GIVEN
 from lmpg.settings.section import UserError
 
 KEY = "rewards.functions"
+IN_MEMORY = "memory:"
 EXPECTED = "FILE.py:NAME, package.module:NAME, or the name of a built-in reward"
 
 
@@ -36,6 +37,11 @@ class Spec:
 
 def parsed_spec(text: str) -> Spec:
     """Parses a spec; raises with the reason if `text` is none."""
+    if text.startswith(IN_MEMORY):
+        raise UserError(
+            f"{KEY}: {text!r} is a function that was given to lmpg.train as an object, which only "
+            "the same call can give again; to name it here, put it into a file: FILE.py:NAME."
+        )
     match = re.fullmatch(r"(?:(.+?):)?([^\W\d]\w*)(\(.*)?", text.strip(), re.DOTALL)
     if match is None:
         raise UserError(f"{KEY}: {text!r} names no function; expected {EXPECTED}.")

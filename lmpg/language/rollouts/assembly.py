@@ -12,7 +12,7 @@ from torch import Tensor
 from lmpg.functional.advantages import next_in_mask
 from lmpg.functional.masking import masked_mean
 from lmpg.language.models.reference import Reference
-from lmpg.language.rewards.scorer import Step
+from lmpg.language.rewards.results.scores import Step
 from lmpg.language.rewards.settings import Truncated
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.score_processing import score_tensors
@@ -20,15 +20,13 @@ from lmpg.language.rollouts.scoring import ScoredGroups
 from lmpg.language.sampling.samples import Samples, stacked
 from lmpg.types import Algorithm, Rollout
 
-SHOWN = 4
-
 
 @dataclass(frozen=True)
 class RolloutPart:
     """Rows of a rollout, with the raw scores and EOS flags that are logged but not learned from.
 
     slots: the place of each row's group in the rollout. shown: the row's entry in samples.jsonl, {}
-    for all but the first groups.
+    for all but the first rows; nothing where none are written.
     """
 
     slots: list[int]
@@ -50,7 +48,7 @@ class RolloutPart:
 
         def ordered(name: str) -> list[Any]:
             rows = [x for part in parts for x in getattr(part, name)]
-            return [rows[i] for i in order]
+            return [rows[i] for i in order if rows]
 
         names = ("slots", "raw", "finished", "shown")
         return cls(rollout=rollout, **{name: ordered(name) for name in names})
@@ -62,14 +60,16 @@ def assembled(
     generator: Generator,
     reference: Reference | None,
     algorithm: Algorithm,
+    shown: list[dict[str, Any]],
     *,
     truncated: Truncated,
 ) -> RolloutPart:
     """The part of a rollout that these groups form; `raw` and `processed` are the same groups with
     raw and with processed scores.
 
-    truncated: where it is bootstrap, the critic's value stands in for the rest of a truncated
-    completion; where it is mask_loss, such a completion is not learned from.
+    shown: their rows of samples.jsonl. truncated: where it is bootstrap, the critic's value stands
+    in for the rest of a truncated completion; where it is mask_loss, such a completion is not
+    learned from.
     """
     completions, size = raw.completions, raw.group_size
     slots = [slot for slot in raw.slots for _ in range(size)]
@@ -87,11 +87,6 @@ def assembled(
         rollout = replace(rollout, learned_B=completions.samples.finished_B.cpu())
     if truncated == "bootstrap":
         rollout = _bootstrapped(rollout, completions.samples, generator)
-    rows = zip(slots, completions.prompts, completions.texts, raw.scores.totals)
-    shown = [
-        {"prompt": prompt.prompt, "completion": text, "score": score} if slot < SHOWN else {}
-        for slot, prompt, text, score in rows
-    ]
     return RolloutPart(slots, rollout, raw.scores.totals, completions.finished, shown)
 
 

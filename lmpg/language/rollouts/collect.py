@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmpg.language.models.reference import Reference
-from lmpg.language.rollouts.assembly import SHOWN, RolloutPart, assembled, rollout_metrics
+from lmpg.language.rollouts.assembly import RolloutPart, assembled, rollout_metrics
 from lmpg.language.rollouts.dynamic_sampling import DynamicSampling
 from lmpg.language.rollouts.evaluation import Evaluator
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.score_processing import ScoreProcessing, reward_metrics
 from lmpg.language.rollouts.scoring import GroupSampler, Sampled, ScoredGroups
+from lmpg.language.rollouts.shown import is_due, num_shown, shown_rows, views_tokens, with_tokens
 from lmpg.runtime.machine import Stopwatch, give_back_freed_memory
 from lmpg.training.source import Collected
 from lmpg.types import Algorithm, Rollout
@@ -24,9 +25,12 @@ logger = logging.getLogger(__name__)
 class LanguageSource:
     """Rollouts of completions to prompts; see `lmpg.training.source.Source`.
 
+    samples_every: iterations between rows for samples.jsonl; 0: none. total_steps: iterations of
+    the run. token_view: whether some of these rows have the numbers of their tokens.
     refresh_every: iterations after which the reference becomes the policy; 0: never.
-    processing: what is done to scores, with the statistics of all iterations so far. begun: whether
-    a rollout was asked for. warned: whether a rollout of which nothing counts was reported.
+    processing: what is done to scores, with the statistics of all iterations so far. begun: the
+    iteration of the last rollout that was asked for, 0 before any. warned: whether a rollout
+    of which nothing counts was reported.
     """
 
     generator: Generator
@@ -36,8 +40,10 @@ class LanguageSource:
     algorithm: Algorithm
     evaluator: Evaluator
     samples_every: int
+    total_steps: int = 0
+    token_view: bool = False
     refresh_every: int = 0
-    begun: bool = False
+    begun: int = 0
     warned: bool = False
     best_metric: str = "reward"
     lower_is_better: bool = False
@@ -49,20 +55,21 @@ class LanguageSource:
 
         RunStopped if too many completions have no score.
         """
-        self.begun, watch = True, Stopwatch()
+        self.begun, watch = iteration, Stopwatch()
+        self._tell_rewards(iteration - 1)
         if self.refresh_every and iteration > 1 and (iteration - 1) % self.refresh_every == 0:
             assert self.reference is not None
             self.reference.refresh(self.generator.policy)
         sampled = self.sampler.sample(iteration, self.processing, watch)
         self.processing = sampled.processing
         with watch("time/reference"):
-            part = self._assembled(sampled.groups)
+            part = self._assembled(sampled.groups, iteration)
         if not self.generator.policy.is_small:
             give_back_freed_memory()  # what sampling has left; learning needs other sizes
         self._warn_if_none_counts(part.rollout)
         metrics = self._metrics(part, sampled) | watch.seconds
-        due = self.samples_every and (iteration == 1 or iteration % self.samples_every == 0)
-        return Collected(part.rollout, metrics, part.shown[:SHOWN] if due else [])
+        shown = part.shown[: num_shown(self.algorithm.group_size)]
+        return Collected(part.rollout, metrics, shown)
 
     def evaluate(self) -> dict[str, float]:
         """Metrics of completions of held-out prompts; see `Evaluator`.
@@ -70,6 +77,7 @@ class LanguageSource:
         UserError before the first rollout if too many of them have no score; later on the
         rollouts decide.
         """
+        self._tell_rewards(self.begun)
         share = 1.0 if self.begun else self.processing.settings.max_error_share
         return self.evaluator.evaluate(share)
 
@@ -85,20 +93,40 @@ class LanguageSource:
         if self.reference is not None and "reference" in state:
             self.reference.load_state(state["reference"])
 
-    def _assembled(self, sampled: list[ScoredGroups]) -> RolloutPart:
+    def _assembled(self, sampled: list[ScoredGroups], iteration: int) -> RolloutPart:
         """The rollout of all ranks, on every rank, with processed scores."""
         parts = []
         for raw in sampled:
+            processed = raw.processed(self.processing)
             part = assembled(
                 raw,
-                raw.processed(self.processing),
+                processed,
                 self.generator,
                 self.reference,
                 self.algorithm,
+                self._shown(raw, processed, iteration),
                 truncated=self.processing.settings.truncated,
             )
             parts.append(part)
         return RolloutPart.joined(self.generator.processes.gather_list(parts))
+
+    def _shown(
+        self, raw: ScoredGroups, processed: ScoredGroups, iteration: int
+    ) -> list[dict[str, Any]]:
+        """The rows of samples.jsonl among these groups; [] in an iteration that writes none."""
+        when = iteration, self.samples_every, self.total_steps
+        if not is_due(*when):
+            return []
+        rows = shown_rows(raw, processed, self.processing.changes_scores)
+        if not self.token_view or not views_tokens(*when):
+            return rows
+        reference = self.reference or self.evaluator.reference
+        return with_tokens(rows, raw, self.generator, reference)
+
+    def _tell_rewards(self, done: int) -> None:
+        """Let reward functions know how many iterations are done."""
+        if self.evaluator.scorer is not None:
+            self.evaluator.scorer.done = done
 
     def _metrics(self, part: RolloutPart, sampled: Sampled) -> dict[str, float]:
         metrics = rollout_metrics(part, processed=self.processing.changes_scores)

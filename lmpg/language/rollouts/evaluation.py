@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lmpg.language.data.prompts import EvalMetric, Prompt
 from lmpg.language.models.reference import Reference
-from lmpg.language.rewards.scorer import Scorer, listed
+from lmpg.language.rewards.results.scores import listed
+from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rollouts.generation import Generator
+from lmpg.language.rollouts.judged import Judged, judged, powers_up_to
 from lmpg.language.rollouts.score_processing import mean, score_statistics
 from lmpg.settings.section import Diverged, UserError
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Samples completions of `size` held-out prompts, repeated where there are fewer, with the same
-    random numbers each time and at most `rows` at once.
+    """Samples `samples` completions of each of `size` held-out prompts, repeated where there are
+    fewer, with the same random numbers each time and at most `rows` at once.
 
-    scorer, reference and eval_metric each add their metrics, where they are given.
+    scorer, reference and eval_metric each add their metrics, where they are given. pass_score: from
+    which score on a completion passes, for pass@k. greedy: whether the likeliest completion is
+    scored, too.
     """
 
     generator: Generator
@@ -30,58 +32,50 @@ class Evaluator:
     scorer: Scorer | None = None
     reference: Reference | None = None
     eval_metric: EvalMetric | None = None
+    samples: int = 1
+    pass_score: float = 1.0
+    greedy: bool = False
 
     def evaluate(self, max_error_share: float = 1.0) -> dict[str, float]:
         """Metrics of the present policy, the same on every rank.
 
         reward, reward_std: mean and std of the score. reward_errors: completions without one, if
-        there are any. distinct: share of distinct completions. length: mean tokens. kl: mean nats
-        per completion to the reference. And what `eval_metric` adds. UserError if more completions
-        than `max_error_share` have no score. Diverged if a token's probability is NaN.
+        there are any. pass_at_k: mean chance that one of k passes, for k = 1, 2, 4 … `samples`,
+        where there are several. greedy_reward: mean score of greedy completions, where asked for.
+        distinct: share of distinct completions. length: mean tokens. kl: mean nats per completion
+        to the reference. And what `eval_metric` adds. UserError if more completions than
+        `max_error_share` have no score. Diverged if a token's probability is NaN.
         """
         prompts = [self.prompts[i % len(self.prompts)] for i in range(self.size)]
-        names = ("texts", "lengths", "scores", "messages", "kls", "ruined")
-        ranks = self.generator.processes.gather_list([self._columns(prompts)])
-        texts, lengths, scores, messages, kls, ruined = (
-            [x for columns in ranks for x in columns[name]] for name in names
-        )
-        if any(ruined):
+        parts = self.generator, prompts
+        found = judged(*parts, self.samples, self.rows, self.scorer, self.reference)
+        self._refuse(found, max_error_share)
+        metrics = {} if self.scorer is None else score_statistics(found.scores)
+        if errors := found.scores.count(None):
+            metrics["reward_errors"] = float(errors)
+        if self.samples > 1 and found.by_reward:
+            for k in powers_up_to(self.samples):
+                metrics[f"pass_at_{k}"] = float(found.pass_at(k, self.pass_score).nanmean())
+        if self.greedy and found.by_reward:
+            likeliest = judged(*parts, 1, self.rows, self.scorer, greedy=True)
+            metrics["greedy_reward"] = score_statistics(likeliest.scores)["reward"]
+        metrics["distinct"] = len(set(found.texts)) / len(found.texts)
+        metrics["length"] = mean([len(ids) for ids in found.ids])
+        if self.reference is not None:
+            metrics["kl"] = mean(found.kls)
+        gold = self.eval_metric(found.prompts, found.texts) if self.eval_metric else {}
+        return metrics | gold
+
+    def _refuse(self, found: Judged, max_error_share: float) -> None:
+        if found.ruined:
             raise Diverged(
                 "the policy gives NaN for the next token: the last step has ruined its weights. "
                 "Lower update.learning_rate or update.max_grad_norm"
             )
-        errors = scores.count(None)
-        if errors > max_error_share * self.size:
+        errors, count = found.scores.count(None), len(found.texts)
+        if errors > max_error_share * count:
             raise UserError(
-                f"before training: {errors} of {self.size} held-out responses could not be scored, "
+                f"before training: {errors} of {count} held-out responses could not be scored, "
                 f"more than rewards.max_error_share = {max_error_share} allows. Mend the reward "
-                f"and start again. The reward said:{listed(messages)}"
+                f"and start again. The reward said:{listed(found.messages)}"
             )
-        metrics = {} if self.scorer is None else score_statistics(scores)
-        if errors:
-            metrics["reward_errors"] = float(errors)
-        metrics["distinct"] = len(set(texts)) / len(texts)
-        metrics["length"] = mean(lengths)
-        if self.reference is not None:
-            metrics["kl"] = mean(kls)
-        return metrics | (self.eval_metric(prompts, texts) if self.eval_metric else {})
-
-    def _columns(self, prompts: list[Prompt]) -> dict[str, list[Any]]:
-        """Texts, lengths, scores, error messages and KLs of this rank's share of the prompts."""
-        uniforms_BT = self.generator.uniforms(("evaluate",), len(prompts), 1)
-        mine = self.generator.processes.share(prompts)
-        found: dict[str, list[Any]] = defaultdict(list)
-        for start in range(0, len(mine), self.rows):
-            rows = slice(start, start + self.rows)
-            completions = self.generator.generate(mine[rows], 1, uniforms_BT[rows])
-            found["texts"] += completions.texts
-            found["lengths"] += map(len, completions.ids)
-            found["ruined"].append(bool(completions.samples.logprobs_BT.isnan().any()))
-            if self.scorer is not None:
-                scores = completions.submit_to(self.scorer).result()
-                found["scores"] += scores.totals
-                found["messages"] += scores.messages
-            if self.reference is not None:
-                kl_B = self.generator.sequence_kl(self.reference, completions.samples)
-                found["kls"] += kl_B.tolist()
-        return found

@@ -151,11 +151,16 @@ class Generator:
     @torch.no_grad()
     def sequence_kl(self, reference: Reference, samples: Samples) -> Tensor:
         """log π − log π_ref summed over each completion, [B] in nats."""
+        return self.token_kl(reference, samples).sum(1)
+
+    @torch.no_grad()
+    def token_kl(self, reference: Reference, samples: Samples) -> Tensor:
+        """log π − log π_ref of each token, [B, T] in nats, 0 in padding."""
         logprobs_BT = samples.logprobs_BT
         if self.policy.rounds:  # the sampler's own differ from the training forward's there
             logprobs_BT = self.evaluated(samples.inputs, self.policy.logprobs)
         difference_BT = logprobs_BT - self.evaluated(samples.inputs, reference.logprobs)
-        return torch.where(samples.mask_BT, difference_BT, 0).sum(1)
+        return torch.where(samples.mask_BT, difference_BT, 0)
 
     def _stacked(self, inputs: dict[str, Tensor]) -> Tensor:
         """Log-probs, entropy and, if there is a critic, values: [2 or 3, B, T]."""

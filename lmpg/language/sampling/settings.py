@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from lmpg.settings.section import Section
 
 
-class SamplingSettings(Section):
+class DecodingSettings(Section):
     """How responses are sampled; of a model's generation_config only EOS ids are read."""
 
     max_new_tokens: int = Field(256, ge=1)
@@ -24,9 +24,6 @@ class SamplingSettings(Section):
     stop: tuple[str, ...] = ()
     """Texts that end a response, with the token in which one is complete; rewards see them. `\\n`
     stands for a line break."""
-    max_refills: int = Field(0, ge=0)
-    """Rounds at most in which groups without spread in their scores are replaced by groups for
-    other prompts (DAPO's dynamic sampling); 0 keeps them."""
 
     @field_validator("stop")
     @classmethod
@@ -40,10 +37,18 @@ class SamplingSettings(Section):
         return found
 
     @model_validator(mode="after")
-    def _require_room_for_an_end(self) -> SamplingSettings:
+    def _require_room_for_an_end(self) -> DecodingSettings:
         if self.min_new_tokens >= self.max_new_tokens:
             raise ValueError(
                 f"sampling.min_new_tokens = {self.min_new_tokens} with sampling.max_new_tokens = "
                 f"{self.max_new_tokens}: no response could end with EOS. Set min_new_tokens lower"
             )
         return self
+
+
+class SamplingSettings(DecodingSettings):
+    """How responses are sampled; of a model's generation_config only EOS ids are read."""
+
+    max_refills: int = Field(0, ge=0)
+    """Rounds at most in which groups without spread in their scores are replaced by groups for
+    other prompts (DAPO's dynamic sampling); 0 keeps them."""

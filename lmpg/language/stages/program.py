@@ -30,6 +30,7 @@ from lmpg.runs.folder import RunFolder
 from lmpg.runs.tracking import Tracker
 from lmpg.runtime.processes import Processes
 from lmpg.runtime.room import room_of_each
+from lmpg.training.given import NOTHING, Given, kept
 from lmpg.training.offline import Offline, OfflineUpdater
 from lmpg.training.run import begin, nothing_left_before_the_first_step, run
 
@@ -43,18 +44,24 @@ PREPARE: dict[type[OfflineLearningSettings], Callable[..., Prepared]] = {
 
 
 def train_stage(
-    settings: OfflineLearningSettings, name: str, world: OfflineWorld | None = None
-) -> None:
-    """Train on a fixed set from settings to a finished run, which is called `name`.
+    settings: OfflineLearningSettings,
+    name: str,
+    world: OfflineWorld | None = None,
+    given: Given = NOTHING,
+) -> Path:
+    """Train on a fixed set from settings to a finished run, which is called `name`; returns its
+    folder.
 
-    world: what to learn from, instead of the built-in world that the settings ask for.
+    world: what to learn from, instead of the built-in world that the settings ask for. given:
+    objects that the settings name.
     """
     processes = Processes()
     processes.announce()
     folder = begin(settings, name, processes)
     if folder.status == "finished":
-        return
+        return folder.path
     with nothing_left_before_the_first_step(folder, processes):
+        settings = kept(given, settings, folder, processes)
         world = world or _built(settings, processes)
         asked, settings = settings.model.precision, as_it_began(settings, folder, processes)
         prepared = PREPARE[type(settings)](settings, world, processes)
@@ -64,9 +71,11 @@ def train_stage(
             said = lines(work_of(settings, prepared, processes.count), room_of_each(processes))
             print("\n".join([prepared.line, *said]), flush=True)
         loop = _assembled(settings, prepared, folder, processes)
+        loop.on_step = given.on_step
         scoring = isinstance(settings, RewardModelSettings)
         task = "text-classification" if scoring else "text-generation"
         run(loop, folder, name, facts, inputs_of(settings, world), task=task)
+    return folder.path
 
 
 def inputs_of(settings: OfflineLearningSettings, world: OfflineWorld | None) -> Inputs:

@@ -7,31 +7,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
+from lmpg.runs.report.history import Point, mean_point
+
 WIDTH, HEIGHT = 340, 168
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 24
-MAX_POINTS = 400
+MAX_POINTS, MAX_DOTS = 400, 60
 MIN_POINTS_TO_SMOOTH = 30
-
-Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points (step, value) with ascending steps, drawn as a line, or as dots where they are few."""
+    """Points (step, value) with ascending steps, drawn as a line, or as dots where they are few.
+
+    last: the newest point, where the others are means.
+    """
 
     label: str
     points: list[Point]
     dots: bool = False
     smooth: bool = True
+    last: Point | None = None
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart: what it is called, what it shows, and how to read it."""
+    """One chart: what it is called, what it shows, what that means, when to worry, its unit."""
 
     title: str
     series: list[Series] = field(default_factory=list)
     hint: str = ""
+    worry: str = ""
+    unit: str = ""
 
 
 def draw(panel: Panel) -> str:
@@ -41,11 +47,15 @@ def draw(panel: Panel) -> str:
     marks = [_marks(series, i, axes) for i, series in enumerate(panel.series, 1)]
     if [series.dots for series in panel.series] == [True]:  # nothing else connects them
         marks.insert(0, _line(panel.series[0].points, 1, axes))
+    unit = f" <small>{escape(panel.unit)}</small>" if panel.unit else ""
+    words = f"<p>{escape(panel.hint)}</p>" if panel.hint else ""
+    worry = (
+        f'<p class="worry"><b>When to worry:</b> {escape(panel.worry)}</p>' if panel.worry else ""
+    )
     return (
-        f'<figure title="{escape(panel.hint)}"><figcaption><b>{escape(panel.title)}</b>'
-        f"{_legend(panel)}</figcaption>"
+        f"<figure><figcaption><b>{escape(panel.title)}{unit}</b>{_legend(panel)}</figcaption>"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(panel.title)}">'
-        f"{axes.grid()}{''.join(marks)}</svg></figure>"
+        f"{axes.grid()}{''.join(marks)}</svg>{words}{worry}</figure>"
     )
 
 
@@ -67,14 +77,14 @@ def thinned(points: Sequence[Point], most: int = MAX_POINTS) -> list[Point]:
     """At most `most` points: means over stretches of neighbours."""
     size = math.ceil(len(points) / most)
     chunks = [points[i : i + size] for i in range(0, len(points), size)] if size > 1 else []
-    return [_mean_point(chunk) for chunk in chunks] or list(points)
+    return [mean_point(chunk) for chunk in chunks] or list(points)
 
 
 def smoothed(points: Sequence[Point]) -> list[Point]:
     """Centred moving average over about a fifteenth of the points."""
     half = max(1, len(points) // 30)
     windows = [points[max(i - half, 0) : i + half + 1] for i in range(len(points))]
-    return [(x, _mean_point(window)[1]) for (x, _), window in zip(points, windows)]
+    return [(x, mean_point(window)[1]) for (x, _), window in zip(points, windows)]
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
@@ -125,7 +135,8 @@ class _Axes:
 
 def _marks(series: Series, index: int, axes: _Axes) -> str:
     if series.dots:
-        return "".join(_dot(point, series.label, index, axes) for point in series.points)
+        dots = thinned(series.points, MAX_DOTS)
+        return "".join(_dot(point, series.label, index, axes) for point in dots)
     points = thinned(series.points)
     line = _line(points, index, axes)
     if len(points) == 1:
@@ -151,7 +162,8 @@ def _line(points: list[Point], index: int, axes: _Axes, kind: str = "") -> str:
 def _legend(panel: Panel) -> str:
     """The last value, or a key where there are several lines."""
     if len(panel.series) == 1:
-        return f"<span>{number(panel.series[0].points[-1][1])}</span>"
+        series = panel.series[0]
+        return f"<span>{number((series.last or series.points[-1])[1])}</span>"
     keys = [
         f'<i class="c{i}{" dot" if s.dots else ""}"></i>{escape(s.label)} '
         for i, s in enumerate(panel.series, 1)
@@ -165,7 +177,3 @@ def _tick(value: float, largest: float) -> str:
         mantissa, _, exponent = f"{value:.1e}".partition("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}".replace("-", "−")
     return f"{value:,.10g}".replace("-", "−")
-
-
-def _mean_point(points: Sequence[Point]) -> Point:
-    return (sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points))

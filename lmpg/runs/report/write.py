@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -11,83 +9,57 @@ from typing import Any
 
 from lmpg.runs.files import write_text
 from lmpg.runs.folder import REPORT, read_summary
-from lmpg.runs.report.charts import Panel, Point, Series, draw, number
-from lmpg.runs.report.page import page, samples_block, settings_block, table
-from lmpg.runs.tracking import clock
+from lmpg.runs.progress_line import clock
+from lmpg.runs.report.charts import draw, number
+from lmpg.runs.report.history import History, is_number
+from lmpg.runs.report.meanings import HELD_OUT
+from lmpg.runs.report.page import page, settings_block, table
+from lmpg.runs.report.panels import panels
+from lmpg.runs.report.sample_rows import samples_block
 
-PANELS = (  # title, metrics, what to look for; "eval" figures of the same name become dots
-    ("Reward", ("reward",), "Mean score of the responses, or what the environment paid."),
-    ("Episode return", ("episode/return_mean",), "Mean return of the episodes that ended."),
-    ("Episode length", ("episode/length_mean",), "Mean length of the episodes that ended."),
-    ("Reward spread", ("reward_std",), "Standard deviation; 0 teaches nothing."),
-    ("KL to the reference", ("objective/kl",), "Nats per response; large values mean drift."),
-    ("Accuracy", ("accuracy",), "Share of right answers."),
-    ("Pair accuracy", ("pair_accuracy",), "Share of pairs ranked rightly."),
-    ("Loss", ("loss/total", "loss"), "What the optimizer minimises."),
-    ("Policy loss", ("loss/policy",), "Its level says little: the policy it is taken from moves."),
-    ("Value loss", ("loss/value",), "How far the critic is off."),
-    ("KL term", ("loss/kl",), "The KL penalty inside the loss."),
-    (
-        "Explained variance",
-        ("value/explained_variance",),
-        "Of the returns, by the critic; 1 is all.",
-    ),
-    ("Entropy", ("policy/entropy",), "Nats per step; near 0 the policy has collapsed."),
-    ("Update size (approx. KL)", ("policy/approx_kl",), "Old to new policy, within one update."),
-    ("Clip fraction", ("policy/clip_fraction",), "Share of steps whose gradient was clipped away."),
-    ("Largest ratio", ("policy/ratio_max",), "π/π_old of the step that moved most."),
-    ("Response length", ("completions/mean_length",), "Tokens."),
-    ("Cut off", ("completions/clipped_ratio",), "Share of responses that reached the limit."),
-    ("Groups without spread", ("frac_reward_zero_std",), "They teach nothing."),
-    ("Gradient norm", ("grad_norm",), "Before clipping."),
-    ("Learning rate", ("learning_rate",), ""),
+HEADLINES = (
+    *("reward", "gold_positive", "accuracy", "pair_accuracy", "margin"),
+    *("return_mean", "kl", "loss"),
 )
-SAME = {  # figures of evaluations that belong to a training metric
-    "objective/kl": "kl",
-    "episode/return_mean": "return_mean",
-    "episode/length_mean": "length_mean",
-    "completions/mean_length": "length",
-    "loss/total": "loss",
+CARDS = {"kl": "kl to the reference"}
+OWN_PLACE = {
+    "name",
+    "exit_reason",
+    "before",
+    "after",
+    "best",
+    "seconds",
+    "warnings",
+    "written",
+    "total_steps",
 }
-MEANING = {
-    "reward": "mean score of held-out samples",
-    "reward_std": "standard deviation of the scores",
-    "kl": "nats per response to the reference",
-    "distinct": "share of distinct responses",
-    "length": "tokens per response",
-    "accuracy": "share of right answers",
-    "pair_accuracy": "share of pairs ranked rightly",
-    "gold": "share that is both positive and grammatical; never shown to training",
-    "gold_positive": "share the gold scorer calls positive; never shown to training",
-    "gold_grammatical": "share the grammar accepts; never shown to training",
-    "return_mean": "mean return of deterministic episodes",
-    "return_std": "standard deviation of the returns",
-    "length_mean": "mean length of those episodes",
-    "loss": "mean loss on held-out data",
-    "perplexity": "exp of the loss per token",
-}
-HEADLINES = ("reward", "gold_positive", "accuracy", "pair_accuracy", "return_mean", "kl", "loss")
-OWN_PLACE = {"name", "exit_reason", "before", "after", "best", "seconds"}
+RUNNING = "still running"
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(
+    run_dir: Path, summary: Mapping | None = None, history: History | None = None
+) -> Path:
     """Write report.html from the files in a run's folder; returns its path. Missing files are
-    skipped."""
+    skipped.
+
+    summary: of a run that goes on, which has no summary.json yet. history: what was read of its
+    logs so far.
+    """
     run_dir = Path(run_dir)
-    summary = read_summary(run_dir)
-    metrics, samples = read_lines(run_dir / "metrics.jsonl"), read_lines(run_dir / "samples.jsonl")
+    summary = read_summary(run_dir) if summary is None else summary
+    history = history or History(run_dir)
+    history.read()
     config = run_dir / "config.yaml"
-    main_panels, more_panels = panels(metrics, summary)
     text = page(
         title=" · ".join(str(summary[k]) for k in ("name", "env") if k in summary) or run_dir.name,
-        status=str(summary.get("exit_reason", "still running")),
-        lead=_lead(summary, metrics),
+        status=str(summary.get("exit_reason", RUNNING)),
+        lead=_lead(summary, history),
+        warnings=[str(text) for text in summary.get("warnings", [])],
         cards=_cards(summary),
-        figures=[draw(panel) for panel in main_panels],
-        more_figures=[draw(panel) for panel in more_panels],
+        figures=[[draw(panel) for panel in part] for part in panels(history, summary)],
         sections={
             "Before and after": before_after(summary),
-            "Samples": samples_block(samples),
+            "Samples": samples_block(history.samples()),
             "Where the time went": _times(summary),
             "The run": table(["", ""], _facts(summary)),
             "Settings": settings_block(config.read_text("utf-8") if config.exists() else ""),
@@ -98,79 +70,10 @@ def write_report(run_dir: Path) -> Path:
     return path
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Rows of a log; a last line cut short by a crash is left out."""
-    rows = []
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    for line in text.split("\n"):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict) and _is_number(row.get("step")):
-            rows.append(row)
-    return rows
-
-
-def panels(metrics: list[dict[str, Any]], summary: Mapping) -> tuple[list[Panel], list[Panel]]:
-    """(charts of the metrics in PANELS, charts of all others)."""
-    shown, used = [], {"step"}
-    for title, names, hint in PANELS:
-        name = next((n for n in names if _points(metrics, n)), names[0])
-        series = _with_evaluations(metrics, name, summary)
-        used |= {name, f"eval/{SAME.get(name, name)}"}
-        if series:
-            shown.append(Panel(title, series, hint))
-    for figure, meaning in MEANING.items():  # what only evaluations know
-        dots = _evaluations(metrics, figure, summary)
-        if f"eval/{figure}" not in used and len(dots) > 2:
-            used.add(f"eval/{figure}")
-            shown.append(Panel(figure, [Series("held out", dots, dots=True)], meaning))
-    rewards = sorted({n for row in metrics for n in row if _is_reward_mean(n)})
-    if len(rewards) > 1:
-        lines = [Series(n.split("/")[1], _points(metrics, n)) for n in rewards]
-        shown.insert(1, Panel("Rewards one by one", [line for line in lines if line.points]))
-        used |= set(rewards)
-    others = sorted({n for row in metrics for n in row} - used)
-    more = [Panel(n, [Series(n, points)]) for n in others if (points := _points(metrics, n))]
-    return shown, more
-
-
-def _is_reward_mean(name: str) -> bool:
-    return name.startswith("rewards/") and name.endswith("/mean")
-
-
-def _points(metrics: list[dict[str, Any]], name: str) -> list[Point]:
-    return [(row["step"], row[name]) for row in metrics if _is_number(row.get(name))]
-
-
-def _is_number(value: object) -> bool:
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    return known and math.isfinite(value)  # type: ignore[arg-type]
-
-
-def _with_evaluations(metrics: list[dict[str, Any]], name: str, summary: Mapping) -> list[Series]:
-    """The metric's line, and as dots its held-out evaluations before, during and after."""
-    dots = _evaluations(metrics, SAME.get(name, name), summary)
-    line = Series("training", _points(metrics, name), smooth=name != "learning_rate")
-    found = [line, Series("held out", dots, dots=True)]
-    return [series for series in found if series.points]
-
-
-def _evaluations(metrics: list[dict[str, Any]], figure: str, summary: Mapping) -> list[Point]:
-    dots = _points(metrics, f"eval/{figure}")
-    before, after = (summary.get(part, {}).get(figure) for part in ("before", "after"))
-    if _is_number(before):
-        dots.insert(0, (0, before))
-    if _is_number(after) and (not dots or dots[-1][0] != summary.get("steps")):
-        dots.append((summary.get("steps", len(metrics)), after))
-    return dots
-
-
 def before_after(summary: Mapping) -> str:
     """The evaluations as a table, with what changed."""
     before, after, best = (summary.get(part, {}) for part in ("before", "after", "best"))
-    names = [n for n in {**before, **after} if _is_number(before.get(n, after.get(n)))]
+    names = [n for n in {**before, **after} if is_number(before.get(n, after.get(n)))]
     rows = []
     for name in names:
         old, new = before.get(name), after.get(name)
@@ -180,7 +83,7 @@ def before_after(summary: Mapping) -> str:
             [
                 f"<b>{escape(name)}</b>",
                 *cells,
-                f'<span class="note">{escape(MEANING.get(name, ""))}</span>',
+                f'<span class="note">{escape(HELD_OUT.get(name, ""))}</span>',
             ]
         )
     best_column = [f"best (step {best.get('step')})"] if best else []
@@ -188,14 +91,14 @@ def before_after(summary: Mapping) -> str:
 
 
 def _change(old: Any, new: Any) -> str:
-    if not _is_number(old) or not _is_number(new):
+    if not is_number(old) or not is_number(new):
         return "–"
     return ("+" if new > old else "") + _figure(new - old)
 
 
 def _figure(value: float | None) -> str:
     """An evaluation's figure; what is rounding error, such as the first KL, is 0."""
-    return number(round(value, 4) if _is_number(value) else None)  # type: ignore[arg-type]
+    return number(round(value, 4) if is_number(value) else None)  # type: ignore[arg-type]
 
 
 def before_after_lines(summary: Mapping) -> str:
@@ -211,14 +114,16 @@ def before_after_lines(summary: Mapping) -> str:
 def _cards(summary: Mapping) -> list[tuple[str, str, str]]:
     """The figures that matter most: name, before, after."""
     before, after = summary.get("before", {}), summary.get("after", {})
-    names = [n for n in HEADLINES if _is_number(after.get(n))][:4]
-    return [(n, _figure(before.get(n)), _figure(after[n])) for n in names]
+    names = [n for n in HEADLINES if is_number(after.get(n))][:4]
+    return [(CARDS.get(n, n), _figure(before.get(n)), _figure(after[n])) for n in names]
 
 
-def _lead(summary: Mapping, metrics: list[dict[str, Any]]) -> str:
+def _lead(summary: Mapping, history: History) -> str:
     """One line under the title: how long, how much, how fast, on what."""
-    steps = summary.get("steps", metrics[-1]["step"] if metrics else 0)
-    parts = [f"{number(steps)} iterations"]
+    steps, total = summary.get("steps", history.last_step), summary.get("total_steps")
+    parts = [f"{number(steps)}{f' of {number(total)}' if total else ''} iterations"]
+    if "written" in summary:
+        parts.append(f"written {summary['written']}")
     seconds = sum(v for v in summary.get("seconds", {}).values() if v) - (
         summary.get("seconds", {}).get("this_process") or 0
     )
@@ -260,6 +165,6 @@ def _facts(summary: Mapping, prefix: str = "") -> list[list[str]]:
         elif isinstance(value, Mapping):
             rows += _facts(value, f"{prefix}{name}.")
         else:
-            shown = number(value) if _is_number(value) else str(value)
+            shown = number(value) if is_number(value) else str(value)
             rows.append([escape(prefix + name), escape(shown)])
     return rows

@@ -67,13 +67,16 @@ def log(kind: str, tracker: Any, step: int, numbers: Mapping[str, float], rows: 
 
 
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and cells of sample rows. Messages become JSON; lists of numbers are left out."""
+    """Columns and cells of sample rows. Messages and parts of scores become JSON; the
+    numbers of tokens are left out."""
     names = dict.fromkeys(name for row in rows for name in row)
     columns = [x for x in names if all(_fits(row.get(x)) for row in rows)]
     return columns, [[_cell(row.get(x)) for x in columns] for row in rows]
 
 
 def _fits(value: Any) -> bool:
+    if isinstance(value, dict):
+        return not any(isinstance(x, list | dict) for x in value.values())
     return not isinstance(value, list) or all(isinstance(x, dict) for x in value)
 
 

@@ -18,6 +18,7 @@ from lmpg.language.models.settings import LoraSettings, ModelSettings
 from lmpg.language.rewards.reward_model import ModelReward
 from lmpg.language.sampling.sampler import Sampler
 from tests.support.planted import catches
+from tests.support.programs import own_parts, run_here
 from tests.support.tiny import PAD, VOCABULARY, save_tiny, tiny_model, tiny_tokenizer
 
 INPUTS = language_inputs([[5, 6, 7], [9]], [[10, 11, 12], [13, 14]], PAD)
@@ -122,6 +123,30 @@ def test_references_are_kept_as_their_checkpoint_is_and_agree_bit_for_bit(precis
     own = load_reference(settings, tiny_tokenizer(), policy)
     assert dtypes(own.policy, learning=False) == {LOW}
     assert torch.equal(own.logprobs(INPUTS), expected)
+
+
+@catches("a reference that is rounded where the policy is not")
+def test_a_policy_whose_reference_is_rounded_starts_from_the_same_numbers_in_fp32(tmp_path):
+    path = save_tiny(tmp_path / "wide")
+    policy, exact = load(path, dtype="bf16"), load(path)
+    theirs = dict(exact.named_parameters())
+    for name, p in policy.model.named_parameters():
+        assert p.dtype is WIDE
+        assert torch.equal(p, theirs[f"model.{name}"].to(LOW).float())
+    reference = policy.reference()
+    assert dtypes(reference.policy, learning=False) == {LOW}
+    now = policy.evaluate(INPUTS).logprobs_BT
+    assert torch.equal(reference.logprobs(INPUTS), now)
+    assert not torch.equal(exact.evaluate(INPUTS).logprobs_BT, now)
+    policy.save_pretrained(tmp_path / "final", tiny_tokenizer())
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "final").dtype is WIDE
+
+
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_a_run_on_a_rounded_checkpoint_passes_its_self_test(critic, tmp_path, capsys):
+    flags = {**own_parts(tmp_path), "model.dtype": "bf16", "model.critic": critic}
+    run_here("ppo", {**flags, "run.output-dir": tmp_path / "run", "run.total-steps": 1})
+    assert "KL to reference 0.000000" in capsys.readouterr().out
 
 
 def test_a_refreshed_reference_holds_what_the_policy_has_learned(tmp_path):

@@ -1,0 +1,1 @@
+"""Language models from Python, as `lmpg` offers it: objects become settings, a folder a `Run`."""

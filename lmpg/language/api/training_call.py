@@ -1,0 +1,90 @@
+"""`lmpg.train`: the programs of the command line, called from Python with objects."""
+
+from __future__ import annotations
+
+import atexit
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from lmpg.language.api.finished import Run
+from lmpg.language.api.objects import settings_and_objects
+from lmpg.language.methods import methods, preset_below, run_with, settings_class
+from lmpg.language.missing import refuse_missing_paths
+from lmpg.runs.lock import let_go, opened
+from lmpg.settings.presets import named_preset
+from lmpg.settings.raw import layered, misplaced, placed, settled
+from lmpg.settings.section import Problems, UserError
+from lmpg.training.on_step import OnStep
+
+
+def train(
+    name: str,
+    model: Any = None,
+    data: Any = None,
+    rewards: Any = None,
+    *,
+    tokenizer: Any = None,
+    on_step: OnStep | None = None,
+    **settings: Mapping[str, Any],
+) -> Run:
+    """Train a language model, as `lmpg train NAME` does with these settings; returns the run.
+
+    name: an algorithm, a stage or a preset. model: a Hub id, a folder, or a transformers model,
+    which stays as it is; then with `tokenizer`. data: a path, a Hub id, a datasets.Dataset or
+    DatasetDict, a pandas DataFrame, or a list of dicts. rewards: one or several of: a function, its
+    name (built in, `FILE.py:NAME` or `package.module:NAME`), a reward model's path or Hub id.
+    Each of these may also be its whole section, as data={"path": dataset, "answer_column": "a"}.
+    on_step: called after every step with its number and metrics; returns "stop" to end the run.
+    settings: further sections, as update={"learning_rate": 1e-5}, run={"total_steps": 50}.
+
+    Bad settings raise `UserError`. Without model and data the run learns in a built-in world.
+    """
+    if not isinstance(name, str):
+        raise UserError(f"name is a {type(name).__name__}, expected a method's name, as 'grpo'")
+    if on_step is not None and not callable(on_step):
+        raise UserError(f"on_step is a {type(on_step).__name__}, expected a function")
+    kind = settings_class(named_preset(name, methods())[0])
+    raw, given = settings_and_objects(kind, model, tokenizer, data, rewards, on_step, settings)
+    problems, raw = Problems(misplaced(kind, raw, "train")), placed(kind, raw)
+    values = layered(kind, preset_below(name, raw), raw)
+    look = partial(refuse_missing_paths, to_come=given.names if given else ())
+    made = settled(kind, values, problems, look)
+    with _as_found():
+        return Run(run_with(made, name, given))
+
+
+@contextmanager
+def _as_found() -> Iterator[None]:
+    """Gives back at the end what a program on the command line keeps until it ends: the lock on the
+    run's folder, and the number of threads."""
+    import torch
+
+    from lmpg.runtime.machine import limit_threads
+
+    threads, before = torch.get_num_threads(), opened()
+    try:
+        yield
+    except KeyboardInterrupt:
+        for path in (x for x in opened() if x not in before):
+            print(
+                f"interrupted; go on with the same call and run={{'output_dir': '{path}', "
+                "'resume': True}",
+                file=sys.stderr,
+            )
+        raise
+    finally:
+        for path in [x for x in opened() if x not in before]:
+            let_go(path)
+        limit_threads(threads)
+        atexit.register(_close_process_group)
+
+
+def _close_process_group() -> None:
+    """Leave torch.distributed in order, where a launcher started several processes."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

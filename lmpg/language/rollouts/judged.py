@@ -1,0 +1,116 @@
+"""Completions of prompts with their scores, as evaluations read them: over all ranks, in lists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lmpg.functional.sampled_estimates import pass_at_k
+from lmpg.language.data.prompts import Prompt
+from lmpg.language.models.reference import Reference
+from lmpg.language.rewards.scorer import Scorer
+from lmpg.language.rollouts.generation import Generator
+from lmpg.language.rollouts.score_processing import score_tensors
+
+KEY = ("evaluate",)
+"""Of the random numbers: the same in every evaluation with the same seed."""
+
+
+@dataclass
+class Judged:
+    """`samples` completions of each prompt, prompt-major, and what was found of each of them.
+
+    kls: nats to the reference, where there is one. by_reward: scores of each reward, none without
+    a scorer. messages: what the rewards said. ruined: whether a token's probability was NaN.
+    """
+
+    samples: int
+    prompts: list[Prompt] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    ids: list[list[int]] = field(default_factory=list)
+    finished: list[bool] = field(default_factory=list)
+    scores: list[float | None] = field(default_factory=list)
+    by_reward: dict[str, list[float | None]] = field(default_factory=dict)
+    kls: list[float] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+    ruined: bool = False
+
+    def per_prompt(self, values: Sequence[float | None]) -> Tensor:
+        """One number per completion as [P, samples], float64, NaN where there is none."""
+        known = [float("nan") if x is None else float(x) for x in values]
+        return torch.tensor(known, dtype=torch.float64).view(-1, self.samples)
+
+    def pass_at(self, k: int, pass_score: float) -> Tensor:
+        """The chance that one of k completions scores at least `pass_score`, for each prompt [P];
+        completions without a score do not count."""
+        scores_B, known_B = score_tensors(self.scores)
+        shape = (-1, self.samples)
+        passed_P = ((scores_B >= pass_score) & known_B).view(shape).sum(1)
+        return pass_at_k(passed_P, known_B.view(shape).sum(1), k)
+
+    def add(self, other: Judged) -> None:
+        """Append the completions of further prompts, which `prompts` holds already."""
+        for name in ("texts", "ids", "finished", "scores", "kls", "messages"):
+            getattr(self, name).extend(getattr(other, name))
+        for name, scores in other.by_reward.items():
+            self.by_reward.setdefault(name, []).extend(scores)
+        self.ruined |= other.ruined
+
+
+def judged(
+    generator: Generator,
+    prompts: list[Prompt],
+    samples: int,
+    rows: int,
+    scorer: Scorer | None = None,
+    reference: Reference | None = None,
+    *,
+    greedy: bool = False,
+    progress: Callable[[int], object] = lambda done: None,
+) -> Judged:
+    """`samples` completions of every prompt, the same on every rank; at most `rows` are sampled at
+    once on each. greedy: the likeliest completion instead. progress: told how many prompts of this
+    rank are done.
+    """
+    uniforms_BT = None if greedy else generator.uniforms(KEY, len(prompts), samples)
+    mine, found = generator.processes.share(prompts), Judged(samples)
+    together = max(1, rows // samples)
+    for start in range(0, len(mine), together):
+        part = mine[start : start + together]
+        of_part = slice(start * samples, (start + len(part)) * samples)
+        uniforms = None if uniforms_BT is None else uniforms_BT[of_part]
+        found.add(_of_part(generator, part, samples, uniforms, scorer, reference))
+        progress(start + len(part))
+    whole = Judged(samples, [prompt for prompt in prompts for _ in range(samples)])
+    for part_of_rank in generator.processes.gather_list([found]):
+        whole.add(part_of_rank)
+    return whole
+
+
+def _of_part(
+    generator: Generator,
+    prompts: list[Prompt],
+    samples: int,
+    uniforms_BT: Tensor | None,
+    scorer: Scorer | None,
+    reference: Reference | None,
+) -> Judged:
+    completions = generator.generate(prompts, samples, uniforms_BT)
+    part = Judged(samples, texts=completions.texts, ids=completions.ids)
+    part.finished = completions.finished
+    part.ruined = bool(completions.samples.logprobs_BT.isnan().any())
+    if scorer is not None:
+        scores = completions.submit_to(scorer).result()
+        part.scores, part.by_reward = scores.totals, scores.by_reward
+        part.messages = scores.messages
+    if reference is not None:
+        part.kls = generator.sequence_kl(reference, completions.samples).tolist()
+    return part
+
+
+def powers_up_to(most: int) -> list[int]:
+    """1, 2, 4, … and `most` itself: the k of pass@k that are shown."""
+    return sorted({2**i for i in range(most.bit_length()) if 2**i <= most} | {most})

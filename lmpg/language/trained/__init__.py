@@ -1,0 +1,1 @@
+"""What is done with a model that was trained: evaluate it, let it write, talk with it."""

@@ -1,0 +1,64 @@
+"""From the place of a model to the generator that asks it, which samples as training does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lmpg.language.data.settings import DataSettings
+from lmpg.language.data.tokenizing import reading_tokenizer
+from lmpg.language.models.loading import load_policy, tokenizer_of
+from lmpg.language.models.precision import num_weights
+from lmpg.language.models.settings import ModelSettings
+from lmpg.language.rollouts.generation import Generator, stop_search
+from lmpg.language.sampling.sampler import Sampler
+from lmpg.language.sampling.stops import NewSearch
+from lmpg.language.trained.command_settings import AskingSettings
+from lmpg.language.trained.of_run import model_folder
+from lmpg.runs.settings import MOST_THREADS
+from lmpg.runtime.machine import give_back_freed_memory, keep_freed_memory, threads_by_environment
+from lmpg.runtime.processes import Processes
+
+
+def began(settings: AskingSettings) -> Processes:
+    """This process and those beside it, with the CPU threads that the settings ask for."""
+    keep_freed_memory()
+    processes = Processes()
+    if count := settings.torch_threads or threads_by_environment(MOST_THREADS):
+        processes.fix_threads(count, "as asked for")
+    return processes
+
+
+def loaded(
+    settings: AskingSettings,
+    data: DataSettings,
+    processes: Processes,
+    other: dict[str, Any] | None = None,
+    stops: NewSearch | None = None,
+) -> Generator:
+    """The model of the settings, ready to answer; nothing in it learns.
+
+    other: path, revision and tokenizer of another model, in place of theirs.
+    stops: reads the tokens of a batch in place of the search for stop strings.
+    """
+    named = settings.model.model_dump()
+    if other is None:
+        named["path"] = model_folder(str(named["path"]))
+    else:
+        named |= {"revision": None, "tokenizer": None, **other}
+    model, sampling = ModelSettings(**named), settings.sampling
+    tokenizer = reading_tokenizer(tokenizer_of(model), data)
+    policy = load_policy(
+        model,
+        tokenizer,
+        critic=False,
+        temperature=sampling.temperature,
+        device=processes.device,
+        key="model.path" if other is None else "compare",
+    ).frozen()
+    policy.head.forbid_early(policy.eos_token_ids, sampling.min_new_tokens)
+    give_back_freed_memory()
+    processes.suit_threads(num_weights(policy))
+    limits = sampling.max_new_tokens, sampling.top_k, sampling.top_p
+    stops = stops or stop_search(sampling.stop, tokenizer, policy)
+    sampler = Sampler(policy, *limits, stops=stops)
+    return Generator(policy, sampler, tokenizer, settings.seed, processes, 1)

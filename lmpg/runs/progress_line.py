@@ -1,0 +1,77 @@
+"""The line that the console gets of a step: what matters most of its metrics, and the time left."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+COLUMNS = (  # label, metrics of which the first present one is shown, format
+    ("reward", ("reward", "objective/scores"), "8.3f"),
+    ("return", ("episode/return_mean",), "8.1f"),
+    ("accuracy", ("rewards/accuracy", "pair_accuracy"), "5.3f"),
+    ("margin", ("rewards/margin", "margin"), "7.3f"),
+    ("kl_ref", ("objective/kl",), "7.3f"),  # nats per response to the reference
+    ("kl_update", ("policy/approx_kl",), "7.4f"),  # nats per step, old to new policy
+    ("loss", ("loss/total", "loss"), "9.4f"),
+    ("length", ("completions/mean_length",), "5.1f"),
+    ("tok/s", ("perf/tokens_per_second",), "8,.0f"),
+    ("steps/s", ("perf/steps_per_second",), "9,.0f"),
+)
+EVALUATED = {  # held-out figure: label
+    "reward": "reward",
+    "gold_positive": "gold_positive",
+    "accuracy": "accuracy",
+    "pair_accuracy": "pair_accuracy",
+    "margin": "margin",
+    "return_mean": "return_mean",
+    "kl": "kl_ref",
+    "loss": "loss",
+}
+
+
+class ProgressLine:
+    """One aligned line per step, with the time that is left."""
+
+    def __init__(self, total_steps: int, interval: float) -> None:
+        self.total_steps, self.interval = total_steps, interval
+        self.started = time.monotonic()
+        self.last_line = -math.inf
+        self.first_step: int | None = None
+
+    def show(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Print the step's line, unless one was printed just now."""
+        now = time.monotonic()
+        if self.first_step is None:  # what was before it is start-up, not a step's time
+            self.first_step = step
+        done = step >= self.total_steps
+        if now - self.last_line < self.interval and not done and "eval" not in str(metrics.keys()):
+            return
+        self.last_line = now
+        width = len(str(self.total_steps))
+        parts = [f"step {step:>{width}}/{self.total_steps}", *_columns(metrics)]
+        elapsed = now - self.started
+        left = elapsed / (step - self.first_step + 1) * (self.total_steps - step)
+        parts.append(f"{clock(elapsed)} elapsed, {clock(max(left, 0))} left")
+        print(" | ".join(parts), flush=True)
+
+
+def _columns(metrics: Mapping[str, Any]) -> list[str]:
+    columns = []
+    for label, names, form in COLUMNS:
+        name = next((name for name in names if name in metrics), None)
+        if name is not None:
+            value = math.nan if metrics[name] is None else metrics[name]
+            columns.append(f"{label} {value:{form}}")
+    for name, label in EVALUATED.items():
+        if metrics.get(f"eval/{name}") is not None:
+            columns.append(f"eval {label} {metrics[f'eval/{name}']:.3f}")
+    return columns
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02 or 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,188 @@
+"""What each metric is, in which unit, and when to worry: for report.html and docs/metrics.md."""
+
+from __future__ import annotations
+
+import re
+
+Meaning = tuple[str, str, str, str]
+"""Title, unit, what it is, when to worry; "" where there is nothing to say."""
+
+REWARD: dict[str, Meaning] = {
+    "reward": ("Reward", "score", "Mean score of the responses, before any penalty.",
+        "It does not move: read samples, look at the spread. It soars: samples may cheat it."),
+    "reward_std": ("Reward spread", "score", "Standard deviation of the scores.",
+        "0 teaches nothing: all responses score alike."),
+    "rewards/NAME/mean": ("NAME", "score", "Mean of one reward, unweighted.",
+        "One rises while another falls: the weights trade them against each other."),
+    "rewards/NAME/std": ("Spread of NAME", "score", "Standard deviation of one reward.",
+        "0: this reward tells no response from another."),
+    "reward_errors": ("Without a score", "responses", "Responses that a reward gave no score.",
+        "It grows: the log names the reward's error; such responses teach nothing."),
+    "frac_reward_zero_std": ("Groups without spread", "share",
+        "Groups of responses to one prompt that all score alike; they teach nothing.",
+        "Near 1: prompts are too hard, too easy, or the temperature is too low."),
+    "objective/scores": ("Raw score", "score", "Mean score before score processing.", ""),
+    "objective/shaped_scores": ("Processed score", "score",
+        "Mean score after penalties, clipping and normalising, as learned from.",
+        "Far from the raw score: penalties decide what is learned."),
+    "objective/greedy_scores": ("Greedy score", "score",
+        "Mean score of the greedy responses that ReMax compares with.", ""),
+    "objective/rlhf_reward": ("Return", "score", "Score less the KL penalty, or the return.",
+        "It falls while the reward rises: the KL costs more than the score gains."),
+    "objective/non_score_reward": ("KL penalty", "score", "What the KL penalty takes off.",
+        "As large as the reward: lower algorithm.kl_coef or the learning rate."),
+}  # fmt: skip
+
+DRIFT: dict[str, Meaning] = {
+    "objective/kl": ("KL to the reference", "nats per response",
+        "How far the policy has drifted from where it started: mean Σ (log π − log π_ref).",
+        "More than about a nat per token: the language is lost. Raise algorithm.kl_coef."),
+    "objective/kl_coef": ("KL coefficient", "", "The weight that holds the KL at its target.",
+        "It runs away: the target cannot be held at this learning rate."),
+    "objective/penalty_coef": ("Penalty coefficient", "", "The steered weight of the penalty.",
+        "It runs away: the target cannot be held at this learning rate."),
+    "objective/entropy": ("Entropy of responses", "nats per response", "Mean −Σ log π.", ""),
+    "policy/entropy": ("Entropy", "nats per step",
+        "How undecided the policy is; it falls as the policy commits itself.",
+        "Near 0 before the reward is good: collapsed. Add entropy_coef, lower the rate."),
+    "policy/approx_kl": ("Size of an update", "nats per step",
+        "KL of the old policy to the new one (k3) within one iteration; not the drift.",
+        "Above about 0.05: steps are too large. Lower the learning rate or epochs."),
+    "policy/last_kl": ("KL of the last minibatch", "nats per step",
+        "The same on an iteration's last minibatch; update.target_kl ends it by this.", ""),
+    "policy/early_stop": ("Minibatches left out", "minibatches",
+        "1 where an update ended early (update.target_kl, update.target_clip_fraction).",
+        "Always 1: each rollout is hardly learned from. Lower the learning rate."),
+    "policy/clip_fraction": ("Clip fraction", "share",
+        "Steps with an advantage whose gradient was clipped away.",
+        "Above 0.3: steps are too large. Always 0 with several epochs: too small."),
+    "policy/last_clip_fraction": ("Clip fraction, last minibatch", "share",
+        "The same on an iteration's last minibatch.", ""),
+    "policy/ratio_mean": ("Mean ratio", "", "Mean π/π_old; 1 in expectation.",
+        "Far from 1: rollouts are older than the algorithm can correct."),
+    "policy/ratio_max": ("Largest ratio", "", "π/π_old of the step that moved most.",
+        "Hundreds: a few steps rule the update."),
+    "policy/advantage_abs_mean": ("Size of advantages", "", "Mean |A|.",
+        "0: nothing is learned."),
+    "policy/step_scale": ("Step scale", "share",
+        "What the line search left of TRPO's step.", "0: no step kept to the constraint."),
+}  # fmt: skip
+
+LEARNING: dict[str, Meaning] = {
+    "value/explained_variance": ("Explained variance", "share",
+        "How much of the returns the critic foresees; 1 is all, 0 as good as a constant.",
+        "Below 0 for long: the critic misleads. Raise its rate, or update.critic_warmup."),
+    "value/clip_fraction": ("Value clip fraction", "share",
+        "Steps whose value gradient was clipped away.", "Above 0.5: the critic is held back."),
+    "value/td_error": ("TD error", "reward", "Mean |δ| of the critic.", "It grows: diverging."),
+    "value/average_reward": ("Average reward", "reward", "The estimate per step.", ""),
+    "loss/total": ("Loss", "", "What the optimizer minimises; in policy gradients its level says "
+        "little, as the data change with the policy.", ""),
+    "loss/policy": ("Policy loss", "", "The surrogate of the policy gradient.", ""),
+    "loss/value": ("Value loss", "return²", "How far the critic is off, times its weight.",
+        "It grows without end: the critic diverges."),
+    "loss/entropy": ("Entropy term", "", "The entropy bonus, times its weight.", ""),
+    "loss/kl": ("KL term", "", "The KL penalty inside the loss, times its weight.", ""),
+    "loss/penalty": ("Penalty term", "", "The KL of old to new policy, times its weight.", ""),
+    "loss/distillation": ("Distillation loss", "nats", "Divergence from the teacher.", ""),
+    "loss/compatible_critic": ("Compatible critic's loss", "", "What its features leave.", ""),
+    "loss": ("Loss", "nats", "Mean loss of the minibatch: per pair, answer or token.",
+        "It rises on held-out data while it falls here: overfitting. Fewer epochs."),
+    "loss/NAME": ("Part NAME of the loss", "", "One of several losses that are added up.", ""),
+    "nll": ("Negative log-likelihood", "nats per token", "−log π of the data's tokens.", ""),
+    "entropy": ("Entropy", "nats per token", "How undecided the predictions are.", ""),
+    "rewards/margin": ("Margin", "nats × β",
+        "By how much the implicit reward β (log π − log π_ref) of chosen answers is higher.",
+        "It soars while held-out accuracy stays: overfitting. Fewer epochs, larger β."),
+    "rewards/accuracy": ("Accuracy", "share", "Pairs whose chosen answer has the higher reward.",
+        "At 0.5: nothing is learned. Near 1 here but not on held-out pairs: overfitting."),
+    "rewards/chosen": ("Reward of chosen", "nats × β", "Implicit reward of chosen answers.",
+        "Far below 0: chosen answers get unlikely too. Lower the rate, or take an SFT term."),
+    "rewards/rejected": ("Reward of rejected", "nats × β", "The same of rejected ones.", ""),
+    "rewards/mean": ("Mean reward", "nats × β", "What BCO's losses compare with.", ""),
+    "logps/chosen": ("log π of chosen", "nats", "Log-prob of chosen answers.",
+        "It sinks for long: the model unlearns them too."),
+    "logps/rejected": ("log π of rejected", "nats", "The same of rejected ones.", ""),
+    "drift": ("KL baseline", "nats", "KTO's estimate of the KL, which gains are measured from.",
+        "It soars: the policy runs away from the reference."),
+    "pair_accuracy": ("Pair accuracy", "share", "Pairs ranked rightly; ties count half.",
+        "0.5 is guessing. Far higher in training than held out: overfitting."),
+    "margin": ("Margin", "score", "By how much chosen texts score higher, on average.",
+        "It grows while held-out accuracy stays: the scores only get louder."),
+    "score/chosen": ("Score of chosen", "score", "Mean score of chosen texts.", ""),
+    "score/rejected": ("Score of rejected", "score", "Mean score of rejected texts.",
+        "Both scores drift off together: algorithm.centring holds them near 0."),
+    "grad_norm": ("Gradient norm", "", "Before clipping, the mean over optimizer steps.",
+        "Spikes: lower the learning rate; far above update.max_grad_norm: always clipped."),
+    "skipped_updates": ("Skipped steps", "optimizer steps", "Gradients that were inf or NaN.",
+        "Above 0 again and again: lower the learning rate, or use fp32."),
+    "learning_rate": ("Learning rate", "", "Of the policy.", ""),
+    "epoch": ("Epoch", "epochs", "How often the data have been seen.", ""),
+}  # fmt: skip
+
+MACHINE: dict[str, Meaning] = {
+    "completions/mean_length": ("Response length", "tokens", "Mean, with EOS.",
+        "It runs to the limit, or to nothing: the reward may pay for length."),
+    "completions/min_length": ("Shortest response", "tokens", "", ""),
+    "completions/max_length": ("Longest response", "tokens", "", ""),
+    "completions/clipped_ratio": ("Cut off", "share",
+        "Responses that reached sampling.max_new_tokens without ending.",
+        "Near 1: nothing ends. Raise the limit, look for the EOS token and the template."),
+    "episode/return_mean": ("Episode return", "reward",
+        "Mean return of the last 100 episodes that ended.",
+        "It falls back and stays: steps are too large, or the entropy has collapsed."),
+    "episode/length_mean": ("Episode length", "steps", "Mean length of those episodes.", ""),
+    "sampling/refills": ("Refills", "rounds", "Further rounds that filled the rollout.",
+        "Always sampling.max_refills: prompts whose groups have a spread are rare."),
+    "sampling/dropped_groups": ("Dropped groups", "groups", "Sampled, and not learned from.", ""),
+    "num_tokens": ("Tokens", "tokens", "Learned from so far.", ""),
+    "num_steps": ("Steps", "environment steps", "Learned from so far.", ""),
+    "perf/tokens_per_second": ("Speed", "tokens per second", "Of the whole iteration.", ""),
+    "perf/steps_per_second": ("Speed", "steps per second", "Of the whole iteration.", ""),
+    "perf/peak_memory_gb": ("Peak memory", "GB", "On the GPU if there is one, else resident.", ""),
+    "time/sample": ("Sampling", "seconds", "", ""),
+    "time/score": ("Waiting for rewards", "seconds", "", ""),
+    "time/reference": ("Log-probs and values before the update", "seconds", "", ""),
+    "time/update": ("Learning", "seconds", "", ""),
+    "time/checkpoint": ("Saving", "seconds", "The checkpoint before this iteration.", ""),
+    "time/report": ("Writing report.html", "seconds", "The report before this iteration.", ""),
+}  # fmt: skip
+
+METRICS = {**REWARD, **DRIFT, **LEARNING, **MACHINE}
+
+HELD_OUT = {
+    "reward": "mean score of held-out samples",
+    "reward_std": "standard deviation of the scores",
+    "reward_errors": "responses without a score",
+    "kl": "nats per response to the reference: how far the policy has drifted",
+    "distinct": "share of distinct responses",
+    "length": "tokens per response",
+    "accuracy": "share of right answers",
+    "pair_accuracy": "share of pairs ranked rightly",
+    "margin": "mean reward, or score, of chosen less rejected",
+    "gold": "share that is both positive and grammatical; never shown to training",
+    "gold_positive": "share the gold scorer calls positive; never shown to training",
+    "gold_grammatical": "share the grammar accepts; never shown to training",
+    "return_mean": "mean return of evaluation episodes",
+    "return_std": "standard deviation of the returns",
+    "length_mean": "mean length of those episodes",
+    "loss": "mean loss on held-out data",
+    "perplexity": "exp of the loss per token",
+}
+"""What evaluations measure; metrics.jsonl calls them eval/NAME."""
+
+
+def meaning(name: str) -> Meaning | None:
+    """What is known of a metric, `eval/…` and `rewards/NAME/…` too; None of one that is not."""
+    if name in METRICS:
+        return METRICS[name]
+    if reward := re.fullmatch(r"rewards/(.+)/(mean|std)", name):
+        title, *rest = METRICS[f"rewards/NAME/{reward[2]}"]
+        return (title.replace("NAME", reward[1]), *rest)  # type: ignore[return-value]
+    if name.startswith("loss/"):
+        title, *rest = METRICS["loss/NAME"]
+        return (title.replace("NAME", name.removeprefix("loss/")), *rest)  # type: ignore[return-value]
+    figure = name.removeprefix("eval/")
+    if name != figure and figure in HELD_OUT:
+        return (f"{figure}, held out", "", HELD_OUT[figure], "")
+    return None

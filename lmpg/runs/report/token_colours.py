@@ -1,0 +1,109 @@
+"""The token view: each token of a response in the colour of a number, the numbers on hover.
+
+Nothing runs: radio buttons and style sheets switch the colours. A token carries one number from
+−1 to 1 for each quantity, scaled over all tokens of the page.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from html import escape
+from typing import Any
+
+from lmpg.runs.report.charts import number
+
+VIEWS = {  # key: title, what full colour on either side says
+    "advantage": ("Advantage", "better than expected", "worse than expected"),
+    "value": ("Value", "the critic expects much", "the critic expects little"),
+    "kl": ("KL to the reference", "more likely than at the start", "less likely"),
+    "entropy": ("Entropy", "undecided", ""),
+    "ratio": ("Ratio", "the update raised it", "the update lowered it"),
+}
+HOVER = ("advantage", "value", "reward", "kl", "entropy", "ratio", "logprob")
+NAMES = {"kl": "KL", "logprob": "log π"}
+LARGE = 0.95
+"""The share of tokens that are within the scale; a few outliers would make all others pale."""
+UNFINISHED = "▫"
+
+Tokens = Mapping[str, Any]
+
+
+def scales(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """The number that gets full colour, for each quantity that the rows have."""
+    sizes: dict[str, list[float]] = {}
+    for row in rows:
+        for key in VIEWS:
+            known = [abs(x) for x in _strengths(row.get("tokens", {}), key) if x is not None]
+            sizes.setdefault(key, []).extend(known)
+    found = {}
+    for key, values in sizes.items():
+        if values:
+            found[key] = sorted(values)[int(LARGE * (len(values) - 1))] or max(values) or 1.0
+    return found
+
+
+def switch(scale: Mapping[str, float]) -> str:
+    """Radio buttons for the quantities, to stand before what they colour, and what colours say."""
+    first = next(iter(scale))
+    buttons = [
+        f'<input type="radio" name="view" id="view-{key}"{" checked" if key == first else ""}>'
+        f'<label for="view-{key}">{VIEWS[key][0]}</label>'
+        for key in scale
+    ]
+    legends = [_legend(key, size) for key, size in scale.items()]
+    return f"{''.join(buttons)}<div class='legends'>{''.join(legends)}</div>"
+
+
+def _legend(key: str, size: float) -> str:
+    """What full colour is, in the quantity's own numbers."""
+    _, more, less = VIEWS[key]
+    ends = (math.exp(-size), math.exp(size)) if key == "ratio" else (-size, size)
+    low, high = (f"{x:.2g}".replace("-", "−") for x in ends)
+    low = f"<t-k style='--x:-1'>{low}</t-k> {less} · " if less else ""
+    return f"<p class='legend {key}'>{low}<t-k style='--x:1'>{high}</t-k> {more}</p>"
+
+
+def coloured(tokens: Tokens, scale: Mapping[str, float], finished: bool) -> str:
+    """A response's tokens as HTML; the token that ends it stands in a frame."""
+    texts = tokens.get("texts", [])
+    strengths = {key: _strengths(tokens, key) for key in scale}
+    left_out = tokens.get("length", len(texts)) - len(texts)
+    parts = []
+    for t, text in enumerate(texts):
+        if left_out > 0 and t == len(texts) // 2:
+            parts.append(f"<i-n> … {left_out:,} tokens left out … </i-n>")
+        style = ";".join(
+            f"--{key}:{max(-1.0, min(1.0, strength / scale[key])):.2f}"
+            for key, values in strengths.items()
+            for strength in values[t : t + 1]
+            if strength is not None
+        )
+        last = ' class="end"' if finished and t == len(texts) - 1 else ""
+        hover = escape(_numbers(tokens, t))
+        parts.append(f'<t-k{last} style="{style}" data-n="{hover}">{_visible(text)}</t-k>')
+    return "".join(parts)
+
+
+def _visible(text: Any) -> str:
+    """A token's text; line breaks and what writes nothing by itself are shown."""
+    return escape(str(text) or UNFINISHED).replace("\n", "↵\n")
+
+
+def _numbers(tokens: Tokens, t: int) -> str:
+    """All that is known of token t, in a line."""
+    parts = [repr(tokens["texts"][t])]
+    for key in HOVER:
+        values = tokens.get(key)
+        if isinstance(values, list) and t < len(values):
+            parts.append(f"{NAMES.get(key, key)} {number(values[t])}")
+    return " · ".join(parts)
+
+
+def _strengths(tokens: Tokens, key: str) -> list[float | None]:
+    """What colours are taken from: the numbers, of ratios their logarithms."""
+    values = tokens.get(key)
+    known = values if isinstance(values, list) else []
+    if key == "ratio":
+        return [None if x is None or x <= 0 else math.log(x) for x in known]
+    return known

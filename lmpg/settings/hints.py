@@ -1,0 +1,44 @@
+"""Hints: what a user meant by a name that is none."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+
+from lmpg.settings.foreign_names import FOREIGN
+
+
+def did_you_mean_setting(name: str, known: Collection[str]) -> str:
+    """`did you mean …?` with the settings that a misspelt or foreign name may stand for; "" where
+    nothing is close. Flags (`--update.lr`) are answered by flags, names in YAML by names."""
+    flag = name.startswith("--")
+    found = meant(name.removeprefix("--").replace("-", "_"), known)
+    right = [f"--{path}".replace("_", "-") if flag else path for path in found]
+    return f"did you mean {' or '.join(right)}?" if right else ""
+
+
+def meant(path: str, known: Collection[str]) -> list[str]:
+    """The known dotted names that a wrong one may stand for: what other tools call so (`FOREIGN`),
+    those with the same last part, or the closest by its letters."""
+    *sections, leaf = path.split(".")
+    for start in range(len(sections)):
+        if found := _foreign(".".join([*sections[start:], leaf]), known):
+            return found
+    if same_leaf := [k for k in known if k.rpartition(".")[2] == leaf]:
+        return same_leaf[:3]
+    if found := _foreign(leaf, known):
+        return found
+    if close := difflib.get_close_matches(path, list(known), n=1, cutoff=0.6):
+        return close
+    by_leaf = {k.rpartition(".")[2]: k for k in known}
+    return [by_leaf[m] for m in difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.7)]
+
+
+def _foreign(name: str, known: Collection[str]) -> list[str]:
+    return [path for path in FOREIGN.get(name.lower(), "").split() if path in known]
+
+
+def did_you_mean(word: str, known: Collection[str]) -> str:
+    """`did you mean …? ` where a known word is close."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]}? " if close else ""
