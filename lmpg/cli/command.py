@@ -42,6 +42,11 @@ COMMANDS = {
         "measure a model: score, pass@k, greedy; compare with another",
         "lmpg.cli.asking:evaluate",
     ),
+    "completion": Command(
+        "bash|zsh|tcsh",
+        "print what completes commands, names and flags there",
+        "lmpg.cli.completion:completion",
+    ),
     "report": Command("FOLDER", "write a run's report.html again", "lmpg.cli.written_again:report"),
 }
 """All commands by their names; the modules are imported when a command is given."""
