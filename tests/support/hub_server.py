@@ -1,4 +1,4 @@
-"""A small server that speaks as much of the Hub's API as uploading a model takes."""
+"""A small server that speaks as much of the Hub's API as uploading and loading a model takes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from huggingface_hub import constants
 
 TOKEN = "hf_secret"
 USER = "me"
+COMMIT = "1" * 40
+"""The only one of every repository."""
 
 
 class HubServer(ThreadingHTTPServer):
     """What it holds: the files of each repository, its privacy, and what it was asked for.
 
     fails: beginnings of paths that are answered by an error, as by a Hub that is out of order.
-    gated: repositories that may be read after asking for it; others that are not there are private.
+    gated: repositories whose files are only for those who asked for them.
     """
 
     daemon_threads = True
@@ -48,7 +50,7 @@ def hub_server(patch: pytest.MonkeyPatch, token: str | None = TOKEN) -> Iterator
     """A server that huggingface_hub takes for the Hub, with this token in its environment."""
     server = HubServer()
     patch.setattr(constants, "ENDPOINT", server.url)
-    template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     patch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # which speaks to yet another server
     patch.setattr(constants, "HF_TOKEN_PATH", "/nowhere")
@@ -70,15 +72,16 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
-        """The same, told in fewer words."""
-        self.do_GET()
+        """Is there such a file?"""
+        self._file(self._begun()[1], whole=False)
 
     def do_GET(self) -> None:
-        """Who am I, and may I read or write here?"""
+        """Who am I, and may I write here? A file."""
         hub, path = self._begun()
-        if any(f"/{name}/" in f"{path}/" for name in hub.gated):
-            self._answer(403, {"error": "access is restricted"}, "GatedRepo")
-        elif path == "/api/whoami-v2":
+        if "/resolve/" in path:
+            self._file(path, whole=True)
+            return
+        if path == "/api/whoami-v2":
             self._answer(200, {"name": USER, "type": "user", "orgs": []})
         elif path.endswith("/auth-check/write"):
             name = path.removeprefix("/api/models/").removesuffix("/auth-check/write")
@@ -86,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path.startswith("/api/models/") and path.removeprefix("/api/models/") in hub.private:
             self._answer(200, {"id": path.removeprefix("/api/models/"), "siblings": []})
         else:
-            self._answer(404, {"error": "not found"}, "RepoNotFound")
+            self._answer(404, {"error": "not found"})
 
     def do_POST(self) -> None:
         """A new repository; what is to be uploaded how; a commit."""
@@ -151,8 +154,30 @@ class _Handler(BaseHTTPRequestHandler):
                 held[value["path"]] = base64.b64decode(value["content"])
             else:
                 held[value["path"]] = hub.large[value["oid"]]
-        url = f"{hub.url}/{name}/commit/{'1' * 40}"
-        self._answer(200, {"commitUrl": url, "commitOid": "1" * 40, "success": True})
+        url = f"{hub.url}/{name}/commit/{COMMIT}"
+        self._answer(200, {"commitUrl": url, "commitOid": COMMIT, "success": True})
+
+    def _file(self, path: str, whole: bool) -> None:
+        """A file of a repository, of the one commit that each has."""
+        name, _, place = path[1:].partition("/resolve/")
+        revision, _, file = place.partition("/")
+        held = self.server.repositories.get(name, {})
+        known = revision in ("main", COMMIT)
+        content = held.get(file) if known else None
+        gated = name in self.server.gated
+        self.send_response(403 if gated else 404 if content is None else 200)
+        if gated:
+            self.send_header("X-Error-Code", "GatedRepo")
+        elif content is None:
+            missing = "Repo" if not held else "Entry" if known else "Revision"
+            self.send_header("X-Error-Code", f"{missing}NotFound")
+        content = content or b""
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if whole:
+            self.wfile.write(content)
 
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -187,15 +212,12 @@ class _Handler(BaseHTTPRequestHandler):
             return False
         return True
 
-    def _answer(self, status: int, content: Any, code: str | None = None) -> None:
+    def _answer(self, status: int, content: Any) -> None:
         body = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         if "error" in content:
             self.send_header("X-Error-Message", content["error"])
-        if code is not None:
-            self.send_header("X-Error-Code", code)
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+        self.wfile.write(body)
