@@ -41,8 +41,7 @@ _write, _pid = os.write, os.getpid
 def serve(
     requests: int, replies: int, keep: Callable[[dict], dict], told: Callable[..., tuple]
 ) -> None:
-    """Serves calls until `requests` ends; `keep` makes imports of local files take kept sources,
-    `told` gives what TRL's trainer tells functions beside columns."""
+    """Serves calls until `requests` ends. keep: see `local_sources`; told: `trainer_arguments`."""
     own, mend = _pid(), _mender()
     os.register_at_fork(after_in_child=lambda: _close(requests, replies))
     with open(requests, "rb", closefd=False) as lines:
