@@ -21,7 +21,7 @@ import time
 
 
 def letters(completions):
-    return [c.count("a") - len(c) / 20 for c in completions]
+    return [sum(map(ord, c)) / 1000 - len(c) / 20 for c in completions]  # no two alike
 
 
 def constant(completions):
