@@ -114,4 +114,7 @@ def test_a_script_gives_the_same_alone_by_accelerate_and_in_two_processes(here):
         found.append(outcome(here / "out"))
         shutil.rmtree(here / "out")
     assert found[0] == found[1]
-    assert found[0]["samples"] == found[2]["samples"]
+    alone, together = (list(map(json.loads, x["samples"].splitlines())) for x in found[::2])
+    for name in ("prompt", "completion", "score", "rewards"):  # others are rounded otherwise
+        assert [row[name] for row in alone] == [row[name] for row in together]
+    assert len(alone) == len(together) > 8
