@@ -24,7 +24,8 @@ LAYERS = {  # folder or module: (the layers it imports, the packages of others t
     "algorithms": ("functional settings types", "pydantic torch"),
     "runs": (
         "settings algorithms",
-        "huggingface_hub numpy pydantic safetensors torch tqdm yaml",
+        "accelerate aim comet_ml huggingface_hub mlflow numpy pandas pydantic safetensors swanlab "
+        "torch tqdm trackio wandb yaml",
     ),
     "training": (f"{GROUND} algorithms runs", "bitsandbytes numpy pydantic torch transformers"),
     "language/data": ("settings", "datasets numpy pydantic reasoning_gym"),

@@ -32,6 +32,11 @@ COMMANDS = {
         "stages one after another, such as sft reward_model ppo",
         "lmpg.cli.pipeline:pipeline",
     ),
+    "check": Command(
+        "NAME --flags …",
+        "try a run out: what it needs, and mistakes with their fixes",
+        "lmpg.cli.checking:check",
+    ),
     "gym": Command(
         "--env.id ENV --flags …",
         "train an agent in a gymnasium environment",

@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from lmpg.settings.progress import clock, time_left
+
 COLUMNS = (  # label, metrics of which the first present one is shown, format
     ("reward", ("reward", "objective/scores"), "8.3f"),
     ("return", ("episode/return_mean",), "8.1f"),
@@ -52,8 +54,9 @@ class ProgressLine:
         width = len(str(self.total_steps))
         parts = [f"step {step:>{width}}/{self.total_steps}", *columns(metrics)]
         elapsed = now - self.started
-        left = elapsed / (step - self.first_step + 1) * (self.total_steps - step)
-        parts.append(f"{clock(elapsed)} elapsed, {clock(max(left, 0))} left")
+        steps = step - self.first_step + 1
+        left = time_left(elapsed, steps, steps + self.total_steps - step)
+        parts.append(f"{clock(elapsed)} elapsed, {left}")
         print(" | ".join(parts), flush=True)
 
     def close(self) -> None:
@@ -72,10 +75,3 @@ def columns(metrics: Mapping[str, Any]) -> list[str]:
         if metrics.get(f"eval/{name}") is not None:
             found.append(f"eval {label} {metrics[f'eval/{name}']:.3f}")
     return found
-
-
-def clock(seconds: float) -> str:
-    """Seconds as 1:02 or 1:02:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -67,7 +67,7 @@ td.num, th.num { text-align: right; font-variant-numeric: tabular-nums; white-sp
 .group { border-left: 3px solid var(--line); padding-left: 12px; margin-bottom: 18px; }
 .group > .text { margin-bottom: 8px; } .group > p { margin: 0 0 8px; }
 .members { display: grid; gap: 8px;
-  grid-template-columns: repeat(auto-fill, minmax(min(240px, 100%), 1fr)); }
+  grid-template-columns: repeat(auto-fit, minmax(min(240px, 100%), 1fr)); }
 .members .sample { margin: 0; }
 .scores { display: flex; flex-direction: column; align-items: flex-end; gap: 2px; flex: none;
   max-width: 40%; } .scores small { color: var(--muted); font-size: 11.5px; text-align: right;

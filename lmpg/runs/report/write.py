@@ -9,13 +9,13 @@ from typing import Any
 
 from lmpg.runs.files import write_text
 from lmpg.runs.folder import REPORT, read_summary
-from lmpg.runs.progress_line import clock
 from lmpg.runs.report.charts import draw, number
 from lmpg.runs.report.history import History, is_number
 from lmpg.runs.report.meanings import HELD_OUT
 from lmpg.runs.report.page import page, settings_block, table
 from lmpg.runs.report.panels import panels
 from lmpg.runs.report.sample_rows import samples_block
+from lmpg.settings.progress import clock
 
 HEADLINES = (
     *("reward", "gold_positive", "accuracy", "pair_accuracy", "margin"),
