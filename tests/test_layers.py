@@ -52,7 +52,7 @@ LAYERS = {  # folder or module: (the layers it imports, the packages of others t
     "gym/networks": ("functional settings types", "numpy pydantic safetensors torch"),
     "gym/environments": ("settings types networks", "gymnasium numpy pydantic torch"),
     "gym": (f"{SHARED} networks environments", "gymnasium numpy pydantic torch"),
-    "cli": (f"{SHARED} worlds stages language gym", "pydantic torch tyro yaml"),
+    "cli": (f"{SHARED} worlds stages language gym", "pydantic shtab torch tyro yaml"),
 }
 CALLED = {layer.rpartition("/")[2]: layer for layer in LAYERS}
 COMMAND_LINE = {"argparse", "getopt", "optparse"}  # Python's own, and for `cli` alone

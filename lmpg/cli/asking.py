@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,17 +31,20 @@ S = TypeVar("S", bound=AskingSettings)
 
 
 @nothing_collected()
-def settings_for(kind: type[S], argv: Sequence[str]) -> S:
-    """The settings of a command: class defaults < a run's < a file's < flags; --help exits."""
-    line = flags.read(argv)
+def settings_for(command: str, kind: type[S], argv: Sequence[str]) -> S:
+    """The settings of a command: class defaults < a run's < a file's < flags; --help exits. Bad
+    ones are refused, and so are paths where nothing lies."""
+    line = flags.read(argv, f"lmpg {command}")
     given = flags.given_settings(kind, line)
-    return flags.settings_or_help(kind, line, below(kind, given), given)
+    look = partial(refuse_missing_paths, to_come=(START, GIVEN))
+    settings = flags.settings_or_help(kind, line, below(kind, given), given, look=look)
+    look(settings)
+    return settings
 
 
 def evaluate(argv: Sequence[str]) -> None:
     """`lmpg evaluate --flags`: prints what was measured and writes it to a JSON file."""
-    settings = settings_for(EvaluateSettings, argv)
-    refuse_missing_paths(settings, (START,))
+    settings = settings_for("evaluate", EvaluateSettings, argv)
     place = _json_file(settings)
     # imported here as they bring transformers along, for which a refusal need not wait
     from lmpg.language.trained import told
@@ -58,8 +62,7 @@ def generate(argv: Sequence[str]) -> None:
     """`lmpg generate PROMPT … --flags`: prints the responses to the prompts on the command line, of
     --data.path, or of the lines of standard input."""
     given, flags_given = _divided(argv)
-    settings = settings_for(GenerateSettings, flags_given)
-    refuse_missing_paths(settings, (GIVEN,))
+    settings = settings_for("generate", GenerateSettings, flags_given)
     if given and settings.data.path != GIVEN:
         raise UserError(
             f"prompts are given twice, as words ({given[0]!r}) and by data.path = "

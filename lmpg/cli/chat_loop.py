@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lmpg.cli.asking import settings_for
-from lmpg.language.missing import refuse_missing_paths
 from lmpg.language.trained.command_settings import ChatSettings
 from lmpg.runs.printable import printable
 from lmpg.settings.section import UserError
@@ -23,8 +22,7 @@ HELP = (
 
 def chat(argv: Sequence[str]) -> None:
     """`lmpg chat --flags`: talk with a model until /exit, Ctrl-D or Ctrl-C."""
-    settings = settings_for(ChatSettings, argv)
-    refuse_missing_paths(settings)
+    settings = settings_for("chat", ChatSettings, argv)
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (what is typed can be edited then)
     from lmpg.language.trained.conversation import begun

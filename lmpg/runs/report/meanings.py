@@ -154,6 +154,11 @@ HELD_OUT = {
     "reward": "mean score of held-out samples",
     "reward_std": "standard deviation of the scores",
     "reward_errors": "responses without a score",
+    **{
+        f"pass_at_{2**i}": f"chance that one of {2**i} responses passes (evaluation.pass_score)"
+        for i in range(5)
+    },
+    "greedy_reward": "mean score of greedy responses",
     "kl": "nats per response to the reference: how far the policy has drifted",
     "distinct": "share of distinct responses",
     "length": "tokens per response",
