@@ -24,6 +24,7 @@ class HubServer(ThreadingHTTPServer):
     """What it holds: the files of each repository, its privacy, and what it was asked for.
 
     fails: beginnings of paths that are answered by an error, as by a Hub that is out of order.
+    gated: repositories that may be read after asking for it; others that are not there are private.
     """
 
     daemon_threads = True
@@ -36,6 +37,7 @@ class HubServer(ThreadingHTTPServer):
         self.large: dict[str, bytes] = {}
         self.asked: list[str] = []
         self.fails: tuple[str, ...] = ()
+        self.gated: tuple[str, ...] = ()
 
     @property
     def url(self) -> str:
@@ -48,7 +50,7 @@ def hub_server(patch: pytest.MonkeyPatch, token: str | None = TOKEN) -> Iterator
     """A server that huggingface_hub takes for the Hub, with this token in its environment."""
     server = HubServer()
     patch.setattr(constants, "ENDPOINT", server.url)
-    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     patch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # which speaks to yet another server
     patch.setattr(constants, "HF_TOKEN_PATH", "/nowhere")
@@ -70,16 +72,17 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
-        """Is there such a file?"""
-        self._file(self._begun()[1], whole=False)
+        """The same, told in fewer words."""
+        self.do_GET()
 
     def do_GET(self) -> None:
-        """Who am I, and may I write here? A file."""
+        """Who am I, and may I read or write here? A file."""
         hub, path = self._begun()
-        if "/resolve/" in path:
-            self._file(path, whole=True)
-            return
-        if path == "/api/whoami-v2":
+        if any(f"/{name}/" in f"{path}/" for name in hub.gated):
+            self._answer(403, {"error": "access is restricted"}, "GatedRepo")
+        elif "/resolve/" in path:
+            self._file(path)
+        elif path == "/api/whoami-v2":
             self._answer(200, {"name": USER, "type": "user", "orgs": []})
         elif path.endswith("/auth-check/write"):
             name = path.removeprefix("/api/models/").removesuffix("/auth-check/write")
@@ -87,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path.startswith("/api/models/") and path.removeprefix("/api/models/") in hub.private:
             self._answer(200, {"id": path.removeprefix("/api/models/"), "siblings": []})
         else:
-            self._answer(404, {"error": "not found"})
+            self._answer(404, {"error": "not found"}, "RepoNotFound")
 
     def do_POST(self) -> None:
         """A new repository; what is to be uploaded how; a commit."""
@@ -155,7 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
         url = f"{hub.url}/{name}/commit/{COMMIT}"
         self._answer(200, {"commitUrl": url, "commitOid": COMMIT, "success": True})
 
-    def _file(self, path: str, whole: bool) -> None:
+    def _file(self, path: str) -> None:
         """A file of a repository, of the one commit that each has."""
         name, _, place = path[1:].partition("/resolve/")
         revision, _, file = place.partition("/")
@@ -171,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        if whole:
+        if self.command != "HEAD":
             self.wfile.write(content)
 
     def _body(self) -> bytes:
@@ -207,12 +210,15 @@ class _Handler(BaseHTTPRequestHandler):
             return False
         return True
 
-    def _answer(self, status: int, content: Any) -> None:
+    def _answer(self, status: int, content: Any, code: str | None = None) -> None:
         body = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         if "error" in content:
             self.send_header("X-Error-Message", content["error"])
+        if code is not None:
+            self.send_header("X-Error-Code", code)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
