@@ -53,11 +53,13 @@ MODELS: dict[str, PretrainedConfig] = {  # as SmolLM2-135M and Qwen2.5 of three 
     ),
 }
 METHODS = ("PPO, shared critic", "PPO, separate critic", "GRPO", "DPO")
-WAYS = {  # rank of adapters, gradient checkpointing
-    "full": (0, False),
-    "full, checkpointing": (0, True),
-    "LoRA": (16, False),
-    "LoRA, checkpointing": (16, True),
+WAYS = {  # rank of adapters, gradient checkpointing, a base in 4 bits
+    "full": (0, False, False),
+    "full, checkpointing": (0, True, False),
+    "LoRA": (16, False, False),
+    "LoRA, checkpointing": (16, True, False),
+    "4-bit": (16, False, True),
+    "4-bit, checkpointing": (16, True, True),
 }
 
 
@@ -67,7 +69,7 @@ def shape(config: PretrainedConfig) -> Shape:
         return shape_of(AutoModelForCausalLM.from_config(config))
 
 
-def work(model: Shape, method: str, rank: int, recompute: bool) -> Work:
+def work(model: Shape, method: str, rank: int, recompute: bool, packed: bool) -> Work:
     """A run on one GPU in bf16: 64 responses of 256 tokens to prompts of as many, micro-batches of
     8 rows (DPO: 4 pairs); PPO has a reference, GRPO (with `--algorithm.kl-coef 0`) has none."""
     reference = method.startswith("PPO") and not rank
@@ -78,6 +80,7 @@ def work(model: Shape, method: str, rank: int, recompute: bool) -> Work:
         response=256,
         sampled=64,
         rank=rank,
+        packed=packed,
         kept=BF16,
         product=BF16,
         saved=BF16,

@@ -30,7 +30,7 @@ LAYERS = {  # folder or module: (the layers it imports, the packages of others t
     "language/data": ("settings", "datasets numpy pydantic reasoning_gym"),
     "language/models": (
         "functional settings types",
-        "peft pydantic safetensors torch transformers",
+        "bitsandbytes peft pydantic safetensors torch transformers",
     ),
     "language/sampling": (f"{GROUND} models", "pydantic torch transformers"),
     "language/rewards": ("settings data models", "math_verify pydantic reasoning_gym transformers"),

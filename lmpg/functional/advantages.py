@@ -133,13 +133,16 @@ def batch_standardised(scores_PG: Tensor, valid_PG: Tensor) -> Tensor:
     return whitened(group_centred(scores_PG, valid_PG), valid_PG, WHITEN_EPS)
 
 
-def decoupled(scores_KPG: Tensor, weights_K: Tensor, valid_PG: Tensor, eps: float) -> Tensor:
+def decoupled(scores_KPG: Tensor, weights_K: Tensor, valid: Tensor, eps: float) -> Tensor:
     """Σ_k w_k (r_k − group mean of r_k) / (group std of r_k + eps) of K rewards, [P, G].
 
     arXiv 2601.05242, section 3: each reward keeps its own say, however large its numbers are,
-    where the spread of the sum would be that of the largest alone.
+    where the spread of the sum would be that of the largest alone. One that is not
+    valid is 0; `valid` is [P, G], or of each reward [K, P, G].
     """
-    each = [group_standardised(scores_PG, valid_PG, eps) for scores_PG in scores_KPG]
+    each = [
+        group_standardised(*of_one, eps) for of_one in zip(scores_KPG, valid.expand_as(scores_KPG))
+    ]
     return torch.einsum("k,kpg->pg", weights_K, torch.stack(each))
 
 

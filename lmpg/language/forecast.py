@@ -10,6 +10,8 @@ from lmpg.language.data.prompts import Prompt, lengths_of
 from lmpg.language.models.footprint.needs import Parts, Work
 from lmpg.language.models.footprint.said import fitting_tokens, lines
 from lmpg.language.models.footprint.shape import shape_of
+from lmpg.language.models.forward.kept_weights import is_packed
+from lmpg.language.models.lora import rank_of
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.precision import num_weights
 from lmpg.language.models.reference import Reference
@@ -53,7 +55,8 @@ def work_of(
         prompt=longest,
         response=min(settings.sampling.max_new_tokens, policy.context_length - longest),
         sampled=update.rollout_size,
-        rank=settings.model.lora.rank,
+        rank=rank_of(policy.model),
+        packed=is_packed(policy.model),
         kept=policy.frozen_dtype.itemsize,
         product=2 if policy.bf16 else 4,
         saved=policy.saved_dtype.itemsize,

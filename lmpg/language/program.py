@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from lmpg.language.built_in import built_world, with_world
 from lmpg.language.data.examples import Split
-from lmpg.language.data.prompts import Prompt, common_columns, load_prompts, prompts_from_rows
+from lmpg.language.data.prompts import Prompt, load_prompts, prompts_from_rows
 from lmpg.language.data.tokenizing import completion_text, reading_tokenizer
 from lmpg.language.forecast import wants_reference, with_fitting_microbatches, work_of
 from lmpg.language.models.loading import load_policy, load_reference, tokenizer_of
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.precision import num_weights
 from lmpg.language.models.reference import Reference
-from lmpg.language.rewards.process_rewards import Decode
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rollouts.arithmetic import as_it_began, settle
 from lmpg.language.rollouts.collect import LanguageSource
@@ -31,6 +28,7 @@ from lmpg.language.rollouts.preflight import check, ids_to_test
 from lmpg.language.rollouts.score_processing import ScoreProcessing
 from lmpg.language.rollouts.scoring import GroupSampler
 from lmpg.language.run_inputs import inputs_of
+from lmpg.language.run_rewards import scorer_for
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.settings import LanguageSettings
 from lmpg.language.worlds.world import World
@@ -204,27 +202,6 @@ def old_logprobs_of(settings: LanguageSettings, exact: bool, num_processes: int)
     in_order = num_processes == 1 and settings.sampling.max_refills == 0
     needs, update = settings.algorithm.needs, settings.update
     return OldLogprobs.decided(needs, update, exact=exact, same_rows=in_order)
-
-
-def scorer_for(
-    settings: LanguageSettings,
-    prompts: Split[Prompt],
-    decode: Decode,
-    processes: Processes,
-    functions: Mapping[str, Callable] = MappingProxyType({}),
-) -> Scorer:
-    """The rewards, ready to score responses to these prompts; `functions` as in `Given`."""
-    return Scorer(
-        settings.rewards,
-        columns=common_columns(prompts),
-        device=str(processes.device),
-        trust_remote_code=settings.model.trust_remote_code,
-        dtype=settings.model.dtype,
-        decode=decode,
-        special_tokens=settings.data.special_tokens,
-        optional="teacher" in settings.algorithm.needs,
-        given=functions,
-    )
 
 
 def references(

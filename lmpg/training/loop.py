@@ -63,7 +63,8 @@ class Loop(ABC):
 
     source: is evaluated before, after, and after every `every` iterations. stop_reason: given the
     number of iterations done, says why the run ends before its last one; None if it goes on.
-    after_step: is given each iteration and its metrics; its own metrics go to the next iteration.
+    after_step: is given each iteration and its metrics; its own go to the next iteration. on_step:
+    the same for the main process alone; what it returns, "stop" ends the run.
     """
 
     source: Evaluable
@@ -76,9 +77,8 @@ class Loop(ABC):
     save_policy: Callable[[Path], None]
     progress: Progress = field(default_factory=Progress)
     stop_reason: Callable[[int], str | None] = lambda iteration: None
-    on_step: OnStep | None = None
-    """Is called by the main process after each iteration, with its metrics; "stop" ends the run."""
     after_step: Callable[[int, dict[str, float]], dict[str, float]] = lambda iteration, metrics: {}
+    on_step: OnStep | None = None
     stopped_by: int | None = field(default=None, init=False)
     """The signal that asked the run to stop."""
     _not_logged: dict[str, float] = field(default_factory=dict, init=False)
@@ -147,8 +147,7 @@ class Loop(ABC):
         return found
 
     def prune(self) -> None:
-        """Delete all but as many checkpoints as are to be kept, once the newest is known to be
-        good."""
+        """Delete all checkpoints but those to be kept, once the newest is known to be good."""
         self.write(lambda: checkpoint.prune(self._checkpoints, self.settings.keep_checkpoints))
 
     def save(self) -> None:

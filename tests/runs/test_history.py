@@ -12,6 +12,7 @@ from lmpg.runs.report.write import write_report
 from tests.support.planted import catches
 
 
+@catches("every point of a long run kept in memory")
 def test_a_curve_keeps_its_means_and_its_last_point_however_long_it_is():
     curve = Curve()
     for step in range(1, 20_001):
@@ -71,7 +72,6 @@ def test_steps_are_spread_from_first_to_last(count):
     assert not steps or (found[0], found[-1]) == (steps[0], steps[-1])
 
 
-@catches("a page that grows with the run")
 def test_twenty_thousand_steps_make_a_small_page_soon(tmp_path):
     names = [*(f"m/{i}" for i in range(24)), "reward", "objective/kl", "policy/entropy"]
     values = "".join(f', "{name}": 1.{i}2345%d' for i, name in enumerate(names))

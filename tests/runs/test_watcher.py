@@ -39,8 +39,9 @@ def said(rows, asked=None):
 @pytest.mark.parametrize("kind", SICK)
 def test_what_goes_wrong_is_said_once_after_a_while(kind):
     change, text = SICK[kind]
-    bad = [GOOD] * 20 + [{**GOOD, **change}] * 30
-    found = said(bad)
+    bad = [{**GOOD, **change}]
+    assert said(bad * (WINDOW - 1)) == said([*[GOOD] * 20, *bad * (WINDOW - 1), GOOD]) == []
+    found = said([GOOD] * 20 + bad * 30)
     assert len(found) == 1
     assert found[0][0] == 20 + WINDOW
     assert re.search(text, found[0][1])

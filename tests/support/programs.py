@@ -166,7 +166,8 @@ def bytes_of(value: Any) -> Any:
 
 def launched(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """A command as a user would give it in the repository's folder, with its output."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=ROOT,

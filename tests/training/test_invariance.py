@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +82,8 @@ KINDS = {
     "lora over bf16": ("ppo", {"model.lora.rank": 8, "update.adam-eps": 1e-3} | LEAN),
     "recomputed": ("ppo", {"model.gradient-checkpointing": True, "model.critic": "separate"}),
 }
+if importlib.util.find_spec("bitsandbytes"):
+    KINDS["lora over 4 bits"] = ("ppo", {**KINDS["lora"][1], "model.quantisation": "nf4"})
 every_kind = pytest.mark.parametrize(
     "kind", ["ppo", *(pytest.param(kind, marks=pytest.mark.slow) for kind in list(KINDS)[1:])]
 )

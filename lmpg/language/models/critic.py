@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from lmpg.language.models.architectures import trunk_of
 from lmpg.language.models.forward.response_states import response_states
 from lmpg.language.models.precision import save_folder
+from lmpg.language.models.start.four_bits import refuse_packed
 from lmpg.settings.section import UserError
 
 FOLDER = "critic"
@@ -26,6 +27,7 @@ class SeparateCritic(nn.Module):
 
     def __init__(self, trunk: nn.Module, head: nn.Linear, kind: str = "separate"):
         super().__init__()
+        refuse_packed(trunk, "a critic with weights of its own", "set model.critic to shared")
         self.kind = kind
         self.trunk = trunk
         self.head = head

@@ -36,6 +36,7 @@ from lmpg.language.models.precision import allow_tf32, computes_in_bf16, has_tf3
 from lmpg.language.models.pretrained import pretrained_model, pretrained_tokenizer
 from lmpg.language.models.reference import Reference
 from lmpg.language.models.settings import ModelSettings
+from lmpg.language.models.start.four_bits import refuse_packed
 from lmpg.language.models.start.trained_adapter import (
     Place,
     base_key,
@@ -146,10 +147,18 @@ def _dtypes(settings: ModelSettings, model: PreTrainedModel) -> dict[str, torch.
 def _whole_model(settings: ModelSettings, key: str) -> tuple[PreTrainedModel, Place | None]:
     """The whole model at `settings.path`; where an adapter lies there, the one under it, and where
     that one lies."""
-    remote, base = settings.trust_remote_code, base_of(key, settings.path, settings.revision)
-    if base is None:
-        return load_causal_lm(settings.path, remote, key, settings.revision), None
-    return load_causal_lm(base[0], remote, base_key(key, settings.path), base[1]), base
+    remote, quantised = settings.trust_remote_code, settings.quantisation
+    base = base_of(key, settings.path, settings.revision)
+    if base is not None:
+        at = base_key(key, settings.path)
+        return load_causal_lm(base[0], remote, at, base[1], quantised), base
+    if quantised != "none" and settings.lora.rank == 0:
+        raise UserError(
+            f"model.quantisation = {quantised}, but model.lora.rank is 0, which trains "
+            "the whole model, and weights in 4 bits cannot learn. Set model.lora.rank, or leave "
+            "model.quantisation out"
+        )
+    return load_causal_lm(settings.path, remote, key, settings.revision, quantised), None
 
 
 def _learning(
@@ -164,6 +173,8 @@ def _learning(
         return keep_frozen(with_trained_adapter(model, key, settings, base), frozen_in)
     if settings.lora.rank == 0:
         refuse_options_without_rank(settings.lora)
+        if key == "model.path":
+            refuse_packed(model, f"{key} = {settings.path}", "set model.lora.rank")
         return rounded_to_bf16(model) if settings.dtype == "bf16" else model
     return keep_frozen(with_adapter(model, settings.lora, settings.revision), frozen_in)
 
@@ -223,11 +234,13 @@ def load_causal_lm(
     trust_remote_code: bool = False,
     key: str = "model.path",
     revision: str | None = None,
+    quantisation: str = "none",
 ) -> PreTrainedModel:
-    """A transformers causal language model with float32 weights, in eval mode."""
+    """A transformers causal language model in eval mode; weights are float32, or in 4 bits."""
     if path is None:
         raise UserError("model.path is not set, expected a Hub id or the folder of a causal LM")
-    return pretrained_model(key, AutoModelForCausalLM, path, trust_remote_code, revision=revision)
+    kind, rest = AutoModelForCausalLM, (trust_remote_code, False, revision, quantisation)
+    return pretrained_model(key, kind, path, *rest)
 
 
 def load_sequence_classifier(
@@ -244,6 +257,8 @@ def load_sequence_classifier(
     """
     key, kind = "model.path" if new_head else "rewards.models", AutoModelForSequenceClassification
     model = pretrained_model(key, kind, path, trust_remote_code, new_head, revision)
+    if new_head:
+        refuse_packed(model, f"{key} = {path}", "save it unquantised")
     if model.config.num_labels != 1:
         raise UserError(
             f"rewards.models: {path} has {model.config.num_labels} labels, expected a sequence "

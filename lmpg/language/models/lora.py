@@ -17,6 +17,7 @@ from lmpg.language.models.decoder_parts import in_use, is_replaced
 from lmpg.language.models.forward.kept_weights import copies_in
 from lmpg.language.models.precision import save_folder
 from lmpg.language.models.settings import LoraSettings
+from lmpg.language.models.start.four_bits import plain_layers
 from lmpg.settings.section import UserError
 
 _ALL: tuple[tuple[str, ...], ...] = ((), ("all-linear",))
@@ -128,6 +129,11 @@ def wrapped(model: PreTrainedModel, config: Any, revision: str | None) -> nn.Mod
         return peft.get_peft_model(model, config, revision=revision)
 
 
+def rank_of(model: Any) -> int:
+    """The rank of a model's adapters; 0 where it has none."""
+    return model.peft_config["default"].r if hasattr(model, "peft_config") else 0
+
+
 def is_lora(module: nn.Module) -> bool:
     """Whether it is a linear layer with low-rank adapters."""
     return hasattr(module, "base_layer") and hasattr(module, "lora_A")
@@ -226,6 +232,7 @@ def save_adapter_and_merged(model: Any, folder: Path, tokenizer, dtype: torch.dt
     model.save_pretrained(str(folder), save_embedding_layers=False)
     tokenizer.save_pretrained(folder)
     wide = copies_in(dtype, model) if dtype == torch.float32 else {}
+    wide |= plain_layers(model, dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # peft tells where weights are tied no more
         whole = copy.deepcopy(model, wide).merge_and_unload()
@@ -243,7 +250,7 @@ def linear_layers(model: Any) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if type(module).__name__ in ("Linear", "Conv1D") and module is not head
+        if type(module).__name__ in ("Linear", "Conv1D", "FourBit") and module is not head
     ]
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from lmpg.language.models.forward.kept_weights import copies_in, is_low, widened
+from lmpg.language.models.forward.kept_weights import copies_in, is_low, num_weights, widened
 
 _PAYS_FROM = 1_000_000
 """Parameters; products of smaller models on a CPU are too small to gain anything."""
@@ -24,11 +24,6 @@ def computes_in_bf16(precision: str, model: nn.Module, device: torch.device | st
         return precision == "bf16"
     device = torch.device(device)
     return fast_bf16(device) and (device.type != "cpu" or num_weights(model) >= _PAYS_FROM)
-
-
-def num_weights(model: nn.Module) -> int:
-    """How many numbers the model has."""
-    return sum(p.numel() for p in model.parameters())
 
 
 def can_bf16(device: torch.device) -> bool:

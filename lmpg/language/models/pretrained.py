@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import textwrap
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from lmpg.language.models.model_files import (
 )
 from lmpg.language.models.paths import is_adapter_folder, refuse_missing_folder
 from lmpg.language.models.precision import no_progress_bars
+from lmpg.language.models.start.four_bits import arguments_for, unpack_in_each_product
 from lmpg.settings.section import UserError
 
 WHAT = {
@@ -62,8 +64,10 @@ def pretrained_model(
     trust_remote_code: bool = False,
     new_head: bool = False,
     revision: str | None = None,
+    quantisation: str = "none",
 ) -> PreTrainedModel:
-    """The model of the auto class `kind` at `path`, float32, in eval mode, every weight from there.
+    """The model of the auto class `kind` at `path`, float32, in eval mode, every weight from there;
+    with `quantisation` nf4 its linear layers but the head are packed into 4 bits, one by one.
 
     With `new_head` the layers on top of its trunk may be new, drawn from torch's global generator,
     and give one label. revision: of a Hub id.
@@ -82,11 +86,13 @@ def pretrained_model(
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # told below, with the names
         **({"num_labels": 1} if new_head else {}),
+        **arguments_for(quantisation),
     )
     if getattr(model, "_hf_peft_config_loaded", False):
         raise UserError(f"{key} = {path} is a LoRA adapter, expected a whole model")
     _refuse_a_part(key, path, kind, model, info, new_head)
     _refuse_quantised(key, path, WHAT[kind], model, revision)
+    unpack_in_each_product(f"{key} = {path}", model, quantisation)
     _keep_weights_as_they_are(model)
     return model.eval()
 
@@ -216,11 +222,14 @@ def _loaded(
 
 @contextmanager
 def _without_report() -> Iterator[None]:
-    """transformers' warnings pass, but for those of missing weights, which are judged here."""
+    """transformers' warnings pass, but for those of missing weights, which are judged here, and
+    of a checkpoint that is in 4 bits already."""
     logger = logging.getLogger("transformers.modeling_utils")
     logger.addFilter(_no_report)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You passed `quantization_config`", UserWarning)
+            yield
     finally:
         logger.removeFilter(_no_report)
 

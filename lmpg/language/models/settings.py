@@ -63,6 +63,10 @@ class ModelSettings(LoadingSettings):
     teacher, reward models. auto: as in their checkpoint; bf16 rounds others. Whatever learns is
     kept in fp32; with bf16 a policy that learns as a whole starts from rounded weights, too, as its
     reference does."""
+    quantisation: Literal["none", "nf4"] = "none"
+    """nf4 keeps the linear layers under an adapter, but for the head, in 4 bits (QLoRA, arXiv
+    2305.14314) by bitsandbytes: about a quarter of bf16's memory, for a model that is not quite the
+    same. Needs an adapter."""
     final_dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """What `final/` and `best/` hold weights in; auto: what the checkpoint at the start does. bf16
     rounds what was learned, and may lose steps of a small learning rate."""

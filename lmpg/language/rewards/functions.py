@@ -7,7 +7,7 @@ from typing import Any
 
 from lmpg.language.rewards.builtin import REFERENCES
 from lmpg.language.rewards.isolated import IsolatedFunction
-from lmpg.language.rewards.request import GIVEN, RewardReply, RewardRequest
+from lmpg.language.rewards.request import GIVEN, TOLD, RewardReply, RewardRequest
 from lmpg.language.rewards.specs import KEY, parsed_spec
 from lmpg.settings.section import UserError
 
@@ -56,12 +56,13 @@ class FunctionReward:
         available = request.arguments()
         self.check_columns(available)
         arguments = wanted(self._signature, available, self.spec.arguments)
+        told = told_by_name(self._signature, available, request)
         count = len(request.completions)
         size = -(-count // len(self._workers)) or 1
         futures = []
         for number, start in enumerate(range(0, count, size)):
             part = {name: column[start : start + size] for name, column in arguments.items()}
-            futures.append(self._workers[number].submit(part, min(size, count - start)))
+            futures.append(self._workers[number].submit(part, min(size, count - start), told))
         chat = any(isinstance(text, list) for text in arguments.get("completions", []))
         said = RewardReply(notes=[IN_CHAT] if chat and not self.spec.is_builtin else [])
         return lambda: sum((future.result() for future in futures), said)
@@ -94,7 +95,7 @@ def refuse_missing_columns(text: str, required: Iterable[str], columns: Iterable
     """Raises if the function `text` requires a parameter that the data has no column for."""
     columns = list(columns)
     for name in required:
-        if name in columns or name in GIVEN:
+        if name in columns or name in (*GIVEN, *TOLD):
             continue
         if name == "completion_steps":
             raise UserError(
@@ -105,6 +106,14 @@ def refuse_missing_columns(text: str, required: Iterable[str], columns: Iterable
             f"{KEY}: {text} has a parameter {name!r}, but the data has no such column. It can have "
             f"any of: {', '.join([*GIVEN, *columns])}; rename it, or give it a default."
         )
+
+
+def told_by_name(
+    signature: dict[str, Any], available: dict[str, list], request: RewardRequest
+) -> dict[str, Any] | None:
+    """What a function names of `TOLD`, which data may have columns for, and the trainer's state."""
+    names = [x for x in TOLD if x in signature["parameters"] and x not in available]
+    return {"names": names, "state": request.state} if names else None
 
 
 def wanted(

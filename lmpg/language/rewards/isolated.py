@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from lmpg.language.rewards.request import RewardReply
+from lmpg.language.rewards.request import RewardReply, reply_of
 from lmpg.language.rewards.specs import KEY, Spec
 from lmpg.language.rewards.worker_process import WorkerDied, WorkerProcess, WorkerTimeout, plain
 from lmpg.settings.section import UserError
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 START_TIMEOUT = 120.0
 RETRY_TIMEOUTS, RETRY_SECONDS = 3, 30.0
 Arguments = dict[str, list]
+Told = dict[str, Any] | None
 
 
 class IsolatedFunction:
@@ -51,9 +52,9 @@ class IsolatedFunction:
         """Imports the function; its signature, or {"error"}."""
         return self._later(self._start)
 
-    def submit(self, arguments: Arguments, count: int) -> Future[RewardReply]:
-        """Begins to score a batch of `count` completions."""
-        return self._later(self._reply, arguments, count)
+    def submit(self, arguments: Arguments, count: int, told: Told = None) -> Future[RewardReply]:
+        """Begins to score a batch of `count` completions. told: see `trainer_arguments.told`."""
+        return self._later(self._reply, arguments, count, told)
 
     def close(self) -> None:
         """Ends the process, amid a call too."""
@@ -77,9 +78,9 @@ class IsolatedFunction:
         except (WorkerDied, BrokenPipeError) as error:
             return {"error": f"while importing it, {error}"}
 
-    def _reply(self, arguments: Arguments, count: int) -> RewardReply:
+    def _reply(self, arguments: Arguments, count: int, told: Told) -> RewardReply:
         started = time.monotonic()
-        reply, failure = self._call(arguments, count)
+        reply, failure = self._call(arguments, count, told)
         slow = time.monotonic() - started >= self.timeout
         if failure is None:
             return reply
@@ -88,7 +89,7 @@ class IsolatedFunction:
             return reply
         if slow:
             self._tell_of_retries(count, failure)
-        reply = self._one_by_one(arguments, count)
+        reply = self._one_by_one(arguments, count, told)
         if None not in reply.scores:
             reply.notes.append(
                 f"the batch of {count} failed ({failure}), but each sample alone has "
@@ -109,7 +110,7 @@ class IsolatedFunction:
                 self.retry_seconds,
             )
 
-    def _one_by_one(self, arguments: Arguments, count: int) -> RewardReply:
+    def _one_by_one(self, arguments: Arguments, count: int, told: Told) -> RewardReply:
         reply = RewardReply()
         deadline = time.monotonic() + self.retry_seconds
         for index in range(count):
@@ -118,17 +119,17 @@ class IsolatedFunction:
                 said = f"not tried again: {self.retry_seconds:g} s of retries were used up"
                 return reply + RewardReply([None] * left, [said] * left)
             single = {name: [column[index]] for name, column in arguments.items()}
-            one, failure = self._call(single, 1)
+            one, failure = self._call(single, 1, told)
             reply += one
             if failure is not None:
                 reply.messages.append(failure)
         return reply
 
-    def _call(self, arguments: Arguments, count: int) -> tuple[RewardReply, str | None]:
+    def _call(self, arguments: Arguments, count: int, told: Told) -> tuple[RewardReply, str | None]:
         """The reply to one call; if it failed as a whole, one without scores, and a message."""
         nothing = RewardReply([None] * count)
         try:
-            reply = self._process.call(arguments, count, self.timeout)
+            reply = self._process.call(arguments, count, self.timeout, told)
         except WorkerTimeout:
             return nothing, f"no reply within rewards.timeout of {self.timeout:g} s"
         except (WorkerDied, BrokenPipeError) as error:
@@ -137,7 +138,7 @@ class IsolatedFunction:
             raise UserError(self._unsendable(arguments, error)) from None
         if "error" in reply:
             return nothing, reply["error"]
-        return RewardReply(reply["scores"], list(reply["problems"].values())), None
+        return reply_of(reply), None
 
     def _unsendable(self, arguments: Arguments, error: TypeError) -> str:
         column = next(name for name, cells in arguments.items() if not _sendable(cells))

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from lmpg.language.rewards import builtin
-from lmpg.language.rewards.functions import IN_CHAT, refuse_missing_columns, wanted
-from lmpg.language.rewards.request import RewardReply, RewardRequest
+from lmpg.language.rewards.functions import IN_CHAT, refuse_missing_columns, told_by_name, wanted
+from lmpg.language.rewards.request import RewardReply, RewardRequest, reply_of
+from lmpg.language.rewards.results.trainer_arguments import told
 from lmpg.language.rewards.specs import KEY
 from lmpg.language.rewards.worker import answer, described, signature
 from lmpg.language.rewards.worker_process import plain
@@ -27,6 +28,8 @@ HERE = (
     "it runs in the trainer's process, where a hang cannot be cut short (rewards.timeout and "
     "rewards.workers are for functions that can be imported, from a module of their own)"
 )
+_SIGNALS = {str(128 + number) for number in (1, 2, 15)}
+"""Codes by which a signal ends the whole program, while a function runs."""
 _SCALARS = (str, bytes, int, float, bool, type(None))
 
 
@@ -60,12 +63,13 @@ class LocalFunction:
         count = len(request.completions)
         chat = any(isinstance(text, list) for text in arguments.get("completions", []))
         said = RewardReply(notes=[HERE, *([IN_CHAT] if chat else [])])
-        reply, failure = self._called(arguments, count)
+        of_trainer = told_by_name(self._signature, available, request)
+        reply, failure = self._called(arguments, count, of_trainer)
         if failure is None or count <= 1:
             return said + reply
         alone = RewardReply()
         for i in range(count):
-            alone += self._called({name: [x[i]] for name, x in arguments.items()}, 1)[0]
+            alone += self._called({name: [x[i]] for name, x in arguments.items()}, 1, of_trainer)[0]
         if None not in alone.scores:
             alone.notes.append(
                 f"the batch of {count} failed ({failure}), but each sample alone has a score; "
@@ -76,16 +80,22 @@ class LocalFunction:
     def close(self) -> None:
         """Nothing to end."""
 
-    def _called(self, arguments: dict[str, list], count: int) -> tuple[RewardReply, str | None]:
+    def _called(
+        self, arguments: dict[str, list], count: int, wanted_of_trainer: dict[str, Any] | None
+    ) -> tuple[RewardReply, str | None]:
         """The reply to one call; if it failed as a whole, one without scores, and why."""
         try:
-            found = answer(self.function, copy.deepcopy(arguments), count, _awaited)
-        except Exception as error:
+            more, logs = told(wanted_of_trainer, count)
+            given = {**copy.deepcopy(arguments), **more}
+            found = {**answer(self.function, given, count, _awaited), **logs}
+        except (Exception, SystemExit) as error:
+            if isinstance(error, SystemExit) and str(error.code) in _SIGNALS:
+                raise
             found = {"error": described(error)}
         if "error" in found:
             messages = [found["error"]] if count == 1 else []
             return RewardReply([None] * count, messages), found["error"]
-        return RewardReply(found["scores"], list(found["problems"].values())), None
+        return reply_of(found), None
 
     def _plain(self, arguments: dict[str, list]) -> dict[str, list]:
         """The arguments as JSON has them: a function gets the same wherever it runs."""

@@ -37,6 +37,20 @@ def _are_scores(reply: dict[str, Any], count: int) -> bool:
         and all(_is_score(score) for score in scores)
         and isinstance(problems, dict)
         and all(isinstance(problem, str) for problem in problems.values())
+        and all(i.isdecimal() for i in problems)
+        and _are_logs(reply, count)
+    )
+
+
+def _are_logs(reply: dict[str, Any], count: int) -> bool:
+    """Columns of as many values as there are scores, and lists of numbers, by names."""
+    extras, metrics = reply.get("extras", {}), reply.get("metrics", {})
+    return (
+        isinstance(extras, dict)
+        and isinstance(metrics, dict)
+        and all(isinstance(x, list) and len(x) == count for x in extras.values())
+        and all(isinstance(x, list) and all(map(_is_score, x)) for x in metrics.values())
+        and all(None not in x for x in metrics.values())
     )
 
 

@@ -3,70 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from operator import mul
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from lmpg.language.data.tokenizing import read_special_tokens
 from lmpg.language.rewards.functions import FunctionReward
 from lmpg.language.rewards.local_functions import LocalFunction
 from lmpg.language.rewards.local_sources import save
 from lmpg.language.rewards.process_rewards import Decode, pieces, step_ends
-from lmpg.language.rewards.request import Reward, RewardReply, RewardRequest
+from lmpg.language.rewards.request import Reward, RewardRequest
+from lmpg.language.rewards.results.pending import PendingScores
+from lmpg.language.rewards.results.scores import MAX_WARNINGS, Scores
 from lmpg.language.rewards.settings import ScoringSettings
 from lmpg.settings.section import UserError
 
 logger = logging.getLogger(__name__)
-MAX_WARNINGS = 5  # of each reward
-LARGEST = 1e18  # of a score's magnitude
-Step = tuple[int, float]
-TokenRewards = defaultdict[int, float]  # token index → weighted reward
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Scores of B responses.
-
-    totals: weighted sum over the rewards; None for a response that one of them gave no score.
-    errors: number of such responses. messages: what went wrong, each kind once, with its count.
-    steps: per response the (token index, weighted reward) pairs of process rewards, which are
-        part of its total; in the order of the tokens, each once.
-    """
-
-    totals: list[float | None]
-    by_reward: dict[str, list[float | None]]
-    errors: int
-    messages: list[str]
-    steps: list[list[Step]]
-
-    def rows(self, index: list[int]) -> Scores:
-        """The scores with only the responses in `index`, in that order."""
-        totals = [self.totals[i] for i in index]
-        by_reward = {name: [x[i] for i in index] for name, x in self.by_reward.items()}
-        steps = [self.steps[i] for i in index]
-        return Scores(totals, by_reward, totals.count(None), self.messages, steps)
-
-    @classmethod
-    def joined(cls, parts: Sequence[Scores]) -> Scores:
-        """The scores of all parts, in their order."""
-        if len(parts) == 1:
-            return parts[0]
-        names = parts[0].by_reward
-        return cls(
-            totals=[x for part in parts for x in part.totals],
-            by_reward={name: [x for part in parts for x in part.by_reward[name]] for name in names},
-            errors=sum(part.errors for part in parts),
-            messages=[x for part in parts for x in part.messages],
-            steps=[x for part in parts for x in part.steps],
-        )
-
-
-def listed(messages: list[str]) -> str:
-    """The first kinds of what went wrong, a line each, to end an error with."""
-    return "".join(f"\n  {text}" for text in list(dict.fromkeys(messages))[:MAX_WARNINGS])
 
 
 class Scorer:
@@ -76,6 +31,7 @@ class Scorer:
     another one is refused now. decode: (ids before, ids) → text of the ids, to find the tokens of
     steps. special_tokens: as in the settings section `data`. optional: without any reward every
     response scores 0. given: functions that were given as objects, by their names in the settings.
+    state_at: iterations done → what functions get as `trainer_state`. done: how many there are.
     """
 
     def __init__(
@@ -90,11 +46,13 @@ class Scorer:
         special_tokens: str = "tokens",
         optional: bool = False,
         given: Mapping[str, Callable] = MappingProxyType({}),
+        state_at: Callable[[int], dict[str, Any]] = lambda done: {"global_step": done},
     ):
         if not (settings.functions or settings.models or optional):
             said = "use --rewards.functions FILE.py:NAME, --rewards.models PATH, or both."
             raise UserError(f"no reward is given: {said}")
         self._settings = settings
+        self._state_at, self.done = state_at, 0
         self._decode = decode
         self._rewards: dict[str, Reward] = {}
         self._said: defaultdict[str, set[str]] = defaultdict(set)
@@ -132,7 +90,8 @@ class Scorer:
 
         Every argument has (or holds lists with) one entry per response. prompts: as written.
         """
-        request = RewardRequest(prompts, completions, completion_ids, columns)
+        state = self._state_at(self.done)
+        request = RewardRequest(prompts, completions, completion_ids, columns, state=state)
         if self._settings.process != "none":
             request = self._with_token_indices(request)
         replies = {name: reward.submit(request) for name, reward in self._rewards.items()}
@@ -225,75 +184,3 @@ class Scorer:
         while name in self._rewards:
             name, number = f"{reward.name}_{number}", number + 1
         self._rewards[name] = reward
-
-
-@dataclass(frozen=True)
-class PendingScores:
-    """Scores of a request that is being scored; `replies` are its rewards' pending replies."""
-
-    scorer: Scorer
-    request: RewardRequest
-    replies: dict[str, Callable[[], RewardReply]]
-
-    def result(self) -> Scores:
-        """Waits for the replies of all rewards, and returns their weighted sum."""
-        count, weights = len(self.request.completions), self.scorer.weights
-        by_reward: dict[str, list[float | None]] = {}
-        messages = []
-        steps: list[TokenRewards] = [defaultdict(float) for _ in range(count)]
-        for weight, (name, pending) in zip(weights, self.replies.items()):
-            reply = pending()
-            by_reward[name] = _summed(reply, self.request, weight, steps)
-            if reply.notes or reply.messages:
-                self.scorer.warn_once(name, [*reply.notes, *reply.messages])
-            for text, times in Counter(reply.messages).items():
-                messages.append(f"{name}: {times} of {count} without a score: {text}")
-        totals: list[float | None] = []
-        too_large = 0
-        rows = zip(*by_reward.values()) if by_reward else [()] * count
-        for scores, token_rewards in zip(rows, steps):
-            total = None if None in scores else sum(map(mul, weights, scores), 0.0)
-            if total is not None and not _fits(total, token_rewards):
-                total, too_large = None, too_large + 1
-            totals.append(total)
-        if too_large:
-            said = f"it is beyond ±{LARGEST:g}, expected less"
-            messages.append(f"{too_large} of {count} without a score: {said}")
-        placed = [sorted(x.items()) if t is not None else [] for x, t in zip(steps, totals)]
-        return Scores(totals, by_reward, totals.count(None), messages, placed)
-
-
-def _fits(total: float, token_rewards: TokenRewards) -> bool:
-    """Whether float32 could hold the square of every number of a response.
-
-    A score that is finite in float64 would else be inf in the loss, or in its spread.
-    """
-    return all(abs(x) < LARGEST for x in (total, *token_rewards.values()))
-
-
-def _summed(
-    reply: RewardReply, request: RewardRequest, weight: float, steps: list[TokenRewards]
-) -> list[float | None]:
-    """One score per response; the numbers of lists are added to `steps`, weighted."""
-    for i, score in enumerate(reply.scores):
-        if not isinstance(score, list):
-            continue
-        tokens = None if request.token_indices is None else request.token_indices[i]
-        if tokens is None or len(tokens) != len(score):
-            reply.scores[i] = None
-            reply.messages.append(_wrong_count(len(score), tokens, request))
-            continue
-        for token, number in zip(tokens, score):
-            steps[i][token] += weight * number
-        reply.scores[i] = sum(score)
-    return reply.scores
-
-
-def _wrong_count(count: int, tokens: list[int] | None, request: RewardRequest) -> str:
-    if tokens is None:
-        return (
-            f"it returned a list of {count} numbers for a completion, expected one number; "
-            "for one per token or step set --rewards.process token or step"
-        )
-    what = "tokens" if request.completion_steps is None else "steps"
-    return f"it returned {count} numbers for the {len(tokens)} {what} of a completion"

@@ -58,7 +58,8 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.setsid()
         _die_with(supervisor, signal.SIGKILL)
-        _module("worker").serve(requests, replies, _module("local_sources").keep)
+        given = _module("local_sources").keep, _module("results/trainer_arguments").told
+        _module("worker").serve(requests, replies, *given)
         return
     for descriptor in (requests, replies, printing):
         os.close(descriptor)

@@ -3,10 +3,11 @@
 The supervisor forks it. It imports nothing but the standard library, so that it is ready in a few
 milliseconds. First line in: {"id", "spec", "arguments", "sys_path", "sources"}; first line out:
 {"id", "parameters", "required", "options", "keywords"} or {"id", "error"}. Then, per call, in:
-{"id", "arguments", "count"}; out: {"id", "scores", "problems"} (a score, a list of them or null
-each, and what was wrong with which) or {"id", "error"}. "sources" has what was read from local
-files. A reply has its request's id and a line of its own, so that whatever else comes through the
-pipe is told apart. A function may fork: only this process replies.
+{"id", "arguments", "count", "told"}; out: {"id", "scores", "problems"} (a score, a list of them or
+null each, and what was wrong with which; "extras" and "metrics" where the function logs some) or
+{"id", "error"}. "sources" has what was read from local files. A reply has its request's id and a
+line of its own, so that whatever else comes through the pipe is told apart. A function may fork:
+only this process replies.
 
 What the function prints goes to stderr, and its stdin is empty: the protocol has descriptors
 of its own. It may close or replace them, and what this module calls (`json.dumps`), too.
@@ -37,8 +38,11 @@ _decoded = json.JSONDecoder().decode
 _write, _pid = os.write, os.getpid
 
 
-def serve(requests: int, replies: int, keep: Callable[[dict], dict]) -> None:
-    """Serves calls until `requests` ends; `keep` makes imports of local files take kept sources."""
+def serve(
+    requests: int, replies: int, keep: Callable[[dict], dict], told: Callable[..., tuple]
+) -> None:
+    """Serves calls until `requests` ends; `keep` makes imports of local files take kept sources,
+    `told` gives what TRL's trainer tells functions beside columns."""
     own = _pid()
     os.register_at_fork(after_in_child=lambda: _close(requests, replies))
     mend = _mender()
@@ -71,8 +75,10 @@ def serve(requests: int, replies: int, keep: Callable[[dict], dict]) -> None:
         reply(hello, start)
         for line in lines:
             request = _decoded(line.decode())
-            call = functools.partial(answer, function, request["arguments"], request["count"], run)
-            reply(request, call)
+            more, logs = told(request["told"], request["count"])
+            arguments = {**request["arguments"], **more}
+            call = functools.partial(answer, function, arguments, request["count"], run)
+            reply(request, lambda call=call, logs=logs: {**call(), **logs})  # type: ignore[misc]
 
 
 def load(spec: str) -> Callable:
@@ -158,7 +164,7 @@ def _checked(value: Any) -> tuple[Any, str | None]:
         if isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) > 0:
             return _checked_list(list(value))
         if value is None:
-            return None, "it returned None"
+            return None, None  # it declines: the response is for other rewards
         if isinstance(
             value, BaseException
         ):  # as asyncio.gather(..., return_exceptions=True) has it
@@ -177,6 +183,8 @@ def _checked_list(numbers: list) -> tuple[list[float] | None, str | None]:
     for value in numbers:
         nested = isinstance(value, (list, tuple))
         score, problem = (None, "it returned a list") if nested else _checked(value)
+        if value is None:
+            problem = "it returned None"
         if isinstance(score, list):
             score, problem = None, "it returned an array"
         if score is None:

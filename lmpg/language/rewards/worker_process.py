@@ -92,9 +92,18 @@ class WorkerProcess:
         """Whether all that the worker read is what is kept of these files from now on."""
         return all(self.sources.setdefault(k, v) == v for k, v in reply["sources"].items())
 
-    def call(self, arguments: dict[str, list], count: int, timeout: float) -> dict[str, Any]:
-        """One call of the function on `count` completions, within `timeout` seconds."""
-        request = {"arguments": arguments, "count": count}
+    def call(
+        self,
+        arguments: dict[str, list],
+        count: int,
+        timeout: float,
+        told: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """One call of the function on `count` completions, within `timeout` seconds.
+
+        told: see `trainer_arguments.told`.
+        """
+        request = {"arguments": arguments, "count": count, "told": told}
         if self._process is None or self._has_ended():
             self._restart()
         try:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lmpg.functional.advantages import next_in_mask
 from lmpg.functional.masking import masked_mean
 from lmpg.language.models.reference import Reference
-from lmpg.language.rewards.scorer import Step
+from lmpg.language.rewards.results.scores import Step
 from lmpg.language.rewards.settings import Truncated
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.score_processing import score_tensors

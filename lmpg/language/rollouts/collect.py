@@ -28,8 +28,9 @@ class LanguageSource:
     samples_every: iterations between rows for samples.jsonl; 0: none. total_steps: iterations of
     the run. token_view: whether some of these rows have the numbers of their tokens.
     refresh_every: iterations after which the reference becomes the policy; 0: never.
-    processing: what is done to scores, with the statistics of all iterations so far. begun: whether
-    a rollout was asked for. warned: whether a rollout of which nothing counts was reported.
+    processing: what is done to scores, with the statistics of all iterations so far. begun: the
+    iteration of the last rollout that was asked for, 0 before any. warned: whether a rollout
+    of which nothing counts was reported.
     """
 
     generator: Generator
@@ -42,7 +43,7 @@ class LanguageSource:
     total_steps: int = 0
     token_view: bool = False
     refresh_every: int = 0
-    begun: bool = False
+    begun: int = 0
     warned: bool = False
     best_metric: str = "reward"
     lower_is_better: bool = False
@@ -54,7 +55,8 @@ class LanguageSource:
 
         RunStopped if too many completions have no score.
         """
-        self.begun, watch = True, Stopwatch()
+        self.begun, watch = iteration, Stopwatch()
+        self._tell_rewards(iteration - 1)
         if self.refresh_every and iteration > 1 and (iteration - 1) % self.refresh_every == 0:
             assert self.reference is not None
             self.reference.refresh(self.generator.policy)
@@ -75,6 +77,7 @@ class LanguageSource:
         UserError before the first rollout if too many of them have no score; later on the
         rollouts decide.
         """
+        self._tell_rewards(self.begun)
         share = 1.0 if self.begun else self.processing.settings.max_error_share
         return self.evaluator.evaluate(share)
 
@@ -119,6 +122,11 @@ class LanguageSource:
             return rows
         reference = self.reference or self.evaluator.reference
         return with_tokens(rows, raw, self.generator, reference)
+
+    def _tell_rewards(self, done: int) -> None:
+        """Let reward functions know how many iterations are done."""
+        if self.evaluator.scorer is not None:
+            self.evaluator.scorer.done = done
 
     def _metrics(self, part: RolloutPart, sampled: Sampled) -> dict[str, float]:
         metrics = rollout_metrics(part, processed=self.processing.changes_scores)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from lmpg.language.data.order import other_prompts
-from lmpg.language.rewards.scorer import Scores
+from lmpg.language.rewards.results.scores import Scores
 from lmpg.language.rollouts.score_processing import ScoreProcessing
 from lmpg.language.rollouts.scoring import GroupSampler, Sampled, ScoredGroups
 from lmpg.runtime.machine import Stopwatch

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from lmpg.language.data.prompts import EvalMetric, Prompt
 from lmpg.language.models.reference import Reference
-from lmpg.language.rewards.scorer import Scorer, listed
+from lmpg.language.rewards.results.scores import listed
+from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.judged import Judged, judged, powers_up_to
 from lmpg.language.rollouts.score_processing import mean, score_statistics

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lmpg.functional.advantages import decoupled
 from lmpg.functional.score_statistics import RunningMoments, overlong_punishment
-from lmpg.language.rewards.scorer import Scores
+from lmpg.language.rewards.results.scores import Scores
 from lmpg.language.rewards.settings import RewardSettings
 from lmpg.language.rollouts.generation import Completions
 
@@ -65,7 +65,9 @@ class ScoreProcessing:
             len(each), -1, group_size
         )
         valid_PG = score_tensors(totals)[1].view(-1, group_size)
-        found = decoupled(scores_KPG, weights_K, valid_PG, STD_EPS).flatten().tolist()
+        scored_KPG = torch.stack([score_tensors(x)[1] for x in each]).view(scores_KPG.shape)
+        valid_KPG = scored_KPG & valid_PG  # a reward that declines stays out of its own mean
+        found = decoupled(scores_KPG, weights_K, valid_KPG, STD_EPS).flatten().tolist()
         return [None if total is None else x for total, x in zip(totals, found)]
 
     def after(self, counted: list[float | None]) -> ScoreProcessing:
@@ -141,4 +143,4 @@ def reward_metrics(scores: Scores, greedy_errors: int) -> dict[str, float]:
         statistics = score_statistics(values)
         metrics[f"rewards/{name}/mean"] = statistics["reward"]
         metrics[f"rewards/{name}/std"] = statistics["reward_std"]
-    return metrics
+    return metrics | {f"logged/{name}": mean(values) for name, values in scores.logged.items()}

@@ -11,7 +11,8 @@ from torch import Tensor
 from lmpg.functional.advantages import group_centred
 from lmpg.language.data.order import prompts_for_step
 from lmpg.language.data.prompts import Prompt
-from lmpg.language.rewards.scorer import Scorer, Scores, listed
+from lmpg.language.rewards.results.scores import Scores, listed
+from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rollouts.generation import Completions, Generator, Key
 from lmpg.language.rollouts.score_processing import ScoreProcessing, score_tensors
 from lmpg.runtime.machine import Stopwatch

@@ -57,6 +57,8 @@ def shown_rows(raw: ScoredGroups, processed: ScoredGroups, changed: bool) -> lis
             "score": raw.scores.totals[b],
         }
         row["rewards"] = {name: x[b] for name, x in raw.scores.by_reward.items()}
+        if raw.scores.extras:
+            row["logged"] = {name: x[b] for name, x in raw.scores.extras.items()}
         if changed:
             row["processed_score"] = processed.scores.totals[b]
         row["finished"] = completions.finished[b]

@@ -17,6 +17,7 @@ from lmpg.language.models.forward.padding import bears_padding
 from lmpg.language.models.inputs import of_equal_length
 from lmpg.language.models.lora import is_lora
 from lmpg.language.models.policy import CausalLMPolicy
+from lmpg.language.models.precision import num_weights
 from lmpg.language.sampling.decoding import Decoding
 from lmpg.language.sampling.engines.cpu import CpuDecoder
 from lmpg.language.sampling.engines.cuda import CudaDecoder
@@ -119,8 +120,8 @@ class Sampler:
         self, engine: Engine, prompts: DistinctPrompts, limits_B: Tensor, uniforms_BT: Tensor | None
     ) -> Samples:
         num_steps = int(limits_B.max())
-        num_weights = sum(x.numel() for x in self.policy.causal_lm.parameters())
-        with engine.precision(), worthwhile_threads(num_weights * len(limits_B)):
+        work = num_weights(self.policy.causal_lm) * len(limits_B)
+        with engine.precision(), worthwhile_threads(work):
             limits_B = limits_B.to(self.policy.device)
             decoding = Decoding(engine, self.policy, prompts, limits_B, self._search(prompts))
             for step in range(num_steps):
@@ -246,4 +247,6 @@ def _is_unknown_linear(module: nn.Module) -> bool:
         return False
     weight, name = getattr(module, "weight", None), type(module).__name__
     is_matrix = isinstance(weight, Tensor) and weight.dim() >= 2
-    return is_matrix and name not in ("Linear", "Conv1D") and not name.endswith("Embedding")
+    return (
+        is_matrix and name not in ("Linear", "Conv1D", "FourBit") and not name.endswith("Embedding")
+    )

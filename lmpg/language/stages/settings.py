@@ -129,4 +129,9 @@ class RewardModelSettings(OfflineLearningSettings):
                 f"model.lora.rank = {self.model.lora.rank}, but a reward model is trained as a "
                 "whole. Set model.lora.rank to 0"
             )
+        if self.model.quantisation != "none":
+            raise ValueError(
+                f"model.quantisation = {self.model.quantisation}, but a reward model is trained as "
+                "a whole, and weights in 4 bits cannot learn. Leave model.quantisation out"
+            )
         return self

@@ -8,6 +8,8 @@ import torch
 
 from lmpg.language.models.footprint.needs import Work
 from lmpg.language.models.footprint.shape import shape_of
+from lmpg.language.models.forward.kept_weights import is_packed
+from lmpg.language.models.lora import rank_of
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.stages.prepared import SAMPLED_TOGETHER, Prepared
 from lmpg.language.stages.settings import OfflineLearningSettings, SftSettings
@@ -24,7 +26,8 @@ def work_of(settings: OfflineLearningSettings, prepared: Prepared, count: int) -
     longest = max(map(objective.num_tokens, objective.epoch(0))) // texts
     sampled = getattr(settings.evaluation, "size", 0)
     shape = shape_of(module if policy is None else policy.causal_lm)
-    copied = sampled and not settings.model.lora.rank  # what sampled responses are compared with
+    rank = 0 if policy is None else rank_of(policy.model)
+    copied = sampled and not rank  # what sampled responses are compared with
     kept = torch.float32 if policy is None else policy.frozen_dtype
     return Work(
         model=shape,
@@ -32,7 +35,8 @@ def work_of(settings: OfflineLearningSettings, prepared: Prepared, count: int) -
         prompt=0 if policy else longest,  # a reward model has no logits
         response=longest if policy else 0,
         sampled=min(sampled, max(update.microbatch_size, SAMPLED_TOGETHER)),
-        rank=settings.model.lora.rank,
+        rank=rank,
+        packed=is_packed(module),
         kept=kept.itemsize,
         product=2 if settings.model.precision == "bf16" or (policy and policy.bf16) else 4,
         optimizer=update.optimizer,

@@ -141,12 +141,13 @@ def resumed(folder: Path) -> dict[str, Any]:
     return {"run": {**sections()["run"], "output_dir": folder, "resume": True}}
 
 
-@catches("a run that is resumed with other data or another model than it began with")
+@catches("other data or another model written over those that a run began with")
 def test_a_run_with_everything_in_memory_is_resumed_by_the_same_call(by_command, tmp_path):
     stop = {"on_step": lambda step, metrics: 1 / 0}
     with pytest.raises(ZeroDivisionError):
         trained(tmp_path / "run", **stop)
-    go_on = resumed(tmp_path / "run")
+    go_on, given = resumed(tmp_path / "run"), tmp_path / "run" / "given"
+    kept = {path: path.read_bytes() for path in given.rglob("*") if path.is_file()}
     for other, key in [
         ({"data": ROWS[1:]}, "data.jsonl"),
         ({"model": tiny_model(seed=1)}, "model/model.safetensors"),
@@ -155,6 +156,7 @@ def test_a_run_with_everything_in_memory_is_resumed_by_the_same_call(by_command,
         with pytest.raises(lmpg.UserError) as refused:
             trained(tmp_path / "run", **go_on, **other)
         assert key in str(refused.value)
+        assert kept == {path: path.read_bytes() for path in given.rglob("*") if path.is_file()}
     run = trained(tmp_path / "run", **go_on)
     assert outcome(run.folder) == by_command
 

@@ -224,10 +224,10 @@ def reward(prompts, completions):
 
 
 @catches("a total of those rewards that have not failed", "weights of rewards ignored")
-def test_the_total_is_the_weighted_sum_and_lacks_where_any_lacks(scorer):
+def test_the_total_is_the_weighted_sum_and_lacks_where_any_fails(scorer):
     code = """
-def one(completions): return [1, 1, None]
-def two(completions): return [2, None, 2]
+def one(completions): return [1, 1, "no number"]
+def two(completions): return [2, float("nan"), 2]
 """
     scores = scored(scorer(code, "one", "two", weights=(10, 0.5)), ["a", "b", "c"])
     assert scores.totals == [11.0, None, None]

@@ -177,6 +177,6 @@ def test_steps_are_refused_at_the_start_to_a_function_that_gets_none(tmp_path):
 
 
 def test_a_sample_without_a_score_has_no_steps_either(scorer):
-    code = "def a(completions): return [[1]]\ndef b(completions): return [None]"
+    code = "def a(completions): return [[1]]\ndef b(completions): return ['x']"
     scores = scored(scorer(code, "a", "b"), "x")
     assert (scores.totals, scores.steps) == ([None], [[]])

@@ -16,6 +16,8 @@ from lmpg.language.models.head import KEPT, rows_at_once
 Parts = dict[str, float]
 """Bytes by part."""
 FP32, BF16 = 4, 2
+PACKED = 1 / 2 + 4 / 64
+"""Bytes of a weight in 4 bits, with its share of its block's scale."""
 LIBRARIES = 0.65e9
 """Python, torch, transformers and what they bring, with the buffers of their kernels: measured."""
 STATES: dict[str, float] = {"adamw": 2 * FP32, "adamw_8bit": 2.0, "adafactor": 0.0}
@@ -29,7 +31,8 @@ _OWN_FORWARD = 2.0
 
 @dataclass(frozen=True)
 class Work:
-    """A run's sizes. rank: of adapters, 0 where the whole model learns. kept, product, saved: bytes
+    """A run's sizes. rank: of adapters, 0 where the whole model learns. packed: whether the linear
+    layers under them are in 4 bits. kept, product, saved: bytes
     of a frozen weight, of a number in a product, of a weight in `final/`. critic_shape: of a critic
     with weights of its own. frozen: bytes of other models. rows: of a micro-batch, each with
     `prompt` tokens and then `response`; sampled: rows of a rollout. several: whether a minibatch
@@ -42,6 +45,7 @@ class Work:
     response: int
     sampled: int = 0
     rank: int = 0
+    packed: bool = False
     kept: int = FP32
     product: int = FP32
     saved: int = FP32
@@ -102,8 +106,8 @@ def largest_rows(work: Work, budget: float) -> int:
 
 def staying(work: Work) -> Parts:
     """What is there from the first optimizer step to the end."""
-    model, learns = work.model, work.learning
-    frozen = work.kept * model.weights if work.rank else 0
+    learns = work.learning
+    frozen = _frozen(work, work.kept) if work.rank else 0
     parts = {
         "libraries": LIBRARIES,
         "weights": frozen + FP32 * learns,
@@ -116,12 +120,18 @@ def staying(work: Work) -> Parts:
     return parts | work.frozen
 
 
+def _frozen(work: Work, kept: int) -> float:
+    """Bytes of the weights under adapters, where those that are not in 4 bits take `kept` each."""
+    packed = work.model.linear if work.packed else 0
+    return kept * (work.model.weights - packed) + PACKED * packed
+
+
 def _loading(work: Work) -> Parts:
-    """Weights are read in fp32, beside the pages of their file."""
+    """Weights are read in fp32, beside the pages of their file; those in 4 bits one by one."""
     critic = 0 if work.critic_shape is None else work.critic_shape.trunk
     return {
         "libraries": LIBRARIES,
-        "weights": FP32 * (work.model.weights + critic),
+        "weights": _frozen(work, FP32) + FP32 * critic,
         "files": work.saved * work.model.weights,
     }
 
@@ -175,9 +185,10 @@ def graph(work: Work, model: Shape) -> float:
 
 
 def widened(work: Work) -> float:
-    """On a CPU, weights kept in bfloat16 are widened one by one between activations that stay; the
-    heap cannot use again the room that these leave, so that in the end all have had their own."""
-    low = work.rank and work.kept == BF16 and work.product == FP32
+    """On a CPU, weights kept in bfloat16 or 4 bits are widened one by one between activations that
+    stay; the heap cannot use again the room that these leave, so that in the end all have had their
+    own."""
+    low = work.rank and (work.kept == BF16 or work.packed) and work.product == FP32
     return FP32 * (work.model.trunk - work.model.head) if low and work.device == "cpu" else 0.0
 
 

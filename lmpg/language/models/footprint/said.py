@@ -56,6 +56,8 @@ def remedies(work: Work) -> dict[str, float]:
         kept = BF16 if work.saved == BF16 else work.kept
         adapters = replace(work, rank=RANK, kept=kept, frozen=frozen)
         found[f"--model.lora.rank {RANK}"] = total(adapters)
+    elif not work.packed:
+        found["--model.quantisation nf4"] = total(replace(work, packed=True))
     if not work.recompute:
         found["--model.gradient-checkpointing True"] = total(replace(work, recompute=True))
     if work.rows > 1:

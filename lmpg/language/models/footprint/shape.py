@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from lmpg.language.models.architectures import READERS, architecture, trunk_of
+from lmpg.language.models.forward.kept_weights import shape_of_weight
 from lmpg.language.models.lora import is_lora, linear_layers
 
 
@@ -14,14 +16,16 @@ from lmpg.language.models.lora import is_lora, linear_layers
 class Shape:
     """A decoder's sizes. weights: of the whole model, tied ones once; trunk: without a head of its
     own. linear_width: inputs and outputs of all linear layers that get an adapter, summed; times
-    the rank, an adapter's weights. hidden, inner: numbers of a token in the stream, in an MLP.
-    mlp_kept: multiples of `inner` that an MLP keeps for its backward pass. head_norms: whether
-    queries and keys are normalised. known: whether lmpg's own forward serves it.
+    the rank, an adapter's weights. linear: weights of all linear layers but the head. hidden,
+    inner: numbers of a token in the stream, in an MLP. mlp_kept: multiples of `inner` that an MLP
+    keeps for its backward pass. head_norms: whether queries and keys are normalised. known: whether
+    lmpg's own forward serves it.
     """
 
     weights: int
     trunk: int
     linear_width: int
+    linear: int
     layers: int
     vocabulary: int
     hidden: int
@@ -60,7 +64,7 @@ def shape_of(model: Any, adapted: Callable[[str], bool] = lambda name: True) -> 
     adapted: whether a linear layer, by its name, is to get an adapter.
     """
     config, head = model.config.get_text_config(), model.get_output_embeddings()
-    weights = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
+    weights = sum(_size(p) for name, p in model.named_parameters() if "lora_" not in name)
     embedding = model.get_input_embeddings().weight
     untied = head is not None and head.weight is not embedding
     heads = _known(config, "num_attention_heads", 1)
@@ -77,6 +81,7 @@ def shape_of(model: Any, adapted: Callable[[str], bool] = lambda name: True) -> 
         weights=weights,
         trunk=weights - (head.weight.numel() if untied else 0),
         linear_width=_linear_width(model, adapted),
+        linear=sum(_size(x.weight) for x in _linear(model)),
         vocabulary=embedding.shape[0],
         hidden=hidden,
         **parts | (_read(model) if parts["known"] else {}),
@@ -103,7 +108,17 @@ def _linear_width(model: Any, adapted: Callable[[str], bool]) -> int:
     """Of the layers that have an adapter, or of those that may get one where none has."""
     have = [module for module in model.modules() if is_lora(module)]
     may = [model.get_submodule(name) for name in linear_layers(model) if adapted(name)]
-    return sum(sum(module.weight.shape) for module in have or may)
+    return sum(sum(shape_of_weight(module.weight)) for module in have or may)
+
+
+def _linear(model: Any) -> list[Any]:
+    """All linear layers but the head, without their adapters'."""
+    found = [model.get_submodule(x) for x in linear_layers(model) if "lora_" not in x]
+    return [layer for layer in found if not is_lora(layer)]
+
+
+def _size(weight: Any) -> int:
+    return math.prod(shape_of_weight(weight))
 
 
 def _inner(config: Any, hidden: int) -> int:

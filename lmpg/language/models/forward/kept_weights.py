@@ -1,7 +1,10 @@
-"""Weights that do not learn, kept in bfloat16 and computed with as if they were kept in float32."""
+"""Weights that do not learn, kept in bfloat16 and computed with as if they were kept in float32, or
+kept in 4 bits (arXiv 2305.14314) and unpacked for each product."""
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -140,6 +143,55 @@ def _has_plain_adapter(linear: Any) -> bool:
     )
 
 
+class FourBit(nn.Linear):
+    """A linear layer whose frozen weight bitsandbytes has packed into 4 bits. Every product, with
+    gradients or without, is that of a plain layer with the numbers that these stand for.
+
+    transposed: whether the model has them the other way round, as GPT-2's layers.
+    """
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, transposed: bool):
+        nn.Module.__init__(self)  # nn.Linear's own would draw a weight
+        self.out_features, self.in_features = shape_of_weight(weight)
+        self.register_parameter("bias", bias)
+        self.weight, self.transposed = weight, transposed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x W^T + b, in the precision of x or of autocast."""
+        device = x.device.type
+        rounded = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if rounded else x.dtype
+        return _Cast.apply(x, self.weight, self.bias, dtype)
+
+
+def unpacked(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight in `dtype`; one that is packed into 4 bits as what these stand for."""
+    packed = getattr(weight, "quant_state", None)
+    if packed is None:
+        return weight.to(dtype)
+    from bitsandbytes.functional import dequantize_4bit
+
+    state = copy.copy(packed)
+    state.dtype = dtype  # the same numbers as those unpacked to float32 and rounded then
+    return dequantize_4bit(weight.detach().data, state)
+
+
+def shape_of_weight(weight: Tensor) -> torch.Size:
+    """The shape of what a weight, packed into 4 bits or not, stands for."""
+    packed: Any = getattr(weight, "quant_state", None)
+    return weight.shape if packed is None else packed.shape
+
+
+def is_packed(model: nn.Module) -> bool:
+    """Whether any layer is kept in 4 bits."""
+    return any(isinstance(x, FourBit) for x in model.modules())
+
+
+def num_weights(model: nn.Module) -> int:
+    """How many numbers the model has, however they are kept."""
+    return sum(math.prod(shape_of_weight(p)) for p in model.parameters())
+
+
 class _Cast(torch.autograd.Function):
     """A linear layer in `dtype` that keeps its weight for the backward pass as it is."""
 
@@ -148,7 +200,7 @@ class _Cast(torch.autograd.Function):
         ctx.dtype, ctx.bias_dtype = dtype, None if bias is None else bias.dtype
         x = x.to(dtype)
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        return F.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
+        return F.linear(x, unpacked(weight, dtype), None if bias is None else bias.to(dtype))
 
     @staticmethod
     @once_differentiable
@@ -157,7 +209,7 @@ class _Cast(torch.autograd.Function):
         by_x, by_weight, by_bias = ctx.needs_input_grad[:3]
         rows = grad.flatten(0, -2)
         return (
-            grad @ weight.to(ctx.dtype) if by_x else None,
+            grad @ unpacked(weight, ctx.dtype) if by_x else None,
             (rows.T @ x.flatten(0, -2)).to(weight.dtype) if by_weight else None,
             rows.sum(0).to(ctx.bias_dtype) if by_bias else None,
             None,

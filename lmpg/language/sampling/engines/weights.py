@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lmpg.functional.logprobs import LogitShape
 from lmpg.language.models.architectures import architecture
 from lmpg.language.models.decoder_parts import Architecture, DecoderLayer, Norm, in_use
+from lmpg.language.models.forward.kept_weights import FourBit, unpacked
 from lmpg.language.models.lora import adapted_weight, is_lora
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.sampling.engines.linear import DenseLinear, PackedLinear, linear
@@ -220,6 +221,8 @@ def _read(module: Any, dtype: torch.dtype) -> Matrix:
     adapter that is switched on added."""
     inner = module.base_layer if is_lora(module) else module
     weight, bias = inner.weight.detach(), inner.bias if hasattr(inner, "bias") else None
+    if isinstance(inner, FourBit):
+        weight = unpacked(inner.weight, dtype)
     weight = weight.to(torch.promote_types(weight.dtype, dtype))
     if inner is not module and not module.merged and not module.disable_adapters:
         for name in module.active_adapters:

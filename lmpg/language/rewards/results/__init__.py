@@ -1,0 +1,1 @@
+"""What rewards come to: scores of responses, the weighted sum of several."""
