@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lmpg.cli import flags
 from lmpg.cli.main import nothing_collected
@@ -33,7 +33,7 @@ def evaluate(argv: Sequence[str]) -> None:
     """`lmpg evaluate --flags`: prints what was measured and writes it to a JSON file."""
     settings = _settings(EvaluateSettings, argv)
     refuse_missing_paths(settings, (START,))
-    place = _json_file(settings)
+    place = json_file(settings, "evaluations")
     # imported here as they bring transformers along, for which a refusal need not wait
     from lmpg.language.trained import told
     from lmpg.language.trained.measured import evaluate
@@ -46,13 +46,14 @@ def evaluate(argv: Sequence[str]) -> None:
         print(f"all responses: {place}", flush=True)
 
 
-def _json_file(settings: EvaluateSettings) -> Path:
-    """Where the results go; refused now if they could not be written there."""
+def json_file(settings: Any, folder: str, prefix: str = "") -> Path:
+    """Where the results go: `output`, or a fresh file in `folder`, named after the model; refused
+    now if they could not be written there."""
     if settings.output is not None:
         path = Path(settings.output).expanduser()
     else:
         stem = (run_of(settings.model.path) or Path(str(settings.model.path))).resolve().name
-        path = Path("evaluations") / f"{fresh_name(stem).name}.json"
+        path = Path(folder) / f"{prefix}{fresh_name(stem).name}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir() or not os.access(path.parent, os.W_OK):

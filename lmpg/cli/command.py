@@ -42,6 +42,11 @@ COMMANDS = {
         "measure a model: score, pass@k, greedy; compare with another",
         "lmpg.cli.asking:evaluate",
     ),
+    "diagnose": Command(
+        "variance --flags … | overoptimisation RUN --gold …",
+        "what each estimator of the gradient gives; where a run's score went wrong",
+        "lmpg.cli.diagnosing:diagnose",
+    ),
     "report": Command("FOLDER", "write a run's report.html again", "lmpg.cli.written_again:report"),
 }
 """All commands by their names; the modules are imported when a command is given."""

@@ -16,7 +16,7 @@ from lmpg.algorithms.rloo import RLOO
 from lmpg.language.diagnose.diagnose_settings import VarianceSettings
 from lmpg.language.diagnose.fitted_values import explained, fit_value_head
 from lmpg.language.models.policy import CausalLMPolicy
-from lmpg.language.rewards.scorer import listed
+from lmpg.language.rewards.results.scores import listed
 from lmpg.language.rewards.settings import RewardSettings
 from lmpg.language.rollouts.assembly import assembled
 from lmpg.language.rollouts.score_processing import ScoreProcessing
@@ -73,13 +73,13 @@ def _measured(settings: VarianceSettings, sampler: GroupSampler) -> Microscope:
     scores = RewardSettings(**settings.rewards.model_dump())
     draw = partial(drawn, sampler, ScoreProcessing(scores, longest))
     critic = _critic(settings, policy, draw) if settings.lams else {}
-    sketch = GradientSketch(
-        chosen(policy, settings.parameters), settings.sketch, settings.seed
-    )
+    sketch = GradientSketch(chosen(policy, settings.parameters), settings.sketch, settings.seed)
     methods = compared_methods(settings.group_size, settings.lams)
     kept: list[Rollout] = []
     watch = Stopwatch()
-    made = estimates(policy, _batches(draw, settings.batches, kept, watch), methods, sketch, longest)
+    made = estimates(
+        policy, _batches(draw, settings.batches, kept, watch), methods, sketch, longest
+    )
     _refuse_equal_scores(kept)
     if settings.lams:
         critic["critic_explains"] = explained(kept)
@@ -129,9 +129,7 @@ def chosen(policy: CausalLMPolicy, patterns: tuple[str, ...]) -> list[nn.Paramet
     else has a gradient from now on."""
     policy.requires_grad_(False)
     named = [(name, p) for name, p in policy.model.named_parameters() if p.is_floating_point()]
-    fitting = [
-        p for name, p in named if not patterns or any(re.search(x, name) for x in patterns)
-    ]
+    fitting = [p for name, p in named if not patterns or any(re.search(x, name) for x in patterns)]
     if not fitting:
         raise UserError(
             f"parameters = {' '.join(patterns)} fits none, expected regular expressions for some "
@@ -140,9 +138,7 @@ def chosen(policy: CausalLMPolicy, patterns: tuple[str, ...]) -> list[nn.Paramet
     return [p.requires_grad_() for p in fitting]
 
 
-def _critic(
-    settings: VarianceSettings, policy: CausalLMPolicy, draw: partial
-) -> dict[str, float]:
+def _critic(settings: VarianceSettings, policy: CausalLMPolicy, draw: partial) -> dict[str, float]:
     """Fits a value head where the model has no critic of its own."""
     if policy.critic is not None or bool(policy.value_head.weight.any()):
         return {"critic_responses": 0.0}

@@ -188,9 +188,7 @@ def _distinct(sampled: Judged) -> float:
     return len(set(sampled.texts)) / len(sampled.texts)
 
 
-def prompts_of(
-    settings: JudgedSettings, generator: Generator, world: World | None
-) -> list[Prompt]:
+def prompts_of(settings: JudgedSettings, generator: Generator, world: World | None) -> list[Prompt]:
     """The prompts that the settings ask for, none too long for the model."""
     data, tokenizer = settings.data, generator.tokenizer
     room = generator.policy.context_length - settings.sampling.max_new_tokens

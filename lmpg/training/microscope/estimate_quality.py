@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +23,7 @@ SEEN = 2
 Of = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Figure:
+class Figure(NamedTuple):
     """A measured number and its standard error."""
 
     value: float
@@ -34,7 +34,8 @@ class Figure:
 class Quality:
     """An estimator's figures; lengths in units of that of the unbiased gradient.
 
-    squared_length: of its mean. variance: of one estimate, the trace of the covariance.
+    squared_length: of its mean. variance: of one estimate, the trace of the covariance;
+    relative_variance: over that of the unbiased one, which is known after few estimates.
     squared_bias: the squared distance between its mean and the unbiased one. cosine: of the angle
     between these two; single: of that between one estimate and the unbiased mean, from the mean
     square of an estimate's length. noise: variance over its own mean's squared length. A factor,
@@ -44,6 +45,7 @@ class Quality:
 
     squared_length: Figure
     variance: Figure
+    relative_variance: Figure
     squared_bias: Figure
     cosine: Figure
     single: Figure
@@ -81,6 +83,8 @@ def quality(samples_NK: Tensor, unbiased_NK: Tensor) -> Quality:
     own, cross, true = (_products(a @ b.T) for a, b in pairs)
     squares = _without_each((samples_NK * samples_NK).sum(1))
 
+    others = _without_each((unbiased_NK * unbiased_NK).sum(1))
+
     def figure(of: Of) -> Figure:
         return _jackknifed(of(squares, own, cross, true))
 
@@ -88,6 +92,7 @@ def quality(samples_NK: Tensor, unbiased_NK: Tensor) -> Quality:
     return Quality(
         squared_length=figure(lambda s, a, c, t: a / t),
         variance=figure(lambda s, a, c, t: (s - a) / t),
+        relative_variance=figure(lambda s, a, c, t: (s - a) / (others - t)),
         squared_bias=figure(lambda s, a, c, t: (a - 2 * c + t) / t),
         cosine=figure(lambda s, a, c, t: c / (a * t).sqrt()),
         single=figure(lambda s, a, c, t: c / (s * t).sqrt()),
@@ -97,7 +102,7 @@ def quality(samples_NK: Tensor, unbiased_NK: Tensor) -> Quality:
 
 
 def _products(matrix_NN: Tensor) -> Tensor:
-    """The mean product of two different estimates: of all, then of all but each in turn, [1 + N]."""
+    """The mean product of two different estimates: of all, then without each in turn, [1 + N]."""
     N, diagonal_N = len(matrix_NN), matrix_NN.diagonal()
     total = matrix_NN.sum() - diagonal_N.sum()
     of_each_N = matrix_NN.sum(0) + matrix_NN.sum(1) - 2 * diagonal_N

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -91,10 +92,7 @@ def _gradients(
         sketches = []
         for r, direction_T in enumerate(basis_RT.to(logprobs_T)):
             keep = r + 1 < len(basis_RT)
-
-            def backward(direction_T: Tensor = direction_T, keep: bool = keep) -> None:
-                torch.autograd.backward(logprobs_T, direction_T, retain_graph=keep)
-
+            backward = partial(torch.autograd.backward, logprobs_T, direction_T, retain_graph=keep)
             sketches.append(sketch.of(backward))
         found.backward_seconds += time.perf_counter() - done
         found.differentiated += 1
