@@ -33,7 +33,7 @@ def evaluate(argv: Sequence[str]) -> None:
     """`lmpg evaluate --flags`: prints what was measured and writes it to a JSON file."""
     settings = _settings(EvaluateSettings, argv)
     refuse_missing_paths(settings, (START,))
-    place = json_file(settings, "evaluations")
+    place = json_file(settings, "evaluations", "", str(settings.model.path))
     # imported here as they bring transformers along, for which a refusal need not wait
     from lmpg.language.trained import told
     from lmpg.language.trained.measured import evaluate
@@ -46,13 +46,13 @@ def evaluate(argv: Sequence[str]) -> None:
         print(f"all responses: {place}", flush=True)
 
 
-def json_file(settings: Any, folder: str, prefix: str = "") -> Path:
-    """Where the results go: `output`, or a fresh file in `folder`, named after the model; refused
-    now if they could not be written there."""
+def json_file(settings: Any, folder: str, prefix: str, model: str) -> Path:
+    """Where the results go: `output`, or a fresh file in `folder` that is named after the model or
+    its run; refused now if they could not be written there."""
     if settings.output is not None:
         path = Path(settings.output).expanduser()
     else:
-        stem = (run_of(settings.model.path) or Path(str(settings.model.path))).resolve().name
+        stem = (run_of(model) or Path(model)).resolve().name
         path = Path(folder) / f"{prefix}{fresh_name(stem).name}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from lmpg.cli import flags
 from lmpg.cli.asking import json_file
 from lmpg.cli.flags import HELP
 from lmpg.cli.main import nothing_collected
-from lmpg.language.diagnose.diagnose_settings import VarianceSettings
+from lmpg.language.diagnose.diagnose_settings import OveroptimisationSettings, VarianceSettings
 from lmpg.language.missing import refuse_missing_paths
 from lmpg.language.trained.of_run import below
 from lmpg.runs.files import write_text
@@ -31,7 +31,7 @@ lmpg diagnose variance --help and lmpg diagnose overoptimisation --help say more
 def diagnose(argv: Sequence[str]) -> None:
     """`lmpg diagnose WHAT --flags`: prints a table, writes a JSON file and a page with pictures."""
     what, *rest = argv or ["--help"]
-    commands = {"variance": _variance}
+    commands = {"variance": _variance, "overoptimisation": _overoptimisation}
     if what in HELP:
         print(USAGE)
     elif what in commands:
@@ -50,12 +50,29 @@ def _variance(argv: Sequence[str]) -> None:
         preset = below(VarianceSettings, given)
         settings = flags.settings_or_help(VarianceSettings, line, preset, given)
     refuse_missing_paths(settings)
-    place = json_file(settings, "diagnoses", "variance-")
+    place = json_file(settings, "diagnoses", "variance-", str(settings.model.path))
     # imported here as they bring transformers along, for which a refusal need not wait
     from lmpg.language.diagnose import variance_told as told
     from lmpg.language.diagnose.gradient_variance import measure
 
     found = measure(settings)
+    _written(place, told.lines(found), told.as_json(found), told.page(found))
+
+
+def _overoptimisation(argv: Sequence[str]) -> None:
+    kind = OveroptimisationSettings
+    run = argv[0] if argv and not argv[0].startswith("-") else None
+    with nothing_collected():
+        line = flags.read(argv[run is not None :], "lmpg diagnose overoptimisation RUN")
+        if run is None and line.help_on is None:
+            line.problems.append("RUN is missing, expected the folder of a run before the flags")
+        given = flags.given_settings(kind, line)
+        settings = flags.settings_or_help(kind, line, {}, given)
+    place = json_file(settings, "diagnoses", "overoptimisation-", str(run))
+    from lmpg.language.diagnose import overoptimisation_told as told
+    from lmpg.language.diagnose.overoptimisation import follow
+
+    found = follow(str(run), settings)
     _written(place, told.lines(found), told.as_json(found), told.page(found))
 
 

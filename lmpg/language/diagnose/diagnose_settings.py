@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, field_validator, model_validator
 
 from lmpg.language.trained.command_settings import JudgedSettings
+from lmpg.settings.section import Section
 
 
 class VarianceSettings(JudgedSettings):
@@ -58,5 +59,33 @@ class VarianceSettings(JudgedSettings):
                 f"sampling.top_k = {self.sampling.top_k} and sampling.top_p = "
                 f"{self.sampling.top_p:g} leave out tokens that the policy would sample, so that "
                 "no estimator is unbiased: set them to 0 and 1"
+            )
+        return self
+
+
+class OveroptimisationSettings(Section):
+    """A run's score, which it was trained on, and a gold score, which it never saw, over the KL to
+    where it began (Gao et al. 2023, arXiv 2210.10760)."""
+
+    gold: str | None = None
+    """What judges: a metric that the run has logged (`gold` for eval/gold, the name of a reward of
+    weight 0, or as in metrics.jsonl); or a reward that scores the responses in samples.jsonl:
+    FILE.py:NAME, a built-in one, or the Hub id or folder of a reward model."""
+    points: int = Field(12, ge=3)
+    """Points at most: steps beside each other are put together, so that each has more responses."""
+    timeout: float = Field(60.0, gt=0)
+    """Seconds one call of a gold function may take."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a gold model. Only for models whose code you have read."""
+    output: str | None = None
+    """JSON file for the points; the page with the picture lies beside it as .html. none makes a
+    fresh diagnoses/overoptimisation-NAME-TIME.json."""
+
+    @model_validator(mode="after")
+    def _require_a_gold_score(self) -> OveroptimisationSettings:
+        if self.gold is None:
+            raise ValueError(
+                "gold is not set, expected a metric that the run logged, a function FILE.py:NAME, "
+                "or a reward model: give --gold"
             )
         return self

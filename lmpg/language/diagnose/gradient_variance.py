@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from lmpg.algorithms.rloo import RLOO
 from lmpg.language.diagnose.diagnose_settings import VarianceSettings
@@ -62,7 +63,7 @@ def measure(settings: VarianceSettings) -> Microscope:
         )
     model = loaded(settings, settings.data, processes, learns=True)
     prompts = prompts_of(settings, model, world)
-    rloo = RLOO(kl_coef=0.0, group_size=settings.group_size)
+    rloo: Any = RLOO(kl_coef=0.0, group_size=settings.group_size)
     with scorer_of(settings, model, prompts, world, {}) as scorer:
         num_groups = settings.batch_size // settings.group_size
         return _measured(settings, GroupSampler(model, scorer, prompts, rloo, num_groups))
@@ -124,7 +125,7 @@ def _batches(draw: partial, count: int, kept: list[Rollout], watch: Stopwatch) -
             print(f"{i + 1} of {count} batches, {left:.0f} s left", file=sys.stderr, flush=True)
 
 
-def chosen(policy: CausalLMPolicy, patterns: tuple[str, ...]) -> list[nn.Parameter]:
+def chosen(policy: CausalLMPolicy, patterns: tuple[str, ...]) -> list[Tensor]:
     """The model's parameters whose names fit one of the patterns, all without patterns; nothing
     else has a gradient from now on."""
     policy.requires_grad_(False)
@@ -140,7 +141,8 @@ def chosen(policy: CausalLMPolicy, patterns: tuple[str, ...]) -> list[nn.Paramet
 
 def _critic(settings: VarianceSettings, policy: CausalLMPolicy, draw: partial) -> dict[str, float]:
     """Fits a value head where the model has no critic of its own."""
-    if policy.critic is not None or bool(policy.value_head.weight.any()):
+    head = policy.value_head
+    if head is None or bool(head.weight.any()):
         return {"critic_responses": 0.0}
     fit_value_head(policy, [draw("critic", i) for i in range(settings.critic_batches)])
     return {"critic_responses": float(settings.critic_batches * settings.batch_size)}

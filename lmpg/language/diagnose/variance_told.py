@@ -169,7 +169,14 @@ def _dots(qualities: Mapping[str, Quality], figures: Mapping[str, Figure]) -> li
 
 
 def _figures(found: Microscope, q: Quality) -> dict[str, Any]:
-    names = ("relative_variance", "variance", "squared_length", "length", "cosine", "angle")
+    names: tuple[str, ...] = (
+        "relative_variance",
+        "variance",
+        "squared_length",
+        "length",
+        "cosine",
+        "angle",
+    )
     names += ("squared_bias", "bias", "noise", "single_angle")
     told: dict[str, Any] = {"seen": q.seen}
     for name in names:

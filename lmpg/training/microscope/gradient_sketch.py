@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmpg.runtime.seeding import generator
 
@@ -24,7 +24,7 @@ class GradientSketch:
     squares: the squared norms of all gradients so far, true and of their sketches, [2] each.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], width: int, seed: int) -> None:
+    def __init__(self, parameters: Iterable[Tensor], width: int, seed: int) -> None:
         self.parameters = list(parameters)
         self.size = sum(p.numel() for p in self.parameters)
         self.exact = self.size <= width
