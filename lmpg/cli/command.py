@@ -32,6 +32,11 @@ COMMANDS = {
         "stages one after another, such as sft reward_model ppo",
         "lmpg.cli.pipeline:pipeline",
     ),
+    "check": Command(
+        "NAME --flags …",
+        "try a run out: what it needs, and mistakes with their fixes",
+        "lmpg.cli.checking:check",
+    ),
     "gym": Command(
         "--env.id ENV --flags …",
         "train an agent in a gymnasium environment",
@@ -42,9 +47,26 @@ COMMANDS = {
         "measure a model: score, pass@k, greedy; compare with another",
         "lmpg.cli.asking:evaluate",
     ),
+    "generate": Command(
+        "PROMPT … --flags …",
+        "let a model answer prompts",
+        "lmpg.cli.asking:generate",
+    ),
+    "chat": Command("--flags …", "talk with a model", "lmpg.cli.chat_loop:chat"),
+    "runs": Command("FOLDER", "list the runs in a folder", "lmpg.cli.runs_beside:runs"),
+    "compare": Command(
+        "RUN RUN …",
+        "curves of runs side by side, over seeds, on one page",
+        "lmpg.cli.runs_beside:compare",
+    ),
+    "completion": Command(
+        "bash|zsh|tcsh",
+        "print what completes commands, names and flags there",
+        "lmpg.cli.completion:completion",
+    ),
     "diagnose": Command(
-        "variance --flags … | overoptimisation RUN --gold …",
-        "what each estimator of the gradient gives; where a run's score went wrong",
+        "WHAT --flags …",
+        "variance: of each gradient estimator; overoptimisation: of a run",
         "lmpg.cli.diagnosing:diagnose",
     ),
     "report": Command("FOLDER", "write a run's report.html again", "lmpg.cli.written_again:report"),

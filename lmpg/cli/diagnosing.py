@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lmpg.cli import flags
-from lmpg.cli.asking import json_file
+from lmpg.cli.asking import json_file, settings_for
 from lmpg.cli.flags import HELP
 from lmpg.cli.main import nothing_collected
 from lmpg.language.diagnose.diagnose_settings import OveroptimisationSettings, VarianceSettings
-from lmpg.language.missing import refuse_missing_paths
-from lmpg.language.trained.of_run import below
 from lmpg.runs.files import write_text
 from lmpg.runs.tracking import as_json
 from lmpg.settings.hints import did_you_mean
@@ -44,12 +42,7 @@ def diagnose(argv: Sequence[str]) -> None:
 
 
 def _variance(argv: Sequence[str]) -> None:
-    with nothing_collected():
-        line = flags.read(argv, "lmpg diagnose variance")
-        given = flags.given_settings(VarianceSettings, line)
-        preset = below(VarianceSettings, given)
-        settings = flags.settings_or_help(VarianceSettings, line, preset, given)
-    refuse_missing_paths(settings)
+    settings = settings_for("diagnose variance", VarianceSettings, argv)
     place = json_file(settings, "diagnoses", "variance-", str(settings.model.path))
     # imported here as they bring transformers along, for which a refusal need not wait
     from lmpg.language.diagnose import variance_told as told

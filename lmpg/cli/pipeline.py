@@ -197,7 +197,8 @@ def _values(stages: list[PipelineStage], number: int) -> tuple[type[Section], Ra
     stage = stages[number]
     given = merged(stage.given, _made_before(stages, number))
     kind = settings_class(stage.method)
-    return kind, layered(kind, preset_below(stage.name, given), given)
+    named = {"run": {"name": f"{stage.folder.parent.name}-{stage.folder.name}"}}  # for trackers
+    return kind, layered(kind, merged(named, preset_below(stage.name, given)), given)
 
 
 def _made_before(stages: list[PipelineStage], number: int) -> RawSettings:

@@ -68,7 +68,7 @@ def loop(
     policy, seed = source.policy, settings.run.seed
     parts: dict[str, Any] = {
         "source": source,
-        "tracker": Tracker(folder.path, settings.run.trackers, total_steps),
+        "tracker": Tracker(folder.path, total_steps),
         "folder": folder.path,
         "settings": settings.run,
         "every": settings.evaluation.every,

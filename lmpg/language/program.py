@@ -249,7 +249,7 @@ def assembled(
             max_length=settings.sampling.max_new_tokens,
             old_logprobs=generator.old_logprobs,
         ),
-        tracker=Tracker(folder.path, run.trackers, run.total_steps, main_process=processes.is_main),
+        tracker=Tracker(folder.path, run.total_steps, main_process=processes.is_main),
         folder=folder.path,
         settings=run,
         every=settings.evaluation.every,

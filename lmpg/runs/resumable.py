@@ -15,6 +15,8 @@ MAY_DIFFER = {  # the number of steps, saving and trackers; and what changes mem
     "run.save_every",
     "run.keep_checkpoints",
     "run.trackers",
+    "run.project",
+    "run.name",
     "run.token_view",
     "run.report_every",
     "run.push_to_hub",

@@ -12,6 +12,11 @@ from lmpg.settings.section import Section
 MOST_THREADS = 1024
 """No machine gains by more, and the system ends a process that asks for far too many."""
 
+Tracking = Literal[
+    "aim", "clearml", "comet_ml", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
+]
+"""accelerate's trackers."""
+
 
 class EvaluationSettings(Section):
     """Held-out evaluation, before and after training and in between."""
@@ -78,8 +83,13 @@ class AnyRunSettings(Section):
     """Go on from the newest whole checkpoint in output_dir, or start there if there is none."""
     resume_anyway: bool = False
     """The same, even if data, rewards or models have changed since the run began: warns of them."""
-    trackers: tuple[Literal["tensorboard"], ...] = ()
-    """Further places for the metrics, beside metrics.jsonl."""
+    trackers: tuple[Tracking, ...] = ()
+    """Experiment trackers that show metrics, settings and samples, beside metrics.jsonl; each is a
+    package of its own."""
+    project: str = Field("lmpg", min_length=1)
+    """The project, or experiment, that trackers put the run into."""
+    name: str | None = Field(None, min_length=1)
+    """What trackers call the run; none: as its folder."""
     report_every: int = Field(1, ge=0)
     """Iterations between writings of report.html while the run goes on, or more where these would
     take over 1% of the time; 0 writes it at the end alone."""

@@ -1,4 +1,4 @@
-"""Logging of a run: metrics.jsonl, samples.jsonl, one console line per step, tensorboard."""
+"""Logging of a run: metrics.jsonl, samples.jsonl, one console line per step, trackers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lmpg.runs.printable import printable
-from lmpg.runs.progress_line import ProgressLine
-from lmpg.settings.section import UserError
+from lmpg.runs.progress_bar import progress
+from lmpg.runs.trackers.mirrors import Mirrors, remember_steps
 
 FILES = ("metrics.jsonl", "samples.jsonl")
 
@@ -25,23 +25,29 @@ class Tracker:
     """
 
     problem: str | None = None
+    _mirrors: Mirrors | None = None
 
     def __init__(
         self,
         run_dir: Path,
-        trackers: Sequence[str],
         total_steps: int,
         *,
         main_process: bool = True,
         console_interval: float = 0.5,
     ) -> None:
         self.main_process = main_process
-        self._console = ProgressLine(total_steps, console_interval)
+        self._console = progress(total_steps, console_interval)
         if not main_process:
             return
-        self._board = _Tensorboard(run_dir) if "tensorboard" in trackers else None
+        self._run_dir, self._samples = run_dir, list[Mapping[str, Any]]()
         # without buffers: what a full disk refuses would be written again when they are closed
         self._files = {name: (run_dir / name).open("ab", buffering=0) for name in FILES}
+
+    def start(self, settings: Mapping[str, Any]) -> None:
+        """From now on log to the trackers that the run's settings name, too; once nothing is left
+        to be refused."""
+        if self.main_process and settings["run"]["trackers"]:
+            self._mirrors = Mirrors(self._run_dir, settings, self.say)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, and one on the console (at most two a second)."""
@@ -50,14 +56,16 @@ class Tracker:
         numbers = {name: as_json(value) for name, value in metrics.items()}
         self._append("metrics.jsonl", {"step": step, **numbers})
         self._console.show(step, numbers)
-        if self._board:
-            self._board.log(step, numbers)
+        if self._mirrors:
+            self._mirrors.log(step, numbers, self._samples)
+        self._samples = []
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Prompts, completions and scores of a step, one line of samples.jsonl each."""
         if self.main_process:
-            for row in rows:
-                self._append("samples.jsonl", {"step": step, **as_json(row)})
+            self._samples = [as_json(row) for row in rows]
+            for row in self._samples:
+                self._append("samples.jsonl", {"step": step, **row})
 
     def say(self, text: str) -> None:
         """Print a line, on the main process alone."""
@@ -78,6 +86,7 @@ class Tracker:
         """Shorten the files to a checkpoint's lengths; {} empties them."""
         if not self.main_process:
             return
+        remember_steps(self._run_dir)
         for name, file in self._files.items():
             length, path = int(state.get(name.removesuffix(".jsonl"), 0)), Path(file.name)
             present = path.read_bytes() if os.fstat(file.fileno()).st_size < length else None
@@ -92,10 +101,11 @@ class Tracker:
     def close(self) -> None:
         """Close the files."""
         if self.main_process:
+            self._console.close()
             for file in self._files.values():
                 file.close()
-            if self._board:
-                self._board.close()
+            if self._mirrors:
+                self._mirrors.close()
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         text = json.dumps(row, allow_nan=False, ensure_ascii=False)
@@ -122,31 +132,3 @@ def as_json(value: Any) -> Any:
     if hasattr(value, "item"):
         return as_json(value.item())
     raise TypeError(f"{value!r} is a {type(value).__name__}; expected a number or a text")
-
-
-class _Tensorboard:
-    """Writes metrics for tensorboard; a resumed run hides steps logged after its checkpoint."""
-
-    def __init__(self, run_dir: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UserError(
-                "run.trackers = tensorboard, but tensorboard is not installed; "
-                'pip install "lmpg[tensorboard]"'
-            ) from error
-        self._open = lambda step: SummaryWriter(str(run_dir / "tensorboard"), purge_step=step)
-        self._writer: SummaryWriter | None = None
-
-    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """All numbers of a step."""
-        if self._writer is None:
-            self._writer = self._open(step)
-        for name, value in metrics.items():
-            if isinstance(value, int | float):
-                self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Write out what is pending."""
-        if self._writer is not None:
-            self._writer.close()

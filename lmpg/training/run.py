@@ -129,6 +129,7 @@ def _start(loop: Loop, folder: RunFolder, inputs: Inputs, on_start: Callable[[],
     resume(loop, folder)
     for line in loop.refuse_full_disk():
         loop.tracker.say(line)
+    loop.tracker.start(folder.settings)
 
 
 def _watch(loop: Loop, summary: Callable[[dict[str, Any]], dict[str, Any]]) -> None:

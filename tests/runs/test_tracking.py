@@ -6,14 +6,12 @@ import errno
 import json
 import math
 import re
-import sys
 
 import pytest
 import torch
 
 from lmpg.runs.progress_line import clock
 from lmpg.runs.tracking import Tracker
-from lmpg.settings.section import UserError
 from tests.support.planted import catches
 
 
@@ -21,8 +19,8 @@ from tests.support.planted import catches
 def tracker(tmp_path):
     made = []
 
-    def make(total_steps=100, trackers=(), folder=tmp_path, **kwargs):
-        made.append(Tracker(folder, trackers, total_steps, console_interval=0.0, **kwargs))
+    def make(total_steps=100, folder=tmp_path, **kwargs):
+        made.append(Tracker(folder, total_steps, console_interval=0.0, **kwargs))
         return made[-1]
 
     yield make
@@ -125,7 +123,8 @@ def test_a_full_disk_is_remembered_and_not_raised(tmp_path, tracker, monkeypatch
 
 
 def test_only_the_main_process_writes(tmp_path, tracker, capsys):
-    t = tracker(main_process=False, trackers=["tensorboard"])
+    t = tracker(main_process=False)
+    t.start({"run": {"trackers": ["tensorboard"], "project": "p", "name": None}})
     t.log(1, {"reward": 1.0})
     t.samples(1, [{"prompt": "a"}])
     t.say("hello")
@@ -179,7 +178,7 @@ def test_the_time_left_counts_the_steps_of_this_session_alone(tracker, capsys, m
 
 
 def test_quick_steps_share_a_line_but_the_last_step_always_has_one(tmp_path, capsys):
-    t = Tracker(tmp_path, (), 50, console_interval=60.0)
+    t = Tracker(tmp_path, 50, console_interval=60.0)
     for step in range(1, 51):
         t.log(step, {"episode/return_mean": float(step)})
     t.close()
@@ -190,32 +189,3 @@ def test_quick_steps_share_a_line_but_the_last_step_always_has_one(tmp_path, cap
 
 def test_durations_read_as_clock_times():
     assert [clock(s) for s in (0, 59.6, 3599, 3661)] == ["0:00", "1:00", "59:59", "1:01:01"]
-
-
-def logged_steps(folder):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder / "tensorboard"))
-    events.Reload()
-    return [(event.step, event.value) for event in events.Scalars("reward")]
-
-
-@catches("tensorboard shows the abandoned future")
-@pytest.mark.filterwarnings("ignore")
-def test_tensorboard_shows_no_step_twice_after_a_resume(tmp_path, tracker):
-    pytest.importorskip("tensorboard")
-    first = tracker(trackers=["tensorboard"])
-    for step in (1, 2, 3, 4):
-        first.log(step, {"reward": float(step), "text": None})
-    first.close()
-    again = tracker(trackers=["tensorboard"])
-    for step in (3, 4, 5):  # the checkpoint was at step 2
-        again.log(step, {"reward": 10.0 * step})
-    again.close()
-    assert logged_steps(tmp_path) == [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0), (5, 50.0)]
-
-
-def test_missing_tensorboard_is_told_with_the_command_that_installs_it(tracker, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UserError, match=r'pip install "lmpg\[tensorboard\]"'):
-        tracker(trackers=["tensorboard"])

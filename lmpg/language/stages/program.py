@@ -62,7 +62,7 @@ def train_stage(
         return folder.path
     with nothing_left_before_the_first_step(folder, processes):
         settings = kept(given, settings, folder, processes)
-        world = world or _built(settings, processes)
+        world = world or built(settings, processes)
         asked, settings = settings.model.precision, as_it_began(settings, folder, processes)
         prepared = PREPARE[type(settings)](settings, world, processes)
         trained = getattr(prepared.objective.module, "causal_lm", prepared.objective.module)
@@ -70,7 +70,7 @@ def train_stage(
         if processes.is_main:
             said = lines(work_of(settings, prepared, processes.count), room_of_each(processes))
             print("\n".join([prepared.line, *said]), flush=True)
-        loop = _assembled(settings, prepared, folder, processes)
+        loop = assembled(settings, prepared, folder, processes)
         loop.on_step = given.on_step
         scoring = isinstance(settings, RewardModelSettings)
         task = "text-classification" if scoring else "text-generation"
@@ -89,7 +89,7 @@ def inputs_of(settings: OfflineLearningSettings, world: OfflineWorld | None) -> 
     return {"data.world": {"its rows": rows}, **models}
 
 
-def _built(settings: OfflineLearningSettings, processes: Processes) -> OfflineWorld | None:
+def built(settings: OfflineLearningSettings, processes: Processes) -> OfflineWorld | None:
     """The stage in the built-in world that the settings ask for, made by the main process."""
     name = world_asked_for(settings.model_dump())
     if name is None:
@@ -103,9 +103,10 @@ def _built(settings: OfflineLearningSettings, processes: Processes) -> OfflineWo
     return build(start)
 
 
-def _assembled(
+def assembled(
     settings: OfflineLearningSettings, prepared: Prepared, folder: RunFolder, processes: Processes
 ) -> Offline:
+    """The loop over the prepared objective, with its optimizer and its tracker."""
     objective = prepared.objective
     updater: OfflineUpdater = OfflineUpdater(
         objective, settings.update, processes, settings.run.total_steps
@@ -115,7 +116,7 @@ def _assembled(
     return Offline(
         source=objective,
         updater=updater,
-        tracker=Tracker(folder.path, settings.run.trackers, steps, main_process=main),
+        tracker=Tracker(folder.path, steps, main_process=main),
         folder=folder.path,
         settings=settings.run,
         every=settings.evaluation.every,

@@ -1,0 +1,62 @@
+"""`lmpg check` of a stage: reads its data, takes a step, and tells what would go wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import islice
+from typing import Any
+
+from lmpg.language.data.tokenizing import reading_tokenizer
+from lmpg.language.models.footprint.said import lines
+from lmpg.language.models.loading import tokenizer_of
+from lmpg.language.models.precision import num_weights
+from lmpg.language.rollouts import traps
+from lmpg.language.rollouts.trial import passing_run, step_line
+from lmpg.language.stages.prepared import starting_model
+from lmpg.language.stages.program import PREPARE, assembled, built
+from lmpg.language.stages.settings import OfflineLearningSettings
+from lmpg.language.stages.stage_memory import work_of
+from lmpg.runtime.processes import Processes
+from lmpg.runtime.room import room_of_each
+
+ADAPTERS_FASTER = 10
+SHOWN = 2
+"""Examples that are shown."""
+
+
+def check_stage(settings: OfflineLearningSettings, name: str) -> list[str]:
+    """Makes all parts, evaluates, and takes one step; says what it finds and returns the traps."""
+    processes = Processes()
+    processes.announce()
+    with passing_run(settings, name, processes) as folder:
+        world = built(settings, processes)
+        prepared = PREPARE[type(settings)](settings, world, processes)
+        model = starting_model(settings.model, world)
+        tokenizer = reading_tokenizer(tokenizer_of(model), settings.data)
+        objective: Any = prepared.objective
+        loop = assembled(settings, prepared, folder, processes)
+        if processes.is_main:
+            said = lines(work_of(settings, prepared, processes.count), room_of_each(processes))
+            examples = [ids for x in islice(objective.train, SHOWN) for ids in traps.ids_of(x)]
+            said += [f"text      {traps.in_a_line(tokenizer, ids)}" for ids in examples]
+            print("\n".join([prepared.line, *said]), flush=True)
+        found = [] if world else [*_of_data(settings, objective, tokenizer)]
+        found += traps.of_warmup(settings.update.warmup_steps, loop.total_steps)
+        with closing(loop.tracker):
+            metrics = loop.iterate(1)
+        if processes.is_main:
+            print(step_line(metrics, loop.total_steps, processes), flush=True)
+    return found
+
+
+def _of_data(settings: OfflineLearningSettings, objective: Any, tokenizer: Any) -> Iterator[str]:
+    """Traps of the user's data, and of a learning rate for them."""
+    parts, module = (objective.train, objective.held_out), objective.module
+    ends = getattr(module, "eos_token_ids", None) or (tokenizer.eos_token_id,)
+    yield from traps.of_data(parts, tokenizer, settings.data, ends)
+    adapters = settings.model.lora.rank > 0
+    suiting = type(settings).model_fields["update"].default.learning_rate
+    suiting *= ADAPTERS_FASTER if adapters else 1
+    weights = num_weights(module)
+    yield from traps.of_rate(settings.update.learning_rate, suiting, weights, adapters)

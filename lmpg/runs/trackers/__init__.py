@@ -1,0 +1,1 @@
+"""Experiment trackers (wandb, trackio, mlflow …) that show a run's metrics elsewhere, too."""
