@@ -67,7 +67,7 @@ class OveroptimisationSettings(Section):
     """A run's score, which it was trained on, and a gold score, which it never saw, over the KL to
     where it began (Gao et al. 2023, arXiv 2210.10760)."""
 
-    gold: str | None = None
+    gold: str
     """What judges: a metric that the run has logged (`gold` for eval/gold, the name of a reward of
     weight 0, or as in metrics.jsonl); or a reward that scores the responses in samples.jsonl:
     FILE.py:NAME, a built-in one, or the Hub id or folder of a reward model."""
@@ -80,12 +80,3 @@ class OveroptimisationSettings(Section):
     output: str | None = None
     """JSON file for the points; the page with the picture lies beside it as .html. none makes a
     fresh diagnoses/overoptimisation-NAME-TIME.json."""
-
-    @model_validator(mode="after")
-    def _require_a_gold_score(self) -> OveroptimisationSettings:
-        if self.gold is None:
-            raise ValueError(
-                "gold is not set, expected a metric that the run logged, a function FILE.py:NAME, "
-                "or a reward model: give --gold"
-            )
-        return self
