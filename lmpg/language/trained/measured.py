@@ -23,7 +23,6 @@ from lmpg.language.data.prompts import (
     prompts_from_rows,
 )
 from lmpg.language.data.storage.examples_store import taken
-from lmpg.language.data.storage.progress import EVERY
 from lmpg.language.data.tokenizing import completion_text
 from lmpg.language.rewards.results.scores import listed
 from lmpg.language.rewards.scorer import Scorer
@@ -36,6 +35,7 @@ from lmpg.language.trained.of_run import START, model_folder, start_of
 from lmpg.language.worlds.registry import PREFIX, WORLDS, world_asked_for
 from lmpg.language.worlds.world import World
 from lmpg.runtime.processes import Processes
+from lmpg.settings.progress import EVERY
 from lmpg.settings.section import UserError
 
 Interval = tuple[float, float]
