@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lmpg.cli import flags
 from lmpg.cli.main import nothing_collected
@@ -45,7 +45,7 @@ def settings_for(command: str, kind: type[S], argv: Sequence[str]) -> S:
 def evaluate(argv: Sequence[str]) -> None:
     """`lmpg evaluate --flags`: prints what was measured and writes it to a JSON file."""
     settings = settings_for("evaluate", EvaluateSettings, argv)
-    place = _json_file(settings)
+    place = json_file(settings, "evaluations", "", str(settings.model.path))
     # imported here as they bring transformers along, for which a refusal need not wait
     from lmpg.language.trained import told
     from lmpg.language.trained.measured import evaluate
@@ -109,13 +109,14 @@ def _lines_of_input() -> list[str]:
     return [line for line in lines if line.strip()]
 
 
-def _json_file(settings: EvaluateSettings) -> Path:
-    """Where the results go; refused now if they could not be written there."""
+def json_file(settings: Any, folder: str, prefix: str, model: str) -> Path:
+    """Where the results go: `output`, or a fresh file in `folder` that is named after the model or
+    its run; refused now if they could not be written there."""
     if settings.output is not None:
         path = Path(settings.output).expanduser()
     else:
-        stem = (run_of(settings.model.path) or Path(str(settings.model.path))).resolve().name
-        path = Path("evaluations") / f"{fresh_name(stem).name}.json"
+        stem = (run_of(model) or Path(model)).resolve().name
+        path = Path(folder) / f"{prefix}{fresh_name(stem).name}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir() or not os.access(path.parent, os.W_OK):

@@ -64,6 +64,11 @@ COMMANDS = {
         "print what completes commands, names and flags there",
         "lmpg.cli.completion:completion",
     ),
+    "diagnose": Command(
+        "WHAT --flags …",
+        "variance: of each gradient estimator; overoptimisation: of a run",
+        "lmpg.cli.diagnosing:diagnose",
+    ),
     "report": Command("FOLDER", "write a run's report.html again", "lmpg.cli.written_again:report"),
 }
 """All commands by their names; the modules are imported when a command is given."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from lmpg.algorithms import algorithm_name
 from lmpg.settings.hints import did_you_mean_setting
-from lmpg.settings.raw import RawSettings, paths_of
+from lmpg.settings.raw import RawSettings, is_section, paths_of
 from lmpg.settings.section import Section, UserError
 
 WIDTH = 80
@@ -60,7 +60,8 @@ def overview(
     lines = [f"usage: {program} [--config FILE] [--section.key VALUE …]", _doc(settings), ""]
     for name, field in settings.model_fields.items():
         section: Any = field.annotation
-        text = (section.__doc__ or "").partition("\n")[0]
+        text = section.__doc__ if is_section(section) else field.description
+        text = (text or "").partition("\n")[0]
         lines.append(f"  {name:11} {textwrap.shorten(text, WIDTH - 14, placeholder=' …')}")
         lines += _first(name, shown.get(name) or {}, known)
     lines += [

@@ -46,36 +46,20 @@ class AskingSettings(Section):
         return self
 
 
-class EvaluateSettings(AskingSettings):
-    """Measure a model on held-out prompts: mean score, pass@k, greedy decoding, lengths."""
+class JudgedSettings(AskingSettings):
+    """A model whose responses are scored."""
 
     data: DataSettings = DataSettings()
     rewards: ScoringSettings = ScoringSettings()
-    samples: int = Field(1, ge=1)
-    """Responses to each prompt; pass@k is reported for k = 1 … this."""
-    pass_score: float = 1.0
-    """A response whose score is at least this passes, for pass@k."""
-    greedy: bool = True
-    """Score the likeliest response to each prompt, too (greedy decoding)."""
     size: int = Field(0, ge=0)
     """Prompts at most, the same ones each time; 0 takes all."""
     held_out: bool | None = None
-    """Evaluate the rows that training holds back of data.path, not all of them. none: where the
-    data are those of the run that model.path names, or where data.eval_path or data.eval_split is
+    """Take the rows that training holds back of data.path, not all of them. none: where the data
+    are those of the run that model.path names, or where data.eval_path or data.eval_split is
     given."""
-    compare: str | None = None
-    """A second model, as model.path, which answers the same prompts with the same random numbers:
-    differences are paired. `start` is the model that the run at model.path began with."""
-    batch_size: int = Field(64, ge=1)
-    """Responses sampled at once on each process: memory, never the result."""
-    show: int = Field(3, ge=0)
-    """Prompts whose responses are shown in the table of samples."""
-    output: str | None = None
-    """JSON file for all that was measured, every response included; none makes a fresh
-    evaluations/NAME-TIME.json."""
 
     @model_validator(mode="after")
-    def _require_data_and_a_reward(self) -> EvaluateSettings:
+    def _require_data_and_a_reward(self) -> JudgedSettings:
         data, rewards = self.data, self.rewards
         if data.path is None:
             raise ValueError(
@@ -88,6 +72,27 @@ class EvaluateSettings(AskingSettings):
                 "--rewards.functions FILE.py:NAME, --rewards.models PATH, or both"
             )
         return self
+
+
+class EvaluateSettings(JudgedSettings):
+    """Measure a model on held-out prompts: mean score, pass@k, greedy decoding, lengths."""
+
+    samples: int = Field(1, ge=1)
+    """Responses to each prompt; pass@k is reported for k = 1 … this."""
+    pass_score: float = 1.0
+    """A response whose score is at least this passes, for pass@k."""
+    greedy: bool = True
+    """Score the likeliest response to each prompt, too (greedy decoding)."""
+    compare: str | None = None
+    """A second model, as model.path, which answers the same prompts with the same random numbers:
+    differences are paired. `start` is the model that the run at model.path began with."""
+    batch_size: int = Field(64, ge=1)
+    """Responses sampled at once on each process: memory, never the result."""
+    show: int = Field(3, ge=0)
+    """Prompts whose responses are shown in the table of samples."""
+    output: str | None = None
+    """JSON file for all that was measured, every response included; none makes a fresh
+    evaluations/NAME-TIME.json."""
 
 
 GIVEN = "-"

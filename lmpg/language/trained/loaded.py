@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from lmpg.language.data.settings import DataSettings
 from lmpg.language.data.tokenizing import reading_tokenizer
+from lmpg.language.models.critic import FOLDER
 from lmpg.language.models.loading import load_policy, tokenizer_of
 from lmpg.language.models.precision import num_weights
 from lmpg.language.models.settings import ModelSettings
@@ -46,8 +48,10 @@ def loaded(
     processes: Processes,
     other: dict[str, Any] | None = None,
     tell: Callable[[str], object] | None = None,
+    learns: bool = False,
 ) -> Generator:
-    """The model of the settings, ready to answer; nothing in it learns.
+    """The model of the settings, ready to answer; nothing in it learns, unless it `learns`: then
+    its weights have gradients, and it has a critic, the one that was trained with it or a new one.
 
     other: path, revision and tokenizer of another model, in place of theirs.
     tell: is given the first response piece by piece, as it is sampled.
@@ -57,16 +61,20 @@ def loaded(
         named["path"] = model_folder(str(named["path"]))
     else:
         named |= {"revision": None, "tokenizer": None, **other}
+    if learns and (Path(named["path"]).expanduser() / FOLDER).is_dir():
+        named["critic"] = "separate"
     model, sampling = ModelSettings(**named), settings.sampling
     tokenizer = reading_tokenizer(tokenizer_of(model), data)
     policy = load_policy(
         model,
         tokenizer,
-        critic=False,
+        critic=learns,
         temperature=sampling.temperature,
         device=processes.device,
         key="model.path" if other is None else "compare",
-    ).frozen()
+    )
+    if not learns:
+        policy.frozen()
     policy.head.forbid_early(policy.eos_token_ids, sampling.min_new_tokens)
     give_back_freed_memory()
     processes.suit_threads(num_weights(policy))

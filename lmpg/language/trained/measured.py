@@ -27,7 +27,7 @@ from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.judged import Judged, judged, powers_up_to
 from lmpg.language.rollouts.score_processing import score_statistics
-from lmpg.language.trained.command_settings import EvaluateSettings
+from lmpg.language.trained.command_settings import EvaluateSettings, JudgedSettings
 from lmpg.language.trained.loaded import began, loaded
 from lmpg.language.trained.of_run import START, model_folder, start_of
 from lmpg.language.worlds.registry import PREFIX, WORLDS, world_asked_for
@@ -92,7 +92,7 @@ def evaluate(settings: EvaluateSettings, functions: Functions = NO_FUNCTIONS) ->
     if path is not None:
         other = start_of(settings.model.path) if path == START else {}
         other = other or {"path": model_folder(path, "compare")}
-    processes, world = began(settings), _world(settings)
+    processes, world = began(settings), world_of(settings)
     first = _measured(settings, processes, world, functions)
     if other is None:
         return Evaluated(settings, first)
@@ -122,7 +122,7 @@ def shown_figures(samples: int, names: list[str]) -> list[str]:
     return [name for name in names if name not in hidden]
 
 
-def _world(settings: EvaluateSettings) -> World | None:
+def world_of(settings: JudgedSettings) -> World | None:
     """The built-in world whose data are asked for."""
     if not str(settings.data.path).startswith(PREFIX):
         return None
@@ -140,8 +140,8 @@ def _measured(
 ) -> Measured:
     """The model of the settings, or the `other` one: loaded, asked and let go."""
     generator = loaded(settings, settings.data, processes, other)
-    prompts = _prompts(settings, generator, world)
-    with _scorer(settings, generator, prompts, world, functions) as scorer:
+    prompts = prompts_of(settings, generator, world)
+    with scorer_of(settings, generator, prompts, world, functions) as scorer:
         ask = partial(judged, generator, prompts, rows=settings.batch_size, scorer=scorer)
         name = str(settings.compare if other else settings.model.path)
         tell = teller(f"prompts answered by {name}", len(processes.share_of(len(prompts))))
@@ -187,7 +187,8 @@ def _distinct(sampled: Judged) -> float:
     return len(set(sampled.texts)) / len(sampled.texts)
 
 
-def _prompts(settings: EvaluateSettings, generator: Generator, world: World | None) -> list[Prompt]:
+def prompts_of(settings: JudgedSettings, generator: Generator, world: World | None) -> list[Prompt]:
+    """The prompts that the settings ask for, none too long for the model."""
     data, tokenizer = settings.data, generator.tokenizer
     room = generator.policy.context_length - settings.sampling.max_new_tokens
     held_out = settings.held_out
@@ -204,13 +205,14 @@ def _prompts(settings: EvaluateSettings, generator: Generator, world: World | No
     return list(taken(found, subset(len(found), size)))
 
 
-def _scorer(
-    settings: EvaluateSettings,
+def scorer_of(
+    settings: JudgedSettings,
     generator: Generator,
     prompts: list[Prompt],
     world: World | None,
     functions: Functions,
 ) -> Scorer:
+    """The rewards of the settings, or the world's own, ready to score responses to `prompts`."""
     rewards = settings.rewards
     if world is not None and not (rewards.functions or rewards.models):
         own = {"functions": world.reward_functions, "models": world.reward_models}

@@ -33,13 +33,15 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart: what it is called, what it shows, what that means, when to worry, its unit."""
+    """One chart: what it is called, what it shows, what that means, when to worry, its unit, and
+    what stands along it."""
 
     title: str
     series: list[Series] = field(default_factory=list)
     hint: str = ""
     worry: str = ""
     unit: str = ""
+    along: str = "step"
 
 
 def draw(panel: Panel) -> str:
@@ -47,7 +49,8 @@ def draw(panel: Panel) -> str:
     everything = [point for series in panel.series for point in series.points]
     ends = [y for series in panel.series for pair in series.band for y in pair]
     axes = _Axes([x for x, _ in everything], [*(y for _, y in everything), *ends])
-    marks = [_marks(series, i % COLOURS + 1, axes) for i, series in enumerate(panel.series)]
+    colours = [i % COLOURS + 1 for i in range(len(panel.series))]
+    marks = [_marks(x, i, axes, panel.along) for x, i in zip(panel.series, colours)]
     if [series.dots for series in panel.series] == [True]:  # nothing else connects them
         marks.insert(0, _line(panel.series[0].points, 1, axes))
     unit = f" <small>{escape(panel.unit)}</small>" if panel.unit else ""
@@ -136,14 +139,14 @@ class _Axes:
         return "".join(parts)
 
 
-def _marks(series: Series, index: int, axes: _Axes) -> str:
+def _marks(series: Series, index: int, axes: _Axes, along: str) -> str:
     if series.dots:
         dots = thinned(series.points, MAX_DOTS)
-        return "".join(_dot(point, series.label, index, axes) for point in dots)
+        return "".join(_dot(point, f"{series.label}, {along}", index, axes) for point in dots)
     points = thinned(series.points)
     line = _band(series, index, axes) + _line(points, index, axes)
     if len(points) == 1:
-        return _dot(points[0], series.label, index, axes)
+        return _dot(points[0], f"{series.label}, {along}", index, axes)
     if series.smooth and len(points) >= MIN_POINTS_TO_SMOOTH:
         line = _band(series, index, axes) + _line(points, index, axes, "raw")
         line += _line(smoothed(points), index, axes)
@@ -154,7 +157,7 @@ def _dot(point: Point, label: str, index: int, axes: _Axes) -> str:
     x, y = point
     return (
         f'<circle class="c{index}" cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="3.2">'
-        f"<title>{escape(label)}, step {number(x)}: {number(y)}</title></circle>"
+        f"<title>{escape(label)} {number(x)}: {number(y)}</title></circle>"
     )
 
 

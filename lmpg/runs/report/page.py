@@ -29,16 +29,23 @@ def page(
     said = "".join(f"<li>{escape(text)}</li>" for text in warnings)
     said = f'<ul class="warnings">{said}</ul>' if said else ""
     first, further = _curves(*figures)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)} – lmpg</title><style>{STYLE}</style></head><body><main>"
+    return document(
+        title,
         f'<header><h1>{escape(title)}</h1><span class="status {kind}">{escape(status)}</span>'
         f'<p class="lead">{escape(lead)}</p></header>'
         f'{said}<div class="cards">{"".join(_card(*card) for card in cards)}</div>'
         f"{before}<h2>Learning curves</h2>{first}{samples}"
-        f"{further}{''.join(blocks.values())}"
-        "</main></body></html>\n"
+        f"{further}{''.join(blocks.values())}",
+    )
+
+
+def document(title: str, body: str) -> str:
+    """A page of its own, in the report's style; `body` is HTML."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)} – lmpg</title><style>{STYLE}</style></head><body><main>"
+        f"{body}</main></body></html>\n"
     )
 
 

@@ -1,0 +1,1 @@
+"""The gradient microscope: what each estimator of the policy gradient gives for equal samples."""
