@@ -25,7 +25,7 @@ LAYERS = {  # folder or module: (the layers it imports, the packages of others t
     "runs": (
         "settings algorithms",
         "accelerate aim comet_ml huggingface_hub mlflow numpy pandas pydantic safetensors swanlab "
-        "torch trackio wandb yaml",
+        "torch tqdm trackio wandb yaml",
     ),
     "training": (f"{GROUND} algorithms runs", "bitsandbytes numpy pydantic torch transformers"),
     "language/data": ("settings", "datasets numpy pydantic reasoning_gym"),
@@ -52,7 +52,7 @@ LAYERS = {  # folder or module: (the layers it imports, the packages of others t
     "gym/networks": ("functional settings types", "numpy pydantic safetensors torch"),
     "gym/environments": ("settings types networks", "gymnasium numpy pydantic torch"),
     "gym": (f"{SHARED} networks environments", "gymnasium numpy pydantic torch"),
-    "cli": (f"{SHARED} worlds stages language gym", "pydantic torch tyro yaml"),
+    "cli": (f"{SHARED} worlds stages language gym", "pydantic shtab torch tyro yaml"),
 }
 CALLED = {layer.rpartition("/")[2]: layer for layer in LAYERS}
 COMMAND_LINE = {"argparse", "getopt", "optparse"}  # Python's own, and for `cli` alone

@@ -47,6 +47,23 @@ COMMANDS = {
         "measure a model: score, pass@k, greedy; compare with another",
         "lmpg.cli.asking:evaluate",
     ),
+    "generate": Command(
+        "PROMPT … --flags …",
+        "let a model answer prompts",
+        "lmpg.cli.asking:generate",
+    ),
+    "chat": Command("--flags …", "talk with a model", "lmpg.cli.chat_loop:chat"),
+    "runs": Command("FOLDER", "list the runs in a folder", "lmpg.cli.runs_beside:runs"),
+    "compare": Command(
+        "RUN RUN …",
+        "curves of runs side by side, over seeds, on one page",
+        "lmpg.cli.runs_beside:compare",
+    ),
+    "completion": Command(
+        "bash|zsh|tcsh",
+        "print what completes commands, names and flags there",
+        "lmpg.cli.completion:completion",
+    ),
     "report": Command("FOLDER", "write a run's report.html again", "lmpg.cli.written_again:report"),
 }
 """All commands by their names; the modules are imported when a command is given."""

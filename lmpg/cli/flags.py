@@ -21,6 +21,7 @@ from lmpg.settings.hints import did_you_mean_setting
 from lmpg.settings.presets import config_file
 from lmpg.settings.raw import (
     RawSettings,
+    field_of,
     is_list,
     layered,
     merged,
@@ -132,7 +133,7 @@ def given_settings(settings: type[Section], line: CommandLine) -> RawSettings:
         place = from_flags
         for section in sections:
             place = place.setdefault(section, {})
-        place[leaf] = _raw(_field(settings, paths[flag]), words)
+        place[leaf] = _raw(field_of(settings, paths[flag]), words)
     from_file = with_lists(settings, placed(settings, line.from_file))
     return merged(from_file, from_flags)
 
@@ -152,7 +153,7 @@ def _wrong_flags(settings: type[BaseModel], flags: list[tuple[str, list[str]]]) 
             problems[number] = _unknown(flag, words, list(known.values()))
         elif flag in seen:
             problems[number] = f"{flag} stands there twice; give it once, with all its values"
-        elif number_of_words(_field(settings, known[flag])) == 1 and len(words) != 1:
+        elif number_of_words(field_of(settings, known[flag])) == 1 and len(words) != 1:
             given = f"takes one value, not {' '.join(words)}" if words else "needs a value after it"
             problems[number] = f"{flag} {given}"
         seen.add(flag)
@@ -165,13 +166,6 @@ def _unknown(flag: str, words: list[str], known: list[str]) -> str:
         return f"unexpected {given!r}; settings are given as --section.name VALUE, see --help"
     hint = did_you_mean_setting(flag, known) or "see --help all for all flags"
     return f"unknown flag {given}; {hint}"
-
-
-def _field(settings: type[BaseModel], path: str) -> FieldInfo:
-    *sections, leaf = path.split(".")
-    for section in sections:
-        settings = settings.model_fields[section].annotation  # type: ignore[assignment]
-    return settings.model_fields[leaf]
 
 
 def _raw(field: FieldInfo, words: list[str]) -> Any:

@@ -59,28 +59,53 @@ def read(run_dir: Path) -> Prints:
         return {}
 
 
-def write(run_dir: Path, prints: Prints) -> None:
-    """Write the fingerprints into a run's folder."""
-    write_text(run_dir / INPUTS, json.dumps({"format": 1, "inputs": prints}, indent=2) + "\n")
+def read_commits(run_dir: Path) -> Prints:
+    """The commits on the Hub that a run's inputs came from: setting → name → commit."""
+    try:
+        found = json.loads((run_dir / INPUTS).read_bytes())["hub"]
+        return {key: dict(commits) for key, commits in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}  # older versions wrote none
+
+
+def write(run_dir: Path, prints: Prints, commits: Prints | None = None) -> None:
+    """Write the fingerprints into a run's folder, and the commits of what came from the Hub."""
+    found = {"format": 1, "inputs": prints, "hub": commits or {}}
+    write_text(run_dir / INPUTS, json.dumps(found, indent=2) + "\n")
 
 
 def refuse_changed(
-    run_dir: Path, inputs: Inputs, prints: Prints, began_with: Prints, anyway: bool
+    run_dir: Path,
+    inputs: Inputs,
+    prints: Prints,
+    began_with: Prints,
+    anyway: bool,
+    commits: Prints | None = None,
 ) -> list[str]:
     """UserError that names the inputs which are not what the run in `run_dir` began with; with
-    `anyway` the same as lines for the log."""
+    `anyway` the same as lines for the log. commits: on the Hub, of the inputs as they are now."""
     lines = [
         f"{key}: {_place(inputs[key].get(name), name)} {change} the run in {run_dir} began"
         for key in sorted(prints.keys() & began_with.keys())
         for name, change in _changes(began_with[key], prints[key])
     ]
     if lines and not anyway:
+        lines += _moved_on(read_commits(run_dir), commits or {})
         lines.append(
             "a resumed run goes on with the inputs that it began with; restore them, add "
             "--run.resume-anyway to go on with these, or choose another --run.output-dir"
         )
         raise UserError("\n".join(lines))
     return [f"warning: {line} (run.resume_anyway)" for line in lines]
+
+
+def _moved_on(before: Prints, now: Prints) -> Iterator[str]:
+    """A line for each model or data set that has another commit on the Hub by now."""
+    for key in ("model.path", "data.path"):
+        for name, commit in before.get(key, {}).items():
+            if now.get(key, {}).get(name, commit) != commit:
+                section = key.partition(".")[0]
+                yield f"{name} has moved on; add --{section}.revision {commit} for what it was"
 
 
 def _changes(old: dict[str, str], new: dict[str, str]) -> Iterator[tuple[str, str]]:

@@ -20,6 +20,7 @@ from lmpg.runs.fingerprints import INPUTS, Inputs, Prints
 from lmpg.runs.lock import LOCK, OWNER, Held, hold, let_go, opened
 from lmpg.runs.resumable import changes, share_choices
 from lmpg.runs.tracking import FILES, as_json
+from lmpg.settings.on_the_hub import commits_of
 from lmpg.settings.raw import as_in_yaml, defaults_of
 from lmpg.settings.section import UserError
 from lmpg.settings.yaml_files import escaped, unescaped
@@ -70,17 +71,20 @@ class RunFolder:
         """Write the settings and fingerprints of the inputs, once all is prepared; returns lines
         for the log about what differs from before. UserError where a resumed run would go on with
         other inputs."""
-        prints = fingerprints.of(inputs)
+        prints, commits = fingerprints.of(inputs), commits_of(self.settings)
         told = list(self.changed)
         if self.status == "resuming":
             before = self.began_with
-            told += fingerprints.refuse_changed(self.path, inputs, prints, before, self.anyway)
+            rest = before, self.anyway, commits
+            told += fingerprints.refuse_changed(self.path, inputs, prints, *rest)
             prints = before | prints
+            commits = fingerprints.read_commits(self.path) | commits
             (self.path / SUMMARY).unlink(missing_ok=True)  # it would call a longer run finished
         for name in FILES:  # empty ones beside config.yaml tell that no step has been done
             (self.path / name).touch()
-        write_text(self.path / CONFIG, _as_yaml(self.settings))
-        fingerprints.write(self.path, prints)
+        settings = yaml.safe_dump(escaped(self.settings), sort_keys=False, allow_unicode=True)
+        write_text(self.path / CONFIG, settings)
+        fingerprints.write(self.path, prints, commits)
         return told
 
     def abandon(self) -> None:
@@ -293,7 +297,3 @@ def read_config(path: Path) -> dict:
             "--run.output-dir"
         ) from error
     return values
-
-
-def _as_yaml(values: dict) -> str:
-    return yaml.safe_dump(escaped(values), sort_keys=False, allow_unicode=True)

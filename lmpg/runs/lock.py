@@ -80,6 +80,24 @@ def hold(path: Path) -> None:
         _held[key] = FolderLock(path)
 
 
+def is_held(path: Path) -> bool:
+    """Whether a process that lives holds the folder; nothing is written for the question."""
+    try:
+        _refuse_the_living(path / OWNER)
+        descriptor = os.open(path / LOCK, os.O_RDONLY)
+    except Held:
+        return True
+    except OSError:
+        return False
+    try:  # shared and let go at once: a run that begins in this very moment would be refused
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in HELD
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def lock_of(path: Path) -> FolderLock | None:
     """This process's lock on the folder that it knows as `path`."""
     return next((lock for lock in _held.values() if lock.is_of(path)), None)

@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from lmpg.settings.progress import clock, time_left
+
 COLUMNS = (  # label, metrics of which the first present one is shown, format
     ("reward", ("reward", "objective/scores"), "8.3f"),
     ("return", ("episode/return_mean",), "8.1f"),
@@ -50,28 +52,26 @@ class ProgressLine:
             return
         self.last_line = now
         width = len(str(self.total_steps))
-        parts = [f"step {step:>{width}}/{self.total_steps}", *_columns(metrics)]
+        parts = [f"step {step:>{width}}/{self.total_steps}", *columns(metrics)]
         elapsed = now - self.started
-        left = elapsed / (step - self.first_step + 1) * (self.total_steps - step)
-        parts.append(f"{clock(elapsed)} elapsed, {clock(max(left, 0))} left")
+        steps = step - self.first_step + 1
+        left = time_left(elapsed, steps, steps + self.total_steps - step)
+        parts.append(f"{clock(elapsed)} elapsed, {left}")
         print(" | ".join(parts), flush=True)
 
+    def close(self) -> None:
+        """Nothing to end."""
 
-def _columns(metrics: Mapping[str, Any]) -> list[str]:
-    columns = []
+
+def columns(metrics: Mapping[str, Any]) -> list[str]:
+    """What matters most of a step's metrics, each with its label."""
+    found = []
     for label, names, form in COLUMNS:
         name = next((name for name in names if name in metrics), None)
         if name is not None:
             value = math.nan if metrics[name] is None else metrics[name]
-            columns.append(f"{label} {value:{form}}")
+            found.append(f"{label} {value:{form}}")
     for name, label in EVALUATED.items():
         if metrics.get(f"eval/{name}") is not None:
-            columns.append(f"eval {label} {metrics[f'eval/{name}']:.3f}")
-    return columns
-
-
-def clock(seconds: float) -> str:
-    """Seconds as 1:02 or 1:02:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+            found.append(f"eval {label} {metrics[f'eval/{name}']:.3f}")
+    return found

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lmpg.runs.printable import printable
-from lmpg.runs.progress_line import ProgressLine
+from lmpg.runs.progress_bar import progress
 from lmpg.runs.trackers.mirrors import Mirrors, remember_steps
 
 FILES = ("metrics.jsonl", "samples.jsonl")
@@ -36,7 +36,7 @@ class Tracker:
         console_interval: float = 0.5,
     ) -> None:
         self.main_process = main_process
-        self._console = ProgressLine(total_steps, console_interval)
+        self._console = progress(total_steps, console_interval)
         if not main_process:
             return
         self._run_dir, self._samples = run_dir, list[Mapping[str, Any]]()
@@ -101,6 +101,7 @@ class Tracker:
     def close(self) -> None:
         """Close the files."""
         if self.main_process:
+            self._console.close()
             for file in self._files.values():
                 file.close()
             if self._mirrors:

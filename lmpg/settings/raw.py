@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from lmpg.settings.hints import did_you_mean_setting
 from lmpg.settings.section import Problems, Section
@@ -64,6 +65,14 @@ def paths_of(settings: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from paths_of(field.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
         else:
             yield prefix + name
+
+
+def field_of(settings: type[BaseModel], path: str) -> FieldInfo:
+    """The field with this dotted name."""
+    *sections, leaf = path.split(".")
+    for section in sections:
+        settings = settings.model_fields[section].annotation  # type: ignore[assignment]
+    return settings.model_fields[leaf]
 
 
 def misplaced(settings: type[BaseModel], values: Mapping, source: str) -> list[str]:

@@ -53,8 +53,8 @@ def kept(given: Given, settings: S, folder: RunFolder, processes: Processes) -> 
         return settings
     processes.on_main(lambda: _write(given, folder))
     places = {name: str(place_of(name, folder.path)) for name in given.parts}
-    folder.settings.update(_placed(folder.settings, places))
-    return type(settings).model_validate(_placed(settings.model_dump(), places))
+    folder.settings.update(placed(folder.settings, places))
+    return type(settings).model_validate(placed(settings.model_dump(), places))
 
 
 def place_of(name: str, folder: Path) -> Path:
@@ -62,12 +62,12 @@ def place_of(name: str, folder: Path) -> Path:
     return folder / GIVEN / name.removeprefix(IN_MEMORY)
 
 
-def _placed(value: Any, places: Mapping[str, str]) -> Any:
+def placed(value: Any, places: Mapping[str, str]) -> Any:
     """Nested settings with paths in the place of names."""
     if isinstance(value, dict):
-        return {key: _placed(inner, places) for key, inner in value.items()}
+        return {key: placed(inner, places) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_placed(inner, places) for inner in value)
+        return type(value)(placed(inner, places) for inner in value)
     return places.get(value, value) if isinstance(value, str) else value
 
 

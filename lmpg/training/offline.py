@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -66,6 +66,10 @@ class Objective(Protocol[E]):
 
     def evaluate(self) -> dict[str, float]:
         """Held-out metrics of the module as it is now, the same on every rank."""
+        ...
+
+    def samples(self) -> list[dict[str, Any]]:
+        """Held-out examples as rows of samples.jsonl, as the module sees them now; may be []."""
         ...
 
 
@@ -148,6 +152,7 @@ class Offline(Loop):
 
     source: Objective
     updater: OfflineUpdater
+    _shows: bool = field(default=True, init=False)
 
     def weights(self) -> Iterable[Tensor]:
         """All that is trained."""
@@ -176,6 +181,30 @@ class Offline(Loop):
         self.updater.load_state(state["updater"])
         self.progress = Progress.from_state(state["progress"])
         self.tracker.cut_back(state["tracker"])
+
+    def run(self) -> str:
+        """The run, after an evaluation whose examples are shown."""
+        if not self.progress.before:
+            self.progress.before = self.source.evaluate()
+            self._show()
+        return super().run()
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out metrics; what the module makes of some examples goes to samples.jsonl."""
+        found = super().evaluate()
+        self._show()
+        return found
+
+    def _evaluate_and_keep_best(self) -> dict[str, float]:
+        """After the last step the evaluation at the end shows the examples."""
+        self._shows = self.progress.iteration < self.total_steps
+        found = super()._evaluate_and_keep_best()
+        self._shows = True
+        return found
+
+    def _show(self) -> None:
+        if self._shows and self.processes.is_main:
+            self.tracker.samples(self.progress.iteration, self.source.samples())
 
     def iterate(self, iteration: int) -> dict[str, float]:
         """One optimizer step on the next minibatch."""

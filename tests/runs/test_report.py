@@ -197,6 +197,8 @@ def test_what_matters_most_comes_first_with_its_meaning(tmp_path):
              "rewards/chosen": 0.2, "rewards/rejected": 0.1, "grad_norm": 1.0}]  # fmt: skip
     titles = [panel.title for panel in panels_of(tmp_path, rows, {})[0]]
     assert titles[:4] == ["Margin", "Accuracy", "Rewards of both answers", "Loss"]
+    held_out = {"eval/margin": 0.1, "eval/pair_accuracy": 0.5, "eval/loss": 0.7}
+    assert [x.title for x in panels_of(tmp_path, [rows[0] | held_out], {})[0]] == titles
 
 
 def test_chat_prompts_are_shown_as_messages(tmp_path):

@@ -1,4 +1,4 @@
-"""A small server that speaks as much of the Hub's API as uploading a model takes."""
+"""A small server that speaks as much of the Hub's API as uploading and loading a model takes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from huggingface_hub import constants
 
 TOKEN = "hf_secret"
 USER = "me"
+COMMIT = "1" * 40
+"""The only one of every repository."""
 
 
 class HubServer(ThreadingHTTPServer):
     """What it holds: the files of each repository, its privacy, and what it was asked for.
 
     fails: beginnings of paths that are answered by an error, as by a Hub that is out of order.
+    gated: repositories that may be read after asking for it; others that are not there are private.
     """
 
     daemon_threads = True
@@ -34,6 +37,7 @@ class HubServer(ThreadingHTTPServer):
         self.large: dict[str, bytes] = {}
         self.asked: list[str] = []
         self.fails: tuple[str, ...] = ()
+        self.gated: tuple[str, ...] = ()
 
     @property
     def url(self) -> str:
@@ -46,6 +50,8 @@ def hub_server(patch: pytest.MonkeyPatch, token: str | None = TOKEN) -> Iterator
     """A server that huggingface_hub takes for the Hub, with this token in its environment."""
     server = HubServer()
     patch.setattr(constants, "ENDPOINT", server.url)
+    template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     patch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # which speaks to yet another server
     patch.setattr(constants, "HF_TOKEN_PATH", "/nowhere")
     patch.delenv("HF_TOKEN", raising=False)
@@ -65,10 +71,18 @@ class _Handler(BaseHTTPRequestHandler):
     server: HubServer
     protocol_version = "HTTP/1.1"
 
+    def do_HEAD(self) -> None:
+        """The same, told in fewer words."""
+        self.do_GET()
+
     def do_GET(self) -> None:
-        """Who am I, and may I write here?"""
+        """Who am I, and may I read or write here? A file."""
         hub, path = self._begun()
-        if path == "/api/whoami-v2":
+        if any(f"/{name}/" in f"{path}/" for name in hub.gated):
+            self._answer(403, {"error": "access is restricted"}, "GatedRepo")
+        elif "/resolve/" in path:
+            self._file(path)
+        elif path == "/api/whoami-v2":
             self._answer(200, {"name": USER, "type": "user", "orgs": []})
         elif path.endswith("/auth-check/write"):
             name = path.removeprefix("/api/models/").removesuffix("/auth-check/write")
@@ -76,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path.startswith("/api/models/") and path.removeprefix("/api/models/") in hub.private:
             self._answer(200, {"id": path.removeprefix("/api/models/"), "siblings": []})
         else:
-            self._answer(404, {"error": "not found"})
+            self._answer(404, {"error": "not found"}, "RepoNotFound")
 
     def do_POST(self) -> None:
         """A new repository; what is to be uploaded how; a commit."""
@@ -141,8 +155,27 @@ class _Handler(BaseHTTPRequestHandler):
                 held[value["path"]] = base64.b64decode(value["content"])
             else:
                 held[value["path"]] = hub.large[value["oid"]]
-        url = f"{hub.url}/{name}/commit/{'1' * 40}"
-        self._answer(200, {"commitUrl": url, "commitOid": "1" * 40, "success": True})
+        url = f"{hub.url}/{name}/commit/{COMMIT}"
+        self._answer(200, {"commitUrl": url, "commitOid": COMMIT, "success": True})
+
+    def _file(self, path: str) -> None:
+        """A file of a repository, of the one commit that each has."""
+        name, _, place = path[1:].partition("/resolve/")
+        revision, _, file = place.partition("/")
+        held = self.server.repositories.get(name, {})
+        known = revision in ("main", COMMIT)
+        content = held.get(file) if known else None
+        self.send_response(404 if content is None else 200)
+        if content is None:
+            missing = "Repo" if not held else "Entry" if known else "Revision"
+            self.send_header("X-Error-Code", f"{missing}NotFound")
+        content = content or b""
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -177,12 +210,15 @@ class _Handler(BaseHTTPRequestHandler):
             return False
         return True
 
-    def _answer(self, status: int, content: Any) -> None:
+    def _answer(self, status: int, content: Any, code: str | None = None) -> None:
         body = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         if "error" in content:
             self.send_header("X-Error-Message", content["error"])
+        if code is not None:
+            self.send_header("X-Error-Code", code)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)

@@ -165,15 +165,15 @@ def bytes_of(value: Any) -> Any:
 
 
 def launched(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    """A command as a user would give it in the repository's folder, with its output."""
+    """A command as a user would give it in the repository's folder, or another `cwd`, with its
+    output."""
     paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, *map(str, command)],
-        cwd=ROOT,
         env=env,
         text=True,
         capture_output=True,
         timeout=240,
-        **options,
+        **{"cwd": ROOT, **options},
     )

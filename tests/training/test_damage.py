@@ -95,6 +95,17 @@ def test_a_report_that_a_kill_prevented_is_made_by_the_next_resume(flags, longer
     assert (longer / "report.html").read_text() == before
 
 
+@catches("the report of a run that went on taken for that of its end")
+def test_a_report_from_before_the_end_is_made_anew_by_the_next_resume(flags, longer):
+    flags["run.total-timesteps"] = 128
+    before = (longer / "report.html").read_text()
+    (longer / "report.html").write_text("still running")
+    ended = (longer / "summary.json").stat().st_mtime_ns
+    os.utime(longer / "report.html", ns=(ended - 1, ended - 1))
+    assert resumed(flags) == [1, 2]
+    assert (longer / "report.html").read_text() == before
+
+
 def test_deleted_logs_do_not_block_a_resume(flags, longer, capsys):
     for name in ("metrics.jsonl", "samples.jsonl"):
         (longer / name).unlink()

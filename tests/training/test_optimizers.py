@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import sys
 
@@ -20,7 +21,7 @@ from lmpg.training.optimizer import new_optimizer, policy_optimizer, take_step
 from lmpg.training.settings import OfflineSettings, UpdateSettings
 from tests.support.objectives import random_texts, tiny_policy
 from tests.support.planted import catches
-from tests.support.programs import bytes_of, outcome, own_parts, run_here
+from tests.support.programs import bytes_of, launched, outcome, own_parts, run_here, weights
 from tests.support.tiny import save_tiny, tiny_model
 
 needs_bitsandbytes = pytest.mark.skipif(
@@ -188,6 +189,26 @@ def test_a_run_with_it_is_resumed_bit_for_bit(name, tmp_path):
     run_here("ppo", {**part, "run.total-steps": 2})
     run_here("ppo", {**part, "run.resume": True})
     assert outcome(tmp_path / "part") == outcome(whole)
+
+
+@catches("8-bit states of a sum that only one process has")
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "within"), [("adafactor", 1e-4), EIGHT_BIT_ROUNDED])
+def test_two_processes_move_the_weights_as_one_but_for_rounding(name, within, tmp_path):
+    parts = own_parts(tmp_path / "parts")
+    save_tiny(tmp_path / "parts" / "model", **WIDE)
+    flags = {**parts, "update.optimizer": name, "update.learning-rate": 1e-3, "update.epochs": 1}
+    one = {**flags, "run.output-dir": tmp_path / "one", "run.total-steps": 2}
+    two = {**one, "run.output-dir": tmp_path / "two"}
+    (tmp_path / "todo.json").write_text(json.dumps([("ppo", two)], default=str))
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
+    done = launched(*torchrun, "-m", "tests.support.several_runs", tmp_path / "todo.json")
+    assert done.returncode == 0, done.stderr
+    found, expected = weights(tmp_path / "two"), weights(run_here("ppo", one))
+    start = dict(tiny_model(**WIDE).named_parameters())
+    for n, p in start.items():
+        mine, theirs = found[f"model.{n}"], expected[f"model.{n}"]
+        assert (mine - theirs).norm() <= within * (theirs - p).norm(), n
 
 
 def test_8_bit_adamw_without_its_library_is_refused_by_name(monkeypatch):

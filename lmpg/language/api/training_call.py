@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from lmpg.language.api.finished import Run
+from lmpg.language.api.guest import as_found
 from lmpg.language.api.objects import settings_and_objects
 from lmpg.language.methods import methods, preset_below, run_with, settings_class
 from lmpg.language.missing import refuse_missing_paths
-from lmpg.runs.lock import let_go, opened
 from lmpg.settings.presets import named_preset
 from lmpg.settings.raw import layered, misplaced, placed, settled
 from lmpg.settings.section import Problems, UserError
@@ -52,39 +49,5 @@ def train(
     values = layered(kind, preset_below(name, raw), raw)
     look = partial(refuse_missing_paths, to_come=given.names if given else ())
     made = settled(kind, values, problems, look)
-    with _as_found():
+    with as_found():
         return Run(run_with(made, name, given))
-
-
-@contextmanager
-def _as_found() -> Iterator[None]:
-    """Gives back at the end what a program on the command line keeps until it ends: the lock on the
-    run's folder, and the number of threads."""
-    import torch
-
-    from lmpg.runtime.machine import limit_threads
-
-    threads, before = torch.get_num_threads(), opened()
-    try:
-        yield
-    except KeyboardInterrupt:
-        for path in (x for x in opened() if x not in before):
-            print(
-                f"interrupted; go on with the same call and run={{'output_dir': '{path}', "
-                "'resume': True}",
-                file=sys.stderr,
-            )
-        raise
-    finally:
-        for path in [x for x in opened() if x not in before]:
-            let_go(path)
-        limit_threads(threads)
-        atexit.register(_close_process_group)
-
-
-def _close_process_group() -> None:
-    """Leave torch.distributed in order, where a launcher started several processes."""
-    from torch import distributed
-
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()

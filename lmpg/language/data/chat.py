@@ -129,6 +129,13 @@ def conversation(prompt: str | Messages, completion: str | Messages) -> Messages
     return [*before, {"role": "assistant", "content": completion}]
 
 
+def as_text(prompt: str | Messages) -> str:
+    """A prompt to read: text, or the messages of a chat with their roles."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{x.get('role', '?')}: {x.get('content') or ''}" for x in prompt)
+
+
 def is_begun(messages: Messages) -> bool:
     """Whether the last message is the assistant's, so that what follows goes on with it."""
     return bool(messages) and messages[-1]["role"] == "assistant"

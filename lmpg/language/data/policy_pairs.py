@@ -33,6 +33,7 @@ from lmpg.language.data.storage.examples_store import Lists, Stored
 from lmpg.language.data.storage.row_store import Row, Rows, as_rows
 from lmpg.language.data.texts import Text, fitted_text, text_of, whole_text
 from lmpg.language.data.tokenizing import bos_ids, cut_left, shared_length
+from lmpg.settings.progress import with_progress
 from lmpg.settings.section import UserError
 
 
@@ -200,7 +201,8 @@ def _labelled(
     labels = [number(row.get(settings.label_column)) for row in rows]
     good = _desirable(labels, source)
     store, desirable = Lists("ib"), array("b")
-    for i, row in enumerate(rows):
+    said = with_progress(rows, f"rows of {source} tokenised", len(rows))
+    for i, row in enumerate(said):
         where = f"{source}, row {i + 1}"
         prompt, answer = (
             text_or_messages(row.get(name), f"{where}, column {name!r}")

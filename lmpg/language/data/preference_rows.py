@@ -18,6 +18,7 @@ from lmpg.language.data.chats.wanted import as_chat, refuse_chat
 from lmpg.language.data.examples import RowFilter, columns_of, require_column
 from lmpg.language.data.settings import DataSettings
 from lmpg.language.data.storage.row_store import Row, Rows, changed
+from lmpg.settings.progress import with_progress
 from lmpg.settings.section import UserError
 
 # "\n\nHuman: … \n\nAssistant:" of Anthropic's data, headings, and the marks of chat templates
@@ -95,7 +96,8 @@ def usable_preferences(
     rows: Rows, row_filter: RowFilter, settings: DataSettings, source: str
 ) -> Iterator[tuple[Row, str, Preference]]:
     """Yields (row, where it is, its preference) of usable rows; counts the others."""
-    for i, row in enumerate(rows):
+    said = with_progress(rows, f"rows of {source} tokenised", len(rows))
+    for i, row in enumerate(said):
         where = f"{source}, row {i + 1}"
         found = preference(row, settings, where)
         reason = found.unusable() if found else "empty"

@@ -30,6 +30,7 @@ from lmpg.language.data.settings import DataSettings
 from lmpg.language.data.storage.examples_store import Lists, Stored, taken
 from lmpg.language.data.storage.row_store import Row, Rows, as_rows
 from lmpg.language.data.tokenizing import bos_ids, scored_ids
+from lmpg.settings.progress import with_progress
 from lmpg.settings.section import UserError
 
 
@@ -169,7 +170,8 @@ def _labelled_texts(
     column = settings.prompt_column or "text"
     require_column(rows, column, source, "--data.prompt-column")
     store, labels = Lists(), array("d")
-    for n, row in enumerate(rows, start=1):
+    said = with_progress(rows, f"rows of {source} tokenised", len(rows))
+    for n, row in enumerate(said, start=1):
         where = f"{source}, row {n}"
         text = text_or_messages(row.get(column), f"{where}, column {column!r}")
         label = row.get(settings.label_column)

@@ -17,6 +17,7 @@ from lmpg.language.data.reasoning import PREFIX, reasoning_rows
 from lmpg.language.data.row_files import TEXTS, is_one_object, rows_of_text
 from lmpg.language.data.storage.row_store import Row, Rows, as_rows, joined, of_table
 from lmpg.language.data.storage.text_files import ending_of, refuse_pointer
+from lmpg.settings.on_the_hub import access_advice, remember_commit
 from lmpg.settings.section import UserError
 
 logger = logging.getLogger(__name__)
@@ -187,7 +188,10 @@ def _read_hub(source: str, split: str, key: str, revision: str | None) -> Rows:
 def _load(source: str, key: str, *args: str, split: str, **options: Any) -> Rows:
     datasets = _quiet_datasets()
     try:
-        return of_table(datasets.load_dataset(*args, split=split, **options), _unpadded)
+        table = datasets.load_dataset(*args, split=split, **options)
+        if table.cache_files:
+            remember_commit(args[0], table.cache_files[0]["filename"])
+        return of_table(table, _unpadded)
     except Exception as error:  # whatever it meets in damaged files
         if any(x in str(error.__cause__ or error) for x in _SAID_OF_NOTHING):
             return as_rows([])
@@ -199,7 +203,9 @@ def _unreadable(source: Any, key: str, error: Exception) -> UserError:
     cause = error.__cause__ or error
     said = str(cause).strip() if isinstance(cause, ValueError | OSError | RuntimeError) else ""
     reason = textwrap.shorten(said or f"{type(cause).__name__}: {cause}", _LONGEST_REASON)
-    return UserError(f"{key}: cannot read {source}: {reason}{_advice(reason, source)}")
+    advice = access_advice(error)
+    advice = f" Either {advice}." if advice else ""
+    return UserError(f"{key}: cannot read {source}: {reason}{advice}{_advice(reason, source)}")
 
 
 def _advice(reason: str, source: Any) -> str:

@@ -38,6 +38,7 @@ from lmpg.language.data.tokenizing import (
     reads_special_tokens_as_text,
     shared_length,
 )
+from lmpg.settings.progress import with_progress
 from lmpg.settings.section import UserError
 
 # how a chat ends: behind its last message, where the assistant's turn is opened, within that turn
@@ -120,7 +121,8 @@ def _parts(
     completion (None if the row is a text without a prompt), and the chat template's options."""
     of_preferences = _only_preferences(rows, settings)
     column, completion = ("", None) if of_preferences else _columns(rows, settings, source)
-    for number, row in enumerate(rows, start=1):
+    said = with_progress(rows, f"rows of {source} tokenised", len(rows))
+    for number, row in enumerate(said, start=1):
         where = f"{source}, row {number}"
         if of_preferences:
             found = preference(row, settings, where)

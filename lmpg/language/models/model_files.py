@@ -15,6 +15,7 @@ from transformers.utils.hub import cached_file
 from lmpg.language.models.critic import FOLDER as CRITIC
 from lmpg.language.models.paths import ADAPTER_CONFIG
 from lmpg.language.models.settings import ModelSettings
+from lmpg.settings.on_the_hub import remember_commit
 from lmpg.settings.section import UserError
 
 READ = {".json", ".safetensors", ".bin", ".model", ".tiktoken", ".jinja", ".txt", ".py"}
@@ -45,6 +46,7 @@ def model_files(path: str, revision: str | None = None) -> dict[str, Path]:
         if found is None:
             return {}
         folder = Path(found).parent
+        remember_commit(path, folder)
     return {
         str(file.relative_to(folder)): file
         for part in (folder, folder / CRITIC)

@@ -7,11 +7,12 @@ model has no place for. Here either is an error, but for a new head where one is
 from __future__ import annotations
 
 import logging
+import os
 import re
 import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from transformers import PreTrainedModel
 from lmpg.language.models.model_files import (
     damage,
     integer_weights,
+    model_files,
     refuse_broken_settings,
     refuse_fetched_kernels,
     refuse_pointers,
@@ -29,6 +31,7 @@ from lmpg.language.models.model_files import (
 from lmpg.language.models.paths import is_adapter_folder, refuse_missing_folder
 from lmpg.language.models.precision import no_progress_bars
 from lmpg.language.models.start.four_bits import arguments_for, unpack_in_each_product
+from lmpg.settings.on_the_hub import access_advice
 from lmpg.settings.section import UserError
 
 WHAT = {
@@ -44,6 +47,8 @@ _WRAPPED = {
 }
 _FORMER_BUFFERS = re.compile(r"(\binv_freq|\bmasked_bias|\battn\.bias|\battention\.bias)$")
 """Constants that older versions of transformers saved among the weights."""
+LARGE = 2 * 10**9
+"""Bytes of a model whose loading is shown."""
 _SHOWN, _LONGEST_REASON = 3, 400
 """Weights named, and characters of a foreign error."""
 
@@ -208,16 +213,25 @@ def _loaded(
     folder = Path(path).expanduser()
     refuse_missing_folder(key, path, what, revision)
     arguments |= {} if revision is None else {"revision": revision}
+    quiet = what == "tokenizer" or not _takes_long(path, revision)
     try:
-        with no_progress_bars(), _without_report():
+        with no_progress_bars() if quiet else nullcontext(), _without_report():
             return load(str(folder) if folder.is_dir() else path, **arguments)
     except Exception as error:  # whatever transformers and a model's own code meet in bad files
         found = None if isinstance(error, ImportError) else damage(folder, what)
         at = "" if revision is None else f" (model.revision = {revision})"
         raise UserError(
             f"{key} = {path}{at}: no {what} could be loaded from there, expected a Hub id that can "
-            f"be reached or a folder written by save_pretrained: {found or _reason(error)}"
+            "be reached or a folder written by save_pretrained: "
+            f"{found or access_advice(error) or _reason(error)}"
         ) from error
+
+
+def _takes_long(path: str, revision: str | None) -> bool:
+    """Whether a model's loading is worth a progress bar, in the main process: a large one, or one
+    that has to be fetched from the Hub first."""
+    sizes = [file.stat().st_size for file in model_files(path, revision).values()]
+    return os.environ.get("RANK", "0") == "0" and (not sizes or sum(sizes) >= LARGE)
 
 
 @contextmanager

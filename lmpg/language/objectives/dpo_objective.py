@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from lmpg.algorithms.fixed_data.dpo import DPO
 from lmpg.functional.preference_losses import pair_accuracy
 from lmpg.language.data.policy_pairs import PreferencePair
 from lmpg.language.objectives.preference_objective import PreferenceObjective
+from lmpg.language.objectives.shown_examples import pair_row, prompt_and_answer
 from lmpg.language.objectives.text_logprobs import text_logprobs
 
 
@@ -19,6 +22,15 @@ class DPOObjective(PreferenceObjective[PreferencePair, DPO]):
         """β Δ of both answers of each pair."""
         terms, _ = self._terms(examples)
         return torch.cat([terms["rewards/chosen"], terms["rewards/rejected"]])
+
+    def shown(self, examples: list[PreferencePair]) -> list[dict[str, Any]]:
+        """Both answers of each pair with their rewards."""
+        rows = []
+        for pair, *rewards in zip(examples, *self.rewards(examples).view(2, -1).tolist()):
+            prompt, chosen = prompt_and_answer(self.tokenizer, pair.chosen)
+            _, rejected = prompt_and_answer(self.tokenizer, pair.rejected)
+            rows.append(pair_row(prompt, (chosen, rejected), (rewards[0], rewards[1])))
+        return rows
 
     def metrics(self, examples: list[PreferencePair]) -> dict[str, Tensor]:
         """Loss, rewards (β Δ) and log-probs of each pair."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from lmpg.algorithms.fixed_data.kto import KTO
 from lmpg.functional.preference_losses import pair_accuracy, pairs_by_label
 from lmpg.language.data.policy_pairs import LabelledCompletion
 from lmpg.language.objectives.preference_objective import PreferenceObjective, in_parts
+from lmpg.language.objectives.shown_examples import answer_row, prompt_and_answer
 from lmpg.language.objectives.text_logprobs import text_logprobs
 from lmpg.runtime.machine import widest
 
@@ -44,6 +46,15 @@ class KTOObjective(PreferenceObjective[LabelledCompletion, KTO]):
     def rewards(self, examples: list[LabelledCompletion]) -> Tensor:
         """β Δ of each completion."""
         return self._terms(examples)[0]["rewards"]
+
+    def shown(self, examples: list[LabelledCompletion]) -> list[dict[str, Any]]:
+        """Each completion with its label and its reward."""
+        rows = []
+        for example, reward in zip(examples, self.rewards(examples).tolist()):
+            label = "desirable" if example.desirable else "undesirable"
+            texts = prompt_and_answer(self.tokenizer, example.text)
+            rows.append(answer_row(*texts, label, reward))
+        return rows
 
     def metrics(self, examples: list[LabelledCompletion]) -> dict[str, Tensor]:
         """Loss, reward (β Δ) and log-prob of each completion; those of desirable and undesirable

@@ -18,6 +18,7 @@ from lmpg.language.data.policy_pairs import LabelledCompletion, PreferencePair
 from lmpg.language.data.storage.examples_store import Stored, taken
 from lmpg.language.data.texts import Text
 from lmpg.language.models.policy import CausalLMPolicy
+from lmpg.language.objectives.shown_examples import first_few
 from lmpg.language.objectives.text_logprobs import reference_logprobs
 from lmpg.runtime.machine import widest
 from lmpg.runtime.processes import Processes
@@ -31,7 +32,8 @@ class PreferenceObjective(ABC, Generic[E, A]):
 
     parts: (train, held out) examples, with their `ref_logprobs` where the algorithm compares with
     a reference, see `with_reference`. rows: examples per forward pass in evaluation.
-    sample_metrics: further held-out metrics, of sampled responses.
+    sample_metrics: further held-out metrics, of sampled responses. tokenizer: to show examples;
+    without it none are.
     """
 
     best_metric = "loss"
@@ -47,6 +49,7 @@ class PreferenceObjective(ABC, Generic[E, A]):
         processes: Processes,
         rows: int = 32,
         sample_metrics: Callable[[], dict[str, float]] | None = None,
+        tokenizer: Any = None,
     ) -> None:
         self.module = policy
         self.algorithm: A = algorithm
@@ -56,6 +59,7 @@ class PreferenceObjective(ABC, Generic[E, A]):
         self.processes = processes
         self.rows = rows
         self.sample_metrics = sample_metrics
+        self.tokenizer = tokenizer
         self.counters = {"rewards": 0.0, "answers": 0.0}
 
     @abstractmethod
@@ -69,6 +73,15 @@ class PreferenceObjective(ABC, Generic[E, A]):
     @abstractmethod
     def held_out_metrics(self) -> dict[str, float]:
         """Means over the held-out examples, the same on every rank."""
+
+    @abstractmethod
+    def shown(self, examples: list[E]) -> list[dict[str, Any]]:
+        """The examples as rows of samples.jsonl, with their rewards βΔ."""
+
+    @torch.no_grad()
+    def samples(self) -> list[dict[str, Any]]:
+        """The first held-out examples as rows of samples.jsonl."""
+        return [] if self.tokenizer is None else self.shown(first_few(self.held_out))
 
     def epoch(self, number: int) -> Sequence[E]:
         """All examples, shuffled anew for each epoch."""

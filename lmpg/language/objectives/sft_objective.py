@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,6 +101,10 @@ class SFTObjective:
         loss = float(self.processes.sum(total)) / sum(sum(text.loss_mask) for text in self.held_out)
         found = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
         return found | (self.sample_metrics() if self.sample_metrics else {})
+
+    def samples(self) -> list[dict[str, Any]]:
+        """No rows of samples.jsonl: its texts are the data's own, and the loss says it all."""
+        return []
 
     def _sums(self, texts: list[Text]) -> dict[str, Tensor]:
         """The sums of texts in rows of their own; of no texts, zeros under the same names."""

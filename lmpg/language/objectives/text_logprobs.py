@@ -11,6 +11,7 @@ from lmpg.language.data.texts import Text
 from lmpg.language.models.inputs import language_inputs, pad_right
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.runtime.processes import Processes
+from lmpg.settings.progress import with_progress
 from lmpg.types import Evaluation
 
 
@@ -41,7 +42,8 @@ def reference_logprobs(
     order = sorted(range(len(texts)), key=lambda i: len(texts[i].ids))
     mine = order[processes.rank :: processes.count]
     found: list[tuple[int, float]] = []
-    for start in range(0, len(mine), rows):
+    starts = range(0, len(mine), rows)
+    for start in with_progress(starts, "batches: log-probs of the reference", len(starts)):
         part = mine[start : start + rows]
         found += zip(part, text_logprobs(policy, [texts[i] for i in part]).tolist())
     return [x for _, x in sorted(processes.gather_list(found))]

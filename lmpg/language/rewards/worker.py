@@ -41,11 +41,9 @@ _write, _pid = os.write, os.getpid
 def serve(
     requests: int, replies: int, keep: Callable[[dict], dict], told: Callable[..., tuple]
 ) -> None:
-    """Serves calls until `requests` ends; `keep` makes imports of local files take kept sources,
-    `told` gives what TRL's trainer tells functions beside columns."""
-    own = _pid()
+    """Serves calls until `requests` ends. keep: see `local_sources`; told: `trainer_arguments`."""
+    own, mend = _pid(), _mender()
     os.register_at_fork(after_in_child=lambda: _close(requests, replies))
-    mend = _mender()
     with open(requests, "rb", closefd=False) as lines:
         hello = _decoded((lines.readline() or b"null").decode())
         if hello is None:
@@ -76,8 +74,8 @@ def serve(
         for line in lines:
             request = _decoded(line.decode())
             more, logs = told(request["told"], request["count"])
-            arguments = {**request["arguments"], **more}
-            call = functools.partial(answer, function, arguments, request["count"], run)
+            given = {**request["arguments"], **more}
+            call = functools.partial(answer, function, given, request["count"], run)
             reply(request, lambda call=call, logs=logs: {**call(), **logs})  # type: ignore[misc]
 
 

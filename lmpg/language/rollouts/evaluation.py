@@ -12,6 +12,7 @@ from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.judged import Judged, judged, powers_up_to
 from lmpg.language.rollouts.score_processing import mean, score_statistics
+from lmpg.settings.progress import teller
 from lmpg.settings.section import Diverged, UserError
 
 
@@ -48,7 +49,10 @@ class Evaluator:
         """
         prompts = [self.prompts[i % len(self.prompts)] for i in range(self.size)]
         parts = self.generator, prompts
-        found = judged(*parts, self.samples, self.rows, self.scorer, self.reference)
+        share = len(self.generator.processes.share_of(self.size))
+        tell = teller("held-out prompts answered", share)
+        judges = self.scorer, self.reference
+        found = judged(*parts, self.samples, self.rows, *judges, progress=tell)
         self._refuse(found, max_error_share)
         metrics = {} if self.scorer is None else score_statistics(found.scores)
         if errors := found.scores.count(None):

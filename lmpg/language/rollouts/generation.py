@@ -81,13 +81,19 @@ class Completions:
 
 
 def stop_search(
-    strings: tuple[str, ...], tokenizer: Any, policy: CausalLMPolicy
+    strings: tuple[str, ...],
+    tokenizer: Any,
+    policy: CausalLMPolicy,
+    tell: Callable[[str], object] | None = None,
 ) -> NewSearch | None:
-    """What looks for stop strings while the policy is sampled; None where there are none."""
-    if not strings:
+    """What looks for stop strings while the policy is sampled; None where there are none.
+
+    tell: is given the first response piece by piece, as it is sampled.
+    """
+    if not strings and tell is None:
         return None
     texts = partial(completion_texts, tokenizer, eos_token_ids=())
-    return stopping(strings, texts, policy.eos_token_ids)
+    return stopping(strings, texts, policy.eos_token_ids, tell)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +22,13 @@ _CONTEXT = 8
 """Tokens decoded in front, enough for decoders that treat a text's first one otherwise."""
 
 
-def stopping(strings: tuple[str, ...], texts: Texts, eos_token_ids: Collection[int]) -> NewSearch:
-    """What begins the search for `strings` in a batch's responses."""
+def stopping(
+    strings: tuple[str, ...],
+    texts: Texts,
+    eos_token_ids: Collection[int],
+    tell: Callable[[str], object] | None = None,
+) -> NewSearch:
+    """What begins the search for `strings` in a batch's responses; with `tell`, as `ReadAlong`."""
 
     @cache
     def may_complete(token: int) -> bool:
@@ -30,7 +36,8 @@ def stopping(strings: tuple[str, ...], texts: Texts, eos_token_ids: Collection[i
         written = texts([[]], [[token, token]])[0]  # what a text begins with may be stripped
         return UNFINISHED in written or any(string[-1] in written for string in strings)
 
-    return partial(StopSearch, strings, texts, may_complete, frozenset(eos_token_ids))
+    parts = strings, texts, may_complete, frozenset(eos_token_ids)
+    return partial(StopSearch, *parts) if tell is None else partial(ReadAlong, tell, *parts)
 
 
 class StopSearch:
@@ -51,7 +58,7 @@ class StopSearch:
     ):
         self._strings, self._texts, self._may_complete = strings, texts, may_complete
         self._eos = eos_token_ids
-        self._window = _PER_CHARACTER * max(map(len, strings)) + _CONTEXT
+        self._window = _PER_CHARACTER * max(map(len, strings), default=0) + _CONTEXT
         ends = [ids[-min(n, _CONTEXT) :] for ids, n in zip(*map(Tensor.tolist, _parts(prompts)))]
         self._before = [ends[i] for i in prompts.prompt_B.tolist()]
         self._written: list[list[int]] = [[] for _ in self._before]
@@ -89,6 +96,25 @@ class StopSearch:
         before = (self._before[row] + written[:start])[-_CONTEXT:]
         text = self._texts([before], [written[start:]])[0]
         return any(string in text for string in self._strings)
+
+
+class ReadAlong(StopSearch):
+    """A search that tells the text of the batch's first response piece by piece, as it comes."""
+
+    def __init__(self, tell: Callable[[str], object], *search: Any):
+        """tell: is given each new piece. search: as StopSearch takes it."""
+        super().__init__(*search)
+        self._tell, self._told = tell, ""
+
+    def read(self, rows: list[int], tokens_SR: list[list[int]]) -> list[bool]:
+        """As StopSearch does; a character of which only a part is written waits for the rest."""
+        over = super().read(rows, tokens_SR)
+        ids = [token for token in self._written[0] if token not in self._eos]
+        text = self._texts([self._before[0]], [ids])[0]
+        if not text.endswith(UNFINISHED) and text != self._told:
+            self._tell(text[len(self._told) :])
+            self._told = text
+        return over
 
 
 def _parts(prompts: DistinctPrompts) -> tuple[Tensor, Tensor]:

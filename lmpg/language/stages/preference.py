@@ -62,5 +62,5 @@ def _prepared(
         train, held_out = (with_reference(x, judge, rows, processes) for x in parts)
         parts = train, held_out
     seed, algorithm = settings.run.seed, settings.algorithm
-    made = objective(policy, algorithm, parts, seed, processes, rows, metrics)
+    made = objective(policy, algorithm, parts, seed, processes, rows, metrics, tokenizer)
     return Prepared(made, lambda path: policy.save_pretrained(path, tokenizer), data.line())

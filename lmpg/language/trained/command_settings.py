@@ -90,10 +90,15 @@ class EvaluateSettings(AskingSettings):
         return self
 
 
-class GenerateSettings(AskingSettings):
-    """Let a model answer prompts."""
+GIVEN = "-"
+"""Of data.path: the prompts that stand on the command line, or the lines of standard input."""
 
-    data: DataSettings = DataSettings()
+
+class GenerateSettings(AskingSettings):
+    """Let a model answer prompts: the words before the flags, else the rows of --data.path, else
+    the lines of standard input."""
+
+    data: DataSettings = DataSettings(path=GIVEN)
     samples: int = Field(1, ge=1)
     """Responses to each prompt."""
     greedy: bool = False

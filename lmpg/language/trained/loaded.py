@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from lmpg.language.data.settings import DataSettings
@@ -11,7 +12,6 @@ from lmpg.language.models.precision import num_weights
 from lmpg.language.models.settings import ModelSettings
 from lmpg.language.rollouts.generation import Generator, stop_search
 from lmpg.language.sampling.sampler import Sampler
-from lmpg.language.sampling.stops import NewSearch
 from lmpg.language.trained.command_settings import AskingSettings
 from lmpg.language.trained.of_run import model_folder
 from lmpg.runs.settings import MOST_THREADS
@@ -33,12 +33,12 @@ def loaded(
     data: DataSettings,
     processes: Processes,
     other: dict[str, Any] | None = None,
-    stops: NewSearch | None = None,
+    tell: Callable[[str], object] | None = None,
 ) -> Generator:
     """The model of the settings, ready to answer; nothing in it learns.
 
     other: path, revision and tokenizer of another model, in place of theirs.
-    stops: reads the tokens of a batch in place of the search for stop strings.
+    tell: is given the first response piece by piece, as it is sampled.
     """
     named = settings.model.model_dump()
     if other is None:
@@ -59,6 +59,6 @@ def loaded(
     give_back_freed_memory()
     processes.suit_threads(num_weights(policy))
     limits = sampling.max_new_tokens, sampling.top_k, sampling.top_p
-    stops = stops or stop_search(sampling.stop, tokenizer, policy)
+    stops = stop_search(sampling.stop, tokenizer, policy, tell)
     sampler = Sampler(policy, *limits, stops=stops)
     return Generator(policy, sampler, tokenizer, settings.seed, processes, 1)

@@ -25,7 +25,8 @@ from lmpg.language.data.prompts import (
 from lmpg.language.data.storage.examples_store import taken
 from lmpg.language.data.storage.progress import EVERY
 from lmpg.language.data.tokenizing import completion_text
-from lmpg.language.rewards.scorer import Scorer, listed
+from lmpg.language.rewards.results.scores import listed
+from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.judged import Judged, judged, powers_up_to
 from lmpg.language.rollouts.score_processing import score_statistics

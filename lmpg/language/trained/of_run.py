@@ -78,7 +78,8 @@ def below(kind: type[AskingSettings], given: RawSettings) -> RawSettings:
         return found
     config = _config(run)
     found["seed"] = (config.get("run") or {}).get("seed", 0)
-    own_data = (given.get("data") or {}).get("path") is None
+    evaluated = "held_out" in kind.model_fields
+    own_data = evaluated and (given.get("data") or {}).get("path") is None
     parts = {
         **{name: config.get(name) or {} for name in ("sampling", "rewards")},
         "model": _loading(config.get("model") or {}),
@@ -90,7 +91,7 @@ def below(kind: type[AskingSettings], given: RawSettings) -> RawSettings:
             found[name] = {k: v for k, v in parts[name].items() if k in known}
     if "rewards" in found:
         found["rewards"] = _rewards(found["rewards"], given.get("rewards") or {})
-    if "held_out" in kind.model_fields and own_data:
+    if own_data:
         found["held_out"] = True
     return found
 

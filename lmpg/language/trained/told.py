@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lmpg import __version__
-from lmpg.language.data.chat import Messages
+from lmpg.language.data.chat import as_text
 from lmpg.language.rollouts.judged import Judged
 from lmpg.language.trained.measured import Evaluated, Measured, shown_figures
 from lmpg.runs.printable import printable
@@ -92,13 +92,6 @@ def _sample(judged: Judged, i: int, width: int, note: str = "") -> str:
     text = _one_line(judged.texts[i]) + note
     cut = text if len(text) <= width - 18 else text[: width - 19 - len(note)] + "…" + note
     return f"{shown}  {tokens:>6}  {cut}"
-
-
-def as_text(prompt: str | Messages) -> str:
-    """A prompt to read: text, or the messages of a chat with their roles."""
-    if isinstance(prompt, str):
-        return prompt
-    return "\n".join(f"{x.get('role', '?')}: {x.get('content') or ''}" for x in prompt)
 
 
 def _one_line(text: str) -> str:

@@ -31,6 +31,7 @@ from lmpg.language.objectives.reward_model_objective import RewardModelObjective
 from lmpg.language.objectives.sft_objective import SFTObjective
 from lmpg.language.worlds.cache import write_facts
 from lmpg.runtime.processes import SingleProcess
+from lmpg.settings.progress import time_left
 from lmpg.training.offline import OfflineUpdater
 from lmpg.training.settings import OfflineSettings
 
@@ -116,9 +117,7 @@ def _learn(updater: OfflineUpdater, name: str, stop: Callable[[int], bool] | Non
                 for label in ("loss", "pair_accuracy")
                 if label in metrics
             )
-            print(
-                f"{name} | step {step}/{updater.total_steps} | {shown} | {now - started:.0f} s",
-                flush=True,
-            )
+            left = time_left(now - started, step, updater.total_steps)
+            print(f"{name} | step {step}/{updater.total_steps} | {shown} | {left}", flush=True)
         if done:
             return

@@ -13,13 +13,14 @@ WIDTH, HEIGHT = 340, 168
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 24
 MAX_POINTS, MAX_DOTS = 400, 60
 MIN_POINTS_TO_SMOOTH = 30
+COLOURS = 8
 
 
 @dataclass(frozen=True)
 class Series:
     """Points (step, value) with ascending steps, drawn as a line, or as dots where they are few.
 
-    last: the newest point, where the others are means.
+    last: the newest point, where the others are means. band: (low, high) around each point.
     """
 
     label: str
@@ -27,6 +28,7 @@ class Series:
     dots: bool = False
     smooth: bool = True
     last: Point | None = None
+    band: list[tuple[float, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,9 @@ class Panel:
 def draw(panel: Panel) -> str:
     """The panel as an HTML figure; all its values are finite."""
     everything = [point for series in panel.series for point in series.points]
-    axes = _Axes([x for x, _ in everything], [y for _, y in everything])
-    marks = [_marks(series, i, axes) for i, series in enumerate(panel.series, 1)]
+    ends = [y for series in panel.series for pair in series.band for y in pair]
+    axes = _Axes([x for x, _ in everything], [*(y for _, y in everything), *ends])
+    marks = [_marks(series, i % COLOURS + 1, axes) for i, series in enumerate(panel.series)]
     if [series.dots for series in panel.series] == [True]:  # nothing else connects them
         marks.insert(0, _line(panel.series[0].points, 1, axes))
     unit = f" <small>{escape(panel.unit)}</small>" if panel.unit else ""
@@ -138,11 +141,12 @@ def _marks(series: Series, index: int, axes: _Axes) -> str:
         dots = thinned(series.points, MAX_DOTS)
         return "".join(_dot(point, series.label, index, axes) for point in dots)
     points = thinned(series.points)
-    line = _line(points, index, axes)
+    line = _band(series, index, axes) + _line(points, index, axes)
     if len(points) == 1:
         return _dot(points[0], series.label, index, axes)
     if series.smooth and len(points) >= MIN_POINTS_TO_SMOOTH:
-        line = _line(points, index, axes, "raw") + _line(smoothed(points), index, axes)
+        line = _band(series, index, axes) + _line(points, index, axes, "raw")
+        line += _line(smoothed(points), index, axes)
     return line
 
 
@@ -159,14 +163,29 @@ def _line(points: list[Point], index: int, axes: _Axes, kind: str = "") -> str:
     return f'<polyline class="c{index} {kind}" points="{places}"/>'
 
 
+def _band(series: Series, index: int, axes: _Axes) -> str:
+    """What lies between the ends of the band, as thinned and smoothed as the line."""
+    if all(low == high for low, high in series.band):
+        return ""
+    edges = []
+    for side in (0, 1):
+        edge = [(x, ends[side]) for (x, _), ends in zip(series.points, series.band)]
+        edge = thinned(edge)
+        smooth = series.smooth and len(edge) >= MIN_POINTS_TO_SMOOTH
+        edges.append(smoothed(edge) if smooth else edge)
+    around = [*edges[0], *reversed(edges[1])]
+    places = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in around)
+    return f'<polygon class="c{index} band" points="{places}"/>'
+
+
 def _legend(panel: Panel) -> str:
     """The last value, or a key where there are several lines."""
     if len(panel.series) == 1:
         series = panel.series[0]
         return f"<span>{number((series.last or series.points[-1])[1])}</span>"
     keys = [
-        f'<i class="c{i}{" dot" if s.dots else ""}"></i>{escape(s.label)} '
-        for i, s in enumerate(panel.series, 1)
+        f'<i class="c{i % COLOURS + 1}{" dot" if s.dots else ""}"></i>{escape(s.label)} '
+        for i, s in enumerate(panel.series)
     ]
     return f"<span>{''.join(keys)}</span>"
 

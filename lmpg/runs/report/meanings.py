@@ -109,9 +109,9 @@ LEARNING: dict[str, Meaning] = {
         "0.5 is guessing. Far higher in training than held out: overfitting."),
     "margin": ("Margin", "score", "By how much chosen texts score higher, on average.",
         "It grows while held-out accuracy stays: the scores only get louder."),
-    "score/chosen": ("Score of chosen", "score", "Mean score of chosen texts.", ""),
-    "score/rejected": ("Score of rejected", "score", "Mean score of rejected texts.",
+    "score/chosen": ("Score of chosen", "score", "Mean score of chosen texts.",
         "Both scores drift off together: algorithm.centring holds them near 0."),
+    "score/rejected": ("Score of rejected", "score", "Mean score of rejected texts.", ""),
     "grad_norm": ("Gradient norm", "", "Before clipping, the mean over optimizer steps.",
         "Spikes: lower the learning rate; far above update.max_grad_norm: always clipped."),
     "skipped_updates": ("Skipped steps", "optimizer steps", "Gradients that were inf or NaN.",
@@ -154,6 +154,11 @@ HELD_OUT = {
     "reward": "mean score of held-out samples",
     "reward_std": "standard deviation of the scores",
     "reward_errors": "responses without a score",
+    **{
+        f"pass_at_{2**i}": f"chance that one of {2**i} responses passes (evaluation.pass_score)"
+        for i in range(5)
+    },
+    "greedy_reward": "mean score of greedy responses",
     "kl": "nats per response to the reference: how far the policy has drifted",
     "distinct": "share of distinct responses",
     "length": "tokens per response",

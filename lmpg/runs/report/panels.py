@@ -62,7 +62,7 @@ def panels(history: History, summary: Mapping) -> tuple[list[Panel], list[Panel]
     used: set[str] = set()
     shown = []
     for names in ORDER:
-        panel = _panel(names, history, summary)
+        panel = _panel(names, history, summary, used)
         if panel is not None:
             shown.append(panel)
             used |= {*names, *(f"eval/{SAME.get(name, name)}" for name in names)}
@@ -77,15 +77,22 @@ def panels(history: History, summary: Mapping) -> tuple[list[Panel], list[Panel]
     return shown[:FIRST], shown[FIRST:], more
 
 
-def _panel(names: tuple[str, ...], history: History, summary: Mapping) -> Panel | None:
-    """One chart of a metric with its evaluations, or of several metrics; None without any."""
+def _panel(
+    names: tuple[str, ...], history: History, summary: Mapping, used: set[str]
+) -> Panel | None:
+    """One chart of a metric with its evaluations, or of several metrics; None without any, or where
+    the evaluations alone stand in another chart, whose names are in `used`."""
     if len(names) > 1:
         lines = [Series(n.split("/")[1], history.points(n)) for n in names if n in history.curves]
-        return Panel(TOGETHER[names[0]], lines, *_words(names[0])) if lines else None
+        _, worry, unit = _words(names[0])
+        what = "Means of the chosen and of the rejected ones."
+        return Panel(TOGETHER[names[0]], lines, what, worry, unit) if lines else None
     name = names[0]
-    if name not in history.curves and (SAME.get(name),) in ORDER:  # which has a chart of its own
+    same = SAME.get(name, name)
+    elsewhere = f"eval/{same}" in used or (same != name and (same,) in ORDER)
+    if name not in history.curves and elsewhere:
         return None
-    dots = evaluations(history, SAME.get(name, name), summary)
+    dots = evaluations(history, same, summary)
     series = [_line(name, history), Series("held out", dots, dots=True)]
     series = [x for x in series if x.points]
     known = meaning(name)

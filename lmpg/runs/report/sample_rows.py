@@ -124,7 +124,7 @@ def _parts(row: Row) -> dict[str, float | None]:
 def _chip(score: Any, span: tuple[float, float], notes: Sequence[str]) -> str:
     known = is_number(score)
     share = (score - span[0]) / (span[1] - span[0]) if known and span[1] > span[0] else 0.0
-    said = f"{score:.2f}".replace("-", "−") if known else "no score"
+    said = f"{round(score, 2) + 0.0:.2f}".replace("-", "−") if known else "no score"
     below = "".join(f"<small>{escape(note)}</small>" for note in notes)
     chip = f'<div class="score" style="--share:{0.45 * share:.2f}"><b>{said}</b></div>'
     return f'<div class="scores">{chip}{below}</div>'

@@ -47,7 +47,8 @@ polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; stroke: var(--
 polyline.raw { stroke-width: 1; opacity: .35; }
 circle { fill: var(--c); stroke: var(--card); stroke-width: 1; }
 .c1 { --c: var(--c1); } .c2 { --c: var(--c2); } .c3 { --c: var(--c3); } .c4 { --c: var(--c4); }
-.c5 { --c: var(--c5); }
+.c5 { --c: var(--c5); } .c6 { --c: #3a8f9e; } .c7 { --c: #c2476a; } .c8 { --c: #7b7f88; }
+polygon.band { fill: var(--c); opacity: .16; stroke: none; }
 i { display: inline-block; width: 12px; height: 3px; background: var(--c); margin: 0 4px 3px 8px; }
 i.dot { width: 7px; height: 7px; border-radius: 50%; margin-bottom: 1px; }
 table { border-collapse: collapse; width: 100%; }
@@ -67,7 +68,7 @@ td.num, th.num { text-align: right; font-variant-numeric: tabular-nums; white-sp
 .group { border-left: 3px solid var(--line); padding-left: 12px; margin-bottom: 18px; }
 .group > .text { margin-bottom: 8px; } .group > p { margin: 0 0 8px; }
 .members { display: grid; gap: 8px;
-  grid-template-columns: repeat(auto-fill, minmax(min(240px, 100%), 1fr)); }
+  grid-template-columns: repeat(auto-fit, minmax(min(240px, 100%), 1fr)); }
 .members .sample { margin: 0; }
 .scores { display: flex; flex-direction: column; align-items: flex-end; gap: 2px; flex: none;
   max-width: 40%; } .scores small { color: var(--muted); font-size: 11.5px; text-align: right;

@@ -9,13 +9,13 @@ from typing import Any
 
 from lmpg.runs.files import write_text
 from lmpg.runs.folder import REPORT, read_summary
-from lmpg.runs.progress_line import clock
 from lmpg.runs.report.charts import draw, number
 from lmpg.runs.report.history import History, is_number
 from lmpg.runs.report.meanings import HELD_OUT
 from lmpg.runs.report.page import page, settings_block, table
 from lmpg.runs.report.panels import panels
 from lmpg.runs.report.sample_rows import samples_block
+from lmpg.settings.progress import clock
 
 HEADLINES = (
     *("reward", "gold_positive", "accuracy", "pair_accuracy", "margin"),
@@ -54,7 +54,7 @@ def write_report(
         title=" · ".join(str(summary[k]) for k in ("name", "env") if k in summary) or run_dir.name,
         status=str(summary.get("exit_reason", RUNNING)),
         lead=_lead(summary, history),
-        warnings=[str(text) for text in summary.get("warnings", [])],
+        warnings=_warnings(summary),
         cards=_cards(summary),
         figures=[[draw(panel) for panel in part] for part in panels(history, summary)],
         sections={
@@ -116,6 +116,12 @@ def _cards(summary: Mapping) -> list[tuple[str, str, str]]:
     before, after = summary.get("before", {}), summary.get("after", {})
     names = [n for n in HEADLINES if is_number(after.get(n))][:4]
     return [(CARDS.get(n, n), _figure(before.get(n)), _figure(after[n])) for n in names]
+
+
+def _warnings(summary: Mapping) -> list[str]:
+    """What went wrong while the run went on."""
+    found = summary.get("warnings")
+    return [str(text) for text in found] if isinstance(found, list) else []
 
 
 def _lead(summary: Mapping, history: History) -> str:

@@ -15,11 +15,11 @@ from lmpg.language.data.order import held_out_split
 from lmpg.language.data.prompts import load_prompts, prompts_from_rows, shortest_and_longest
 from lmpg.language.data.rows import read_rows
 from lmpg.language.data.settings import DataSettings
-from lmpg.language.data.storage import progress
 from lmpg.language.data.storage.examples_store import Lists, Stored
 from lmpg.language.data.storage.row_store import as_rows, changed, joined, of_table, packed
 from lmpg.language.data.texts import Text, learnable, stored_texts
 from lmpg.runs import fingerprints
+from lmpg.settings import progress
 from tests.support.planted import catches
 from tests.support.tiny_tokenizers import character_tokenizer
 
@@ -139,15 +139,15 @@ def test_the_fingerprint_of_rows_is_that_of_their_whole_text():
 
 
 def test_long_reading_is_said_now_and_then_by_one_process(tmp_path, monkeypatch, capsys):
-    path = written(tmp_path / "p.jsonl", [{"prompt": str(i)} for i in range(2500)])
+    path = written(tmp_path / "p.jsonl", [{"prompt": str(i)} for i in range(25)])
     monkeypatch.setattr(progress, "EVERY", 0.0)
     load_prompts(DataSettings(path=path), character_tokenizer(), 20)
     said = capsys.readouterr().out.splitlines()
-    assert "data: 2,000 rows of p.jsonl read" in said
-    assert f"data: 2,000 of 2,500 rows of {path} tokenised" in said
+    assert "20 rows of p.jsonl read" in said
+    assert f"20 of 25 rows of {path} tokenised, 0:00 left" in said
     monkeypatch.setenv("RANK", "1")
     load_prompts(DataSettings(path=path), character_tokenizer(), 20)
     monkeypatch.setattr(progress, "EVERY", 60.0)
     monkeypatch.setenv("RANK", "0")
-    assert len(read_rows(path, "train")) == 2500
+    assert len(read_rows(path, "train")) == 25
     assert capsys.readouterr().out == ""

@@ -75,7 +75,7 @@ def saved(folder: Path, kind: str) -> Path:
     [
         ("sft", 10, {"loss", "perplexity"}),  # 40 texts, twice
         ("packed", 12, {"loss", "perplexity"}),  # 12 rows, twice
-        ("reward_model", 6, {"loss", "pair_accuracy"}),  # 20 pairs of texts
+        ("reward_model", 6, {"loss", "pair_accuracy", "margin"}),  # 20 pairs of texts
         ("dpo", 10, JUDGED),
         ("lora", 10, JUDGED),
         ("simpo", 10, JUDGED),

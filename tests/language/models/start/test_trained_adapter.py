@@ -8,6 +8,7 @@ import shutil
 import peft
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from lmpg.language.models.loading import load_policy, load_reference, tokenizer_of
@@ -18,6 +19,7 @@ from lmpg.language.suitable import rate_that_suits
 from lmpg.settings.section import UserError
 from tests.language.models.test_lora import INPUTS
 from tests.language.models.test_lora_options import stirred
+from tests.support.hub_server import hub_server
 from tests.support.planted import catches
 from tests.support.programs import outcome, own_parts, run_here
 from tests.support.tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -197,3 +199,32 @@ def test_a_run_from_an_adapter_is_resumed_bit_for_bit_and_leaves_an_adapter(tmp_
     config = json.loads((whole / "final" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tmp_path / "base")
     assert (whole / "final" / "merged" / "model.safetensors").is_file()
+
+
+def held_by_the_hub(folder):
+    return {x.name: x.read_bytes() for x in folder.iterdir() if x.is_file()}
+
+
+@catches("an adapter on the Hub taken for a whole model", "its base model's files not checked")
+def test_an_adapter_and_its_base_are_loaded_from_the_hub_by_id(tmp_path, monkeypatch):
+    save_tiny(tmp_path / "base")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with hub_server(monkeypatch) as hub:
+        hub.repositories["me/base"] = held_by_the_hub(tmp_path / "base")
+        policy, tokenizer = loaded("me/base", lora=LoraSettings(rank=2))
+        stirred(policy).save_pretrained(tmp_path / "final", tokenizer)
+        hub.repositories["me/adapter"] = held_by_the_hub(tmp_path / "final")
+        expected = policy.evaluate(INPUTS).logprobs_BT
+        again, tokenizer = loaded("me/adapter")
+        assert torch.equal(again.evaluate(INPUTS).logprobs_BT, expected)
+        assert tokenizer.get_vocab() == tiny_tokenizer().get_vocab()
+        files = start_files(ModelSettings(path="me/adapter"))["model.path"]
+        assert {"adapter_model.safetensors", "base model/model.safetensors"} <= files.keys()
+        reference = load_reference(ModelSettings(reference="me/adapter"), tokenizer, policy)
+        assert torch.equal(reference.logprobs(INPUTS), expected)
+        with pytest.raises(UserError, match=r"me/adapter \(model\.revision = v9\)"):
+            loaded("me/adapter", revision="v9")
+        del hub.repositories["me/base"]["model.safetensors"]
+        shutil.rmtree(tmp_path / "cache")
+        with pytest.raises(UserError, match="base_model_name_or_path in its adapter_config"):
+            loaded("me/adapter")

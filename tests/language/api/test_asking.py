@@ -1,0 +1,87 @@
+"""`lmpg.evaluate` and `lmpg.generate` give what the commands give, from objects of Python."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import lmpg
+from lmpg.cli.asking import evaluate as evaluate_command
+from lmpg.cli.asking import generate as generate_command
+from tests.language.api.test_train import ROWS, trained
+from tests.support.programs import REWARD, own_parts, words
+from tests.support.tiny import tiny_model, tiny_tokenizer
+
+OBJECTS = {"model": tiny_model(), "tokenizer": tiny_tokenizer()}
+
+
+def letters_of(completions, number):
+    """A closure's worth of reward."""
+    return [c.count("a") - len(c) / 20 for c in completions]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> lmpg.Run:
+    """A run with everything in memory."""
+    return trained(tmp_path_factory.mktemp("run") / "run")
+
+
+def test_objects_are_evaluated_as_files_are(tmp_path):
+    parts = own_parts(tmp_path)
+    (tmp_path / "reward.py").write_text(REWARD.replace("None if n % 7 == 3 else ", ""))
+    flags = {k: parts[k] for k in ("model.path", "data.path", "rewards.functions")}
+    more = {"samples": 4, "sampling.max-new-tokens": 12, "output": tmp_path / "found.json"}
+    evaluate_command(words({**flags, **more}))
+    told = json.loads((tmp_path / "found.json").read_text())
+    local = lambda completions, number: letters_of(completions, number)  # noqa: E731
+    found = lmpg.evaluate(
+        **OBJECTS, data=ROWS, rewards=[local], samples=4, sampling={"max_new_tokens": 12}
+    )
+    assert found.metrics == told["metrics"]
+    assert found.intervals == told["intervals"]
+    texts = [[x["text"] for x in row["responses"]] for row in found.samples]
+    assert texts == [[x["text"] for x in row["responses"]] for row in told["rows"]]
+
+
+def test_a_run_is_evaluated_on_its_own_data_and_compared_with_its_start(run):
+    found = lmpg.evaluate(run, rewards=letters_of, compare="start", max_new_tokens=8)
+    assert len(found.samples) == 8  # those that training held back
+    assert found.differences.keys() == found.intervals.keys()
+    assert "<th>less start</th>" in found._repr_html_()
+    assert "reward" in repr(found)
+    again = lmpg.evaluate(str(run.folder), rewards=letters_of, compare=run, max_new_tokens=8)
+    assert again.metrics == found.metrics
+    assert set(again.differences["reward"]) == {0.0}
+
+
+def test_prompts_are_answered_as_by_the_command(run, capsys):
+    prompts = ["abc", "de"]
+    flags = {"model.path": run.folder, "sampling.max-new-tokens": 8, "seed": 1}
+    generate_command([*prompts, *words({**flags, "jsonl": True})])
+    told = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
+    found = lmpg.generate(run, prompts, max_new_tokens=8, seed=1)
+    assert found == told
+    assert "<td>abc</td>" in found._repr_html_()
+    assert lmpg.generate(run, "abc", max_new_tokens=8, greedy=True) == lmpg.generate(
+        run.model, "abc", tokenizer=run.tokenizer, max_new_tokens=8, greedy=True
+    )
+    several = lmpg.generate(run, prompts, samples=3, sampling={"max_new_tokens": 4})
+    assert [len(texts) for texts in several] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"max_new_token": 3}, "generate: unknown setting max_new_token = 3; did you mean"),
+        ({"max_new_tokens": 0}, "sampling.max_new_tokens = 0: expected"),
+        ({"model": "nowhere/at/all"}, "model.path = nowhere/at/all does not exist"),
+        ({"model": tiny_model()}, "in memory, expected its tokenizer beside it"),
+        ({"prompts": [""]}, "prompt 1 of 1 is empty"),
+    ],
+)
+def test_bad_input_is_answered_in_one_line(run, wrong, said):
+    with pytest.raises(lmpg.UserError) as refused:
+        lmpg.generate(**{"model": run, "prompts": ["a"], **wrong})
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
