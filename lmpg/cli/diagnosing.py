@@ -64,7 +64,10 @@ def _overoptimisation(argv: Sequence[str]) -> None:
     place = json_file(settings, "diagnoses", "overoptimisation-", str(run))
     from lmpg.language.diagnose import overoptimisation_told as told
     from lmpg.language.diagnose.overoptimisation import follow
+    from lmpg.language.trained.loaded import refuse_several
+    from lmpg.runtime.processes import Processes
 
+    refuse_several(Processes())
     found = follow(str(run), settings)
     _written(place, told.lines(found), told.as_json(found), told.page(found))
 

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 from lmpg.functional.gold_frontier import Frontier, frontier
 from lmpg.language.diagnose.diagnose_settings import OveroptimisationSettings
 from lmpg.language.diagnose.gold_scores import gold_scores
-from lmpg.language.trained.command_settings import EvaluateSettings
-from lmpg.language.trained.of_run import asked, run_of
-from lmpg.runs.folder import read_summary
+from lmpg.language.trained.of_run import run_of
+from lmpg.runs.folder import CONFIG, read_config, read_summary
 from lmpg.runs.report.history import is_number, parsed
 from lmpg.settings.section import UserError
 
@@ -101,8 +100,8 @@ def _logged(folder: Path, metrics: Rows, gold: str) -> tuple[list[Point], str] |
     found = next((x for x in (f"eval/{gold}", f"rewards/{gold}/mean", gold) if x in names), None)
     if found is None or gold == "step":
         return None
-    _refuse_own_reward(folder, found)
     kl, proxy = MEASURED["eval" if found.startswith("eval/") else "rollout"]
+    _refuse_own_reward(folder, found, proxy)
     rows = metrics
     if found.startswith("eval/"):
         ends = (("before", 0), ("after", summary.get("steps")))
@@ -135,14 +134,20 @@ def _missing_kl(kl: str, names: Iterable[str]) -> str:
     )
 
 
-def _refuse_own_reward(folder: Path, metric: str) -> None:
-    """A reward that was part of the score is no gold."""
-    rewards = asked(EvaluateSettings, {"model": {"path": str(folder)}}).rewards
-    own = [*rewards.functions, *rewards.models]
+def _refuse_own_reward(folder: Path, metric: str, proxy: str) -> None:
+    """The score, and a reward that was part of it, is no gold."""
+    if metric in (proxy, "reward"):
+        raise UserError(
+            f"gold = {metric} is the score that {folder} was trained on, expected something that "
+            "training never saw: a reward of weight 0 (--rewards.weights), a metric of evaluation, "
+            "or another reward"
+        )
+    rewards = read_config(folder / CONFIG).get("rewards") or {}
+    functions, weights = rewards.get("functions") or [], rewards.get("weights")
     name = metric.removeprefix("rewards/").removesuffix("/mean")
-    for i, text in enumerate(own):
-        called = text.split("(")[0].rpartition(":")[2] if i < len(rewards.functions) else text
-        weight = rewards.weights[i] if rewards.weights else 1.0
+    for i, text in enumerate([*functions, *(rewards.get("models") or [])]):
+        called = text.split("(")[0].rpartition(":")[2] if i < len(functions) else text
+        weight = weights[i] if weights else 1.0
         if metric.startswith("rewards/") and weight and name in (called, Path(called).name):
             raise UserError(
                 f"gold = {metric} has the weight {weight:g} in the score that {folder} was trained "

@@ -15,7 +15,7 @@ from lmpg.runs.report.meanings import HELD_OUT
 from lmpg.runs.report.page import page, settings_block, table
 from lmpg.runs.report.panels import panels
 from lmpg.runs.report.sample_rows import samples_block
-from lmpg.settings.progress import clock
+from lmpg.runtime.progress import clock
 
 HEADLINES = (
     *("reward", "gold_positive", "accuracy", "pair_accuracy", "margin"),
