@@ -4,7 +4,7 @@ left: metrics of the gold score, or responses that the gold reward scores now.""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from lmpg.functional.gold_frontier import Frontier, frontier
 from lmpg.language.diagnose.diagnose_settings import OveroptimisationSettings
 from lmpg.language.diagnose.gold_scores import gold_scores
-from lmpg.language.trained.of_run import run_of
+from lmpg.language.trained.of_run import required_run
 from lmpg.runs.folder import CONFIG, read_config, read_summary
-from lmpg.runs.report.history import is_number, parsed
+from lmpg.runs.log_lines import is_number, log_rows
 from lmpg.settings.section import UserError
 
 FEWEST = 3
@@ -69,10 +69,8 @@ class Followed:
 
 def follow(run: str, settings: OveroptimisationSettings) -> Followed:
     """The run's score and the gold score by KL; UserError where the run did not leave enough."""
-    folder = run_of(run)
-    if folder is None:
-        raise UserError(f"{run} holds no run, expected the folder of one")
-    metrics = list(_rows(folder / "metrics.jsonl"))
+    folder = required_run(run)
+    metrics = list(log_rows(folder / "metrics.jsonl"))
     logged = _logged(folder, metrics, settings.gold)
     if logged is None:
         points, source = _scored(folder, metrics, settings)
@@ -81,15 +79,6 @@ def follow(run: str, settings: OveroptimisationSettings) -> Followed:
     points = sorted(points, key=lambda point: point.kl)
     curve = frontier([x.kl for x in points], [x.gold for x in points])
     return Followed(folder, settings.gold, source, points, curve)
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a log."""
-    if path.is_file():
-        with path.open("rb") as file:
-            for line in file:
-                if line.endswith(b"\n") and (row := parsed(line)) is not None:
-                    yield row
 
 
 def _logged(folder: Path, metrics: Rows, gold: str) -> tuple[list[Point], str] | None:
@@ -163,7 +152,7 @@ def _scored(
     kls: dict[int, float] = {}
     for name in ("eval/kl", "objective/kl"):  # that of the rollout itself, where both are there
         kls |= {row["step"]: row[name] for row in metrics if is_number(row.get(name))}
-    rows = [row for row in _rows(folder / "samples.jsonl") if is_number(row.get("score"))]
+    rows = [row for row in log_rows(folder / "samples.jsonl") if is_number(row.get("score"))]
     usable = [row for row in rows if row["step"] in kls]
     steps = sorted({row["step"] for row in usable})
     if len(steps) < FEWEST:
