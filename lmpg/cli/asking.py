@@ -70,11 +70,11 @@ def generate(argv: Sequence[str]) -> None:
         )
     if not given and settings.data.path == GIVEN:
         given = _lines_of_input()
-    from lmpg.language.trained.loaded import began, loaded
+    from lmpg.language.trained.loaded import began_alone, loaded
     from lmpg.language.trained.responses import prompts_of, responses
 
     with contextlib.redirect_stdout(sys.stderr):  # what is said meanwhile is no response
-        generator = loaded(settings, settings.data, began(settings))
+        generator = loaded(settings, settings.data, began_alone(settings))
         prompts = prompts_of(settings, generator, given)
     several = len(prompts) * (1 if settings.greedy else settings.samples) > 1
     for found in responses(settings, generator, prompts):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from lmpg.language.data.examples import Split
 from lmpg.language.data.prompts import Prompt, lengths_of
-from lmpg.language.models.footprint.needs import Parts, Work
+from lmpg.language.models.footprint.needs import Parts, Work, total
 from lmpg.language.models.footprint.said import fitting_tokens, lines
 from lmpg.language.models.footprint.shape import shape_of
 from lmpg.language.models.forward.kept_weights import is_packed
@@ -22,18 +22,22 @@ from lmpg.runtime.room import room_of_each
 
 def with_fitting_microbatches(
     settings: LanguageSettings, work: Work, processes: Processes
-) -> LanguageSettings:
-    """`settings` in which `update.microbatch_tokens` is a number; says what the run will need."""
+) -> tuple[LanguageSettings, bool]:
+    """`settings` in which `update.microbatch_tokens` is a number, and whether the engine is to keep
+    its memory during updates; says what the run will need."""
     update, memory = settings.update, room_of_each(processes)
     said: list[str] = []
+    if work.device == "cuda" and total(work) > update.memory_share * memory[0]:
+        work = replace(work, engine_stays=False)
+        said = ["engine: given back for each update, and made again after it, as memory is short"]
     if update.microbatch_tokens == "auto":
         found = processes.gather_list([fitting_tokens(work, update.memory_share, memory[0])])
         tokens, line = min(found, key=lambda x: x[0] or float("inf"))  # the same on every rank
         update = update.model_copy(update={"microbatch_tokens": tokens})
-        said, work = [line], fitted(work, tokens)
+        said, work = [*said, line], fitted(work, tokens)
     if processes.is_main:
         print("\n".join([*lines(work, memory), *said]), flush=True)
-    return settings.model_copy(update={"update": update})
+    return settings.model_copy(update={"update": update}), work.engine_stays
 
 
 def work_of(

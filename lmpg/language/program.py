@@ -116,8 +116,8 @@ def prepare(
     scorer = scorer_for(settings, prompts, decode, processes, given.functions)
     processes.suit_threads(num_weights(policy) + scorer.num_weights)
     work = work_of(settings, policy, own, scorer.num_bytes, prompts, processes.count)
-    settings = with_fitting_microbatches(settings, work, processes)
-    generator = generator_for(settings, policy, tokenizer, processes)
+    settings, keep_engine = with_fitting_microbatches(settings, work, processes)
+    generator = generator_for(settings, policy, tokenizer, processes, keep_engine)
     source = source_of(settings, generator, scorer, prompts, world, own)
     if checkpoint.newest_step(folder.checkpoints) is None:
         first = (source.reference or source.evaluator.reference) if own is None else None
@@ -180,14 +180,19 @@ def source_of(
 
 
 def generator_for(
-    settings: LanguageSettings, policy: CausalLMPolicy, tokenizer: Any, processes: Processes
+    settings: LanguageSettings,
+    policy: CausalLMPolicy,
+    tokenizer: Any,
+    processes: Processes,
+    keep_engine: bool = True,
 ) -> Generator:
     """The generator of completions, for training and evaluation."""
     update, sampling = settings.update, settings.sampling
     limits = sampling.max_new_tokens, sampling.top_k, sampling.top_p
+    stops = stop_search(sampling.stop, tokenizer, policy)
     return Generator(
         policy=policy,
-        sampler=Sampler(policy, *limits, stops=stop_search(sampling.stop, tokenizer, policy)),
+        sampler=Sampler(policy, *limits, stops=stops, keep_engine=keep_engine),
         tokenizer=tokenizer,
         seed=settings.run.seed,
         processes=processes,

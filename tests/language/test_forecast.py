@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from lmpg.algorithms.grpo import GRPO
 from lmpg.algorithms.ppo import PPO
 from lmpg.gym.settings import gym_settings_class
-from lmpg.language.models.footprint.needs import LIBRARIES
+from lmpg.language.forecast import with_fitting_microbatches
+from lmpg.language.models.footprint.needs import LIBRARIES, Work, phases, total
+from lmpg.language.models.footprint.shape import shape_of
 from lmpg.language.settings import LanguageSettings
 from lmpg.language.suitable import suitable_settings
+from lmpg.runtime.processes import SingleProcess
 from lmpg.settings.raw import defaults_of, merged, validated
 from lmpg.settings.section import UserError
 from lmpg.training import update
 from tests.support.planted import catches
 from tests.support.programs import metrics, own_parts, run_here, weights
-from tests.support.tiny import save_tiny
+from tests.support.tiny import save_tiny, tiny_model
 
 OWN = {"model": {"path": "m"}, "data": {"path": "d"}, "rewards": {"functions": ("f:f",)}}
 BEFORE = LIBRARIES + 0.0005e9
@@ -58,6 +63,24 @@ def test_a_share_of_memory_goes_with_auto_alone():
 def test_an_environment_has_no_tokens():
     with pytest.raises(UserError, match=r"microbatch_tokens = auto, but an environment's steps"):
         built({"update": {"microbatch_tokens": "auto"}}, gym_settings_class("ppo"))
+
+
+@catches("an engine that stays where memory is short")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_on_a_gpu_the_engine_gives_way_only_where_memory_is_short(device, monkeypatch, capsys):
+    given = {**OWN, "update": {"microbatch_tokens": "auto"}}
+    settings = validated(LanguageSettings[PPO], merged(defaults_of(LanguageSettings[PPO]), given))
+    work = Work(shape_of(tiny_model()), rows=2, prompt=8, response=8, sampled=10**5, device=device)
+    needed = total(work) / settings.update.memory_share
+    for memory, stays in ((1.01 * needed, True), (0.99 * needed, device == "cpu")):
+        monkeypatch.setattr("lmpg.language.forecast.room_of_each", lambda _, m=memory: (m, m))
+        assert with_fitting_microbatches(settings, work, SingleProcess())[1] is stays
+        assert ("engine: given back for each update" in capsys.readouterr().out) is not stays
+    gone = phases(replace(work, device="cuda", engine_stays=False))["learning"]
+    assert phases(replace(work, device="cuda"))["learning"].keys() - gone.keys() == {
+        "engine",
+        "cache",
+    }
 
 
 @catches("a micro-batch that fits, but weighs what it holds anew")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from lmpg.cli.main import methods, settings_class, settings_of
@@ -11,6 +13,7 @@ from lmpg.settings.hints import did_you_mean_setting, meant
 from lmpg.settings.raw import paths_of
 from lmpg.settings.section import UserError
 from tests.support.planted import catches
+from tests.support.programs import ROOT
 
 
 def known(method: str) -> list[str]:
@@ -85,3 +88,14 @@ def test_a_yaml_file_of_another_tool_is_answered_key_by_key(tmp_path):
         "did you mean algorithm.kl_coef?",
         "did you mean update.learning_rate?",
     ]
+
+
+@catches("a page that names what a setting is not called elsewhere")
+def test_the_page_shows_what_the_table_says():
+    page = (ROOT / "docs" / "command_line.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*`) \| `([a-z_.]+)`", page, re.M)
+    assert len(rows) > 10
+    for names, path in rows:
+        for name in re.findall(r"`([a-z_.]+)`", names):
+            kinds = [known(method) for method in ("ppo", "grpo", "gym:ppo")]
+            assert any(path in meant(name, kind) for kind in kinds), name

@@ -56,13 +56,15 @@ class Sampler:
         top_p: float = 1.0,
         capture: Capture | None = None,
         stops: NewSearch | None = None,
+        keep_engine: bool = True,
     ):
         """capture: what repeats decode steps; if none is given, CUDA graphs where there is CUDA.
-        stops: begins the search for stop strings in a batch."""
+        stops: begins the search for stop strings in a batch. keep_engine: whether the CUDA engine's
+        memory stays between rollouts, which saves time."""
         self.policy = policy
         self.max_new_tokens = max_new_tokens
         self.top_k, self.top_p = top_k, top_p
-        self._stops = stops
+        self._stops, self._keep_engine = stops, keep_engine
         # Asking which rows have finished waits for a GPU; computing them a while longer is cheaper
         self.check_every = 1 if policy.device.type == "cpu" else 16
         self._deviation: float | None = None
@@ -113,6 +115,8 @@ class Sampler:
             search = self._search(distinct)
             samples = self._cuda.sample(distinct, limits_B, uniforms_BT, self.check_every, search)
             self.backend = f"by the CUDA engine, {self._cuda.backend}"
+            if not self._keep_engine:
+                self._cuda.let_go()
             return samples
         return self._decoded(self._engine(reason, length), distinct, limits_B, uniforms_BT)
 

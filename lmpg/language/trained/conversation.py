@@ -14,7 +14,7 @@ from lmpg.language.data.settings import DataSettings
 from lmpg.language.data.tokenizing import prompt_ids
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.trained.command_settings import ChatSettings
-from lmpg.language.trained.loaded import began, loaded
+from lmpg.language.trained.loaded import began_alone, loaded
 from lmpg.language.trained.responses import Response, answered
 from lmpg.runtime.seeding import generator as seeded
 from lmpg.settings.section import UserError
@@ -27,7 +27,7 @@ def begun(settings: ChatSettings, tell: Callable[[str], object]) -> Conversation
     """A chat with the model of the settings, loaded; `tell` is given each response piece by piece,
     as it is sampled."""
     data = DataSettings(path=KEY, **settings.data.model_dump())
-    return Conversation(settings, loaded(settings, data, began(settings), tell=tell))
+    return Conversation(settings, loaded(settings, data, began_alone(settings), tell=tell))
 
 
 @dataclass

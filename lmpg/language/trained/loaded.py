@@ -19,6 +19,7 @@ from lmpg.language.trained.of_run import model_folder
 from lmpg.runs.settings import MOST_THREADS
 from lmpg.runtime.machine import give_back_freed_memory, keep_freed_memory, threads_by_environment
 from lmpg.runtime.processes import Processes
+from lmpg.settings.section import UserError
 
 
 def began(settings: AskingSettings) -> Processes:
@@ -27,6 +28,17 @@ def began(settings: AskingSettings) -> Processes:
     processes = Processes()
     if count := settings.torch_threads or threads_by_environment(MOST_THREADS):
         processes.fix_threads(count, "as asked for")
+    return processes
+
+
+def began_alone(settings: AskingSettings) -> Processes:
+    """The same for what one process does; UserError where there are several."""
+    processes = began(settings)
+    if processes.count > 1:
+        raise UserError(
+            f"{processes.count} processes were started, expected one, as responses are printed in "
+            "their order; leave the launcher out (`lmpg evaluate` shares its prompts out)"
+        )
     return processes
 
 

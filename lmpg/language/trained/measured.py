@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -35,7 +33,7 @@ from lmpg.language.trained.of_run import START, model_folder, start_of
 from lmpg.language.worlds.registry import PREFIX, WORLDS, world_asked_for
 from lmpg.language.worlds.world import World
 from lmpg.runtime.processes import Processes
-from lmpg.settings.progress import EVERY
+from lmpg.settings.progress import teller
 from lmpg.settings.section import UserError
 
 Interval = tuple[float, float]
@@ -146,7 +144,8 @@ def _measured(
     with scorer_of(settings, generator, prompts, world, functions) as scorer:
         ask = partial(judged, generator, prompts, rows=settings.batch_size, scorer=scorer)
         name = str(settings.compare if other else settings.model.path)
-        sampled = ask(settings.samples, progress=_progress(processes, len(prompts), name))
+        tell = teller(f"prompts answered by {name}", len(processes.share_of(len(prompts))))
+        sampled = ask(settings.samples, progress=tell)
         greedy = ask(1, greedy=True) if settings.greedy else None
     if sampled.ruined:
         raise UserError(
@@ -228,18 +227,3 @@ def scorer_of(
         special_tokens=settings.data.special_tokens,
         given=functions,
     )
-
-
-def _progress(processes: Processes, count: int, name: str) -> Callable[[int], None]:
-    """Says now and then how many prompts have been answered."""
-    started = said = time.monotonic()
-    mine = len(processes.share_of(count))
-
-    def tell(done: int) -> None:
-        nonlocal said
-        now = time.monotonic()
-        if processes.is_main and now - said >= EVERY and done < mine:
-            said, left = now, (now - started) / done * (mine - done)
-            print(f"{name}: {done} of {mine} prompts, {left:.0f} s left", file=sys.stderr)
-
-    return tell

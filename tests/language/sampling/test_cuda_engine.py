@@ -276,3 +276,23 @@ def test_of_the_weights_that_are_read_anew_one_layer_at_a_time_is_there_twice(mo
     monkeypatch.setattr(weights, "_layer_weights", counted)
     sampler.sample(PROMPTS, 1, uniforms(4, 4))
     assert most == [1] * it.causal_lm.config.num_hidden_layers
+
+
+@catches("an engine held on to when it is given back")
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_engine_that_is_given_back_samples_the_same_and_leaves_nothing(kept, monkeypatch):
+    held, made = [], CudaBatch.__init__
+
+    def noted(self, decoder, *rest):
+        held.extend(weakref.ref(x) for x in (self, decoder, decoder.weights))
+        made(self, decoder, *rest)
+
+    monkeypatch.setattr(CudaBatch, "__init__", noted)
+    it = policy()
+    sampler = Sampler(it, 12, capture=RecordedGraphs(), keep_engine=kept)
+    for _ in range(2):
+        found = sampler.sample(PROMPTS, 2, uniforms(8, 12))
+        assert any(x() is not None for x in held) is kept
+        assert_same(found, Sampler(it, 12).sample(PROMPTS, 2, uniforms(8, 12)))
+        change(it)
+    assert len(held) == (3 if kept else 6)

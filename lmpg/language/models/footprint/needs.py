@@ -36,7 +36,8 @@ class Work:
     of a frozen weight, of a number in a product, of a weight in `final/`. critic_shape: of a critic
     with weights of its own. frozen: bytes of other models. rows: of a micro-batch, each with
     `prompt` tokens and then `response`; sampled: rows of a rollout. several: whether a minibatch
-    has several micro-batches. count: of processes.
+    has several micro-batches. engine_stays: whether a CUDA engine keeps its memory while learning.
+    count: of processes.
     """
 
     model: Shape
@@ -54,6 +55,7 @@ class Work:
     frozen: Parts = field(default_factory=dict)
     recompute: bool = False
     several: bool = True
+    engine_stays: bool = True
     count: int = 1
     device: str = "cpu"
 
@@ -72,10 +74,11 @@ def phases(work: Work) -> dict[str, Parts]:
     """Bytes by phase and part, on the device that computes."""
     stays = staying(work)
     sampling = engine(work) if work.sampled else {}
-    resident = {} if work.device == "cpu" else {k: v for k, v in sampling.items() if k != "logits"}
+    stays_there = work.device != "cpu" and work.engine_stays
+    resident = {k: v for k, v in sampling.items() if stays_there and k != "logits"}
     found = {
         "sampling": stays | sampling,
-        "learning": stays | resident | _learning(work),  # the CUDA engine keeps its memory
+        "learning": stays | resident | _learning(work),
         "saving": stays | {"copy to be saved": _saved_copy(work)},
     }
     return found if work.device != "cpu" else {"loading": _loading(work)} | found

@@ -23,8 +23,9 @@ _COLUMNS = 64
 class CudaRollouts:
     """Samples from a policy whose architecture lmpg knows.
 
-    Memory is allocated for the largest rollout so far and stays: the cache of all its rows, and the
-    weights in the precision of products. Each rollout copies the weights of now into it.
+    Memory is allocated for the largest rollout so far and stays until `let_go`: the cache of all
+    its rows, and the weights in the precision of products. Each rollout copies the weights of now
+    into it.
     """
 
     def __init__(self, policy: CausalLMPolicy, top_k: int, top_p: float, capture: Capture):
@@ -61,6 +62,12 @@ class CudaRollouts:
         recorded = batch.recorded(len(limits_B), num_done)
         stop_B = None if search is None else search.last_tokens(num_done)
         return recorded_samples(recorded, limits_B, prompts, self._policy, stop_B)
+
+    def let_go(self) -> None:
+        """Frees all memory. The next rollout, which reads the weights anew anyway, takes as much as
+        it needs and captures its steps again: more time, the same numbers."""
+        self._replays.forget()
+        self._held, self._room = None, (0, 0, 0)
 
     def _decoded(
         self, batch: CudaBatch, prompts: DistinctPrompts, num_steps: int, check_every: int
