@@ -1,6 +1,8 @@
 """Draws evaluation curves of several runs (seeds of one setting): mean line, range shaded.
 
 python docs/plot_curves.py OUT.png METRIC[,METRIC…] RUN_FOLDER…
+
+A metric as `train/reward` is that of the training steps instead, a mean over five of them.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import matplotlib.pyplot as plt
 
 LABELS = {
     "reward": "reward-model score",
+    "train/reward": "share of right answers while training",
     "gold": "gold: share positive and grammatical",
     "gold_positive": "gold: share positive",
     "gold_grammatical": "gold: share grammatical",
@@ -28,7 +31,9 @@ LABELS = {
 
 
 def curve(run: Path, metric: str) -> tuple[list[int], list[float]]:
-    """Steps and values of a run's evaluations, the one before training as step 0."""
+    """Steps and values of a run's evaluations, with the one before training, or of its steps."""
+    if metric.startswith("train/"):
+        return smoothed(run, metric.removeprefix("train/"))
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     steps, values = [0], [summary["before"][metric]]
     for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
@@ -37,6 +42,14 @@ def curve(run: Path, metric: str) -> tuple[list[int], list[float]]:
             steps.append(row["step"])
             values.append(row[f"eval/{metric}"])
     return steps, values
+
+
+def smoothed(run: Path, metric: str, window: int = 5) -> tuple[list[int], list[float]]:
+    """Steps and values of a metric of training: each the mean of the last `window` steps."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    values = [json.loads(line)[metric] for line in lines]
+    means = [float(np.mean(values[max(0, i - window + 1) : i + 1])) for i in range(len(values))]
+    return list(range(1, len(values) + 1)), means
 
 
 def draw(out: Path, metrics: list[str], runs: list[Path]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from lmpg.cli.flags import HELP
 from lmpg.cli.main import settings_of
 from lmpg.language.settings import LanguageSettings
+from lmpg.settings.section import UserError
 
 USAGE = """usage: lmpg check NAME --flags …   (NAME and flags as for lmpg train)
 
@@ -22,6 +23,11 @@ def check(argv: Sequence[str]) -> None:
     if not argv or argv[0] in HELP or argv[0].startswith("-"):
         print(USAGE)
         return
+    if argv[0] == "gym":
+        raise UserError(
+            "lmpg check gym: expected a method for language models. An agent's environment is "
+            "looked at as `lmpg gym` begins (spaces, rewards, NaN), before its first step"
+        )
     settings = settings_of(argv[0], argv[1:])
     # imported here as they bring transformers along, for which a refusal need not wait
     from lmpg.runs.printable import printable

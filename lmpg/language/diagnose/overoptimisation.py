@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from lmpg.functional.overoptimisation import Frontier, frontier
+from lmpg.functional.gold_frontier import Frontier, frontier
 from lmpg.language.diagnose.diagnose_settings import OveroptimisationSettings
 from lmpg.language.diagnose.gold_scores import gold_scores
 from lmpg.language.trained.command_settings import EvaluateSettings

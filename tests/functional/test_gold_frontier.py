@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from lmpg.functional.overoptimisation import Frontier, frontier
+from lmpg.functional.gold_frontier import Frontier, frontier
 from tests.support.planted import catches
 
 
