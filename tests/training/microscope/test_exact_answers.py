@@ -134,6 +134,7 @@ def exact_figures(gradients, true, chances):
     }
 
 
+@catches("the noise of a mean counted as its length", "token_mean and sequence_mean in other units")
 def test_all_figures_of_all_estimators_are_within_three_standard_errors_of_enumerated_ones(
     policy, every_batch, methods, found
 ):
