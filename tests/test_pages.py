@@ -144,12 +144,10 @@ def parse(command: str = "--help", *words: str) -> None:
 
 
 def understood(method: str, words: list[str]) -> bool:
-    """Whether flags alone, as a page lists them, are settings of a method or of an environment's."""
+    """Whether flags alone, as a page lists them, are settings of a method or an environment."""
     with contextlib.suppress(UserError):
-        if (
-            method in GYM_METHODS
-            and {"--env.id", "--algorithm.name"} & {*words}
-            or (words[0].startswith(("--env", "--policy", "--run")))
+        if (method in GYM_METHODS and {"--env.id", "--algorithm.name"} & {*words}) or (
+            words[0].startswith(("--env", "--policy", "--run"))
         ):
             agent_settings(words)
         else:

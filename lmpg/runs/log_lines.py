@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+METRICS, SAMPLES = FILES = "metrics.jsonl", "samples.jsonl"
+
 
 def log_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a log; none where there is no file. A last line that is being written is left

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lmpg.runs.log_lines import is_number, parsed
-from lmpg.runs.tracking import FILES
+from lmpg.runs.log_lines import FILES, is_number, parsed
 
 MOST_POINTS = 400
 STEP = re.compile(rb'\{"step": (\d+)[,}]')
