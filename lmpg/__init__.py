@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lmpg.language.api.asking_calls import evaluate, generate
-    from lmpg.language.api.finished import Run, load
+    from lmpg.language.api.finished import Run, compare, load
     from lmpg.language.api.training_call import train
     from lmpg.settings.section import UserError
 
 __version__ = "0.1.0"
-__all__ = ["Run", "UserError", "evaluate", "generate", "load", "train"]
+__all__ = ["Run", "UserError", "compare", "evaluate", "generate", "load", "train"]
 _PLACES = {
     "Run": "lmpg.language.api.finished",
+    "compare": "lmpg.language.api.finished",
     "evaluate": "lmpg.language.api.asking_calls",
     "generate": "lmpg.language.api.asking_calls",
     "load": "lmpg.language.api.finished",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lmpg.language.api.outcomes import Compared
 from lmpg.language.api.tables import Page, Summary, Table, html_table
 from lmpg.runs.folder import CONFIG, REPORT, read_summary
 from lmpg.runs.report.write import write_report
@@ -105,6 +107,14 @@ def load(folder: str | Path) -> Run:
             "lmpg.gym.load"
         )
     return run
+
+
+def compare(runs: Iterable[Run | str | Path]) -> Compared:
+    """Runs, or folders of runs, side by side: those that differ in their seeds alone are one."""
+    from lmpg.runs.side_by_side.compared_runs import compare as compared
+
+    listed = [runs] if isinstance(runs, Run | str | Path) else list(runs)
+    return Compared(compared([x.folder if isinstance(x, Run) else Path(x) for x in listed]))
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmpg.language.api.tables import Summary, Table, html_table
+from lmpg.language.api.tables import Summary, Table, frame, html_table
 from lmpg.language.data.chat import as_text
 
 if TYPE_CHECKING:
     from lmpg.language.trained.measured import Evaluated
     from lmpg.language.trained.responses import Response
+    from lmpg.runs.side_by_side.compared_runs import Comparison
 
 
 class Evaluation:
@@ -51,6 +53,32 @@ class Evaluation:
             return ["", ""]
         mean, *ends = self.differences[name]
         return [mean, _interval(ends)]
+
+
+class Compared:
+    """Runs side by side: figures after training, with intervals over the seeds; a page of curves.
+
+    page: the whole page as HTML. `save(path)` writes it.
+    """
+
+    def __init__(self, found: Comparison) -> None:
+        self.found = found
+
+    @property
+    def page(self) -> str:
+        """The page, one self-contained file."""
+        return self.found.html()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page; returns where."""
+        Path(path).write_text(self.page, encoding="utf-8")
+        return Path(path)
+
+    def __repr__(self) -> str:
+        return "\n".join(self.found.lines())
+
+    def _repr_html_(self) -> str:
+        return frame(self.page)
 
 
 class Texts(list[Any]):

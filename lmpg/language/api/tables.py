@@ -49,11 +49,15 @@ class Page(os.PathLike[str]):
         return str(self.path)
 
     def _repr_html_(self) -> str:
-        text = html.escape(self.path.read_text(encoding="utf-8"), quote=True)
-        return (
-            f'<iframe srcdoc="{text}" sandbox="allow-scripts" '
-            'style="width:100%;height:40em;border:0"></iframe>'
-        )
+        return frame(self.path.read_text(encoding="utf-8"))
+
+
+def frame(page: str) -> str:
+    """A page of HTML within another one."""
+    return (
+        f'<iframe srcdoc="{html.escape(page, quote=True)}" sandbox="allow-scripts" '
+        'style="width:100%;height:40em;border:0"></iframe>'
+    )
 
 
 def html_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -70,6 +70,14 @@ def test_prompts_are_answered_as_by_the_command(run, capsys):
     assert [len(texts) for texts in several] == [3, 3]
 
 
+def test_runs_are_compared_as_by_the_command(run, tmp_path):
+    found = lmpg.compare([run, str(run.folder)][:1])
+    assert "reward:" in repr(found)
+    page = found.save(tmp_path / "page.html").read_text()
+    assert page == found.page
+    assert found._repr_html_().startswith("<iframe srcdoc=")
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
