@@ -10,6 +10,7 @@ from lmpg import __version__
 from lmpg.cli.main import main, nothing_collected
 from lmpg.settings.by_name import ByName
 from lmpg.settings.hints import did_you_mean
+from lmpg.settings.presets import preset_names
 from lmpg.settings.section import UserError
 
 
@@ -77,7 +78,9 @@ COMMANDS = {
 def run(argv: Sequence[str]) -> None:
     """Carry out a command line, `argv` without the program's name."""
     command, *rest = argv or ["--help"]
-    if command in ("-h", "--help", "help"):
+    if command == "help" and rest:
+        run([*rest, "--help"])
+    elif command in ("-h", "--help", "help"):
         print(overview())
     elif command in ("-V", "--version", "version"):
         print(f"lmpg {__version__}")
@@ -88,9 +91,17 @@ def run(argv: Sequence[str]) -> None:
         function(rest)
     else:
         raise UserError(
-            f"unknown command {command!r}; {did_you_mean(command, COMMANDS)}expected one of "
-            f"{', '.join(COMMANDS)}"
+            f"unknown command {command!r}; {_meant(command)}expected one of {', '.join(COMMANDS)}"
         )
+
+
+def _meant(command: str) -> str:
+    """What a word that is no command stands for: a method without `train`, or a command."""
+    from lmpg.language.methods import methods  # imported here for this refusal alone
+
+    if command in {*methods(), *preset_names()}:
+        return f"did you mean lmpg train {command}? "
+    return did_you_mean(command, COMMANDS)
 
 
 def overview() -> str:
