@@ -213,6 +213,23 @@ def closure(target: float, seen: list | None = None):
     return reward
 
 
+BONUS = 1.0
+
+
+def bonus(completions):
+    """A reward that reads a number of its module, in a comprehension and by name."""
+    return [BONUS for _ in completions]
+
+
+@catches("a notebook's number that a reward reads changed unseen before a resume")
+def test_a_fingerprint_knows_the_plain_values_of_the_module(monkeypatch):
+    before = fingerprint(bonus)
+    monkeypatch.setitem(globals(), "BONUS", 1.0)
+    assert fingerprint(bonus) == before
+    monkeypatch.setitem(globals(), "BONUS", 2.0)
+    assert fingerprint(bonus) != before
+
+
 @catches("a closure over another number taken for the same reward on resume")
 def test_a_fingerprint_knows_the_source_and_plain_values_that_do_not_change():
     first, same, other = closure(1.0, [1]), closure(1.0, [2]), closure(2.0, [1])
