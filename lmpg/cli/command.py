@@ -7,11 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from lmpg import __version__
-from lmpg.cli.main import main, nothing_collected
 from lmpg.settings.by_name import ByName
 from lmpg.settings.hints import did_you_mean
-from lmpg.settings.presets import preset_names
-from lmpg.settings.section import UserError
 
 
 class Command(NamedTuple):
@@ -76,7 +73,8 @@ COMMANDS = {
 
 
 def run(argv: Sequence[str]) -> None:
-    """Carry out a command line, `argv` without the program's name."""
+    """Carry out a command line, `argv` without the program's name. What shows the commands alone
+    need not wait for the settings of all methods."""
     command, *rest = argv or ["--help"]
     if command == "help" and rest:
         run([*rest, "--help"])
@@ -85,11 +83,15 @@ def run(argv: Sequence[str]) -> None:
     elif command in ("-V", "--version", "version"):
         print(f"lmpg {__version__}")
     elif command in COMMANDS:
+        from lmpg.cli.main import nothing_collected
+
         places: ByName[Callable] = ByName({command: COMMANDS[command].place})
         with nothing_collected():
             function = places[command]
         function(rest)
     else:
+        from lmpg.settings.section import UserError
+
         raise UserError(
             f"unknown command {command!r}; {_meant(command)}expected one of {', '.join(COMMANDS)}"
         )
@@ -98,6 +100,7 @@ def run(argv: Sequence[str]) -> None:
 def _meant(command: str) -> str:
     """What a word that is no command stands for: a method without `train`, or a command."""
     from lmpg.language.methods import methods  # imported here for this refusal alone
+    from lmpg.settings.presets import preset_names
 
     if command in {*methods(), *preset_names()}:
         return f"did you mean lmpg train {command}? "
@@ -121,6 +124,11 @@ def overview() -> str:
 
 def entry() -> None:
     """What the installed program `lmpg` calls."""
+    if sys.argv[1:2] in ([], ["-h"], ["--help"], ["-V"], ["--version"]):
+        run(sys.argv[1:])
+        return
+    from lmpg.cli.main import main
+
     main(lambda: run(sys.argv[1:]))
 
 

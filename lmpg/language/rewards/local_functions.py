@@ -155,7 +155,7 @@ def fingerprint(function: Callable) -> str:
     try:
         source = inspect.getsource(called)
     except (OSError, TypeError):  # a REPL keeps none
-        source = repr((code.co_code, code.co_names)) if code else repr(called)
+        source = repr(_compiled(code)) if code else repr(called)
     captured = _read_from_around(called) if inspect.isfunction(called) else {}
     return json.dumps([source, sorted(captured.items())], default=repr)
 
@@ -177,6 +177,12 @@ def _instructions(code: CodeType) -> Iterator[dis.Instruction]:
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             yield from _instructions(inner)
+
+
+def _compiled(code: CodeType) -> tuple[Any, ...]:
+    """Instructions, names and constants of a function, of those inside it too."""
+    constants = [_compiled(x) if isinstance(x, CodeType) else repr(x) for x in code.co_consts]
+    return code.co_code, code.co_names, constants
 
 
 def _awaited(result: Awaitable) -> Any:
