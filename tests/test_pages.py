@@ -18,7 +18,6 @@ from lmpg.cli import asking, pipeline
 from lmpg.cli.command import COMMANDS, run
 from lmpg.cli.flags import given_settings, groups, read, settings_or_help, taken
 from lmpg.cli.main import agent_settings, methods, settings_class, settings_of
-from lmpg.gym.settings import GYM_METHODS
 from lmpg.language.diagnose.diagnose_settings import OveroptimisationSettings, VarianceSettings
 from lmpg.language.trained.command_settings import ChatSettings, EvaluateSettings, GenerateSettings
 from lmpg.runtime.processes import Processes
@@ -79,7 +78,7 @@ def test_every_command_of_the_pages_parses(words):
     if program.startswith("python"):
         parse_python(rest)
     elif program.startswith("--"):
-        assert any(understood(name, words) for name in [*methods(), *GYM_METHODS])
+        assert any(understood(name, words) for name in methods())
     elif program == "pip":
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         for names in re.findall(r"\[([\w,-]+)\]", " ".join(rest)):
@@ -118,6 +117,11 @@ def parse(command: str = "--help", *words: str) -> None:
         assert shown.getvalue()
         return
     assert command in COMMANDS
+    settle(command, words)
+
+
+def settle(command: str, words: tuple[str, ...]) -> None:
+    """The settings of a command of COMMANDS; for one without settings, its words are counted."""
     if command in ("train", "check"):
         settings_of(words[0], words[1:])
     elif command == "gym":
@@ -144,16 +148,10 @@ def parse(command: str = "--help", *words: str) -> None:
 
 
 def understood(method: str, words: list[str]) -> bool:
-    """Whether flags alone, as a page lists them, are settings of a method or of an environment's."""
+    """Whether flags alone, as a page lists them, are settings of a method, or of an agent."""
+    agents = words[0].startswith(("--env", "--policy", "--run")) or "--algorithm.name" in words
     with contextlib.suppress(UserError):
-        if (
-            method in GYM_METHODS
-            and {"--env.id", "--algorithm.name"} & {*words}
-            or (words[0].startswith(("--env", "--policy", "--run")))
-        ):
-            agent_settings(words)
-        else:
-            settings_of(method, words)
+        agent_settings(words) if agents else settings_of(method, words)
         return True
     return False
 
