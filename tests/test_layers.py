@@ -23,12 +23,12 @@ LAYERS = {  # folder or module: (the layers it imports, the packages of others t
     "runtime": ("settings", "accelerate numpy psutil torch"),
     "algorithms": ("functional settings types", "pydantic torch"),
     "runs": (
-        "settings algorithms",
+        "settings runtime algorithms",
         "accelerate aim comet_ml huggingface_hub mlflow numpy pandas pydantic safetensors swanlab "
         "torch tqdm trackio wandb yaml",
     ),
     "training": (f"{GROUND} algorithms runs", "bitsandbytes numpy pydantic torch transformers"),
-    "language/data": ("settings", "datasets numpy pydantic reasoning_gym"),
+    "language/data": ("settings runtime", "datasets numpy pydantic reasoning_gym"),
     "language/models": (
         "functional settings types",
         "bitsandbytes peft pydantic safetensors torch transformers",

@@ -68,7 +68,8 @@ def _without_looking_for_files(monkeypatch):
 )
 @pytest.mark.parametrize("words", LINES)
 def test_every_command_of_the_pages_parses(words):
-    program, *rest = words
+    part = words[-1] == "…"
+    program, *rest = [word for word in words if word != "…"]
     if program in ("accelerate", "torchrun"):
         rest = rest[program == "accelerate" :]
         parser = launch_command_parser() if program == "accelerate" else get_args_parser()
@@ -78,7 +79,7 @@ def test_every_command_of_the_pages_parses(words):
     if program.startswith("python"):
         parse_python(rest)
     elif program.startswith("--"):
-        assert any(understood(name, words) for name in methods())
+        assert any(understood(name, [program, *rest]) for name in methods())
     elif program == "pip":
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         for names in re.findall(r"\[([\w,-]+)\]", " ".join(rest)):
@@ -86,7 +87,7 @@ def test_every_command_of_the_pages_parses(words):
     elif program != "lmpg":
         assert program in OTHERS
     else:
-        parse(*rest)
+        parse(*(whole(rest) if part else rest))
 
 
 def parse_python(words: list[str]) -> None:
@@ -107,6 +108,17 @@ def parse_python(words: list[str]) -> None:
     else:
         name = stem.removeprefix("train_")
         parse(*(("gym",) if name == "gym" else ("train", name)), *rest)
+
+
+OWN = {"--model.path": "m", "--data.path": "d.jsonl", "--rewards.functions": "length"}
+"""What a command of the pages may leave out where it says so by `…`, or where a run has it."""
+
+
+def whole(words: list[str]) -> list[str]:
+    """A command line with examples of what it needs and leaves out."""
+    if not {*OWN} & {*words}:
+        return words
+    return [*words, *(word for flag in OWN if flag not in words for word in (flag, OWN[flag]))]
 
 
 def parse(command: str = "--help", *words: str) -> None:
@@ -131,9 +143,8 @@ def settle(command: str, words: tuple[str, ...]) -> None:
         pipeline._checked(list(words[:count]), groups(words[count:]), Processes(cpu=True))
     elif command in KINDS:
         flags = asking._divided(words)[1]
-        if command == "evaluate":  # what comes along with a run
-            own = {"--model.path": "m", "--data.path": "d.jsonl", "--rewards.functions": "length"}
-            flags += [word for flag in own if flag not in flags for word in (flag, own[flag])]
+        if command == "evaluate":  # some come along with a run
+            flags = whole(["--model.path", "m"]) if not flags else whole(flags)
         asking.settings_for(command, KINDS[command], flags)
     elif command == "diagnose" and words[0] == "variance":
         asking.settings_for("diagnose variance", VarianceSettings, words[1:])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from lmpg.cli.flags import HELP
 from lmpg.cli.main import settings_of
+from lmpg.language.missing import refuse_missing_paths
 from lmpg.language.settings import LanguageSettings
 from lmpg.settings.section import UserError
 
@@ -29,6 +30,7 @@ def check(argv: Sequence[str]) -> None:
             "looked at as `lmpg gym` begins (spaces, rewards, NaN), before its first step"
         )
     settings = settings_of(argv[0], argv[1:])
+    refuse_missing_paths(settings)
     # imported here as they bring transformers along, for which a refusal need not wait
     from lmpg.runs.printable import printable
     from lmpg.runtime.processes import Processes

@@ -7,10 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from lmpg import __version__
-from lmpg.cli.main import main, nothing_collected
 from lmpg.settings.by_name import ByName
 from lmpg.settings.hints import did_you_mean
-from lmpg.settings.section import UserError
 
 
 class Command(NamedTuple):
@@ -75,18 +73,23 @@ COMMANDS = {
 
 
 def run(argv: Sequence[str]) -> None:
-    """Carry out a command line, `argv` without the program's name."""
+    """Carry out a command line, `argv` without the program's name. What shows the commands alone
+    need not wait for the settings of all methods."""
     command, *rest = argv or ["--help"]
     if command in ("-h", "--help", "help"):
         print(overview())
     elif command in ("-V", "--version", "version"):
         print(f"lmpg {__version__}")
     elif command in COMMANDS:
+        from lmpg.cli.main import nothing_collected
+
         places: ByName[Callable] = ByName({command: COMMANDS[command].place})
         with nothing_collected():
             function = places[command]
         function(rest)
     else:
+        from lmpg.settings.section import UserError
+
         raise UserError(
             f"unknown command {command!r}; {did_you_mean(command, COMMANDS)}expected one of "
             f"{', '.join(COMMANDS)}"
@@ -110,6 +113,11 @@ def overview() -> str:
 
 def entry() -> None:
     """What the installed program `lmpg` calls."""
+    if sys.argv[1:2] in ([], ["-h"], ["--help"], ["-V"], ["--version"]):
+        run(sys.argv[1:])
+        return
+    from lmpg.cli.main import main
+
     main(lambda: run(sys.argv[1:]))
 
 

@@ -44,23 +44,30 @@ def completion(argv: Sequence[str]) -> None:
 def _parser(file: Any) -> argparse.ArgumentParser:
     """All commands and their words, as argparse has them. file: what completes a path."""
     from lmpg.gym.settings import GYM_METHODS, gym_settings_class
-    from lmpg.language.trained.command_settings import EvaluateSettings
+    from lmpg.language.trained.command_settings import (
+        ChatSettings,
+        EvaluateSettings,
+        GenerateSettings,
+    )
 
     names = sorted({*methods(), *preset_names()})
     language = [settings_class(name) for name in methods()]
     kinds: dict[str, Sequence[type[Section]]] = {
         "train": language,
+        "check": language,
         "pipeline": language,
         "gym": [gym_settings_class(name) for name in GYM_METHODS],
         "evaluate": [EvaluateSettings],
+        "generate": [GenerateSettings],
+        "chat": [ChatSettings],
     }
     parser = argparse.ArgumentParser("lmpg")
     parser.add_argument("--version", action="store_true")
     commands = parser.add_subparsers()
     for command, row in COMMANDS.items():
         own = commands.add_parser(command, help=row.does)
-        if command in ("train", "pipeline"):
-            own.add_argument("name", choices=names, nargs=1 if command == "train" else "+")
+        if command in ("train", "check", "pipeline"):
+            own.add_argument("name", choices=names, nargs="+" if command == "pipeline" else 1)
         elif command == "completion":
             own.add_argument("shell", choices=SHELLS)
         elif command not in kinds:

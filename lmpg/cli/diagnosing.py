@@ -12,6 +12,7 @@ from lmpg.cli.asking import json_file, settings_for
 from lmpg.cli.flags import HELP
 from lmpg.cli.main import nothing_collected
 from lmpg.language.diagnose.diagnose_settings import OveroptimisationSettings, VarianceSettings
+from lmpg.language.trained.of_run import required_run
 from lmpg.runs.files import write_text
 from lmpg.runs.tracking import as_json
 from lmpg.settings.hints import did_you_mean
@@ -61,10 +62,14 @@ def _overoptimisation(argv: Sequence[str]) -> None:
             line.problems.append("RUN is missing, expected the folder of a run before the flags")
         given = flags.given_settings(kind, line)
         settings = flags.settings_or_help(kind, line, {}, given)
+    required_run(str(run))
     place = json_file(settings, "diagnoses", "overoptimisation-", str(run))
     from lmpg.language.diagnose import overoptimisation_told as told
     from lmpg.language.diagnose.overoptimisation import follow
+    from lmpg.language.trained.loaded import refuse_several
+    from lmpg.runtime.processes import Processes
 
+    refuse_several(Processes())
     found = follow(str(run), settings)
     _written(place, told.lines(found), told.as_json(found), told.page(found))
 

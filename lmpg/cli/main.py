@@ -52,13 +52,10 @@ def _how_to_go_on() -> str:
 
 
 def _close_process_group() -> None:
-    """Leave torch.distributed in order, where a launcher started several processes."""
-    if "torch" not in sys.modules:
-        return  # nothing began: --help, or a refusal
-    import torch.distributed as distributed
+    if "lmpg.runtime.processes" in sys.modules:  # else nothing began: --help, or a refusal
+        from lmpg.runtime.processes import close_process_group
 
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
+        close_process_group()
 
 
 def train_by_name(name: str, argv: Sequence[str] | None = None) -> None:

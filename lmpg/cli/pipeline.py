@@ -16,6 +16,7 @@ from lmpg.algorithms import ALGORITHMS
 from lmpg.cli import flags
 from lmpg.cli.main import methods, nothing_collected, preset_below, run_with, settings_class
 from lmpg.language.missing import refuse_missing_paths
+from lmpg.language.models.paths import whole_model
 from lmpg.language.worlds.registry import PREFIX, chosen_world
 from lmpg.runs import folder as run_folder
 from lmpg.runs.folder import RunFolder, fresh_name
@@ -52,8 +53,7 @@ class PipelineStage:
     @property
     def result(self) -> Path:
         """The folder of the stage's model, which is there once the stage has finished."""
-        final = self.folder / "final"
-        return final / "merged" if (final / "merged").is_dir() else final
+        return whole_model(self.folder / "final")
 
 
 def pipeline(argv: Sequence[str]) -> None:
@@ -102,9 +102,8 @@ def _checked(
 
 def _carry_out(stages: list[PipelineStage], folder: Path, processes: Processes) -> None:
     for number, stage in enumerate(stages):
-        settings = validated(
-            *_values(stages, number)
-        )  # anew: a model with an adapter now lies elsewhere
+        # anew: a model with an adapter now lies elsewhere
+        settings = validated(*_values(stages, number))
         if processes.is_main:
             print(f"stage {number + 1} of {len(stages)}: {stage.name}, {stage.folder}", flush=True)
         try:

@@ -19,11 +19,12 @@ def report(argv: Sequence[str]) -> None:
     if len(argv) != 1 or argv[0].startswith("-"):
         raise UserError(f"expected the folder of one run\n{USAGE}")
     from lmpg.runs.folder import CONFIG, read_summary
+    from lmpg.runs.printable import printable
     from lmpg.runs.report.write import before_after_lines, write_report
 
     folder = Path(argv[0]).expanduser()
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} holds no run ({CONFIG} is missing); expected a run's folder")
     written = write_report(folder)
-    print(before_after_lines(read_summary(folder)))
+    print(printable(before_after_lines(read_summary(folder))))
     print(f"report: {written}")

@@ -9,12 +9,12 @@ from typing import Any
 
 from lmpg.language.data.prompts import lengths_of
 from lmpg.language.models.precision import num_weights
+from lmpg.language.models.settings import ADAPTERS_FASTER
 from lmpg.language.program import prepare
 from lmpg.language.rollouts import traps
 from lmpg.language.rollouts.scoring import GroupSampler, Sampled
 from lmpg.language.rollouts.trial import passing_run, step_line
 from lmpg.language.settings import LanguageSettings
-from lmpg.language.suitable import ADAPTERS_FASTER
 from lmpg.language.worlds.registry import world_asked_for
 from lmpg.runtime.machine import Stopwatch
 from lmpg.runtime.processes import Processes
@@ -26,7 +26,7 @@ RESPONSES, PROMPTS = 8, 2
 
 def check_language(settings: LanguageSettings, name: str) -> list[str]:
     """Makes all parts, samples and scores some responses, and takes one whole step; says what it
-    finds and returns the traps."""
+    finds and returns the traps, on every rank those that the main process found."""
     processes = Processes()
     processes.announce()
     with passing_run(settings, name, processes) as folder:
@@ -43,13 +43,14 @@ def check_language(settings: LanguageSettings, name: str) -> list[str]:
             )
             if processes.is_main:
                 print("\n".join(shown(sampled, source.generator.tokenizer)), flush=True)
-            allowed = settings.rewards.max_error_share * len(sampled.groups[0].scores.totals)
-            if sampled.groups[0].scores.errors <= allowed:  # else it could take no step
+            of_all = sampled.scores  # every rank's, as all take the step or none does
+            allowed = settings.rewards.max_error_share * len(of_all.totals)
+            if of_all.errors <= allowed:  # else it could take no step
                 metrics = prepared.online.iterate(1)
                 found += traps.of_time(metrics)
                 if processes.is_main:
                     print(step_line(metrics, settings.run.total_steps, processes), flush=True)
-    return found
+    return processes.on_main(lambda: found)
 
 
 def _some(sampler: GroupSampler, processing: Any) -> Sampled:

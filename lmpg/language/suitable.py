@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from lmpg.language.data.reasoning import PREFIX
 from lmpg.language.models.paths import is_adapter_folder
+from lmpg.language.models.settings import ADAPTERS_FASTER
 from lmpg.language.worlds.registry import WORLDS, world_asked_for, world_stage
 from lmpg.settings.raw import RawSettings, merged
 from lmpg.settings.section import Section
@@ -45,8 +46,6 @@ def suitable_stage_settings(
     return merged({"update": {"learning_rate": rate}}, preset)
 
 
-ADAPTERS_FASTER = 10
-"""How much larger the learning rate of adapters (LoRA) is than that of the whole model."""
 CRITIC_FASTER = 10
 """How much larger the critic's learning rate is than the policy's: it has to learn its values from
 nothing, and a wrong one costs variance, not the policy."""

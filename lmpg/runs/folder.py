@@ -18,8 +18,9 @@ from lmpg.runs import fingerprints
 from lmpg.runs.files import TEMPORARY, sweep, write_text
 from lmpg.runs.fingerprints import INPUTS, Inputs, Prints
 from lmpg.runs.lock import LOCK, OWNER, Held, hold, let_go, opened
+from lmpg.runs.log_lines import FILES
 from lmpg.runs.resumable import changes, share_choices
-from lmpg.runs.tracking import FILES, as_json
+from lmpg.runs.tracking import as_json
 from lmpg.settings.on_the_hub import commits_of
 from lmpg.settings.raw import as_in_yaml, defaults_of
 from lmpg.settings.section import UserError

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from lmpg.settings.progress import clock, time_left
+from lmpg.runtime.progress import clock, time_left
 
 COLUMNS = (  # label, metrics of which the first present one is shown, format
     ("reward", ("reward", "objective/scores"), "8.3f"),

@@ -41,7 +41,7 @@ STEERED = {  # a coefficient that is steered goes on with the value in the check
     "algorithm.penalty_coef": "algorithm.penalty_target",
 }
 PLACES = {
-    *("model.path", "model.tokenizer", "model.reference", "rewards.models"),
+    *("model.path", "model.tokenizer", "model.reference", "model.teacher", "rewards.models"),
     *("data.path", "data.eval_path", "data.chat_template"),
 }
 IN_MEMORY = "memory:"

@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lmpg.runs.log_lines import FILES
 from lmpg.runs.printable import printable
 from lmpg.runs.progress_bar import progress
 from lmpg.runs.trackers.mirrors import Mirrors, remember_steps
-
-FILES = ("metrics.jsonl", "samples.jsonl")
 
 
 class Tracker:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +26,28 @@ class Watcher:
 
     every: iterations between writings of the report, or more where they would take more than
     `SHARE` of the time; 0 writes none. asked: see `alarms`. said: kinds of alarms that were said,
-    with their texts; each is said once in a run.
+    with their texts; each is said once in a run. before: the metrics of the steps that a resumed
+    run has done.
     """
 
-    def __init__(self, every: int, asked: Mapping[str, Any], said: dict[str, str]) -> None:
+    def __init__(
+        self,
+        every: int,
+        asked: Mapping[str, Any],
+        said: dict[str, str],
+        before: Iterable[Mapping[str, Any]] = (),
+    ) -> None:
         self.every, self.asked, self.said = every, asked, said
-        self._first: list[dict[str, Any]] = []
-        self._newest: deque[dict[str, Any]] = deque(maxlen=WINDOW)
+        self._first: list[Mapping[str, Any]] = []
+        self._newest: deque[Mapping[str, Any]] = deque(maxlen=WINDOW)
         self._cost, self._written = GUESS, time.perf_counter()
         self._history: History | None = None
+        for row in before:
+            self._keep(row)
 
     def alarms(self, step: int, metrics: Mapping[str, Any]) -> list[str]:
         """What has not been said before of what these metrics and the ones before show."""
-        row = {name: as_json(value) for name, value in metrics.items()}
-        if len(self._first) < WINDOW:
-            self._first.append(row)
-        self._newest.append(row)
+        self._keep({name: as_json(value) for name, value in metrics.items()})
         found = alarms(self._first, list(self._newest), self.asked)
         new = [kind for kind in found if kind not in self.said]
         for kind in new:
@@ -64,3 +70,8 @@ class Watcher:
         self._written = time.perf_counter()
         self._cost = self._written - start
         return self._cost
+
+    def _keep(self, row: Mapping[str, Any]) -> None:
+        if len(self._first) < WINDOW:
+            self._first.append(row)
+        self._newest.append(row)

@@ -153,10 +153,12 @@ class Processes:
             Processes._waiting.start()
         return Processes._waiting.meeting()
 
-    def close(self) -> None:
-        """Close the process group; torch warns at exit otherwise."""
-        if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
+
+def close_process_group() -> None:
+    """Leave torch.distributed in order, where a launcher started several processes; torch warns at
+    exit otherwise."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 class SingleProcess(Processes):

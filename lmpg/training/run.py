@@ -16,6 +16,7 @@ from lmpg.runs.fingerprints import Inputs
 from lmpg.runs.folder import FINISHED, REPORT, SUMMARY, RunFolder, open_run, write_summary
 from lmpg.runs.hub.card import write_cards
 from lmpg.runs.hub.upload import require_repository, upload
+from lmpg.runs.log_lines import METRICS, log_rows
 from lmpg.runs.progress_line import EVALUATED
 from lmpg.runs.report.write import write_report
 from lmpg.runs.settings import MOST_THREADS
@@ -141,7 +142,8 @@ def _watch(loop: Loop, summary: Callable[[dict[str, Any]], dict[str, Any]]) -> N
         "target_kl": getattr(update, "target_kl", None),
     }
     every = loop.settings.report_every if loop.processes.is_main else 0
-    watcher = Watcher(every, asked, loop.progress.warnings)
+    before = log_rows(loop.folder / METRICS) if loop.processes.is_main else ()
+    watcher = Watcher(every, asked, loop.progress.warnings, before)
 
     def so_far() -> dict[str, Any]:
         return summary({"total_steps": loop.total_steps, "written": time.strftime("%H:%M:%S")})

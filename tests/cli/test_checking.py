@@ -13,7 +13,7 @@ from lmpg.cli.checking import check
 from lmpg.language.rollouts import traps
 from lmpg.settings.section import UserError
 from tests.support.planted import catches
-from tests.support.programs import words
+from tests.support.programs import launched, words
 from tests.support.tiny import save_tiny, tiny_tokenizer
 
 REWARDS = """
@@ -228,3 +228,27 @@ def test_pairs_and_labelled_answers_are_read_by_all_their_texts():
     assert traps.ids_of(Of(chosen_ids=[1], rejected_ids=[2])) == [[1], [2]]
     assert traps.ids_of(Of(chosen=text, rejected=text)) == [[1, 2], [1, 2]]
     assert traps.ids_of(Of(text=text)) == [[1, 2]]
+
+
+def test_what_lies_nowhere_is_refused_before_anything_is_loaded(parts, monkeypatch, tmp_path):
+    def fail(*_):
+        raise AssertionError("something was made")
+
+    monkeypatch.setattr("lmpg.language.checked.check_language", fail)
+    with pytest.raises(UserError, match=r"no_such_file\.py"):
+        check(["ppo", *words(parts() | {"rewards.functions": "no_such_file.py:letters"})])
+
+
+@catches("each process decides by its own responses whether the step is taken")
+def test_all_processes_take_the_step_or_none(parts, tmp_path):
+    """Of two processes, one alone has responses that cannot be scored."""
+    (tmp_path / "half.py").write_text(
+        "import os\n\n\ndef half(completions):\n"
+        "    failing = os.environ.get('RANK') == '0'\n"
+        "    return [None if failing else len(c) + ord((c or ' ')[0]) / 99 for c in completions]\n"
+    )
+    flags = parts() | {"rewards.functions": f"{tmp_path / 'half.py'}:half"}
+    start = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
+    done = launched(*start, "-m", "lmpg.cli.command", "check", "ppo", *words(flags), cwd=tmp_path)
+    assert "trap: reward fails: 8 of 8 responses have no score" in done.stdout
+    assert "a step takes" in done.stdout  # half of all responses is no more than the run allows

@@ -35,6 +35,16 @@ def said(rows, asked=None):
     return found
 
 
+@catches("what a resumed run began with is forgotten")
+def test_a_resumed_run_compares_with_the_steps_that_it_began_with():
+    bad = {**GOOD, "policy/entropy": 0.01}
+    before = [{"step": i + 1, **GOOD} for i in range(20)] + [{"step": 21, **bad}] * 5
+    watching, found = Watcher(0, {}, {}, before), []
+    for step in range(26, 40):
+        found += watching.alarms(step, bad)
+    assert [text[:7] for text in found] == ["step 30"]
+
+
 @catches("an alarm said at each step", "an alarm for a single step")
 @pytest.mark.parametrize("kind", SICK)
 def test_what_goes_wrong_is_said_once_after_a_while(kind):

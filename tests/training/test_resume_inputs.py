@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
+from lmpg.runs.resumable import changes
 from lmpg.settings.section import UserError
 from tests.support.planted import catches
 from tests.support.programs import metrics, own_parts, run_here
@@ -104,6 +106,15 @@ def test_a_run_of_a_version_without_fingerprints_resumes_and_has_them_from_then_
     run_here("ppo", {**flags, "run.total-steps": 2})
     known = json.loads((folder / "run" / "inputs.json").read_text())["inputs"]
     assert {"helper", "reward.py"} <= {name[3:] for name in known["rewards.functions"]}
+
+
+def test_a_teacher_may_lie_elsewhere_when_a_run_is_resumed():
+    old = {"model": {"path": "m", "teacher": "runs/a/given/teacher"}}
+    new = {"model": {"path": "m", "teacher": "memory:teacher"}}
+    known = {"model.teacher": {}}
+    assert changes(old, new, Path("run"), known, {}) == []
+    with pytest.raises(UserError, match=r"model\.teacher"):
+        changes(old, new, Path("run"), {}, {})
 
 
 def test_another_function_of_the_file_is_another_run(copied):

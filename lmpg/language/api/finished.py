@@ -13,7 +13,9 @@ import yaml
 
 from lmpg.language.api.outcomes import Compared
 from lmpg.language.api.tables import Page, Summary, Table, html_table
+from lmpg.language.models.paths import whole_model
 from lmpg.runs.folder import CONFIG, REPORT, read_summary
+from lmpg.runs.log_lines import log_rows
 from lmpg.runs.report.write import write_report
 from lmpg.settings.section import UserError
 
@@ -40,12 +42,12 @@ class Run:
     @property
     def metrics(self) -> Table:
         """The metrics of every step, a dict each."""
-        return Table(_lines(self.folder / "metrics.jsonl"))
+        return Table(log_rows(self.folder / "metrics.jsonl"))
 
     @property
     def samples(self) -> Table:
         """Prompts, completions and scores that were written while the run went on."""
-        return Table(_lines(self.folder / "samples.jsonl"))
+        return Table(log_rows(self.folder / "samples.jsonl"))
 
     @property
     def model_path(self) -> Path:
@@ -56,7 +58,7 @@ class Run:
                 f"{self.folder} holds no final/ yet: the run has not come to its end. Go on with "
                 f"the same lmpg.train(…) and run={{'output_dir': '{self.folder}', 'resume': True}}"
             )
-        return final / "merged" if (final / "merged").is_dir() else final
+        return whole_model(final)
 
     @cached_property
     def model(self) -> Any:
@@ -115,11 +117,3 @@ def compare(runs: Iterable[Run | str | Path]) -> Compared:
 
     listed = [runs] if isinstance(runs, Run | str | Path) else list(runs)
     return Compared(compared([x.folder if isinstance(x, Run) else Path(x) for x in listed]))
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines; a last one that is being written is left out."""
-    if not path.is_file():
-        return []
-    whole = path.read_bytes().rpartition(b"\n")[0]
-    return [json.loads(line) for line in whole.splitlines()]

@@ -17,7 +17,10 @@ def as_found() -> Iterator[None]:
     import torch
 
     from lmpg.runtime.machine import limit_threads
+    from lmpg.runtime.processes import close_process_group
 
+    atexit.unregister(close_process_group)  # once, however many programs there are
+    atexit.register(close_process_group)
     threads, before = torch.get_num_threads(), opened()
     try:
         yield
@@ -33,12 +36,3 @@ def as_found() -> Iterator[None]:
         for path in [x for x in opened() if x not in before]:
             let_go(path)
         limit_threads(threads)
-        atexit.register(_close_process_group)
-
-
-def _close_process_group() -> None:
-    """Leave torch.distributed in order, where a launcher started several processes."""
-    from torch import distributed
-
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()

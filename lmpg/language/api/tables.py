@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lmpg.runs.report.page import table
+
 _SHOWN, _LONGEST = 20, 300
 """Rows of a table, and characters of a cell."""
 
@@ -62,11 +64,7 @@ def frame(page: str) -> str:
 
 def html_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A table of HTML; numbers in six digits, long texts cut."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(_cell(x))}</td>" for x in row) + "</tr>" for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return table(columns, [[html.escape(_cell(x)) for x in row] for row in rows])
 
 
 def _cell(value: Any) -> str:

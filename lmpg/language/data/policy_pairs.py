@@ -33,7 +33,7 @@ from lmpg.language.data.storage.examples_store import Lists, Stored
 from lmpg.language.data.storage.row_store import Row, Rows, as_rows
 from lmpg.language.data.texts import Text, fitted_text, text_of, whole_text
 from lmpg.language.data.tokenizing import bos_ids, cut_left, shared_length
-from lmpg.settings.progress import with_progress
+from lmpg.runtime.progress import with_progress
 from lmpg.settings.section import UserError
 
 

@@ -18,7 +18,7 @@ from lmpg.language.data.chats.wanted import as_chat, refuse_chat
 from lmpg.language.data.examples import RowFilter, columns_of, require_column
 from lmpg.language.data.settings import DataSettings
 from lmpg.language.data.storage.row_store import Row, Rows, changed
-from lmpg.settings.progress import with_progress
+from lmpg.runtime.progress import with_progress
 from lmpg.settings.section import UserError
 
 # "\n\nHuman: … \n\nAssistant:" of Anthropic's data, headings, and the marks of chat templates

@@ -27,7 +27,7 @@ from lmpg.language.data.settings import DataSettings
 from lmpg.language.data.storage.examples_store import Lists, Stored
 from lmpg.language.data.storage.row_store import TOGETHER, Row, Rows, as_rows, changed
 from lmpg.language.data.tokenizing import bos_ids, many_prompt_ids, prompt_ids
-from lmpg.settings.progress import with_progress
+from lmpg.runtime.progress import with_progress
 from lmpg.settings.said_once import say_once
 from lmpg.settings.section import UserError
 

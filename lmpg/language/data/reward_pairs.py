@@ -30,7 +30,7 @@ from lmpg.language.data.settings import DataSettings
 from lmpg.language.data.storage.examples_store import Lists, Stored, taken
 from lmpg.language.data.storage.row_store import Row, Rows, as_rows
 from lmpg.language.data.tokenizing import bos_ids, scored_ids
-from lmpg.settings.progress import with_progress
+from lmpg.runtime.progress import with_progress
 from lmpg.settings.section import UserError
 
 

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from lmpg.language.data.storage.row_store import Row, Rows, packed
 from lmpg.language.data.storage.text_files import ending_of, opened_text, require_text
-from lmpg.settings.progress import with_progress
+from lmpg.runtime.progress import with_progress
 from lmpg.settings.section import UserError
 
 logger = logging.getLogger(__name__)

@@ -38,7 +38,7 @@ from lmpg.language.data.tokenizing import (
     reads_special_tokens_as_text,
     shared_length,
 )
-from lmpg.settings.progress import with_progress
+from lmpg.runtime.progress import with_progress
 from lmpg.settings.section import UserError
 
 # how a chat ends: behind its last message, where the assistant's turn is opened, within that turn

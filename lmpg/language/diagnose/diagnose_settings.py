@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import Field, field_validator, model_validator
 
 from lmpg.language.trained.command_settings import JudgedSettings
@@ -41,6 +43,19 @@ class VarianceSettings(JudgedSettings):
         if wrong:
             raise ValueError(f"lams has {wrong[0]:g} in it, expected numbers from 0 to 1")
         return tuple(sorted(set(lams)))
+
+    @field_validator("parameters")
+    @classmethod
+    def _require_patterns(cls, parameters: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in parameters:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"parameters = {pattern} is no regular expression ({error}), expected some for "
+                    "names of parameters, such as layers.29"
+                ) from None
+        return parameters
 
     @model_validator(mode="after")
     def _require_whole_groups(self) -> VarianceSettings:

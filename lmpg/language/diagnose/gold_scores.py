@@ -33,8 +33,9 @@ def gold_scores(
     A function gets the columns of the run's data as the run's own rewards did; token ids are those
     of the text, encoded again.
     """
-    own = asked(EvaluateSettings, {"model": {"path": str(folder)}})
     is_function = _names_a_function(settings.gold)
+    gold = {"functions" if is_function else "models": [settings.gold]}
+    own = asked(EvaluateSettings, {"model": {"path": str(folder)}, "rewards": gold})
     tokenizer = reading_tokenizer(tokenizer_of(_first_model(folder, own)), own.data)
     columns = _columns(own, tokenizer) if is_function else {}
     rewards = ScoringSettings(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,9 +20,10 @@ from lmpg.language.rewards.settings import RewardSettings
 from lmpg.language.rollouts.assembly import assembled
 from lmpg.language.rollouts.score_processing import ScoreProcessing
 from lmpg.language.rollouts.scoring import GroupSampler
-from lmpg.language.trained.loaded import began, loaded
+from lmpg.language.trained.loaded import began_alone, loaded
 from lmpg.language.trained.measured import prompts_of, scorer_of, world_of
 from lmpg.runtime.machine import Stopwatch
+from lmpg.runtime.progress import with_progress
 from lmpg.runtime.seeding import generator as random_numbers
 from lmpg.settings.section import UserError
 from lmpg.training.microscope.compared_methods import UNBIASED, compared_methods
@@ -32,9 +31,6 @@ from lmpg.training.microscope.estimate_quality import Quality, quality
 from lmpg.training.microscope.estimates import Estimates, estimates
 from lmpg.training.microscope.gradient_sketch import GradientSketch
 from lmpg.types import Rollout
-
-SAY_EVERY = 10.0
-"""Seconds between lines that say how far it is."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +51,7 @@ class Microscope:
 
 def measure(settings: VarianceSettings) -> Microscope:
     """Load, sample, score and differentiate what the settings say."""
-    processes, world = began(settings), world_of(settings)
-    if processes.count > 1:
-        raise UserError(
-            f"lmpg diagnose was started as {processes.count} processes, expected one: start it "
-            "without a launcher"
-        )
+    processes, world = began_alone(settings), world_of(settings)
     model = loaded(settings, settings.data, processes, learns=True)
     prompts = prompts_of(settings, model, world)
     rloo: Any = RLOO(kl_coef=0.0, group_size=settings.group_size)
@@ -74,7 +65,9 @@ def _measured(settings: VarianceSettings, sampler: GroupSampler) -> Microscope:
     scores = RewardSettings(**settings.rewards.model_dump())
     draw = partial(drawn, sampler, ScoreProcessing(scores, longest))
     critic = _critic(settings, policy, draw) if settings.lams else {}
-    sketch = GradientSketch(chosen(policy, settings.parameters), settings.sketch, settings.seed)
+    sketch = GradientSketch(
+        measured_parameters(policy, settings.parameters), settings.sketch, settings.seed
+    )
     methods = compared_methods(settings.group_size, settings.lams)
     kept: list[Rollout] = []
     watch = Stopwatch()
@@ -113,19 +106,14 @@ def drawn(sampler: GroupSampler, processing: ScoreProcessing, purpose: str, i: i
 
 def _batches(draw: partial, count: int, kept: list[Rollout], watch: Stopwatch) -> Iterator[Rollout]:
     """The batches to measure with, which `kept` gets too, without their tokens."""
-    start = said = time.monotonic()
-    for i in range(count):
+    for i in with_progress(range(count), "batches measured", count):
         with watch("sampling_seconds"):
             rollout = draw("measure", i)
         kept.append(replace(rollout, inputs={}))
         yield rollout
-        now = time.monotonic()
-        if now - said > SAY_EVERY and i + 1 < count:
-            said, left = now, (now - start) / (i + 1) * (count - i - 1)
-            print(f"{i + 1} of {count} batches, {left:.0f} s left", file=sys.stderr, flush=True)
 
 
-def chosen(policy: CausalLMPolicy, patterns: tuple[str, ...]) -> list[Tensor]:
+def measured_parameters(policy: CausalLMPolicy, patterns: tuple[str, ...]) -> list[Tensor]:
     """The model's parameters whose names fit one of the patterns, all without patterns; nothing
     else has a gradient from now on."""
     policy.requires_grad_(False)

@@ -4,7 +4,7 @@ left: metrics of the gold score, or responses that the gold reward scores now.""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 from lmpg.functional.gold_frontier import Frontier, frontier
 from lmpg.language.diagnose.diagnose_settings import OveroptimisationSettings
 from lmpg.language.diagnose.gold_scores import gold_scores
-from lmpg.language.trained.command_settings import EvaluateSettings
-from lmpg.language.trained.of_run import asked, run_of
-from lmpg.runs.folder import read_summary
-from lmpg.runs.report.history import is_number, parsed
+from lmpg.language.trained.of_run import required_run
+from lmpg.runs.folder import CONFIG, read_config, read_summary
+from lmpg.runs.log_lines import is_number, log_rows
 from lmpg.settings.section import UserError
 
 FEWEST = 3
@@ -70,10 +69,8 @@ class Followed:
 
 def follow(run: str, settings: OveroptimisationSettings) -> Followed:
     """The run's score and the gold score by KL; UserError where the run did not leave enough."""
-    folder = run_of(run)
-    if folder is None:
-        raise UserError(f"{run} holds no run, expected the folder of one")
-    metrics = list(_rows(folder / "metrics.jsonl"))
+    folder = required_run(run)
+    metrics = list(log_rows(folder / "metrics.jsonl"))
     logged = _logged(folder, metrics, settings.gold)
     if logged is None:
         points, source = _scored(folder, metrics, settings)
@@ -84,15 +81,6 @@ def follow(run: str, settings: OveroptimisationSettings) -> Followed:
     return Followed(folder, settings.gold, source, points, curve)
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a log."""
-    if path.is_file():
-        with path.open("rb") as file:
-            for line in file:
-                if line.endswith(b"\n") and (row := parsed(line)) is not None:
-                    yield row
-
-
 def _logged(folder: Path, metrics: Rows, gold: str) -> tuple[list[Point], str] | None:
     """The points of a metric that the run has logged; None where no metric is called so."""
     names = {name for row in metrics for name in row}
@@ -101,8 +89,8 @@ def _logged(folder: Path, metrics: Rows, gold: str) -> tuple[list[Point], str] |
     found = next((x for x in (f"eval/{gold}", f"rewards/{gold}/mean", gold) if x in names), None)
     if found is None or gold == "step":
         return None
-    _refuse_own_reward(folder, found)
     kl, proxy = MEASURED["eval" if found.startswith("eval/") else "rollout"]
+    _refuse_own_reward(folder, found, proxy)
     rows = metrics
     if found.startswith("eval/"):
         ends = (("before", 0), ("after", summary.get("steps")))
@@ -135,14 +123,20 @@ def _missing_kl(kl: str, names: Iterable[str]) -> str:
     )
 
 
-def _refuse_own_reward(folder: Path, metric: str) -> None:
-    """A reward that was part of the score is no gold."""
-    rewards = asked(EvaluateSettings, {"model": {"path": str(folder)}}).rewards
-    own = [*rewards.functions, *rewards.models]
+def _refuse_own_reward(folder: Path, metric: str, proxy: str) -> None:
+    """The score, and a reward that was part of it, is no gold."""
+    if metric in (proxy, "reward"):
+        raise UserError(
+            f"gold = {metric} is the score that {folder} was trained on, expected something that "
+            "training never saw: a reward of weight 0 (--rewards.weights), a metric of evaluation, "
+            "or another reward"
+        )
+    rewards = read_config(folder / CONFIG).get("rewards") or {}
+    functions, weights = rewards.get("functions") or [], rewards.get("weights")
     name = metric.removeprefix("rewards/").removesuffix("/mean")
-    for i, text in enumerate(own):
-        called = text.split("(")[0].rpartition(":")[2] if i < len(rewards.functions) else text
-        weight = rewards.weights[i] if rewards.weights else 1.0
+    for i, text in enumerate([*functions, *(rewards.get("models") or [])]):
+        called = text.split("(")[0].rpartition(":")[2] if i < len(functions) else text
+        weight = weights[i] if weights else 1.0
         if metric.startswith("rewards/") and weight and name in (called, Path(called).name):
             raise UserError(
                 f"gold = {metric} has the weight {weight:g} in the score that {folder} was trained "
@@ -158,7 +152,7 @@ def _scored(
     kls: dict[int, float] = {}
     for name in ("eval/kl", "objective/kl"):  # that of the rollout itself, where both are there
         kls |= {row["step"]: row[name] for row in metrics if is_number(row.get(name))}
-    rows = [row for row in _rows(folder / "samples.jsonl") if is_number(row.get("score"))]
+    rows = [row for row in log_rows(folder / "samples.jsonl") if is_number(row.get("score"))]
     usable = [row for row in rows if row["step"] in kls]
     steps = sorted({row["step"] for row in usable})
     if len(steps) < FEWEST:

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from lmpg.settings.section import Section
 
+ADAPTERS_FASTER = 10
+"""How much larger the learning rate of adapters (LoRA) is than that of the whole model."""
+
 
 class LoraSettings(Section):
     """Low-rank adapters (arXiv 2106.09685) through peft."""

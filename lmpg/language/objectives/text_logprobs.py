@@ -11,7 +11,7 @@ from lmpg.language.data.texts import Text
 from lmpg.language.models.inputs import language_inputs, pad_right
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.runtime.processes import Processes
-from lmpg.settings.progress import with_progress
+from lmpg.runtime.progress import with_progress
 from lmpg.types import Evaluation
 
 

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from lmpg.language.rewards import builtin
@@ -154,7 +155,7 @@ def fingerprint(function: Callable) -> str:
     try:
         source = inspect.getsource(called)
     except (OSError, TypeError):  # a REPL keeps none
-        source = repr((code.co_code, code.co_names)) if code else repr(called)
+        source = repr(_compiled(code)) if code else repr(called)
     captured: dict[str, Any] = {}
     if code and getattr(called, "__closure__", None):
         written = {x.argval for x in dis.get_instructions(code) if x.opname == "STORE_DEREF"}
@@ -164,6 +165,12 @@ def fingerprint(function: Callable) -> str:
             if name not in written and isinstance(value, _SCALARS)
         }
     return json.dumps([source, sorted(captured.items())], default=repr)
+
+
+def _compiled(code: CodeType) -> tuple[Any, ...]:
+    """Instructions, names and constants of a function, of those inside it too."""
+    constants = [_compiled(x) if isinstance(x, CodeType) else repr(x) for x in code.co_consts]
+    return code.co_code, code.co_names, constants
 
 
 def _awaited(result: Awaitable) -> Any:

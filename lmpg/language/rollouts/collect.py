@@ -82,14 +82,16 @@ class LanguageSource:
         return self.evaluator.evaluate(share)
 
     def state(self) -> dict[str, Any]:
-        """Statistics of scores, and a refreshed reference; prompts and random numbers follow from
-        the seed and the step."""
+        """Statistics of scores, a refreshed reference, and what rewards and evaluations are told;
+        prompts and random numbers follow from the seed and the step."""
         reference = {} if self.reference is None else self.reference.state()
-        return self.processing.state() | ({"reference": reference} if reference else {})
+        found = {"begun": self.begun} | ({"reference": reference} if reference else {})
+        return self.processing.state() | found
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state` was taken."""
         self.processing = self.processing.with_state(state)
+        self.begun = state.get("begun", 1)  # older checkpoints, of one iteration at least
         if self.reference is not None and "reference" in state:
             self.reference.load_state(state["reference"])
 

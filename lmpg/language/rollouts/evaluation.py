@@ -12,7 +12,7 @@ from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.judged import Judged, judged, powers_up_to
 from lmpg.language.rollouts.score_processing import mean, score_statistics
-from lmpg.settings.progress import teller
+from lmpg.runtime.progress import teller
 from lmpg.settings.section import Diverged, UserError
 
 

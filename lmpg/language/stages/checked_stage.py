@@ -11,6 +11,7 @@ from lmpg.language.data.tokenizing import reading_tokenizer
 from lmpg.language.models.footprint.said import lines
 from lmpg.language.models.loading import tokenizer_of
 from lmpg.language.models.precision import num_weights
+from lmpg.language.models.settings import ADAPTERS_FASTER
 from lmpg.language.rollouts import traps
 from lmpg.language.rollouts.trial import passing_run, step_line
 from lmpg.language.stages.prepared import starting_model
@@ -20,7 +21,6 @@ from lmpg.language.stages.stage_memory import work_of
 from lmpg.runtime.processes import Processes
 from lmpg.runtime.room import room_of_each
 
-ADAPTERS_FASTER = 10
 SHOWN = 2
 """Examples that are shown."""
 

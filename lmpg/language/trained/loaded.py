@@ -34,12 +34,17 @@ def began(settings: AskingSettings) -> Processes:
 def began_alone(settings: AskingSettings) -> Processes:
     """The same for what one process does; UserError where there are several."""
     processes = began(settings)
+    refuse_several(processes)
+    return processes
+
+
+def refuse_several(processes: Processes) -> None:
+    """UserError where a launcher has started several processes of a command for one."""
     if processes.count > 1:
         raise UserError(
-            f"{processes.count} processes were started, expected one, as responses are printed in "
-            "their order; leave the launcher out (`lmpg evaluate` shares its prompts out)"
+            f"{processes.count} processes were started, expected one, as this command does not "
+            "share its work out; start it without a launcher (`lmpg evaluate` does)"
         )
-    return processes
 
 
 def loaded(

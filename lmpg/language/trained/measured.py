@@ -33,7 +33,7 @@ from lmpg.language.trained.of_run import START, model_folder, start_of
 from lmpg.language.worlds.registry import PREFIX, WORLDS, world_asked_for
 from lmpg.language.worlds.world import World
 from lmpg.runtime.processes import Processes
-from lmpg.settings.progress import teller
+from lmpg.runtime.progress import teller
 from lmpg.settings.section import UserError
 
 Interval = tuple[float, float]

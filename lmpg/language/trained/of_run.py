@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
+from lmpg.language.models.paths import whole_model
 from lmpg.language.suitable import own_reward
 from lmpg.language.trained.command_settings import AskingSettings
 from lmpg.language.worlds.registry import PREFIX, chosen_world
 from lmpg.runs.folder import CONFIG, FINISHED, read_config, read_summary
+from lmpg.runs.resumable import IN_MEMORY
 from lmpg.settings.raw import RawSettings, completed
 from lmpg.settings.section import UserError
 
@@ -33,6 +35,14 @@ def run_of(path: str | None) -> Path | None:
     return folder.parent if inside else None
 
 
+def required_run(path: str) -> Path:
+    """The folder of the run that `path` names; UserError where there is none."""
+    folder = run_of(path)
+    if folder is None:
+        raise UserError(f"{path} holds no run, expected the folder of one")
+    return folder
+
+
 def model_folder(path: str, key: str = "model.path") -> str:
     """Where the model lies that `path` names: of a run in its final/, whole where it has an
     adapter."""
@@ -49,7 +59,7 @@ def model_folder(path: str, key: str = "model.path") -> str:
             f"{key} = {path} is a run without final/{why}, expected one that has finished: go on "
             f"with it by --run.output-dir {run} --run.resume{best}"
         )
-    return str(folder / "merged" if (folder / "merged").is_dir() else folder)
+    return str(whole_model(folder))
 
 
 def start_of(path: str | None) -> RawSettings:
@@ -133,7 +143,7 @@ def _data(data: RawSettings, own: bool) -> RawSettings:
 
 def _rewards(rewards: RawSettings, given: RawSettings) -> RawSettings:
     """The run's, unless others are given, or they were objects of a Python program."""
-    lost = any(str(name).startswith("memory:") for name in rewards.get("functions") or ())
+    lost = any(str(name).startswith(IN_MEMORY) for name in rewards.get("functions") or ())
     if not lost and not given.get("functions") and not given.get("models"):
         return rewards
     names = ("functions", "models", "weights")

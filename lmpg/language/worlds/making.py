@@ -31,7 +31,7 @@ from lmpg.language.objectives.reward_model_objective import RewardModelObjective
 from lmpg.language.objectives.sft_objective import SFTObjective
 from lmpg.language.worlds.cache import write_facts
 from lmpg.runtime.processes import SingleProcess
-from lmpg.settings.progress import time_left
+from lmpg.runtime.progress import time_left
 from lmpg.training.offline import OfflineUpdater
 from lmpg.training.settings import OfflineSettings
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
+from lmpg.runs.log_lines import is_number
 from lmpg.runs.report.history import Point, mean_point
 
 WIDTH, HEIGHT = 340, 168
@@ -77,6 +78,11 @@ def number(value: float | None) -> str:
     else:
         text = f"{value:,.{1 if size >= 100 else 2 if size >= 10 else 3 if size >= 0.01 else 5}f}"
     return text.replace("-", "−")
+
+
+def figure(value: float | None) -> str:
+    """An evaluation's figure; what is rounding error, such as the first KL, is 0."""
+    return number(round(value, 4) if is_number(value) else None)  # type: ignore[arg-type]
 
 
 def thinned(points: Sequence[Point], most: int = MAX_POINTS) -> list[Point]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lmpg.runs.tracking import FILES
+from lmpg.runs.log_lines import FILES, is_number, parsed
 
 MOST_POINTS = 400
 STEP = re.compile(rb'\{"step": (\d+)[,}]')
@@ -118,20 +117,6 @@ class History:
                     break
                 place, self._read[name] = self._read[name], self._read[name] + len(line)
                 yield place, line
-
-
-def parsed(line: bytes) -> dict[str, Any] | None:
-    """A line of a log; None where it is not one."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) and is_number(row.get("step")) else None
-
-
-def is_number(value: object) -> bool:
-    """Whether it is one that can be drawn."""
-    return type(value) in (float, int) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def spread(steps: list[int], most: int) -> list[int]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from lmpg.runs.log_lines import is_number
 from lmpg.runs.report.charts import Panel, Series
-from lmpg.runs.report.history import History, Point, is_number
+from lmpg.runs.report.history import History, Point
 from lmpg.runs.report.meanings import HELD_OUT, meaning
 
 FIRST = 5

@@ -7,8 +7,9 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
+from lmpg.runs.log_lines import is_number
 from lmpg.runs.report.charts import number
-from lmpg.runs.report.history import is_number, spread
+from lmpg.runs.report.history import spread
 from lmpg.runs.report.token_colours import coloured, scales, switch
 
 LONGEST = 4000

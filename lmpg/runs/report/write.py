@@ -9,13 +9,14 @@ from typing import Any
 
 from lmpg.runs.files import write_text
 from lmpg.runs.folder import REPORT, read_summary
-from lmpg.runs.report.charts import draw, number
-from lmpg.runs.report.history import History, is_number
+from lmpg.runs.log_lines import is_number
+from lmpg.runs.report.charts import draw, figure, number
+from lmpg.runs.report.history import History
 from lmpg.runs.report.meanings import HELD_OUT
 from lmpg.runs.report.page import page, settings_block, table
 from lmpg.runs.report.panels import panels
 from lmpg.runs.report.sample_rows import samples_block
-from lmpg.settings.progress import clock
+from lmpg.runtime.progress import clock
 
 HEADLINES = (
     *("reward", "gold_positive", "accuracy", "pair_accuracy", "margin"),
@@ -77,8 +78,8 @@ def before_after(summary: Mapping) -> str:
     rows = []
     for name in names:
         old, new = before.get(name), after.get(name)
-        cells = [_figure(old), _figure(new), _change(old, new)]
-        cells += [_figure(best.get(name))] if best else []
+        cells = [figure(old), figure(new), _change(old, new)]
+        cells += [figure(best.get(name))] if best else []
         rows.append(
             [
                 f"<b>{escape(name)}</b>",
@@ -93,12 +94,7 @@ def before_after(summary: Mapping) -> str:
 def _change(old: Any, new: Any) -> str:
     if not is_number(old) or not is_number(new):
         return "–"
-    return ("+" if new > old else "") + _figure(new - old)
-
-
-def _figure(value: float | None) -> str:
-    """An evaluation's figure; what is rounding error, such as the first KL, is 0."""
-    return number(round(value, 4) if is_number(value) else None)  # type: ignore[arg-type]
+    return ("+" if new > old else "") + figure(new - old)
 
 
 def before_after_lines(summary: Mapping) -> str:
@@ -106,7 +102,7 @@ def before_after_lines(summary: Mapping) -> str:
     before, after = summary.get("before", {}), summary.get("after", {})
     lines = [f"{'':>18}  {'before':>10}  {'after':>10}"]
     for name in {**before, **after}:
-        cells = "  ".join(f"{_figure(part.get(name)):>10}" for part in (before, after))
+        cells = "  ".join(f"{figure(part.get(name)):>10}" for part in (before, after))
         lines.append(f"{name:>18}  {cells}")
     return "\n".join(lines)
 
@@ -115,7 +111,7 @@ def _cards(summary: Mapping) -> list[tuple[str, str, str]]:
     """The figures that matter most: name, before, after."""
     before, after = summary.get("before", {}), summary.get("after", {})
     names = [n for n in HEADLINES if is_number(after.get(n))][:4]
-    return [(CARDS.get(n, n), _figure(before.get(n)), _figure(after[n])) for n in names]
+    return [(CARDS.get(n, n), figure(before.get(n)), figure(after[n])) for n in names]
 
 
 def _warnings(summary: Mapping) -> list[str]:

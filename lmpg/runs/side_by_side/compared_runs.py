@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lmpg.runs.files import write_text
 from lmpg.runs.printable import printable
-from lmpg.runs.report.charts import Panel, Series, draw, number
+from lmpg.runs.report.charts import Panel, Series, draw, figure
 from lmpg.runs.report.meanings import HELD_OUT, meaning
 from lmpg.runs.report.page import page, table
 from lmpg.runs.report.panels import FIRST, ORDER
@@ -148,11 +148,6 @@ def _told(group: Group, name: str) -> str:
     before, after = group.final(name, "before"), group.final(name)
     if after is None:
         return "–"
-    spread = f" ± {_figure(after[1])}" if after[2] > 1 else ""
-    start = f"{_figure(before[0])} → " if before else ""
-    return f"{start}{_figure(after[0])}{spread}"
-
-
-def _figure(value: float) -> str:
-    """What is rounding error, such as the first KL, is 0."""
-    return number(round(value, 4))
+    spread = f" ± {figure(after[1])}" if after[2] > 1 else ""
+    start = f"{figure(before[0])} → " if before else ""
+    return f"{start}{figure(after[0])}{spread}"

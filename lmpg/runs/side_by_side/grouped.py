@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from lmpg.runs.report.history import History, is_number
+from lmpg.runs.log_lines import is_number
+from lmpg.runs.report.history import History
 from lmpg.runs.report.panels import evaluations
 from lmpg.runs.side_by_side.listed_runs import ListedRun
 

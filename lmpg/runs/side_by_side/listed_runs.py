@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lmpg.runs.folder import CONFIG, FINISHED, read_config, read_summary
 from lmpg.runs.lock import is_held
+from lmpg.runs.log_lines import is_number, parsed
 from lmpg.runs.printable import printable
-from lmpg.runs.report.history import is_number, parsed
 from lmpg.settings.section import UserError
 
 HEADLINES = ("reward", "return_mean", "accuracy", "pair_accuracy", "margin", "loss")
@@ -103,8 +104,9 @@ def _folders(folder: Path, depth: int) -> Iterator[Path]:
     if (folder / CONFIG).is_file():
         yield folder
     elif depth:
-        for inside in sorted(x for x in folder.iterdir() if x.is_dir() and x.name[0] != "."):
-            yield from _folders(inside, depth - 1)
+        with suppress(PermissionError):  # what may not be read holds no run of the user's
+            for inside in sorted(x for x in folder.iterdir() if x.is_dir() and x.name[0] != "."):
+                yield from _folders(inside, depth - 1)
 
 
 def _or_unreadable(folder: Path) -> ListedRun:

@@ -60,7 +60,9 @@ def started(kind: str, run: TrackedRun) -> Any:
     return tracker
 
 
-def log(kind: str, tracker: Any, step: int, numbers: Mapping[str, float], rows: Sequence[Row]):
+def log(
+    kind: str, tracker: Any, step: int, numbers: Mapping[str, float], rows: Sequence[Row]
+) -> None:
     """A step's numbers, and its samples as a table where there are some."""
     shown = TABLES[kind](tracker, step, *table(rows)) if rows else {}
     tracker.log({**numbers, **shown}, step=step)

@@ -20,6 +20,7 @@ from typing import Any
 from uuid import uuid4
 
 from lmpg.runs.files import write_text
+from lmpg.runs.log_lines import log_rows
 from lmpg.runs.resumable import flat
 from lmpg.runs.trackers import kinds
 from lmpg.runs.trackers.kinds import Row, TrackedRun
@@ -160,12 +161,8 @@ def remember_steps(folder: Path) -> None:
 
 
 def _last_step(path: Path) -> int:
-    """The step of the last whole line; 0 where there is none."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    for line in reversed(lines):
-        with suppress(ValueError, TypeError, KeyError, RecursionError):
-            return int(json.loads(line)["step"])
-    return 0
+    """The last step of the whole lines; 0 where there are none."""
+    return max((int(row["step"]) for row in log_rows(path)), default=0)
 
 
 def _write(folder: Path, known: dict[str, dict[str, str]], steps: int) -> None:

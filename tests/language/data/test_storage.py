@@ -19,7 +19,7 @@ from lmpg.language.data.storage.examples_store import Lists, Stored
 from lmpg.language.data.storage.row_store import as_rows, changed, joined, of_table, packed
 from lmpg.language.data.texts import Text, learnable, stored_texts
 from lmpg.runs import fingerprints
-from lmpg.settings import progress
+from lmpg.runtime import progress
 from tests.support.planted import catches
 from tests.support.tiny_tokenizers import character_tokenizer
 

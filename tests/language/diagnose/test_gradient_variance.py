@@ -16,7 +16,7 @@ from lmpg.cli.diagnosing import diagnose
 from lmpg.functional.advantages import next_in_mask
 from lmpg.functional.masking import loss_weights
 from lmpg.language.diagnose.fitted_values import explained, fit_value_head
-from lmpg.language.diagnose.gradient_variance import chosen
+from lmpg.language.diagnose.gradient_variance import measured_parameters
 from lmpg.language.models.critic import new_value_head
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.settings.section import UserError
@@ -66,7 +66,7 @@ def measured(parts, tmp_path_factory):
 def test_the_gradient_of_each_estimator_is_that_of_the_loss_as_training_builds_it():
     policy = tiny_policy()
     rollout = random_rollout(policy)
-    parameters = chosen(policy, ("layers.1", "lm_head"))
+    parameters = measured_parameters(policy, ("layers.1", "lm_head"))
     methods = compared_methods(4, (0.0, 0.9))
     sketch = GradientSketch(parameters, 10**6, 0)
     found = estimates(policy, [rollout], methods, sketch, 6)
@@ -155,6 +155,7 @@ def test_a_sketched_gradient_has_nearly_the_same_variances(parts, measured, tmp_
         (["--batch-size", "9"], "batch_size = 9 is no multiple of group_size = 4"),
         (["--sampling.top-k", "5"], "no estimator is unbiased"),
         (["--lams", "0.5", "1.5"], "lams has 1.5 in it"),
+        (["--parameters", "layers.["], "parameters = layers.[ is no regular expression"),
         (["--parameters", "layers.9"], "parameters = layers.9 fits none"),
     ],
 )

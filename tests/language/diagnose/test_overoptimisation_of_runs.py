@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
+import yaml
 
 from lmpg.cli.diagnosing import diagnose
 from lmpg.cli.main import train_by_name
@@ -88,6 +90,8 @@ def test_a_gold_function_scores_the_samples_with_the_columns_of_the_data(run, tm
     ("gold", "said"),
     [
         ("coarse", "gold = rewards/coarse/mean has the weight 1 in the score"),
+        ("reward", "gold = eval/reward is the score that"),
+        ("objective/scores", "gold = objective/scores is the score that"),
         ("gone.py:few", "gold = gone.py:few is neither a metric"),
         ("fwe", "gold = fwe is neither a metric"),
     ],
@@ -95,6 +99,17 @@ def test_a_gold_function_scores_the_samples_with_the_columns_of_the_data(run, tm
 def test_what_is_no_gold_is_refused_with_the_reason(run, tmp_path, gold, said):
     with pytest.raises(UserError, match=re.escape(said)):
         found(run, tmp_path, "--gold", gold)
+
+
+@pytest.mark.parametrize("gold", ["few", "FILE"])
+def test_a_run_whose_reward_was_an_object_of_python_is_followed_too(run, tmp_path, gold):
+    shutil.copytree(run / "run", tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    values = yaml.safe_load(config.read_text())
+    values["rewards"]["functions"] = ["memory:coarse", "memory:few"]
+    config.write_text(yaml.safe_dump(values))
+    gold = f"{run / 'gold.py'}:few" if gold == "FILE" else gold
+    assert len(found(tmp_path, tmp_path, "--gold", gold)["points"]) >= 3
 
 
 def test_a_run_that_left_too_little_is_refused_with_the_reason(run, tmp_path):

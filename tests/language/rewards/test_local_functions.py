@@ -219,4 +219,7 @@ def test_a_fingerprint_knows_the_source_and_plain_values_that_do_not_change():
     before = fingerprint(first)
     first([""])
     assert fingerprint(first) == before == fingerprint(same) != fingerprint(other)
+    typed = [eval(f"lambda completions: [(lambda: {x})() for _ in completions]") for x in (1, 2, 1)]
+    prints = [fingerprint(reward) for reward in typed]  # as a REPL has them: without a source
+    assert prints[0] == prints[2] != prints[1]
     assert fingerprint(Method().reward) == fingerprint(functools.partial(Method().reward))

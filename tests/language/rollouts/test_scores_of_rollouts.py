@@ -224,3 +224,16 @@ def test_truncated_responses_may_leave_the_loss_alone():
     assert collected.metrics == plain.metrics | {
         name: value for name, value in collected.metrics.items() if name.startswith("time/")
     }
+
+
+@catches("a resumed run's last evaluation tells rewards that nothing is done yet")
+def test_a_resumed_source_tells_rewards_how_many_iterations_are_done():
+    source, resumed, older = (source_of(PPO()) for _ in range(3))
+    source.collect(3)
+    resumed.load_state(source.state())
+    older.load_state({name: x for name, x in source.state().items() if name != "begun"})
+    done = []
+    for each in (source, resumed, older):
+        each.evaluate()
+        done.append(each.evaluator.scorer.done)
+    assert done == [3, 3, 1]

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from lmpg.language.models import pretrained
-from lmpg.settings import progress
+from lmpg.runtime import progress
 from tests.support.hub import cached_on_the_hub
 from tests.support.planted import catches
 from tests.support.programs import own_parts, run_here
