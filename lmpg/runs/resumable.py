@@ -44,8 +44,6 @@ PLACES = {
     *("model.path", "model.tokenizer", "model.reference", "model.teacher", "rewards.models"),
     *("data.path", "data.eval_path", "data.chat_template"),
 }
-IN_MEMORY = "memory:"
-"""Before the name of what settings hold as an object of Python."""
 FOLDER_OF_CODE = re.compile(r"^.*/(?=[^/]*\.py:)")
 
 

@@ -20,6 +20,8 @@ from lmpg.settings.section import Problems, Section
 
 S = TypeVar("S", bound=Section)
 RawSettings = dict[str, Any]
+IN_MEMORY = "memory:"
+"""Before the name of what settings hold as an object of Python."""
 
 
 def merged(*layers: Mapping[str, Any]) -> RawSettings:

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 from lmpg.runs import fingerprints
 from lmpg.runs.files import TEMPORARY, UNWRITABLE, replace_folder
 from lmpg.runs.folder import GIVEN, RunFolder
-from lmpg.runs.resumable import IN_MEMORY
 from lmpg.runtime.processes import Processes
+from lmpg.settings.raw import IN_MEMORY
 from lmpg.settings.section import Section, UserError
 from lmpg.training.on_step import OnStep
 

@@ -65,8 +65,9 @@ def follow(words: list[str]) -> None:
         runpy.run_path(words[1], run_name="__main__")
         return
     assert words[0] == "lmpg"
+    code: object = 0
     try:
-        code: object = run(words[1:])
+        run(words[1:])
     except SystemExit as end:
         code = end.code
     finally:

@@ -10,8 +10,7 @@ from typing import Any
 
 from lmpg.language.api.saving import SAVES, saves
 from lmpg.language.rewards.local_functions import importable, name_of
-from lmpg.runs.resumable import IN_MEMORY
-from lmpg.settings.raw import RawSettings
+from lmpg.settings.raw import IN_MEMORY, RawSettings
 from lmpg.settings.section import UserError
 
 _FUNCTION = re.compile(r"[^\W\d]\w*(\(.*)?|.+\.py:[^\W\d]\w*(\(.*)?|[\w.]+:[^\W\d]\w*(\(.*)?", re.S)

@@ -10,8 +10,7 @@ from typing import Any
 from lmpg.language.api.given_rewards import rewards_section
 from lmpg.language.api.saving import SAVES, saves
 from lmpg.language.models.paths import ADAPTER_IN_MEMORY
-from lmpg.runs.resumable import IN_MEMORY
-from lmpg.settings.raw import RawSettings, as_in_yaml, with_lists
+from lmpg.settings.raw import IN_MEMORY, RawSettings, as_in_yaml, with_lists
 from lmpg.settings.section import Section, UserError
 from lmpg.training.given import Given
 from lmpg.training.on_step import OnStep

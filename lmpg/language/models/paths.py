@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lmpg.settings.raw import IN_MEMORY
 from lmpg.settings.section import UserError
 
 ADAPTER_CONFIG = "adapter_config.json"
 """What peft writes beside an adapter."""
 
-ADAPTER_IN_MEMORY = "memory:adapter"
+ADAPTER_IN_MEMORY = f"{IN_MEMORY}adapter"
 """What settings call an adapter that is given as an object."""
-
-
-def whole_model(folder: Path) -> Path:
-    """Where the whole model lies in a run's final/ or best/: beside an adapter in merged/."""
-    merged = folder / "merged"
-    return merged if merged.is_dir() else folder
 
 
 def is_adapter_folder(path: str | None) -> bool:

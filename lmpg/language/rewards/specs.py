@@ -12,10 +12,10 @@ from typing import Any
 from lmpg.language.data.call_syntax import parsed_call
 from lmpg.language.rewards import builtin
 from lmpg.language.rewards.request import GIVEN
+from lmpg.settings.raw import IN_MEMORY
 from lmpg.settings.section import UserError
 
 KEY = "rewards.functions"
-IN_MEMORY = "memory:"
 EXPECTED = "FILE.py:NAME, package.module:NAME, or the name of a built-in reward"
 
 
