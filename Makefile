@@ -4,13 +4,14 @@ BIN := .venv/bin
 DEMO ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test check clean
+.PHONY: help setup demo test check docs clean
 
 help:
 	@echo "make setup   create .venv with pinned versions"
 	@echo "make demo    train the built-in world with PPO and show before and after"
 	@echo "make test    all tests"
 	@echo "make check   format, lint, types, layers, fast tests"
+	@echo "make docs    the pages and the reference as a site, in site/"
 
 setup: .venv/.stamp
 
@@ -40,5 +41,10 @@ check: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_layers.py tests/test_house_style.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
+docs: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock \
+		--no-build-isolation -e ".[docs]"
+	$(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache

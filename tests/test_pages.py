@@ -18,7 +18,6 @@ from lmpg.cli import asking, pipeline
 from lmpg.cli.command import COMMANDS, run
 from lmpg.cli.flags import given_settings, groups, read, settings_or_help, taken
 from lmpg.cli.main import agent_settings, methods, settings_class, settings_of
-from lmpg.gym.settings import GYM_METHODS
 from lmpg.language.diagnose.diagnose_settings import OveroptimisationSettings, VarianceSettings
 from lmpg.language.trained.command_settings import ChatSettings, EvaluateSettings, GenerateSettings
 from lmpg.runtime.processes import Processes
@@ -69,7 +68,8 @@ def _without_looking_for_files(monkeypatch):
 )
 @pytest.mark.parametrize("words", LINES)
 def test_every_command_of_the_pages_parses(words):
-    program, *rest = words
+    part = words[-1] == "…"
+    program, *rest = [word for word in words if word != "…"]
     if program in ("accelerate", "torchrun"):
         rest = rest[program == "accelerate" :]
         parser = launch_command_parser() if program == "accelerate" else get_args_parser()
@@ -79,7 +79,7 @@ def test_every_command_of_the_pages_parses(words):
     if program.startswith("python"):
         parse_python(rest)
     elif program.startswith("--"):
-        assert any(understood(name, words) for name in [*methods(), *GYM_METHODS])
+        assert any(understood(name, [program, *rest]) for name in methods())
     elif program == "pip":
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         for names in re.findall(r"\[([\w,-]+)\]", " ".join(rest)):
@@ -87,7 +87,7 @@ def test_every_command_of_the_pages_parses(words):
     elif program != "lmpg":
         assert program in OTHERS
     else:
-        parse(*rest)
+        parse(*(whole(rest) if part else rest))
 
 
 def parse_python(words: list[str]) -> None:
@@ -110,6 +110,17 @@ def parse_python(words: list[str]) -> None:
         parse(*(("gym",) if name == "gym" else ("train", name)), *rest)
 
 
+OWN = {"--model.path": "m", "--data.path": "d.jsonl", "--rewards.functions": "length"}
+"""What a command of the pages may leave out where it says so by `…`, or where a run has it."""
+
+
+def whole(words: list[str]) -> list[str]:
+    """A command line with examples of what it needs and leaves out."""
+    if not {*OWN} & {*words}:
+        return words
+    return [*words, *(word for flag in OWN if flag not in words for word in (flag, OWN[flag]))]
+
+
 def parse(command: str = "--help", *words: str) -> None:
     """The settings of a command line as the program makes them; help is shown in full."""
     if {"--help", "-h", "--version"} & {command, *words} or (command, *words) == ("train",):
@@ -118,6 +129,11 @@ def parse(command: str = "--help", *words: str) -> None:
         assert shown.getvalue()
         return
     assert command in COMMANDS
+    settle(command, words)
+
+
+def settle(command: str, words: tuple[str, ...]) -> None:
+    """The settings of a command of COMMANDS; for one without settings, its words are counted."""
     if command in ("train", "check"):
         settings_of(words[0], words[1:])
     elif command == "gym":
@@ -127,9 +143,8 @@ def parse(command: str = "--help", *words: str) -> None:
         pipeline._checked(list(words[:count]), groups(words[count:]), Processes(cpu=True))
     elif command in KINDS:
         flags = asking._divided(words)[1]
-        if command == "evaluate":  # what comes along with a run
-            own = {"--model.path": "m", "--data.path": "d.jsonl", "--rewards.functions": "length"}
-            flags += [word for flag in own if flag not in flags for word in (flag, own[flag])]
+        if command == "evaluate":  # some come along with a run
+            flags = whole(["--model.path", "m"]) if not flags else whole(flags)
         asking.settings_for(command, KINDS[command], flags)
     elif command == "diagnose" and words[0] == "variance":
         asking.settings_for("diagnose variance", VarianceSettings, words[1:])
@@ -144,14 +159,10 @@ def parse(command: str = "--help", *words: str) -> None:
 
 
 def understood(method: str, words: list[str]) -> bool:
-    """Whether flags alone, as a page lists them, are settings of a method or an environment."""
+    """Whether flags alone, as a page lists them, are settings of a method, or of an agent."""
+    agents = words[0].startswith(("--env", "--policy", "--run")) or "--algorithm.name" in words
     with contextlib.suppress(UserError):
-        if (method in GYM_METHODS and {"--env.id", "--algorithm.name"} & {*words}) or (
-            words[0].startswith(("--env", "--policy", "--run"))
-        ):
-            agent_settings(words)
-        else:
-            settings_of(method, words)
+        agent_settings(words) if agents else settings_of(method, words)
         return True
     return False
 

@@ -65,7 +65,7 @@ def spans(page: Path) -> list[str]:
 def commands(block: Block) -> list[list[str]]:
     """The words of each command line in a shell block, or of those in an indented one.
 
-    Without comments, redirections and what a `…` stands for; `&&` and `|` divide.
+    Without comments and redirections; `&&` and `|` divide. "…" at the end: it is not the whole.
     """
     if block.language not in ("bash", "text"):
         return []
@@ -80,7 +80,7 @@ def divided(line: str) -> list[list[str]]:
     reader = shlex.shlex(line, posix=True, punctuation_chars="&|<>;")
     reader.whitespace_split = True
     found: list[list[str]] = [[]]
-    skipped = False
+    skipped = part = False
     for word in reader:
         if set(word) <= set("&|;"):
             found.append([])
@@ -88,6 +88,8 @@ def divided(line: str) -> list[list[str]]:
             skipped = True  # the file behind it
         elif skipped:
             skipped = False
-        elif not word.endswith("…"):
+        elif word.endswith("…"):
+            part = True
+        else:
             found[-1].append(PLACEHOLDERS.get(word, word))
-    return [words for words in found if words]
+    return [[*words, "…"] if part else words for words in found if words]
