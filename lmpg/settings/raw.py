@@ -91,8 +91,8 @@ def _misplaced(
         field = settings.model_fields.get(str(key))
         if field is None:
             hint = did_you_mean_setting(path, known)
-            if isinstance(value, Mapping) and not prefix and not hint:
-                yield f"{source}: unknown section {key}; {_sections(settings, str(key))}"
+            if isinstance(value, Mapping) and not prefix:
+                yield f"{source}: unknown section {key}; {_sections(settings, str(key), hint)}"
             else:
                 hint = hint or "see --help for all settings"
                 yield f"{source}: unknown setting {path} = {value!r}; {hint}"
@@ -105,9 +105,13 @@ def _misplaced(
                 yield f"{source}: {path} = {value!r}, expected a section with keys such as {inside}"
 
 
-def _sections(settings: type[BaseModel], wrong: str) -> str:
+def _sections(settings: type[BaseModel], wrong: str, hint: str) -> str:
+    """What to write for a wrong section; hint: what is known of a setting by that name."""
     found = [name for name, field in settings.model_fields.items() if is_section(field.annotation)]
-    return f"{did_you_mean(wrong, found)}expected one of {', '.join(found)}"
+    near = did_you_mean(wrong, found)
+    if hint and not near:
+        return hint
+    return f"{near}expected one of {', '.join(found)}"
 
 
 def placed(settings: type[BaseModel], values: Mapping[str, Any]) -> RawSettings:
