@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from lmpg import __version__
+from lmpg.runs.console import lasting_console
 from lmpg.settings.by_name import ByName
 from lmpg.settings.hints import did_you_mean
 
@@ -114,7 +115,8 @@ def overview() -> str:
 def entry() -> None:
     """What the installed program `lmpg` calls."""
     if sys.argv[1:2] in ([], ["-h"], ["--help"], ["-V"], ["--version"]):
-        run(sys.argv[1:])
+        with lasting_console():
+            run(sys.argv[1:])
         return
     from lmpg.cli.main import main
 
