@@ -16,9 +16,9 @@ from lmpg.algorithms import ALGORITHMS
 from lmpg.cli import flags
 from lmpg.cli.main import methods, nothing_collected, preset_below, run_with, settings_class
 from lmpg.language.missing import refuse_missing_paths
-from lmpg.language.models.paths import whole_model
 from lmpg.language.worlds.registry import PREFIX, chosen_world
 from lmpg.runs import folder as run_folder
+from lmpg.runs.files import whole_model
 from lmpg.runs.folder import RunFolder, fresh_name
 from lmpg.runtime.processes import Processes
 from lmpg.settings.hints import did_you_mean_setting

@@ -80,3 +80,9 @@ def sweep(folder: Path, names: Iterable[str]) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def whole_model(folder: Path) -> Path:
+    """Where the whole model lies in a run's final/ or best/: beside an adapter in merged/."""
+    merged = folder / "merged"
+    return merged if merged.is_dir() else folder

@@ -13,7 +13,7 @@ import yaml
 
 from lmpg.language.api.outcomes import Compared
 from lmpg.language.api.tables import Page, Summary, Table, html_table
-from lmpg.language.models.paths import whole_model
+from lmpg.runs.files import whole_model
 from lmpg.runs.folder import CONFIG, REPORT, read_summary
 from lmpg.runs.log_lines import log_rows
 from lmpg.runs.report.write import write_report

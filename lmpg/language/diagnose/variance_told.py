@@ -17,7 +17,7 @@ from lmpg.training.microscope.compared_methods import CRITIC, UNBIASED
 from lmpg.training.microscope.estimate_quality import Figure, Quality
 
 HEAD = ("estimator", "variance", "length", "angle", "bias", "one is off", "responses", "seconds")
-WIDTHS = (30, 13, 13, 12, 13, 11, 10, 9)
+WIDTHS = (32, 13, 13, 12, 13, 11, 10, 9)
 MEANS = {
     "variance": f"of one estimate, over that of {UNBIASED}",
     "length": f"of the mean, over that of {UNBIASED}'s, the gradient of the expected score",

@@ -14,12 +14,6 @@ ADAPTER_IN_MEMORY = f"{IN_MEMORY}adapter"
 """What settings call an adapter that is given as an object."""
 
 
-def whole_model(folder: Path) -> Path:
-    """Where the whole model lies in a run's final/ or best/: beside an adapter in merged/."""
-    merged = folder / "merged"
-    return merged if merged.is_dir() else folder
-
-
 def is_adapter_folder(path: str | None) -> bool:
     """Whether an adapter lies there, or is given as an object."""
     if path == ADAPTER_IN_MEMORY:

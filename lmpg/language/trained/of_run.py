@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-from lmpg.language.models.paths import whole_model
 from lmpg.language.suitable import own_reward
 from lmpg.language.trained.command_settings import AskingSettings
 from lmpg.language.worlds.registry import PREFIX, chosen_world
+from lmpg.runs.files import whole_model
 from lmpg.runs.folder import CONFIG, FINISHED, read_config, read_summary
 from lmpg.settings.raw import IN_MEMORY, RawSettings, completed
 from lmpg.settings.section import UserError

@@ -6,6 +6,7 @@ import functools
 import json
 import subprocess
 import sys
+from code import InteractiveInterpreter
 from datetime import date
 from pathlib import Path
 
@@ -213,13 +214,19 @@ def closure(target: float, seen: list | None = None):
     return reward
 
 
+def typed(body):
+    """A reward as a REPL has it: without a source."""
+    interpreter = InteractiveInterpreter()
+    interpreter.runsource(f"reward = lambda completions: {body}")
+    return interpreter.locals["reward"]
+
+
 @catches("a closure over another number taken for the same reward on resume")
 def test_a_fingerprint_knows_the_source_and_plain_values_that_do_not_change():
     first, same, other = closure(1.0, [1]), closure(1.0, [2]), closure(2.0, [1])
     before = fingerprint(first)
     first([""])
     assert fingerprint(first) == before == fingerprint(same) != fingerprint(other)
-    typed = [eval(f"lambda completions: [(lambda: {x})() for _ in completions]") for x in (1, 2, 1)]
-    prints = [fingerprint(reward) for reward in typed]  # as a REPL has them: without a source
+    prints = [fingerprint(typed(f"[(lambda: {x})() for _ in completions]")) for x in (1, 2, 1)]
     assert prints[0] == prints[2] != prints[1]
     assert fingerprint(Method().reward) == fingerprint(functools.partial(Method().reward))
