@@ -20,7 +20,7 @@ from lmpg.language.trained.command_settings import (
     EvaluateSettings,
     GenerateSettings,
 )
-from lmpg.language.trained.of_run import START, below, run_of
+from lmpg.language.trained.of_run import START, below, refuse_lost_rewards, run_of
 from lmpg.runs.files import write_text
 from lmpg.runs.folder import fresh_name
 from lmpg.runs.printable import printable
@@ -36,6 +36,8 @@ def settings_for(command: str, kind: type[S], argv: Sequence[str]) -> S:
     ones are refused, and so are paths where nothing lies."""
     line = flags.read(argv, f"lmpg {command}")
     given = flags.given_settings(kind, line)
+    if line.help_on is None:
+        refuse_lost_rewards(kind, given)
     look = partial(refuse_missing_paths, to_come=(START, GIVEN))
     settings = flags.settings_or_help(kind, line, below(kind, given), given, look=look)
     look(settings)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from lmpg import __version__
+from lmpg.runs.console import lasting_console
 from lmpg.settings.by_name import ByName
 from lmpg.settings.hints import did_you_mean
 
@@ -76,7 +77,9 @@ def run(argv: Sequence[str]) -> None:
     """Carry out a command line, `argv` without the program's name. What shows the commands alone
     need not wait for the settings of all methods."""
     command, *rest = argv or ["--help"]
-    if command in ("-h", "--help", "help"):
+    if command == "help" and rest:
+        run([*rest, "--help"])
+    elif command in ("-h", "--help", "help"):
         print(overview())
     elif command in ("-V", "--version", "version"):
         print(f"lmpg {__version__}")
@@ -91,9 +94,18 @@ def run(argv: Sequence[str]) -> None:
         from lmpg.settings.section import UserError
 
         raise UserError(
-            f"unknown command {command!r}; {did_you_mean(command, COMMANDS)}expected one of "
-            f"{', '.join(COMMANDS)}"
+            f"unknown command {command!r}; {_meant(command)}expected one of {', '.join(COMMANDS)}"
         )
+
+
+def _meant(command: str) -> str:
+    """What a word that is no command stands for: a method without `train`, or a command."""
+    from lmpg.language.methods import methods  # imported here for this refusal alone
+    from lmpg.settings.presets import preset_names
+
+    if command in {*methods(), *preset_names()}:
+        return f"did you mean lmpg train {command}? "
+    return did_you_mean(command, COMMANDS)
 
 
 def overview() -> str:
@@ -114,7 +126,8 @@ def overview() -> str:
 def entry() -> None:
     """What the installed program `lmpg` calls."""
     if sys.argv[1:2] in ([], ["-h"], ["--help"], ["-V"], ["--version"]):
-        run(sys.argv[1:])
+        with lasting_console():
+            run(sys.argv[1:])
         return
     from lmpg.cli.main import main
 

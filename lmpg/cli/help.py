@@ -58,12 +58,14 @@ def overview(
 ) -> str:
     """The sections in a screen, with the values of what is set most often."""
     lines = [f"usage: {program} [--config FILE] [--section.key VALUE …]", _doc(settings), ""]
+    width = max(map(len, settings.model_fields))
     for name, field in settings.model_fields.items():
         section: Any = field.annotation
         text = section.__doc__ if is_section(section) else field.description
         text = (text or "").partition("\n")[0]
-        lines.append(f"  {name:11} {textwrap.shorten(text, WIDTH - 14, placeholder=' …')}")
-        lines += _first(name, shown.get(name) or {}, known)
+        text = textwrap.shorten(text, WIDTH - width - 4, placeholder=" …")
+        lines.append(f"  {name:{width}}  {text}")
+        lines += _first(name, shown.get(name) or {}, known, " " * (width + 3))
     lines += [
         "",
         "--help SECTION shows its settings, --help WORD those that are called like it,",
@@ -74,9 +76,9 @@ def overview(
     return "\n".join(lines)
 
 
-def _first(section: str, values: RawSettings, known: Collection[str]) -> list[str]:
+def _first(section: str, values: RawSettings, known: Collection[str], margin: str) -> list[str]:
     """A line with the flags of a section that are set most often, and their values, if any are."""
-    line = " " * 13
+    line = margin
     for path in FIRST:
         if path.startswith(f"{section}.") and path in known:
             value: Any = values

@@ -55,7 +55,7 @@ class LanguageSettings(Section, Generic[A]):
             named = "; ".join(f"{name} = {value}" for name, value in given.items() if value)
             raise ValueError(
                 f"{named}, but {' and '.join(missing)} missing: your own model, data and {judge} "
-                "are given together, or none of them for the world built into the script"
+                "are given together, or none of them for a built-in world"
             )
         return self
 

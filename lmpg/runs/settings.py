@@ -38,7 +38,8 @@ class LanguageEvaluationSettings(EvaluationSettings):
     """Held-out evaluation of a language model trained on its own responses."""
 
     size: int = Field(256, ge=1)
-    """Prompts per evaluation, each answered `samples` times."""
+    """Prompts per evaluation, each answered `samples` times; where fewer are held out, they are
+    asked again."""
     samples: int = Field(1, ge=1)
     """Responses to each prompt; from 2 on pass@k is reported, the chance that one of k passes, for
     k = 1, 2, 4 … up to this."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 FOREIGN = {
     # what people type
     "lr": "update.learning_rate algorithm.step_size",
-    "n": "algorithm.group_size",
+    "n": "algorithm.group_size samples",
     "steps": "run.total_steps run.total_timesteps",
     "iterations": "run.total_steps run.max_iterations",
     "bs": "update.minibatch_size",
@@ -18,6 +18,7 @@ FOREIGN = {
     "env": "env.id",
     "out": "run.output_dir",
     "output": "run.output_dir",
+    "num_return_sequences": "algorithm.group_size samples",
     "max_tokens": "sampling.max_new_tokens evaluation.max_new_tokens",
     "threads": "run.torch_threads",
     "optim": "update.optimizer",

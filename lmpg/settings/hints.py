@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection
 
 from lmpg.settings.foreign_names import FOREIGN
@@ -39,6 +40,15 @@ def _foreign(name: str, known: Collection[str]) -> list[str]:
 
 
 def did_you_mean(word: str, known: Collection[str]) -> str:
-    """`did you mean …? ` where a known word is close."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {close[0]}? " if close else ""
+    """`did you mean …? ` where a known word is close; capitals and signs do not count, and of words
+    that are equally close the one with the same letters comes first."""
+    plain = {_plain(k): k for k in known}
+    wanted = _plain(word)
+    close = difflib.get_close_matches(wanted, plain)
+    close.sort(key=lambda x: sorted(x) != sorted(wanted))
+    return f"did you mean {plain[close[0]]}? " if close else ""
+
+
+def _plain(word: str) -> str:
+    """`Dr. GRPO` as `dr_grpo`, `REINFORCE++` as `reinforce_plus_plus`."""
+    return re.sub(r"\W+", "_", word.lower().replace("++", "_plus_plus")).strip("_")

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from lmpg.settings.hints import did_you_mean_setting
+from lmpg.settings.hints import did_you_mean, did_you_mean_setting
 from lmpg.settings.section import Problems, Section
 
 S = TypeVar("S", bound=Section)
@@ -90,8 +90,12 @@ def _misplaced(
         path = f"{prefix}{key}"
         field = settings.model_fields.get(str(key))
         if field is None:
-            hint = did_you_mean_setting(path, known) or "see --help for all settings"
-            yield f"{source}: unknown setting {path} = {value!r}; {hint}"
+            hint = did_you_mean_setting(path, known)
+            if isinstance(value, Mapping) and not prefix and not hint:
+                yield f"{source}: unknown section {key}; {_sections(settings, str(key))}"
+            else:
+                hint = hint or "see --help for all settings"
+                yield f"{source}: unknown setting {path} = {value!r}; {hint}"
         elif is_section(field.annotation):
             if isinstance(value, Mapping):
                 section: Any = field.annotation
@@ -99,6 +103,11 @@ def _misplaced(
             elif value is not None:
                 inside = next(k for k in known if k.startswith(f"{path}."))
                 yield f"{source}: {path} = {value!r}, expected a section with keys such as {inside}"
+
+
+def _sections(settings: type[BaseModel], wrong: str) -> str:
+    found = [name for name, field in settings.model_fields.items() if is_section(field.annotation)]
+    return f"{did_you_mean(wrong, found)}expected one of {', '.join(found)}"
 
 
 def placed(settings: type[BaseModel], values: Mapping[str, Any]) -> RawSettings:

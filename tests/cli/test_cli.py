@@ -180,7 +180,7 @@ def test_unknown_keys_of_yaml_and_flags_are_told_together(config):
         parse("--config", file, "--run.sed", "3")
     lines = str(error.value).splitlines()
     assert lines[0] == f"{file}: unknown setting update.epoch = 1; did you mean update.epochs?"
-    assert lines[1].startswith(f"{file}: unknown setting runs = ")
+    assert lines[1].startswith(f"{file}: unknown section runs; did you mean run? ")
     assert lines[2] == "unknown flag --run.sed 3; did you mean --run.seed?"
 
 

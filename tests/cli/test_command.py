@@ -38,6 +38,18 @@ def test_an_unknown_command_is_refused_with_the_nearest_one():
         run(["trian"])
 
 
+def test_a_method_without_train_in_front_is_answered_with_the_whole_command():
+    with pytest.raises(UserError, match=r"'grpo'; did you mean lmpg train grpo\? expected one of"):
+        run(["grpo"])
+
+
+def test_help_in_front_of_a_command_is_its_help(capsys):
+    for words in (["help", "report"], ["report", "--help"]):
+        run(words)
+    first, second = capsys.readouterr().out.split("usage: lmpg report FOLDER")[1:]
+    assert first == second
+
+
 def test_the_names_of_all_methods_stand_in_a_screen(capsys):
     run(["train", "--help"])
     shown = capsys.readouterr().out.splitlines()

@@ -7,8 +7,10 @@ from functools import partial
 
 import pytest
 
+from lmpg.cli.asking import settings_for
 from lmpg.cli.main import agent_settings, methods, settings_class, settings_of
 from lmpg.gym.settings import GYM_METHODS, gym_settings_class
+from lmpg.language.trained.command_settings import EvaluateSettings
 from lmpg.settings.section import UserError
 from tests.support.planted import catches
 
@@ -64,3 +66,11 @@ def test_help_on_what_is_no_setting_is_refused_with_the_nearest():
 def test_help_on_a_wrong_command_line_tells_what_is_wrong():
     with pytest.raises(UserError, match="unknown flag --lr 1"):
         settings_of("grpo", ["--lr", "1", "--help"])
+
+
+def test_the_texts_of_the_overview_stand_in_one_column(capsys):
+    with pytest.raises(SystemExit):
+        settings_for("evaluate", EvaluateSettings, ["--help"])
+    rows = re.findall(r"^  (\w+ +)\S", capsys.readouterr().out, re.M)
+    assert any(row.startswith("torch_threads") for row in rows)
+    assert {len(row) for row in rows} == {len("torch_threads  ")}

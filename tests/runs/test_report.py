@@ -271,3 +271,11 @@ def test_a_constant_is_drawn_as_a_level_line(value):
     svg = Page(draw(Panel("x", [Series("a", [(0.0, value), (1.0, value)])])))
     places = next(attrs["points"] for tag, attrs in svg.tags if tag == "polyline").split()
     assert places[0].split(",")[1] == places[1].split(",")[1]
+
+
+def test_a_long_number_beside_an_axis_is_narrowed_to_the_room_there():
+    near_one = [(1.0, 1.000001), (2.0, 1.000003)]
+    assert 'lengthAdjust="spacingAndGlyphs">1.000002</text>' in draw(
+        Panel("", [Series("", near_one)])
+    )
+    assert "lengthAdjust" not in draw(Panel("", [Series("", [(1.0, 0.25), (2.0, 0.5)])]))

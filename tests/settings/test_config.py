@@ -273,8 +273,8 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
          "mean update.learning_rate?"),
         ({"learning_rate": 1}, "f: unknown setting learning_rate = 1; did you mean "
          "update.learning_rate?"),
-        ({"train": {"seed": 1}}, "f: unknown setting train = {'seed': 1}; see --help for all "
-         "settings"),
+        ({"train": {"seed": 1}}, "f: unknown section train; expected one of model, data, rewards, "
+         "sampling, algorithm, update, evaluation, run"),
         ({"model": {"lora": {"rnk": 8}}}, "f: unknown setting model.lora.rnk = 8; did you mean "
          "model.lora.rank?"),
         ({"update": 3}, "f: update = 3, expected a section with keys such as update.learning_rate"),

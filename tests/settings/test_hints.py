@@ -9,7 +9,8 @@ import pytest
 from lmpg.cli.main import methods, settings_class, settings_of
 from lmpg.gym.settings import GYM_METHODS, gym_settings_class
 from lmpg.settings.foreign_names import FOREIGN
-from lmpg.settings.hints import did_you_mean_setting, meant
+from lmpg.settings.hints import did_you_mean, did_you_mean_setting, meant
+from lmpg.settings.presets import preset_names
 from lmpg.settings.raw import paths_of
 from lmpg.settings.section import UserError
 from tests.support.planted import catches
@@ -30,7 +31,7 @@ def every_path():
 @catches("a hint to a setting that was renamed")
 def test_every_setting_in_the_table_exists_and_no_entry_hides_one_of_ours(every_path):
     named = {path for paths in FOREIGN.values() for path in paths.split()}
-    assert named - every_path == set()
+    assert named - every_path == {"samples"}  # of lmpg generate and evaluate
     assert {name for name in FOREIGN if name in every_path} == set()
 
 
@@ -99,3 +100,17 @@ def test_the_page_shows_what_the_table_says():
         for name in re.findall(r"`([a-z_.]+)`", names):
             kinds = [known(method) for method in ("ppo", "grpo", "gym:ppo")]
             assert any(path in meant(name, kind) for kind in kinds), name
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("gpro", "grpo"),
+        ("PPO", "ppo"),
+        ("Dr. GRPO", "dr_grpo"),
+        ("REINFORCE++", "reinforce_plus_plus"),
+        ("dr-grpo", "dr_grpo"),
+    ],
+)
+def test_a_method_is_found_by_its_letters_whatever_its_case_and_signs(word, meant):
+    assert did_you_mean(word, [*methods(), *preset_names()]) == f"did you mean {meant}? "

@@ -65,13 +65,16 @@ def generate(
     for each prompt, or where there are several samples a list of texts.
     """
     raw, given = _settings(GenerateSettings, model, tokenizer, None, None, settings)
+    asked_for = _listed(prompts)
+    if not asked_for:
+        return Texts([])
     with as_found(), _written(GenerateSettings, raw, given) as made:
         refuse_missing_paths(made, (GIVEN, *given.names))
         from lmpg.language.trained.loaded import began, loaded
         from lmpg.language.trained.responses import prompts_of, responses
 
         generator = loaded(made, made.data, began(made))
-        found = responses(made, generator, prompts_of(made, generator, _listed(prompts)))
+        found = responses(made, generator, prompts_of(made, generator, asked_for))
         return Texts(list(found))
 
 

@@ -101,7 +101,9 @@ def load(folder: str | Path) -> Run:
     """The run in a folder, finished or not."""
     path = Path(folder).expanduser()
     if not (path / CONFIG).is_file():
-        raise UserError(f"{path} holds no run of lmpg, expected a folder with a {CONFIG}")
+        inside = (path.parent / CONFIG).is_file()
+        hint = f"; did you mean {path.parent}?" if inside else ""
+        raise UserError(f"{path} holds no run of lmpg, expected a folder with a {CONFIG}{hint}")
     run = Run(path)
     if "env" in run.settings:
         raise UserError(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lmpg.language.api.finished import Run
 from lmpg.language.api.saving import SAVES, saves
 from lmpg.language.rewards.local_functions import importable, name_of
 from lmpg.settings.raw import IN_MEMORY, RawSettings
@@ -17,7 +18,7 @@ _FUNCTION = re.compile(r"[^\W\d]\w*(\(.*)?|.+\.py:[^\W\d]\w*(\(.*)?|[\w.]+:[^\W\
 """A built-in reward's name, FILE.py:NAME or package.module:NAME, with arguments or without."""
 EXPECTED = (
     "expected a function, a function's name (built in, FILE.py:NAME, package.module:NAME), a "
-    "reward model's folder or Hub id, or a pair (reward model, its tokenizer)"
+    "reward model's folder or Hub id, a pair (reward model, its tokenizer), or the Run that made it"
 )
 
 
@@ -50,7 +51,7 @@ def _listed(value: Any) -> list[Any]:
     """One reward or several; a pair of a model and its tokenizer is one."""
     if value is None:
         return []
-    if isinstance(value, str | os.PathLike) or callable(value) or _is_pair(value):
+    if isinstance(value, str | os.PathLike | Run) or callable(value) or _is_pair(value):
         return [value]
     if not isinstance(value, Iterable):
         raise UserError(f"rewards holds a {type(value).__name__}, {EXPECTED}")
@@ -84,7 +85,9 @@ def _named(function: Any, functions: dict[str, Callable]) -> str:
 
 
 def _placed(model: Any, number: int, parts: dict[str, Callable[[Path], object]]) -> str:
-    """What settings call a reward model."""
+    """What settings call a reward model; of a run, the model that it has trained."""
+    if isinstance(model, Run):
+        return str(model.model_path)
     if isinstance(model, str | os.PathLike):
         return str(model)
     if not _is_pair(model):

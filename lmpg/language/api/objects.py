@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lmpg.language.api.finished import Run
 from lmpg.language.api.given_rewards import rewards_section
 from lmpg.language.api.saving import SAVES, saves
 from lmpg.language.models.paths import ADAPTER_IN_MEMORY
@@ -51,12 +52,14 @@ def _model_section(model: Any, tokenizer: Any, parts: Parts) -> RawSettings | No
     tokenizer = section.get("tokenizer")
     for key in ("path", "reference", "teacher"):
         value = section.get(key)
+        if isinstance(value, Run):
+            value = section[key] = str(value.model_path)
         if value is None or isinstance(value, str | os.PathLike):
             continue
         if not _is_model(value):
             raise UserError(
                 f"model.{key} is a {type(value).__name__}, expected a folder, a Hub id, or a model "
-                "of transformers"
+                "of transformers with its tokenizer beside it: model=…, tokenizer=…; or a Run"
             )
         if not _is_model(tokenizer) and (key != "path" or tokenizer is None):
             raise UserError(

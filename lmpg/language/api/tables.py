@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lmpg.runs.report.page import table
+from lmpg.settings.hints import did_you_mean
+from lmpg.settings.section import UserError
 
 _SHOWN, _LONGEST = 20, 300
 """Rows of a table, and characters of a cell."""
@@ -18,7 +20,11 @@ class Table(list[dict[str, Any]]):
     """Rows of metrics or samples: a list of dicts, which `pandas.DataFrame` takes, too."""
 
     def column(self, name: str) -> list[Any]:
-        """The values of a column, None where a row has none."""
+        """The values of a column, None where a row has none; UserError where no row has one."""
+        if self and not any(name in row for row in self):
+            known = dict.fromkeys(key for row in self for key in row)
+            hint = did_you_mean(name, known)
+            raise UserError(f"no column {name!r}; {hint}expected one of {', '.join(known)}")
         return [row.get(name) for row in self]
 
     def _repr_html_(self) -> str:

@@ -160,6 +160,8 @@ def damage(folder: Path, what: str) -> str | None:
         and what == "tokenizer"
         and not any(path.name in _TOKENIZERS for path in paths)
     ):
+        if (folder / "final").is_dir():
+            return f"it is the folder of a run, whose model lies in {folder / 'final'}; name that"
         return "it holds no tokenizer.json; save the tokenizer beside the model"
     return None
 

@@ -11,9 +11,9 @@ import inspect
 import json
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 from lmpg.language.rewards import builtin
@@ -145,8 +145,8 @@ def name_of(function: Callable) -> str:
 
 
 def fingerprint(function: Callable) -> str:
-    """What is known of a function: its source and the plain values that it captures, but for those
-    that it changes. What other objects hold is unknown."""
+    """What is known of a function: its source and the plain values that it reads from around it,
+    but for those that it changes. What other objects hold is unknown."""
     while isinstance(function, functools.partial):
         function = function.func
     called = function if inspect.isroutine(function) else type(function).__call__
@@ -156,15 +156,27 @@ def fingerprint(function: Callable) -> str:
         source = inspect.getsource(called)
     except (OSError, TypeError):  # a REPL keeps none
         source = repr(_compiled(code)) if code else repr(called)
-    captured: dict[str, Any] = {}
-    if code and getattr(called, "__closure__", None):
-        written = {x.argval for x in dis.get_instructions(code) if x.opname == "STORE_DEREF"}
-        captured = {
-            name: value
-            for name, value in inspect.getclosurevars(called).nonlocals.items()
-            if name not in written and isinstance(value, _SCALARS)
-        }
+    captured = _read_from_around(called) if inspect.isfunction(called) else {}
     return json.dumps([source, sorted(captured.items())], default=repr)
+
+
+def _read_from_around(function: FunctionType) -> dict[str, Any]:
+    """The plain values that a function reads of the variables of functions around it and of its
+    module, those that it sets left out."""
+    steps = list(_instructions(function.__code__))
+    read = {x.argval for x in steps if x.opname == "LOAD_GLOBAL"}
+    written = {x.argval for x in steps if x.opname in ("STORE_DEREF", "STORE_GLOBAL")}
+    around = {k: x for k, x in function.__globals__.items() if k in read}
+    around |= inspect.getclosurevars(function).nonlocals
+    return {k: x for k, x in around.items() if k not in written and isinstance(x, _SCALARS)}
+
+
+def _instructions(code: CodeType) -> Iterator[dis.Instruction]:
+    """Those of a function and of the functions, lambdas and comprehensions inside it."""
+    yield from dis.get_instructions(code)
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _instructions(inner)
 
 
 def _compiled(code: CodeType) -> tuple[Any, ...]:

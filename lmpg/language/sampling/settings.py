@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field, field_validator, model_validator
 
 from lmpg.settings.section import Section
@@ -24,6 +26,13 @@ class DecodingSettings(Section):
     stop: tuple[str, ...] = ()
     """Texts that end a response, with the token in which one is complete; rewards see them. `\\n`
     stands for a line break."""
+
+    @field_validator("temperature", mode="before")
+    @classmethod
+    def _point_to_greedy_decoding(cls, temperature: Any) -> Any:
+        if str(temperature) in ("0", "0.0"):
+            raise ValueError("expected greater than 0; for the likeliest tokens, --help greedy")
+        return temperature
 
     @field_validator("stop")
     @classmethod

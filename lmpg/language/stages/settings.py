@@ -36,7 +36,7 @@ class OfflineLearningSettings(Section):
             named = "; ".join(f"{name} = {value}" for name, value in given.items() if value)
             raise ValueError(
                 f"{named}, but {missing[0]} is missing: your own model and data are given "
-                "together, or neither for the world built into the script"
+                "together, or neither for a built-in world"
             )
         return self
 

@@ -107,7 +107,24 @@ def below(kind: type[AskingSettings], given: RawSettings) -> RawSettings:
 
 def asked(kind: type[S], given: RawSettings) -> S:
     """The settings object: class defaults < the run's < what the user gave."""
+    refuse_lost_rewards(kind, given)
     return completed(kind, below(kind, given), given)
+
+
+def refuse_lost_rewards(kind: type[AskingSettings], given: RawSettings) -> None:
+    """UserError where a run's rewards are needed that were objects of a Python program."""
+    run = run_of((given.get("model") or {}).get("path"))
+    if run is None or "rewards" not in kind.model_fields:
+        return
+    rewards = _config(run).get("rewards") or {}
+    own = given.get("rewards") or {}
+    if _lost(rewards) and not own.get("functions") and not own.get("models"):
+        names = ", ".join(str(x).removeprefix(IN_MEMORY) for x in _lost(rewards))
+        raise UserError(
+            f"the rewards of {run} were objects of a Python program, which a run cannot keep "
+            f"({names}): give them again, in Python as rewards=…, else as --rewards.functions "
+            "FILE.py:NAME"
+        )
 
 
 def _config(run: Path) -> RawSettings:
@@ -142,8 +159,12 @@ def _data(data: RawSettings, own: bool) -> RawSettings:
 
 def _rewards(rewards: RawSettings, given: RawSettings) -> RawSettings:
     """The run's, unless others are given, or they were objects of a Python program."""
-    lost = any(str(name).startswith(IN_MEMORY) for name in rewards.get("functions") or ())
-    if not lost and not given.get("functions") and not given.get("models"):
+    if not _lost(rewards) and not given.get("functions") and not given.get("models"):
         return rewards
     names = ("functions", "models", "weights")
     return {key: value for key, value in rewards.items() if key not in names}
+
+
+def _lost(rewards: RawSettings) -> list[str]:
+    """The functions that were objects of a Python program."""
+    return [x for x in rewards.get("functions") or () if str(x).startswith(IN_MEMORY)]

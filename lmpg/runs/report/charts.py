@@ -12,6 +12,8 @@ from lmpg.runs.report.history import Point, mean_point
 
 WIDTH, HEIGHT = 340, 168
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 24
+ROOM = 7
+"""Characters that fit beside the vertical axis; longer numbers are narrowed."""
 MAX_POINTS, MAX_DOTS = 400, 60
 MIN_POINTS_TO_SMOOTH = 30
 COLOURS = 8
@@ -136,7 +138,10 @@ class _Axes:
             y = f"{self.y(value):.1f}"
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
             text = _tick(value, max(abs(self.y0), abs(self.y1)))
-            parts.append(f'<text x="{LEFT - 6}" y="{y}" dy="3.5" text-anchor="end">{text}</text>')
+            fit = f' textLength="{LEFT - 6}" lengthAdjust="spacingAndGlyphs"' * (len(text) > ROOM)
+            parts.append(
+                f'<text x="{LEFT - 6}" y="{y}" dy="3.5" text-anchor="end"{fit}>{text}</text>'
+            )
         for value in ticks(self.x0, self.x1, 4):
             parts.append(
                 f'<text x="{self.x(value):.1f}" y="{HEIGHT - 7}" text-anchor="middle">'

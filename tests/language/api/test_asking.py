@@ -78,9 +78,20 @@ def test_runs_are_compared_as_by_the_command(run, tmp_path):
     assert found._repr_html_().startswith("<iframe srcdoc=")
 
 
+def test_rewards_that_a_run_cannot_keep_are_named_and_no_prompts_have_no_answers(run):
+    lost = r"objects of a Python program, which a run cannot keep \(letters\): give them again"
+    with pytest.raises(lmpg.UserError, match=lost):
+        lmpg.evaluate(run)
+    with pytest.raises(lmpg.UserError, match=lost):
+        evaluate_command(["--model.path", str(run.folder)])
+    assert lmpg.generate(run, []) == []
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
+        ({"temperature": 0}, "expected greater than 0; for the likeliest tokens, --help greedy"),
+        ({"n": 3}, "generate: unknown setting n = 3; did you mean samples?"),
         ({"max_new_token": 3}, "generate: unknown setting max_new_token = 3; did you mean"),
         ({"max_new_tokens": 0}, "sampling.max_new_tokens = 0: expected"),
         ({"model": "nowhere/at/all"}, "model.path = nowhere/at/all does not exist"),

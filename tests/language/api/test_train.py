@@ -102,6 +102,32 @@ def test_a_run_knows_what_it_has_made(tmp_path):
     assert Path(run.report()) == tmp_path / "run" / "report.html"
     again = lmpg.load(str(run.folder))
     assert (again.summary, again.metrics) == (run.summary, run.metrics)
+    with pytest.raises(lmpg.UserError, match="no column 'rewrd'; did you mean reward"):
+        run.metrics.column("rewrd")
+    with pytest.raises(lmpg.UserError, match=f"holds no run of lmpg.*did you mean {run.folder}"):
+        lmpg.load(run.folder / "final")
+    with pytest.raises(lmpg.UserError, match="it is the folder of a run, whose model lies in"):
+        trained(tmp_path / "other", model=str(run.folder), tokenizer=None)
+
+
+def test_a_run_goes_on_in_the_next_as_its_model_and_its_reward(tmp_path):
+    pairs = [{"prompt": "abc", "chosen": "de" * i, "rejected": "f"} for i in range(1, 12)]
+    short = {"data": {"path": pairs}, "tokenizer": tiny_tokenizer()}
+    where = {"run": {"output_dir": str(tmp_path / "judge"), "total_steps": 1}}
+    judge = lmpg.train("reward_model", model=tiny_model(), **short, **where)
+    first = trained(tmp_path / "first")
+    second = trained(tmp_path / "second", model=first, tokenizer=None, rewards=[judge, letters])
+    assert second.settings["model"]["path"] == str(first.model_path)
+    assert second.settings["rewards"]["models"] == [str(judge.model_path)]
+
+
+def test_the_settings_of_a_run_are_those_of_another_call(tmp_path):
+    first = trained(tmp_path / "first")
+    settings = {k: x for k, x in first.settings.items() if k not in ("model", "data", "rewards")}
+    settings["run"]["output_dir"] = str(tmp_path / "second")
+    assert trained(tmp_path / "second", **settings).metrics.column("reward") == (
+        first.metrics.column("reward")
+    )
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
@@ -193,3 +219,9 @@ def test_wrong_settings_are_answered_as_on_the_command_line(tmp_path):
         assert not (tmp_path / "run").exists()
     with pytest.raises(lmpg.UserError, match="unknown method 'grop'; did you mean grpo"):
         lmpg.train("grop")
+    with pytest.raises(
+        lmpg.UserError, match="unknown section rewards; expected one of model, data"
+    ):
+        lmpg.train("sft", rewards=letters)
+    with pytest.raises(lmpg.UserError, match=r"algorithm\.name = 'ppo', but .* is grpo; call lmpg"):
+        lmpg.train("grpo", algorithm={"name": "ppo"})

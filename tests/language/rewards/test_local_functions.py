@@ -214,6 +214,23 @@ def closure(target: float, seen: list | None = None):
     return reward
 
 
+BONUS = 1.0
+
+
+def bonus(completions):
+    """A reward that reads a number of its module, in a comprehension and by name."""
+    return [BONUS for _ in completions]
+
+
+@catches("a notebook's number that a reward reads changed unseen before a resume")
+def test_a_fingerprint_knows_the_plain_values_of_the_module(monkeypatch):
+    before = fingerprint(bonus)
+    monkeypatch.setitem(globals(), "BONUS", 1.0)
+    assert fingerprint(bonus) == before
+    monkeypatch.setitem(globals(), "BONUS", 2.0)
+    assert fingerprint(bonus) != before
+
+
 def typed(body):
     """A reward as a REPL has it: without a source."""
     interpreter = InteractiveInterpreter()
