@@ -56,10 +56,14 @@ def blocks(page: Path) -> list[Block]:
 
 
 def spans(page: Path) -> list[str]:
-    """Commands in the page's sentences, in backticks, that have a flag."""
+    """Commands in the page's sentences, in backticks, that have a flag; and installations."""
     rest = FENCED.sub("", page.read_text(encoding="utf-8"))
     joined = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", rest)]
-    return [span for span in joined if span.startswith(STARTS[:-1]) and " --" in span]
+    return [
+        span
+        for span in joined
+        if span.startswith("pip install") or (span.startswith(STARTS[:-1]) and " --" in span)
+    ]
 
 
 def commands(block: Block) -> list[list[str]]:
