@@ -58,10 +58,10 @@ def test_metrics_settings_and_samples_are_read_back_from_the_trackers_own_store(
 @pytest.mark.filterwarnings("ignore")
 def test_a_killed_run_shows_each_step_once_and_learns_what_it_learns_without_trackers(tmp_path):
     pytest.importorskip("tensorboard")
-    parts = own_parts(tmp_path) | {"run.total-steps": 4, "run.save-every": 2}
+    parts = own_parts(tmp_path) | {"run.total-steps": 4, "run.save-every": 2, "run.report-every": 0}
     plain = outcome(run_here("ppo", {**parts, "run.output-dir": tmp_path / "plain"}))
     own = {"run.output-dir": tmp_path / "run", "run.trackers": "tensorboard", "run.name": "mine"}
-    code, _ = live("ppo", {**parts, **own}, at=6, within="metrics.jsonl")
+    code, _ = live("ppo", {**parts, **own}, at=7, within="metrics.jsonl")
     assert code != 0
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]  # 3 and 4 are not saved
