@@ -119,5 +119,5 @@ def flat(values: dict, prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict) and value:
             found |= flat(value, f"{prefix}{key}.")
         else:
-            found[prefix + key] = value
+            found[f"{prefix}{key}"] = value
     return found

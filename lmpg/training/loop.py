@@ -130,9 +130,7 @@ class Loop(ABC):
                 if self._is_told_to_stop(metrics):
                     self.tracker.say("ends before its last step: on_step returned 'stop'")
                     break
-        # asked of one rank: another may look when that one has written the checkpoint already
-        if progress.iteration != self._newest_step():
-            self.save()
+        self._save_unless_saved()
         return "finished"
 
     def evaluate(self) -> dict[str, float]:
@@ -164,6 +162,11 @@ class Loop(ABC):
             step = self.progress.iteration
             self.write(lambda: checkpoint.save(self._checkpoints, step, state, keep))
         self._log_later(watch.seconds)
+
+    def _save_unless_saved(self) -> None:
+        """Save this step if it is not. One rank is asked: another may look once it is saved."""
+        if self.progress.iteration != self._newest_step():
+            self.save()
 
     def write(self, action: Callable[[], object]) -> None:
         """Let the main process write into the run's folder; RunStopped on every rank where that is
@@ -250,8 +253,7 @@ class Loop(ABC):
         iteration = self.progress.iteration
         stop, error = told(self.on_step, iteration, metrics, self.processes)
         if error is not None:
-            if iteration != self._newest_step():
-                self.save()
+            self._save_unless_saved()
             raise error
         return stop
 

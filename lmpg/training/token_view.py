@@ -32,13 +32,14 @@ def kept(length: int) -> list[int]:
     return [*range(MOST // 2), *range(length - MOST // 2, length)]
 
 
+def four_digits(value: float) -> float:
+    """The number as samples.jsonl shows it: 0 where it is a rounding error."""
+    return 0.0 if abs(value) < NOTHING else float(f"{value:.4g}")
+
+
 def short(x: Tensor) -> list[float | None]:
-    """The numbers [N] with four digits, 0 where they are rounding errors; None for NaN and inf."""
-    found: list[float | None] = []
-    for value in x.double().tolist():
-        rounded = float(f"{value:.4g}") if not abs(value) < NOTHING else 0.0
-        found.append(rounded if math.isfinite(value) else None)
-    return found
+    """The numbers [N] with four digits; None for NaN and inf."""
+    return [four_digits(v) if math.isfinite(v) else None for v in x.double().tolist()]
 
 
 def of_rows(x_BT: Tensor, lengths: list[int]) -> list[list[float | None]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lmpg.language.data.texts import Text
 from lmpg.language.data.tokenizing import completion_text, shared_length
-from lmpg.training.token_view import NOTHING
+from lmpg.training.token_view import four_digits
 
 SHOWN = 4
 """Held-out examples that are shown, the first ones."""
@@ -31,15 +31,15 @@ def pair_row(prompt: str, answers: tuple[str, str], scores: tuple[float, float])
         "prompt": prompt,
         "chosen": answers[0],
         "rejected": answers[1],
-        "score_chosen": _short(scores[0]),
-        "score_rejected": _short(scores[1]),
-        "margin": _short(scores[0] - scores[1]),
+        "score_chosen": four_digits(scores[0]),
+        "score_rejected": four_digits(scores[1]),
+        "margin": four_digits(scores[0] - scores[1]),
     }
 
 
 def answer_row(prompt: str, answer: str, label: str, score: float) -> dict[str, Any]:
     """A labelled answer's row."""
-    return {"prompt": prompt, "completion": answer, "label": label, "score": _short(score)}
+    return {"prompt": prompt, "completion": answer, "label": label, "score": four_digits(score)}
 
 
 def whole_pair_row(
@@ -55,8 +55,3 @@ def whole_pair_row(
 def first_few(examples: Sequence[Any]) -> list[Any]:
     """Those that are shown."""
     return list(examples[:SHOWN])
-
-
-def _short(value: float) -> float:
-    """Four digits, 0 where it is a rounding error; NaN stays one, which the log makes null."""
-    return 0.0 if abs(value) < NOTHING else float(f"{value:.4g}")

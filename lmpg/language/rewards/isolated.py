@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from lmpg.language.rewards.request import RewardReply, reply_of
-from lmpg.language.rewards.specs import KEY, Spec
+from lmpg.language.rewards.specs import Spec, unsendable
 from lmpg.language.rewards.worker_process import WorkerDied, WorkerProcess, WorkerTimeout, plain
 from lmpg.settings.section import UserError
 
@@ -142,11 +142,7 @@ class IsolatedFunction:
 
     def _unsendable(self, arguments: Arguments, error: TypeError) -> str:
         column = next(name for name, cells in arguments.items() if not _sendable(cells))
-        return (
-            f"{KEY}: {self.spec.text} asks for the column {column!r}, which holds {error}; "
-            "only text, numbers, dates, lists and dicts of these can be passed. Convert the "
-            "column in the data."
-        )
+        return unsendable(self.spec.text, column, error)
 
 
 def _sendable(column: list) -> bool:

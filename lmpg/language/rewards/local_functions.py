@@ -20,7 +20,7 @@ from lmpg.language.rewards import builtin
 from lmpg.language.rewards.functions import IN_CHAT, refuse_missing_columns, told_by_name, wanted
 from lmpg.language.rewards.request import RewardReply, RewardRequest, reply_of
 from lmpg.language.rewards.results.trainer_arguments import told
-from lmpg.language.rewards.specs import KEY
+from lmpg.language.rewards.specs import KEY, unsendable
 from lmpg.language.rewards.worker import answer, described, signature
 from lmpg.language.rewards.worker_process import plain
 from lmpg.settings.section import UserError
@@ -105,11 +105,7 @@ class LocalFunction:
             try:
                 found[name] = json.loads(json.dumps(column, default=plain))
             except TypeError as error:
-                raise UserError(
-                    f"{KEY}: {self.name} asks for the column {name!r}, which holds {error}; only "
-                    "text, numbers, dates, lists and dicts of these can be passed. Convert the "
-                    "column in the data."
-                ) from None
+                raise UserError(unsendable(self.name, name, error)) from None
         return found
 
 

@@ -80,3 +80,11 @@ def _source(source: str, text: str) -> str:
     if not path.is_file():
         raise UserError(f"{KEY}: the file {source} of {text!r} doesn't exist.")
     return str(path)
+
+
+def unsendable(function: str, column: str, error: TypeError) -> str:
+    """What to say of a column that a function asks for and cannot be passed to it."""
+    return (
+        f"{KEY}: {function} asks for the column {column!r}, which holds {error}; only text, "
+        "numbers, dates, lists and dicts of these can be passed. Convert the column in the data."
+    )

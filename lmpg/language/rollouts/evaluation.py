@@ -63,7 +63,7 @@ class Evaluator:
         if self.greedy and found.by_reward:
             likeliest = judged(*parts, 1, self.rows, self.scorer, greedy=True)
             metrics["greedy_reward"] = score_statistics(likeliest.scores)["reward"]
-        metrics["distinct"] = len(set(found.texts)) / len(found.texts)
+        metrics["distinct"] = found.distinct
         metrics["length"] = mean([len(ids) for ids in found.ids])
         if self.reference is not None:
             metrics["kl"] = mean(found.kls)

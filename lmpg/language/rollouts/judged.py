@@ -38,6 +38,11 @@ class Judged:
     messages: list[str] = field(default_factory=list)
     ruined: bool = False
 
+    @property
+    def distinct(self) -> float:
+        """The share of distinct completions."""
+        return len(set(self.texts)) / len(self.texts)
+
     def per_prompt(self, values: Sequence[float | None]) -> Tensor:
         """One number per completion as [P, samples], float64, NaN where there is none."""
         known = [float("nan") if x is None else float(x) for x in values]

@@ -157,7 +157,7 @@ def _measured(
             f"no response of {name} could be scored, expected scores. Mend the reward, which said:"
             f"{listed(sampled.messages)}"
         )
-    whole = {**score_statistics(sampled.scores), "distinct": _distinct(sampled)}
+    whole = {**score_statistics(sampled.scores), "distinct": sampled.distinct}
     if errors := sampled.scores.count(None):
         whole["reward_errors"] = float(errors)
     if world is not None:
@@ -181,10 +181,6 @@ def figures(sampled: Judged, greedy: Judged | None, pass_score: float) -> dict[s
         found["greedy_length"] = greedy.per_prompt([len(ids) for ids in greedy.ids])[:, 0]
     found["cut_off"] = sampled.per_prompt([not ended for ended in sampled.finished]).mean(1)
     return found
-
-
-def _distinct(sampled: Judged) -> float:
-    return len(set(sampled.texts)) / len(sampled.texts)
 
 
 def prompts_of(settings: JudgedSettings, generator: Generator, world: World | None) -> list[Prompt]:

@@ -191,3 +191,15 @@ def meaning(name: str) -> Meaning | None:
     if name != figure and figure in HELD_OUT:
         return (f"{figure}, held out", "", HELD_OUT[figure], "")
     return None
+
+
+def chart_title(name: str) -> str:
+    """What a chart of a metric is called."""
+    known = meaning(name)
+    return known[0] if known else name
+
+
+def words(name: str) -> tuple[str, str, str]:
+    """What a metric is, when to worry, and its unit; nothing of one that is not known."""
+    known = meaning(name)
+    return (known[2], known[3], known[1]) if known else ("", "", "")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from lmpg.runs.log_lines import is_number
 from lmpg.runs.report.charts import Panel, Series
 from lmpg.runs.report.history import History, Point
-from lmpg.runs.report.meanings import HELD_OUT, meaning
+from lmpg.runs.report.meanings import HELD_OUT, chart_title, words
 
 FIRST = 5
 ORDER = (  # metrics that share a chart stand together; the first five that a run has lead the page
@@ -71,10 +71,10 @@ def panels(history: History, summary: Mapping) -> tuple[list[Panel], list[Panel]
     rewards = sorted(n for n in history.curves if n.startswith("rewards/") and n.endswith("/mean"))
     if len(rewards) > 1:
         lines = [Series(name.split("/")[1], history.points(name)) for name in rewards]
-        shown.insert(1, Panel("Rewards one by one", lines, *_words("rewards/NAME/mean")))
+        shown.insert(1, Panel("Rewards one by one", lines, *words("rewards/NAME/mean")))
         used |= set(rewards)
     others = sorted(history.curves.keys() - used)
-    more = [Panel(n, [_line(n, history)], *_words(n)) for n in others]
+    more = [Panel(n, [_line(n, history)], *words(n)) for n in others]
     return shown[:FIRST], shown[FIRST:], more
 
 
@@ -85,7 +85,7 @@ def _panel(
     the evaluations alone stand in another chart, whose names are in `used`."""
     if len(names) > 1:
         lines = [Series(n.split("/")[1], history.points(n)) for n in names if n in history.curves]
-        _, worry, unit = _words(names[0])
+        _, worry, unit = words(names[0])
         what = "Means of the chosen and of the rejected ones."
         return Panel(TOGETHER[names[0]], lines, what, worry, unit) if lines else None
     name = names[0]
@@ -96,8 +96,7 @@ def _panel(
     dots = evaluations(history, same, summary)
     series = [_line(name, history), Series("held out", dots, dots=True)]
     series = [x for x in series if x.points]
-    known = meaning(name)
-    return Panel(known[0] if known else name, series, *_words(name)) if series else None
+    return Panel(chart_title(name), series, *words(name)) if series else None
 
 
 def _of_evaluations(used: set[str], history: History, summary: Mapping) -> list[Panel]:
@@ -115,12 +114,6 @@ def _line(name: str, history: History) -> Series:
     curve = history.curves.get(name)
     last = curve.last if curve else None
     return Series("training", history.points(name), smooth=name != "learning_rate", last=last)
-
-
-def _words(name: str) -> tuple[str, str, str]:
-    """What a metric is, when to worry, and its unit."""
-    known = meaning(name)
-    return (known[2], known[3], known[1]) if known else ("", "", "")
 
 
 def evaluations(history: History, figure: str, summary: Mapping) -> list[Point]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from lmpg.runs.files import write_text
 from lmpg.runs.printable import printable
 from lmpg.runs.report.charts import Panel, Series, draw, figure
-from lmpg.runs.report.meanings import HELD_OUT, meaning
+from lmpg.runs.report.meanings import HELD_OUT, chart_title, words
 from lmpg.runs.report.page import page, table
 from lmpg.runs.report.panels import FIRST, ORDER
 from lmpg.runs.side_by_side.grouped import Curves, Group, differing, grouped
@@ -83,10 +83,8 @@ class Comparison:
         return _panel(f"{name}, held out", curves, HELD_OUT[name])
 
     def _logged(self, name: str) -> Panel | None:
-        known = meaning(name)
         curves = [(group.label, group.logged(name)) for group in self.groups]
-        words = (*known[2:], known[1]) if known else ()
-        return _panel(known[0] if known else name, curves, *words)
+        return _panel(chart_title(name), curves, *words(name))
 
     def _table(self) -> str:
         rows = [

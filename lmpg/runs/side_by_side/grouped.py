@@ -12,6 +12,7 @@ import numpy as np
 from lmpg.runs.log_lines import is_number
 from lmpg.runs.report.history import History
 from lmpg.runs.report.panels import evaluations
+from lmpg.runs.resumable import flat
 from lmpg.runs.side_by_side.listed_runs import ListedRun
 
 LENGTH = ("total_steps", "total_timesteps")
@@ -88,17 +89,11 @@ def grouped(runs: list[ListedRun]) -> list[Group]:
 
 def comparable(config: Mapping[str, Any]) -> dict[str, str]:
     """The settings that may change a run's result by more than chance, flat and as text."""
-    found: dict[str, str] = {}
-
-    def walk(value: Any, path: str) -> None:
-        if isinstance(value, Mapping) and value:
-            for key, inner in value.items():
-                walk(inner, f"{path}.{key}" if path else str(key))
-        elif not path.startswith("run.") or path.removeprefix("run.") in LENGTH:
-            found[path] = str(value)
-
-    walk(config, "")
-    return found
+    return {
+        path: str(value)
+        for path, value in flat(dict(config)).items()
+        if not path.startswith("run.") or path.removeprefix("run.") in LENGTH
+    }
 
 
 def differing(groups: list[Group]) -> list[str]:
