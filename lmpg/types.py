@@ -57,6 +57,8 @@ class Rollout(_Rows):
     next_values_BT: V of the state after the step; for a truncated episode that of its true last
         observation. `terminated_BT` stops the bootstrap, `ended_BT` the sum over later steps.
     times_BT: steps of the episode before this one (int64); None where every row begins one.
+    turns_BT: which of the policy's turns a step belongs to, from 0 (int64); None: a row is one turn.
+    states_BT: what its turn starts from (int64): equal numbers are equal states; where asked for.
     greedy_scores_B: score of the greedy response to the row's prompt, where it is asked for.
     baseline: running mean of earlier rollouts' returns (a scalar), None in the first one.
     """
@@ -73,6 +75,8 @@ class Rollout(_Rows):
     next_values_BT: Tensor | None = None
     ref_logprobs_BT: Tensor | None = None
     times_BT: Tensor | None = None
+    turns_BT: Tensor | None = None
+    states_BT: Tensor | None = None
     greedy_scores_B: Tensor | None = None
     baseline: Tensor | None = None
 
