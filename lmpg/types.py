@@ -139,7 +139,7 @@ class Rollout(_Rows):
 
         turn_gamma, turn_lam: from the last step of a turn to the next turn, in place of the others.
         """
-        values: Any = (self.values_BT, self.next_values_BT)
+        values: tuple[Any, Any] = (self.values_BT, self.next_values_BT)
         masks = (self.terminated_BT, self.ended_BT, self.mask_BT)
         decay = self._between_turns(gamma, turn_gamma), self._between_turns(lam, turn_lam)
         return gae(rewards_BT, *values, *masks, *decay)
