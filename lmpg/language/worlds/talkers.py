@@ -1,0 +1,79 @@
+"""The models of the worlds with turns: character models, warm-started on whole conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from lmpg.language.data.rows import Row
+from lmpg.language.worlds.cache import cached
+from lmpg.training.settings import OfflineSettings
+
+# What brings transformers along is imported where it is used: the settings need not wait for it.
+
+Turn = tuple[str, str]
+"""What was said before, with `<eos>` behind each of the model's turns, and the turn."""
+
+
+def talker(
+    world: str,
+    version: int,
+    seed: int,
+    characters: str,
+    shape: dict[str, Any],
+    turns: Callable[[], tuple[Sequence[Turn], Sequence[Turn]]],
+    update: OfflineSettings,
+) -> Path:
+    """The folder of a world's model, from the cache where it has been made before.
+
+    shape: fields of its config; one with a `sliding_window` is a Mistral, else it is a Llama.
+    turns: (train, held-out) turns that its warm start learns, each from all that was said before.
+    """
+    settings = {
+        "version": version,
+        "seed": seed,
+        "characters": characters,
+        "shape": shape,
+        "update": update.model_dump(),
+    }
+
+    def make(folder: Path) -> None:
+        from transformers import LlamaConfig, MistralConfig
+
+        from lmpg.language.worlds.making import blank_model, warm_start
+        from lmpg.language.worlds.tokenizers import character_tokenizer
+
+        family = MistralConfig if "sliding_window" in shape else LlamaConfig
+        train, held_out = (as_rows(part) for part in turns())
+        with TemporaryDirectory() as place:
+            blank = Path(place)
+            blank_model(blank, character_tokenizer(characters), shape, seed, family)
+            rows = train, held_out
+            warm_start(folder, blank, rows, update, seed, f"{world}: warm start")
+
+    return cached(f"{world}-model", settings, make)
+
+
+def as_rows(turns: Sequence[Turn]) -> list[Row]:
+    """The turns as rows of supervised training, of which a model learns the completion."""
+    return [{"prompt": said, "completion": turn} for said, turn in turns]
+
+
+def turns_preset(algorithm: type) -> dict[str, Any]:
+    """Settings that suit these worlds, whatever the algorithm: no KL to a warm start that is to be
+    left behind, and one large step for each rollout where there are no ratios."""
+    fields = algorithm.model_fields  # type: ignore[attr-defined]
+    ratios = "ratios" in algorithm().needs
+    return {
+        "algorithm": {"kl_coef": 0.0} if "kl_coef" in fields else {},
+        "update": {
+            "rollout_size": 256,
+            "minibatch_size": 64 if ratios else 256,
+            "microbatch_size": 64,
+            "epochs": 1,
+            "learning_rate": 5e-4 if ratios else 1e-3,
+            "schedule": "linear",
+        },
+    }
