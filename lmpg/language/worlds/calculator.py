@@ -1,4 +1,4 @@
-"""The calculator world: sums of six digits, a model that cannot do them, and a tool that adds."""
+"""The calculator world: sums of four digits, a model that cannot do them, and a tool that adds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from lmpg.language.data.prompts import Prompt
 from lmpg.language.data.rows import Row
-from lmpg.language.worlds.talkers import Turn, talker, turns_preset
+from lmpg.language.worlds.talkers import talker, turns_preset
 from lmpg.language.worlds.tasks import tool_sums as task
 from lmpg.language.worlds.world import World, WorldStage
 from lmpg.settings.raw import merged
@@ -18,8 +18,8 @@ from lmpg.training.settings import OfflineSettings
 VERSION = 1
 """Of the code that makes the world: a new number makes everything in the cache again."""
 SEED = 19
-HELD_OUT, CHECKED, TRAINED = 512, 256, 8000
-CALLS = 0.3
+HELD_OUT, CHECKED, TRAINED = 512, 256, 12000
+CALLS = 0.4
 """How often the warm start's teacher asks the tool; else it writes the right answer at once, of
 which a model this small learns the form, not the sum."""
 MAX_TURNS = 4
@@ -80,7 +80,15 @@ def tool_use(prompts: list[Prompt], completions: list[str]) -> dict[str, float]:
 
 
 def _started() -> Path:
-    parts = VERSION, SEED, task.CHARACTERS, SHAPE, _turns, SUPERVISED
+    parts = (
+        VERSION,
+        SEED,
+        task.CHARACTERS,
+        SHAPE,
+        [CHECKED, TRAINED, CALLS, task.DIGITS],
+        _conversations,
+        SUPERVISED,
+    )
     return talker("calculator", *parts)
 
 
@@ -91,10 +99,10 @@ def _problems() -> dict[str, list[Row]]:
     return {"held out": held_out, "checked": checked, "train": train}
 
 
-def _turns() -> tuple[list[Turn], list[Turn]]:
+def _conversations() -> tuple[list[str], list[str]]:
     rng, problems = random.Random(SEED + 1), _problems()
     parts = [
-        [turn for row in problems[part] for turn in task.worked(row, rng.random() < CALLS)]
+        [task.worked(row, rng.random() < CALLS) for row in problems[part]]
         for part in ("train", "checked")
     ]
     return parts[0], parts[1]

@@ -4,12 +4,11 @@ plays carelessly. The best play, binary search, takes 49/15 guesses on average."
 from __future__ import annotations
 
 import random
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lmpg.language.data.prompts import Prompt
-from lmpg.language.worlds.talkers import Turn, talker, turns_preset
+from lmpg.language.worlds.talkers import talker, turns_preset
 from lmpg.language.worlds.tasks import guessing as task
 from lmpg.language.worlds.world import World, WorldStage
 from lmpg.settings.raw import merged
@@ -18,8 +17,8 @@ from lmpg.training.settings import OfflineSettings
 VERSION = 1
 """Of the code that makes the world: a new number makes everything in the cache again."""
 SEED = 17
-GAMES, HELD_OUT = 3000, 200
-CARELESS = 0.5
+GAMES, HELD_OUT = 12000, 200
+CARELESS = 0.3
 """How often the warm start's teacher draws a guess from all numbers."""
 MAX_TURNS = 12
 SHAPE = {
@@ -46,7 +45,7 @@ def preset(algorithm: type) -> dict[str, Any]:
     own = {
         "environment": {
             "path": "lmpg.language.worlds.tasks.guessing:Guess",
-            "max_turns": MAX_TURNS,
+            "max_games": MAX_TURNS,
             "max_tokens": 144,
         },
         "sampling": {"max_new_tokens": 3},
@@ -77,16 +76,20 @@ def guesses(prompts: list[Prompt], completions: list[str]) -> dict[str, float]:
 
 
 def _started() -> Path:
-    parts = VERSION, SEED, task.CHARACTERS, SHAPE, _turns, SUPERVISED
+    parts = (
+        VERSION,
+        SEED,
+        task.CHARACTERS,
+        SHAPE,
+        [GAMES, HELD_OUT, CARELESS, MAX_TURNS],
+        _games,
+        SUPERVISED,
+    )
     return talker("guess", *parts)
 
 
-@cache
-def _turns() -> tuple[list[Turn], list[Turn]]:
+def _games() -> tuple[list[str], list[str]]:
     rng = random.Random(SEED)
-    found = [task.played(rng, CARELESS) for _ in range(GAMES + HELD_OUT)]
-    fit = [
-        [turn for game in part for turn in game[:MAX_TURNS]]
-        for part in (found[HELD_OUT:], found[:HELD_OUT])
-    ]
-    return fit[0], fit[1]
+    games = [task.played(rng, CARELESS) for _ in range(GAMES + HELD_OUT)]
+    fit = [game for game in games if game.count("<eos>") < MAX_TURNS]
+    return fit[HELD_OUT:], fit[:HELD_OUT]

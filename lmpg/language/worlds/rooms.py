@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lmpg.language.data.prompts import Prompt
-from lmpg.language.worlds.talkers import Turn, talker, turns_preset
+from lmpg.language.worlds.talkers import talker, turns_preset
 from lmpg.language.worlds.tasks import rooms_alike as task
 from lmpg.language.worlds.world import World, WorldStage
 from lmpg.settings.raw import merged
@@ -17,7 +17,7 @@ from lmpg.training.settings import OfflineSettings
 VERSION = 1
 """Of the code that makes the world: a new number makes everything in the cache again."""
 SEED = 23
-WALKS, HELD_OUT, TURNS = 400, 40, 4
+WALKS, HELD_OUT, TURNS = 1600, 100, 4
 STARTS_RIGHT = 0.5
 """How often the warm start goes right."""
 SHAPE = {
@@ -77,14 +77,19 @@ def walked(prompts: list[Prompt], completions: list[str]) -> dict[str, float]:
 
 
 def _started() -> Path:
-    parts = VERSION, SEED, task.CHARACTERS, SHAPE, _turns, SUPERVISED
+    parts = (
+        VERSION,
+        SEED,
+        task.CHARACTERS,
+        SHAPE,
+        [WALKS, HELD_OUT, TURNS, STARTS_RIGHT],
+        _walks,
+        SUPERVISED,
+    )
     return talker("rooms", *parts)
 
 
-def _turns() -> tuple[list[Turn], list[Turn]]:
+def _walks() -> tuple[list[str], list[str]]:
     rng = random.Random(SEED)
-    parts = [
-        [turn for _ in range(count) for turn in task.walked(rng, TURNS, STARTS_RIGHT)]
-        for count in (WALKS, HELD_OUT)
-    ]
-    return parts[0], parts[1]
+    walks = [task.walked(rng, TURNS, STARTS_RIGHT) for _ in range(WALKS + HELD_OUT)]
+    return walks[HELD_OUT:], walks[:HELD_OUT]

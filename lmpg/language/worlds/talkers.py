@@ -7,14 +7,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from lmpg.language.data.rows import Row
 from lmpg.language.worlds.cache import cached
 from lmpg.training.settings import OfflineSettings
 
 # What brings transformers along is imported where it is used: the settings need not wait for it.
-
-Turn = tuple[str, str]
-"""What was said before, with `<eos>` behind each of the model's turns, and the turn."""
 
 
 def talker(
@@ -23,19 +19,23 @@ def talker(
     seed: int,
     characters: str,
     shape: dict[str, Any],
-    turns: Callable[[], tuple[Sequence[Turn], Sequence[Turn]]],
+    made_from: Any,
+    conversations: Callable[[], tuple[Sequence[str], Sequence[str]]],
     update: OfflineSettings,
 ) -> Path:
     """The folder of a world's model, from the cache where it has been made before.
 
     shape: fields of its config; one with a `sliding_window` is a Mistral, else it is a Llama.
-    turns: (train, held-out) turns that its warm start learns, each from all that was said before.
+    made_from: all that the conversations depend on, as JSON.
+    conversations: (train, held-out) ones that its warm start learns, with `<eos>` behind every turn
+    but the last; of what the other side says it learns as much as can be foreseen.
     """
     settings = {
         "version": version,
         "seed": seed,
         "characters": characters,
         "shape": shape,
+        "conversations": made_from,
         "update": update.model_dump(),
     }
 
@@ -46,7 +46,7 @@ def talker(
         from lmpg.language.worlds.tokenizers import character_tokenizer
 
         family = MistralConfig if "sliding_window" in shape else LlamaConfig
-        train, held_out = (as_rows(part) for part in turns())
+        train, held_out = ([{"text": text} for text in part] for part in conversations())
         with TemporaryDirectory() as place:
             blank = Path(place)
             blank_model(blank, character_tokenizer(characters), shape, seed, family)
@@ -54,11 +54,6 @@ def talker(
             warm_start(folder, blank, rows, update, seed, f"{world}: warm start")
 
     return cached(f"{world}-model", settings, make)
-
-
-def as_rows(turns: Sequence[Turn]) -> list[Row]:
-    """The turns as rows of supervised training, of which a model learns the completion."""
-    return [{"prompt": said, "completion": turn} for said, turn in turns]
 
 
 def turns_preset(algorithm: type) -> dict[str, Any]:

@@ -76,17 +76,16 @@ def guesses(text: str) -> int:
     return text.count("\n") + (not text.endswith("\n"))
 
 
-def played(rng: random.Random, careless: float, most: int = MOST) -> list[tuple[str, str]]:
-    """(what was said before, the guess) of every turn of a game by who draws each guess from the
-    numbers that it can still be, or, with probability `careless`, from all."""
-    game, said, turns = Guess(), opening(most), []
+def played(rng: random.Random, careless: float, most: int = MOST) -> str:
+    """A game by who draws each guess from the numbers that it can still be, or, with probability
+    `careless`, from all; with `<eos>` behind every turn but the last."""
+    game, said = Guess(), opening(most)
     game.reset(seed=rng.randrange(2**31), options={"most": most})
     while True:
         any_of_all = rng.random() < careless
         low, high = (1, most) if any_of_all else (game.low, game.high)
         guess = str(rng.randint(low, high))
-        turns.append((said, guess))
         answer, _, done, _, _ = game.step(guess)
         if done:
-            return turns
+            return f"{said}{guess}"
         said += f"{guess}<eos>{answer}"

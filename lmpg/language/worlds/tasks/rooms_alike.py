@@ -41,11 +41,6 @@ def moves(text: str) -> dict[str, int]:
     return {move: turns.count(move) for move in (LEFT, RIGHT)}
 
 
-def walked(rng: random.Random, turns: int, right: float) -> list[tuple[str, str]]:
-    """(what was said before, the move) of each of so many turns that go right so often."""
-    said, found = LOOK, []
-    for _ in range(turns):
-        move = RIGHT if rng.random() < right else LEFT
-        found.append((said, move))
-        said += f"{move}<eos>{LOOK}"
-    return found
+def walked(rng: random.Random, turns: int, right: float) -> str:
+    """A walk of so many turns that go right so often, with `<eos>` behind all but the last."""
+    return "<eos>".join(LOOK + (RIGHT if rng.random() < right else LEFT) for _ in range(turns))

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-DIGITS = 6
+DIGITS = 4
 CHARACTERS = "0123456789+=?\n adwht"
 CALL = re.compile(r"add (\d{1,12}) (\d{1,12})")
 WHAT = "what?\n"
@@ -60,10 +60,9 @@ def answered(text: str) -> str:
     return text.rpartition("\n")[2]
 
 
-def worked(row: dict[str, str], with_tool: bool) -> list[tuple[str, str]]:
-    """(what was said before, the turn) of every turn: the answer at once, or by the tool."""
+def worked(row: dict[str, str], with_tool: bool) -> str:
+    """A conversation with `<eos>` behind every turn but the last: the answer at once, or by the
+    tool."""
     asked, answer = row["prompt"], row["answer"]
-    if not with_tool:
-        return [(asked, answer)]
     call = f"add {asked.partition('=')[0].replace('+', ' ')}"
-    return [(asked, call), (f"{asked}{call}<eos>{answer}\n", answer)]
+    return f"{asked}{call}<eos>{answer}\n{answer}" if with_tool else asked + answer
