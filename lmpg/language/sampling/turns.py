@@ -41,9 +41,11 @@ class Turns:
         texts: list[list[int]],
         limits_R: Tensor,
         uniforms_RT: Tensor | None,
+        *,
+        last: bool = False,
     ) -> Samples:
         """What the policy appends to each of `texts`, at most limits_R[r] tokens; the others of
-        its rows are over.
+        its rows are over. last: whether no turn follows.
 
         rows: the names of the rows. A text begins with that of the row's last turn and what was
         sampled there. Neither which rows are together nor their order changes a row's tokens.
@@ -57,9 +59,10 @@ class Turns:
         engine = self._sampler.engine(self._why, self._length(texts, limits_R), self._own())
         uniforms_RT = None if uniforms_RT is None else uniforms_RT.to(device)
         unread = self._unread(rows, texts)
-        decoding = self._sampler.decoded(engine, prompts, limits_R, uniforms_RT, unread, True)
+        decoding = self._sampler.decoded(engine, prompts, limits_R, uniforms_RT, unread, not last)
         samples, stored = decoding.samples(), decoding.stored()
-        self._sampler.backend += NEW if stored else ANEW
+        if not last:
+            self._sampler.backend += NEW if stored else ANEW
         lengths = samples.inputs["response_lengths"].tolist()
         self._stored = {
             row: (len(texts[r]) + lengths[r], stored[r])
