@@ -31,7 +31,7 @@ def check_language(settings: LanguageSettings, name: str) -> list[str]:
     processes.announce()
     with passing_run(settings, name, processes) as folder:
         prepared = prepare(settings, folder, processes)
-        with prepared.scorer, closing(prepared.online.tracker):
+        with prepared, closing(prepared.online.tracker):
             source: Any = prepared.online.source
             group_sampler = getattr(source.sampler, "sampler", source.sampler)
             sampled = _some(group_sampler, source.processing)

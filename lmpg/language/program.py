@@ -21,12 +21,14 @@ from lmpg.language.models.reference import Reference
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rollouts.arithmetic import as_it_began, settle
 from lmpg.language.rollouts.collect import LanguageSource
+from lmpg.language.rollouts.conversations import Environments
 from lmpg.language.rollouts.dynamic_sampling import DynamicSampling
 from lmpg.language.rollouts.evaluation import Evaluator
 from lmpg.language.rollouts.generation import Generator, stop_search
 from lmpg.language.rollouts.preflight import check, ids_to_test
 from lmpg.language.rollouts.score_processing import ScoreProcessing
 from lmpg.language.rollouts.scoring import GroupSampler
+from lmpg.language.run_environments import environments_for, longest_response, prompts_of
 from lmpg.language.run_inputs import inputs_of
 from lmpg.language.run_rewards import scorer_for
 from lmpg.language.sampling.sampler import Sampler
@@ -66,8 +68,8 @@ def train_language(
     with nothing_left_before_the_first_step(folder, processes):
         settings = kept(given, settings, folder, processes)
         prepared = prepare(settings, folder, processes, world, given)
-        with prepared.scorer as scorer:
-            keep = partial(scorer.keep_sources, folder.path / "reward_sources")
+        with prepared:
+            keep = partial(prepared.keep_sources, folder.path / "reward_sources")
             rest = prepared.facts, prepared.inputs, keep, "text-generation"
             run(prepared.online, folder, name, *rest)
     return folder.path
@@ -75,13 +77,28 @@ def train_language(
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run about to start. scorer is closed at its end; facts go into its summary; inputs are
-    what it must find unchanged when it is resumed."""
+    """A run about to start. scorer and environments are closed at its end; facts go into its
+    summary; inputs are what it must find unchanged when it is resumed."""
 
     online: Online
     scorer: Scorer
+    environments: Environments | None
     facts: dict[str, Any]
     inputs: Inputs
+
+    def keep_sources(self, folder: Path) -> None:
+        """Writes to `folder` the local modules that rewards and environments have imported."""
+        self.scorer.keep_sources(folder)
+        if self.environments is not None:
+            self.environments.pool.keep_sources(folder)
+
+    def __enter__(self) -> PreparedRun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.scorer.close()
+        if self.environments is not None:
+            self.environments.pool.close()
 
 
 def prepare(
@@ -109,7 +126,8 @@ def prepare(
     policy.head.forbid_early(policy.eos_token_ids, settings.sampling.min_new_tokens)
     own = load_reference(settings.model, tokenizer, policy)
     give_back_freed_memory()
-    prompts = prompts_for(settings, policy, tokenizer, world)
+    environments = environments_for(settings, tokenizer, policy.eos_token_ids, given.functions)
+    prompts = prompts_for(settings, policy, tokenizer, world, environments)
     if processes.is_main:
         print(prompts.line(), flush=True)
     decode = partial(completion_text, tokenizer, eos_token_ids=policy.eos_token_ids)
@@ -117,13 +135,15 @@ def prepare(
     processes.suit_threads(num_weights(policy) + scorer.num_weights)
     work = work_of(settings, policy, own, scorer.num_bytes, prompts, processes.count)
     settings, keep_engine = with_fitting_microbatches(settings, work, processes)
-    generator = generator_for(settings, policy, tokenizer, processes, keep_engine)
+    rest = processes, keep_engine, environments
+    generator = generator_for(settings, policy, tokenizer, *rest)
     source = source_of(settings, generator, scorer, prompts, world, own)
     if checkpoint.newest_step(folder.checkpoints) is None:
         first = (source.reference or source.evaluator.reference) if own is None else None
         check(generator, first, ids_to_test(prompts.train))
     made, facts = assembled(settings, source, folder, given), facts | (world.facts if world else {})
-    return PreparedRun(made, scorer, facts, inputs_of(settings, world, given.functions))
+    inputs = inputs_of(settings, world, given.functions)
+    return PreparedRun(made, scorer, environments, facts, inputs)
 
 
 def refuse_idle_processes(settings: LanguageSettings, processes: Processes) -> None:
@@ -154,7 +174,8 @@ def source_of(
     reference, compared = references(settings, generator.policy, own)
     if "divergence" in algorithm.needs and own is not None:
         generator.policy.learn_from(own, algorithm.beta)
-    judged = settings.rewards.functions or settings.rewards.models or compared is None
+    rewards = settings.rewards.functions or settings.rewards.models or settings.environment.path
+    judged = rewards or compared is None
     return LanguageSource(
         generator=generator,
         sampler=DynamicSampling(sampler, refills) if refills else sampler,
@@ -185,6 +206,7 @@ def generator_for(
     tokenizer: Any,
     processes: Processes,
     keep_engine: bool = True,
+    environments: Environments | None = None,
 ) -> Generator:
     """The generator of completions, for training and evaluation."""
     update, sampling = settings.update, settings.sampling
@@ -199,6 +221,7 @@ def generator_for(
         microbatch_size=update.microbatch_size,
         microbatch_tokens=update.most_tokens,
         old_logprobs=old_logprobs_of(settings, policy.rounds is None, processes.count),
+        environments=environments,
     )
 
 
@@ -222,10 +245,17 @@ def references(
 
 
 def prompts_for(
-    settings: LanguageSettings, policy: CausalLMPolicy, tokenizer: Any, world: World | None
+    settings: LanguageSettings,
+    policy: CausalLMPolicy,
+    tokenizer: Any,
+    world: World | None,
+    environments: Environments | None = None,
 ) -> Split[Prompt]:
-    """The user's prompts or the world's, none so long that the context leaves no response."""
+    """The user's prompts or the world's, none so long that the context leaves no response; without
+    either, those that environments begin with."""
     room = policy.context_length - settings.sampling.max_new_tokens
+    if environments is not None and world is None and settings.data.path is None:
+        return prompts_of(environments, settings.run.seed)
     if world is None:
         return load_prompts(settings.data, tokenizer, room)
     train = prompts_from_rows(world.train_rows, tokenizer, room)
@@ -251,7 +281,7 @@ def assembled(
             total_steps=run.total_steps,
             seed=run.seed,
             processes=processes,
-            max_length=settings.sampling.max_new_tokens,
+            max_length=longest_response(settings),
             old_logprobs=generator.old_logprobs,
         ),
         tracker=Tracker(folder.path, run.total_steps, main_process=processes.is_main),

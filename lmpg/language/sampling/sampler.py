@@ -24,8 +24,9 @@ from lmpg.language.sampling.engines.cuda import CudaDecoder
 from lmpg.language.sampling.engines.cuda_rollouts import CudaRollouts
 from lmpg.language.sampling.engines.graphs import Capture, CudaGraphs
 from lmpg.language.sampling.engines.protocol import Decoder, Engine
+from lmpg.language.sampling.engines.stored import Unread
 from lmpg.language.sampling.engines.transformers import refuse_unusable_cache, transformers_engine
-from lmpg.language.sampling.engines.weights import DecodeWeights, policy_weights
+from lmpg.language.sampling.engines.weights import DecodeWeights, PolicyWeights, policy_weights
 from lmpg.language.sampling.samples import DistinctPrompts, Samples, concatenated
 from lmpg.language.sampling.stops import NewSearch, StopSearch
 from lmpg.runtime.machine import worthwhile_threads
@@ -87,6 +88,17 @@ class Sampler:
         limits_B = self._limits(prompts).repeat_interleave(group_size)
         if uniforms_BT is not None:
             self._check_uniforms(uniforms_BT, len(limits_B))
+        return self.answered(prompts, group_size, limits_B, uniforms_BT)
+
+    def answered(
+        self,
+        prompts: list[list[int]],
+        group_size: int,
+        limits_B: Tensor,
+        uniforms_BT: Tensor | None,
+    ) -> Samples:
+        """As `sample` does, at most limits_B[b] tokens in row b."""
+        if uniforms_BT is not None:
             uniforms_BT = uniforms_BT.to(self.policy.device)
         if bears_padding(self.policy.trunk):
             return self._sampled(prompts, group_size, limits_B, uniforms_BT)
@@ -110,7 +122,7 @@ class Sampler:
         device = self.policy.device
         distinct = DistinctPrompts.of(prompts, group_size, self.policy.pad_token_id).to(device)
         length = distinct.ids_PL.shape[1] + int(limits_B.max())
-        reason = why_transformers(self.policy, length) or self._why_distrusted()
+        reason = self.why_not_own(length)
         if reason is None and self._cuda is not None:
             search = self._search(distinct)
             samples = self._cuda.sample(distinct, limits_B, uniforms_BT, self.check_every, search)
@@ -118,16 +130,35 @@ class Sampler:
             if not self._keep_engine:
                 self._cuda.let_go()
             return samples
-        return self._decoded(self._engine(reason, length), distinct, limits_B, uniforms_BT)
+        return self.decoded(
+            self.engine(reason, length), distinct, limits_B, uniforms_BT
+        ).samples()
 
-    def _decoded(
-        self, engine: Engine, prompts: DistinctPrompts, limits_B: Tensor, uniforms_BT: Tensor | None
-    ) -> Samples:
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether rows may leave with what is cached of them, as far as lmpg's own engine goes."""
+        return self._cuda is None
+
+    def why_not_own(self, length: int) -> str | None:
+        """Why no engine of lmpg's computes contexts of `length` tokens; None if one does."""
+        return why_transformers(self.policy, length) or self._why_distrusted()
+
+    def decoded(
+        self,
+        engine: Engine,
+        prompts: DistinctPrompts,
+        limits_B: Tensor,
+        uniforms_BT: Tensor | None,
+        unread: Unread | None = None,
+        stores: bool = False,
+    ) -> Decoding:
+        """A batch that is sampled to its end. unread, stores: as `Decoding` takes them."""
         num_steps = int(limits_B.max())
         work = num_weights(self.policy.causal_lm) * len(limits_B)
         with engine.precision(), worthwhile_threads(work):
             limits_B = limits_B.to(self.policy.device)
-            decoding = Decoding(engine, self.policy, prompts, limits_B, self._search(prompts))
+            search = self._search(prompts)
+            decoding = Decoding(engine, self.policy, prompts, limits_B, search, unread, stores)
             for step in range(num_steps):
                 uniforms_B = None if uniforms_BT is None else uniforms_BT[:, step]
                 decoding.choose(uniforms_B, self.top_k, self.top_p)
@@ -135,16 +166,22 @@ class Sampler:
                     break
                 if step + 1 < num_steps:
                     decoding.advance()
-        return decoding.samples()
+        return decoding
 
     def _search(self, prompts: DistinctPrompts) -> StopSearch | None:
         return None if self._stops is None else self._stops(prompts)
 
-    def _engine(self, reason: str | None, length: int) -> Engine:
-        """The weights are read here, anew for each rollout: an update has changed them."""
+    def engine(
+        self, reason: str | None, length: int, weights: PolicyWeights | None = None
+    ) -> Engine:
+        """lmpg's for the CPU where no `reason` speaks against it, in contexts of `length` tokens.
+
+        The weights are read here, anew for each rollout, unless they are given: an update has
+        changed them.
+        """
         if reason is None:
             self.backend = "by the CPU engine"
-            return own_engine(self.policy, length)
+            return own_engine(self.policy, length, weights=weights)
         self.backend = f"by the model's own forward, which is slower, because {reason}"
         if not self._tried:
             refuse_unusable_cache(self.policy)
@@ -186,9 +223,15 @@ class Sampler:
             )
 
 
-def own_engine(policy: CausalLMPolicy, length: int, decoder: NewDecoder = CpuDecoder) -> Engine:
-    """lmpg's decoder over the model's weights of this moment, for contexts of `length` tokens."""
-    weights = policy_weights(policy, length)
+def own_engine(
+    policy: CausalLMPolicy,
+    length: int,
+    decoder: NewDecoder = CpuDecoder,
+    weights: PolicyWeights | None = None,
+) -> Engine:
+    """lmpg's decoder for contexts of `length` tokens, over the model's weights of this moment if
+    none are given."""
+    weights = weights or policy_weights(policy, length)
     new = decoder(weights.decoder, length)
     return Engine(new, weights.logits, weights.values, nullcontext, 0.0)
 
