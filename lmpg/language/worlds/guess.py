@@ -18,7 +18,7 @@ VERSION = 1
 """Of the code that makes the world: a new number makes everything in the cache again."""
 SEED = 17
 GAMES, HELD_OUT = 12000, 200
-CARELESS = 0.3
+CARELESS = 0.15
 """How often the warm start's teacher draws a guess from all numbers."""
 MAX_TURNS = 12
 SHAPE = {
@@ -34,8 +34,9 @@ SUPERVISED = OfflineSettings(
     schedule="linear",
     warmup_steps=10,
     adam_eps=1e-5,
-    minibatch_size=64,
-    microbatch_size=64,
+    minibatch_size=32,
+    microbatch_size=32,
+    epochs=3,
 )
 STAGES: dict[str, WorldStage] = {}
 

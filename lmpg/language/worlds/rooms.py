@@ -51,9 +51,20 @@ def preset(algorithm: type) -> dict[str, Any]:
             "max_tokens": 960,
         },
         "sampling": {"max_new_tokens": 2},
-        "evaluation": {"size": 128, "every": 25},
-        "run": {"total_steps": 100},
+        "update": {
+            "rollout_size": 128,
+            "minibatch_size": 128,
+            "learning_rate": 4e-4,
+        },
+        "evaluation": {"size": 64, "every": 0},
+        "run": {"total_steps": 80},
     }
+    fields = algorithm.model_fields  # type: ignore[attr-defined]
+    # V sees one room, all alike, and costs of −12 are large beside what the policy learns from
+    sampled: dict[str, Any] = {"lam": 1.0, "value_clip": None, "value_coef": 1e-3}
+    own["algorithm"] = {key: value for key, value in sampled.items() if key in fields}
+    if "critic" in algorithm().needs:
+        own["update"]["critic_learning_rate"] = 2e-2
     return merged(turns_preset(algorithm), own)
 
 

@@ -76,7 +76,7 @@ def test_guessing_at_random_among_what_is_left_is_as_quicksort():
 
 
 def test_guesses_are_counted_in_a_conversation():
-    assert guessing.guesses("8higher\n12lower\n10") == 3
+    assert guessing.guesses("8<eos>higher\n12<eos>lower\n10") == 3
     assert guessing.guesses("8") == 1
     texts = ["8higher\n12", "8"]
     assert guess.guesses([], texts)["guesses"] == 1.5
@@ -127,7 +127,9 @@ def test_the_rooms_have_the_corridors_optimum():
     best = rooms_alike.BEST_RIGHT
     assert rooms_alike.value(best) == pytest.approx(-11.6569, abs=1e-4)
     assert max(map(rooms_alike.value, (best - 0.01, best + 0.01))) < rooms_alike.value(best)
-    assert rooms.walked([], ["rroom?\nlroom?\nr", "lroom?\nrroom?\nr"]) == {"right": 4 / 6}
+    assert rooms.walked([], ["r<eos>room?\nl<eos>room?\nr", "lroom?\nrroom?\nr"]) == {
+        "right": 4 / 6
+    }
 
 
 @catches("a model that remembers the room before")

@@ -36,7 +36,7 @@ def value(right: float) -> float:
 
 def moves(text: str) -> dict[str, int]:
     """How often each move was made in a conversation."""
-    lines = text.split("\n")
+    lines = text.replace("<eos>", "").split("\n")
     turns = [line.removesuffix(LOOK.strip()) for line in lines]
     return {move: turns.count(move) for move in (LEFT, RIGHT)}
 
