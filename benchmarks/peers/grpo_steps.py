@@ -47,7 +47,6 @@ def main() -> None:
     """Parse the command line and train."""
     options = parser(__doc__)
     options.add_argument("--length", type=int, default=64, help="tokens per response")
-    options.add_argument("--microbatch", type=int, default=64)
     given = options.parse_args()
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(

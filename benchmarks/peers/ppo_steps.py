@@ -30,11 +30,11 @@ def settings(given: argparse.Namespace) -> PPOConfig:
     """64 prompts, 4 epochs of one minibatch; logs every step, saves and shows nothing."""
     return PPOConfig(
         output_dir=tempfile.mkdtemp(),
-        per_device_train_batch_size=64,
-        gradient_accumulation_steps=1,
+        per_device_train_batch_size=given.microbatch,
+        gradient_accumulation_steps=64 // given.microbatch,
         num_mini_batches=1,
         num_ppo_epochs=4,
-        local_rollout_forward_batch_size=64,
+        local_rollout_forward_batch_size=given.microbatch,
         total_episodes=64 * given.steps,
         response_length=64,
         temperature=1.0,
