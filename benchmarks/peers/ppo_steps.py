@@ -36,7 +36,7 @@ def settings(given: argparse.Namespace) -> PPOConfig:
         num_ppo_epochs=4,
         local_rollout_forward_batch_size=given.microbatch,
         total_episodes=64 * given.steps,
-        response_length=64,
+        response_length=given.length,
         temperature=1.0,
         kl_coef=0.05,
         learning_rate=1e-4,
@@ -91,7 +91,7 @@ def main() -> None:
         eval_dataset=data.select(range(4)),
     )
     # it always samples all it may
-    train_told(trainer, lambda logs: 64.0 if "objective/kl" in logs else None)
+    train_told(trainer, lambda logs: float(given.length) if "objective/kl" in logs else None)
 
 
 if __name__ == "__main__":
