@@ -8,8 +8,8 @@ per optimizer step: weights count the global minibatch, so the sum is the gradie
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -19,6 +19,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from lmpg.runtime import launcher
+from lmpg.runtime.gradient_sum import GradientSum
 from lmpg.runtime.launch import OF_MPI, Launch, is_on, launch_of, size
 from lmpg.runtime.machine import OWN_THREADS, SMALL_MODEL, limit_threads
 from lmpg.runtime.waiting import Waiting
@@ -42,6 +43,7 @@ class Processes:
     """
 
     num_threads = 0
+    _sum: tuple[tuple[int, ...], GradientSum] | None = None
     why_so_many = ""
     _waiting: ClassVar[Waiting | None] = None  # a pipeline's stages count their meetings on
 
@@ -107,18 +109,27 @@ class Processes:
         with self._meeting():
             return gather_object(items)
 
-    def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
-        """Replace every gradient by its sum over ranks; one without a gradient counts as 0."""
+    @contextmanager
+    def last_backward(self, parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
+        """The last backward pass before `sum_gradients` of these: it may send them as they come."""
         if self.count == 1:
+            yield
             return
-        for p in parameters:
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-        flat = torch.cat([p.grad.reshape(-1) for p in parameters])  # type: ignore[union-attr]
-        with self._meeting():
-            dist.all_reduce(flat)
-        for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
-            p.grad.copy_(part.view_as(p))  # type: ignore[union-attr]
+        with self._sum_of(parameters).overlapped():
+            yield
+
+    def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        """Replace every gradient by its sum over ranks; one without a gradient counts as 0."""
+        if self.count > 1:
+            with self._meeting():
+                self._sum_of(parameters).finish()
+
+    def _sum_of(self, parameters: Sequence[torch.nn.Parameter]) -> GradientSum:
+        """The sum of these parameters' gradients, the same for the same ones."""
+        key = tuple(map(id, parameters))
+        if self._sum is None or self._sum[0] != key:
+            self._sum = key, GradientSum(parameters)
+        return self._sum[1]
 
     def sum(self, x: Tensor) -> Tensor:
         """`x` summed over ranks."""
