@@ -46,7 +46,7 @@ def preset(algorithm: type) -> dict[str, Any]:
     own = {
         "environment": {
             "path": "lmpg.language.worlds.tasks.guessing:Guess",
-            "max_games": MAX_TURNS,
+            "max_turns": MAX_TURNS,
             "max_tokens": 144,
         },
         "sampling": {"max_new_tokens": 3},
