@@ -128,16 +128,13 @@ def prepare(
     own = load_reference(settings.model, tokenizer, policy)
     give_back_freed_memory()
     environments = environments_for(settings, tokenizer, policy.eos_token_ids, given.functions)
-    prompts = prompts_for(settings, policy, tokenizer, world, environments)
-    if processes.is_main:
-        print(prompts.line(), flush=True)
+    prompts = prompts_for(settings, policy, tokenizer, world, environments, processes.is_main)
     decode = partial(completion_text, tokenizer, eos_token_ids=policy.eos_token_ids)
     scorer = scorer_for(settings, prompts, decode, processes, given.functions)
     processes.suit_threads(num_weights(policy) + scorer.num_weights)
     work = work_of(settings, policy, own, scorer.num_bytes, prompts, processes.count)
     settings, keep_engine = with_fitting_microbatches(settings, work, processes)
-    rest = processes, keep_engine, environments
-    generator = generator_for(settings, policy, tokenizer, *rest)
+    generator = generator_for(settings, policy, tokenizer, processes, keep_engine, environments)
     source = source_of(settings, generator, scorer, prompts, world, own)
     if checkpoint.newest_step(folder.checkpoints) is None:
         first = (source.reference or source.evaluator.reference) if own is None else None
@@ -175,8 +172,7 @@ def source_of(
     reference, compared = references(settings, generator.policy, own)
     if "divergence" in algorithm.needs and own is not None:
         generator.policy.learn_from(own, algorithm.beta)
-    rewards = settings.rewards.functions or settings.rewards.models or settings.environment.path
-    judged = rewards or compared is None
+    judged = settings.gives_rewards or compared is None
     return LanguageSource(
         generator=generator,
         sampler=DynamicSampling(sampler, refills) if refills else sampler,
@@ -251,16 +247,21 @@ def prompts_for(
     tokenizer: Any,
     world: World | None,
     environments: Environments | None = None,
+    tell: bool = False,
 ) -> Split[Prompt]:
     """The user's prompts or the world's, none so long that the context leaves no response; without
-    either, those that environments begin with."""
+    either, those that environments begin with. tell: whether to say how many there are."""
     room = policy.context_length - settings.sampling.max_new_tokens
-    if environments is not None and world is None and settings.data.path is None:
-        return prompts_of(environments, settings.run.seed)
-    if world is None:
-        return load_prompts(settings.data, tokenizer, room)
-    train = prompts_from_rows(world.train_rows, tokenizer, room)
-    return Split(train, prompts_from_rows(world.held_out_rows, tokenizer, room))
+    if world is not None:
+        rows = world.train_rows, world.held_out_rows
+        found = Split(*(prompts_from_rows(part, tokenizer, room) for part in rows))
+    elif environments is not None and settings.data.path is None:
+        found = prompts_of(environments, settings.run.seed)
+    else:
+        found = load_prompts(settings.data, tokenizer, room)
+    if tell:
+        print(found.line(), flush=True)
+    return found
 
 
 def assembled(

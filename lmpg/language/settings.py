@@ -248,5 +248,11 @@ class LanguageSettings(Section, Generic[A]):
         refuse_nothing_to_compare(self.update, self.algorithm, name, alike=alike)
         return self
 
+    @property
+    def gives_rewards(self) -> bool:
+        """Whether there is a reward, by functions, models or an environment."""
+        rewards = self.rewards
+        return bool(rewards.functions or rewards.models or self.environment.path)
+
     def _needs(self) -> frozenset[str]:
         return getattr(self.algorithm, "needs", frozenset())

@@ -1,8 +1,9 @@
-"""Completions of prompts, what became of them turn by turn, and the random numbers they come from.
-"""
+"""Completions of prompts, their turns, and the random numbers that they come from."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -35,6 +36,17 @@ class Turn:
     state: int
     before: str | Messages | None = None
     calls: list[dict[str, Any]] = field(default_factory=list)
+
+
+def state_number(info: dict[str, Any], observation: str | Messages) -> int:
+    """A number of the state that an environment is in, equal for equal ones: what its info calls
+    `state`, else what it shows."""
+    if "state" in info:
+        text = str(info["state"])
+    else:
+        text = json.dumps(observation, sort_keys=True, ensure_ascii=False, default=str)
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,6 @@ stands between its turns.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,12 +19,11 @@ from lmpg.language.data.prompts import Prompt
 from lmpg.language.data.tokenizing import completion_texts
 from lmpg.language.environments.continuation import Continuation
 from lmpg.language.environments.interface import Outcome
-from lmpg.language.models.inputs import language_inputs
 from lmpg.language.models.policy import CausalLMPolicy
-from lmpg.language.rollouts.completions import Completions, Draw, Talk, Turn
+from lmpg.language.rollouts.completions import Completions, Draw, Talk, Turn, state_number
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.sampling.samples import Samples
-from lmpg.language.sampling.turns import Turns
+from lmpg.language.sampling.turn_by_turn import Turns, samples_of_turns
 from lmpg.settings.section import UserError
 
 
@@ -161,7 +158,7 @@ class _Row:
             end=len(self.response) + len(answer),
             text=text,
             reward=None if outcome.error else outcome.reward,
-            state=state_number(self.outcome),
+            state=state_number(self.outcome.info, self.outcome.observation),
             before=self.outcome.observation if self.turns else None,
             calls=outcome.info.get("tool_calls") or [],
         )
@@ -258,52 +255,11 @@ class _Talking:
 
     def completions(self) -> Completions:
         """The rows once all have ended."""
-        rows, ends = self.rows, self.sampler.policy.eos_token_ids
-        ids = [row.response for row in rows]
-        texts = completion_texts(self.tokenizer, [row.ids for row in rows], ids, ends)
+        rows, policy = self.rows, self.sampler.policy
+        prompts, ids = [row.ids for row in rows], [row.response for row in rows]
+        places = [[(turn.start, turn.end) for turn in row.turns] for row in rows]
         finished = [row.finished for row in rows]
+        samples = samples_of_turns(policy, prompts, ids, places, self.recorded, finished)
+        texts = completion_texts(self.tokenizer, prompts, ids, policy.eos_token_ids)
         talks = [row.talk() for row in rows]
-        return Completions([row.prompt for row in rows], self._samples(), texts, ids, finished, talks)
-
-    def _samples(self) -> Samples:
-        """All turns of all rows as samples, 0 in what the policy did not write."""
-        policy, rows = self.sampler.policy, self.rows
-        responses = [row.response for row in rows]
-        inputs = language_inputs([row.ids for row in rows], responses, policy.pad_token_id)
-        shape = len(rows), max(1, inputs["response_ids"].shape[1])
-        if not inputs["response_ids"].numel():  # every row was lost before its first turn
-            inputs["response_ids"] = torch.full(shape, policy.pad_token_id)
-        turns_BT = torch.zeros(shape, dtype=torch.long)
-        for b, row in enumerate(rows):
-            for number, turn in enumerate(row.turns, 1):
-                turns_BT[b, turn.start : turn.end] = number
-        inputs = {**inputs, "response_turns": turns_BT}
-        inputs = {name: x.to(policy.device) for name, x in inputs.items()}
-        mask_BT = inputs["response_turns"] > 0
-        found = {name: self._spread(name, shape) for name in ("logprobs_BT", "entropy_BT")}
-        valued = policy.value_head is not None
-        values_BT = self._spread("values_BT", shape) if valued else None
-        finished_B = torch.tensor([row.finished for row in rows], device=policy.device)
-        return Samples(inputs, mask_BT, **found, values_BT=values_BT, finished_B=finished_B)
-
-    def _spread(self, name: str, shape: tuple[int, int]) -> Tensor:
-        """What was recorded of all turns under `name`, at its places, [B, T]."""
-        whole_BT = torch.zeros(shape, device=self.sampler.policy.device)
-        for number, (going, samples) in enumerate(self.recorded):
-            starts = [self.rows[b].turns[number].start for b in going]
-            row_N, step_N = samples.mask_BT.nonzero(as_tuple=True)
-            first_R, place_R = (torch.tensor(x, device=row_N.device) for x in (starts, going))
-            places = place_R[row_N], first_R[row_N] + step_N
-            whole_BT = whole_BT.index_put(places, getattr(samples, name)[samples.mask_BT])
-        return whole_BT
-
-
-def state_number(outcome: Outcome) -> int:
-    """A number of the state that an outcome leaves, equal for equal ones: what its info calls
-    `state`, else its observation."""
-    if "state" in outcome.info:
-        text = str(outcome.info["state"])
-    else:
-        text = json.dumps(outcome.observation, sort_keys=True, ensure_ascii=False, default=str)
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=True)
+        return Completions([row.prompt for row in rows], samples, texts, ids, finished, talks)

@@ -43,9 +43,10 @@ class Evaluator:
         reward, reward_std: mean and std of the score. reward_errors: completions without one, if
         there are any. pass_at_k: mean chance that one of k passes, for k = 1, 2, 4 … `samples`,
         where there are several. greedy_reward: mean score of greedy completions, where asked for.
-        distinct: share of distinct completions. length: mean tokens of the policy. turns: mean turns,
-        where there are environments. kl: mean nats per completion to the reference. And what `eval_metric` adds. UserError if more completions than
-        `max_error_share` have no score. Diverged if a token's probability is NaN.
+        distinct: share of distinct completions. length: mean tokens of the policy. turns: their
+        mean, where there are environments. kl: mean nats per completion to the reference. And what
+        `eval_metric` adds. UserError if more completions than `max_error_share` have no score.
+        Diverged if a token's probability is NaN.
         """
         prompts = [self.prompts[i % len(self.prompts)] for i in range(self.size)]
         parts = self.generator, prompts

@@ -26,8 +26,9 @@ class Judged:
     """`samples` completions of each prompt, prompt-major, and what was found of each of them.
 
     prompts: as each began. lengths: tokens that the policy wrote. talks: how they went on, [] where
-    each is one turn. kls: nats to the reference, where there is one. by_reward: scores of each reward, none without
-    a scorer. messages: what the rewards said. ruined: whether a token's probability was NaN.
+    each is one turn. kls: nats to the reference, where there is one. by_reward: scores of each
+    reward, none without a scorer. messages: what the rewards said. ruined: whether a token's
+    probability was NaN.
     """
 
     samples: int

@@ -19,7 +19,6 @@ from lmpg.runtime.machine import Stopwatch
 from lmpg.settings.section import RunStopped
 from lmpg.types import Algorithm
 
-
 ENVIRONMENT = "environment"
 """What the rewards of turns are called beside others."""
 

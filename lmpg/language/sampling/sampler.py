@@ -130,9 +130,7 @@ class Sampler:
             if not self._keep_engine:
                 self._cuda.let_go()
             return samples
-        return self.decoded(
-            self.engine(reason, length), distinct, limits_B, uniforms_BT
-        ).samples()
+        return self.decoded(self.engine(reason, length), distinct, limits_B, uniforms_BT).samples()
 
     @property
     def keeps_rows(self) -> bool:

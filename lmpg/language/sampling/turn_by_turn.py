@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from lmpg.language.models.forward.padding import bears_padding
+from lmpg.language.models.inputs import language_inputs
+from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.sampling.engines.stored import Stored, Unread
 from lmpg.language.sampling.engines.weights import PolicyWeights, policy_weights
 from lmpg.language.sampling.sampler import Sampler
@@ -89,3 +91,57 @@ class Turns:
         known = [min(n, stored[0].shape[2]) if stored else 0 for n, stored in found]
         stored = [stored for _, stored in found]
         return Unread.of(texts, known, stored, self._policy.pad_token_id, self._policy.device)
+
+
+def samples_of_turns(
+    policy: CausalLMPolicy,
+    prompts: list[list[int]],
+    responses: list[list[int]],
+    turns: list[list[tuple[int, int]]],
+    recorded: list[tuple[list[int], Samples]],
+    finished: list[bool],
+) -> Samples:
+    """All turns of all rows as samples; the mask holds what the policy wrote, and no more.
+
+    turns: of each row, where in its response each of its turns begins and ends. recorded: of each
+    turn the rows that took it, in their order, and what was sampled.
+    """
+    inputs = _inputs_of_turns(prompts, responses, turns, policy.pad_token_id)
+    inputs = {name: x.to(policy.device) for name, x in inputs.items()}
+    mask_BT = inputs["response_turns"] > 0
+
+    def spread(name: str) -> Tensor:
+        whole_BT = torch.zeros(mask_BT.shape, device=policy.device)
+        for number, (rows, samples) in enumerate(recorded):
+            starts = [turns[b][number][0] for b in rows]
+            row_N, step_N = samples.mask_BT.nonzero(as_tuple=True)
+            first_R, place_R = (torch.tensor(x, device=policy.device) for x in (starts, rows))
+            places = place_R[row_N], first_R[row_N] + step_N
+            whole_BT = whole_BT.index_put(places, getattr(samples, name)[samples.mask_BT])
+        return whole_BT
+
+    return Samples(
+        inputs,
+        mask_BT,
+        spread("logprobs_BT"),
+        spread("entropy_BT"),
+        None if policy.value_head is None else spread("values_BT"),
+        torch.tensor(finished, device=policy.device),
+    )
+
+
+def _inputs_of_turns(
+    prompts: list[list[int]],
+    responses: list[list[int]],
+    turns: list[list[tuple[int, int]]],
+    pad_token_id: int,
+) -> dict[str, Tensor]:
+    inputs = language_inputs(prompts, responses, pad_token_id)
+    shape = len(prompts), max(1, inputs["response_ids"].shape[1])
+    if not inputs["response_ids"].numel():  # every row was lost before its first turn
+        inputs["response_ids"] = torch.full(shape, pad_token_id)
+    inputs["response_turns"] = torch.zeros(shape, dtype=torch.long)
+    for b, places in enumerate(turns):
+        for number, (start, end) in enumerate(places, 1):
+            inputs["response_turns"][b, start:end] = number
+    return inputs
