@@ -32,7 +32,7 @@ SMALL = {
 def here(tmp_path, monkeypatch):
     """A folder with a tiny model and the page's files."""
     monkeypatch.chdir(tmp_path)
-    save_tiny("model", max_position_embeddings=256)
+    save_tiny("model", max_position_embeddings=768)
     for text in (OWN, TOOLS):
         name = re.match(r"# (\w+\.py)", text)[1]
         (tmp_path / name).write_text(text)
