@@ -24,9 +24,8 @@ def train(
     rewards: Any = None,
     *,
     tokenizer: Any = None,
-    environment: Any = None,
     on_step: OnStep | None = None,
-    **settings: Mapping[str, Any],
+    **settings: Any,
 ) -> Run:
     """Train a language model, as `lmpg train NAME` does with these settings; returns the run.
 
@@ -36,10 +35,9 @@ def train(
     name (built in, `FILE.py:NAME` or `package.module:NAME`), a reward model's path or Hub id. Model
     and reward model may be the `Run` that has made them.
     Each of these may also be its whole section, as data={"path": dataset, "answer_column": "a"}.
-    environment: what the model talks to over several turns, as a class with `reset` and `step`, or
-    its name; or its section, as {"path": MyGame, "tools": [search], "max_turns": 4}.
     on_step: called after every step with its number and metrics; returns "stop" to end the run.
-    settings: further sections, as update={"learning_rate": 1e-5}, run={"total_steps": 50}.
+    settings: further sections, as update={"learning_rate": 1e-5}, run={"total_steps": 50}; as
+    environment also a class with `reset` and `step`, as its tools functions.
 
     Bad settings raise `UserError`. Without model and data the run learns in a built-in world.
     """
@@ -50,8 +48,6 @@ def train(
     method = named_preset(name, methods())[0]
     kind = settings_class(method)
     sections = _without_its_name(settings, method)
-    if environment is not None:
-        sections["environment"] = environment
     raw, given = settings_and_objects(kind, model, tokenizer, data, rewards, on_step, sections)
     problems, raw = Problems(misplaced(kind, raw, "train")), placed(kind, raw)
     values = layered(kind, preset_below(name, raw), raw)
