@@ -19,6 +19,7 @@ from lmpg.training.settings import (
     refuse_clip_fraction,
     refuse_critic_settings,
     refuse_nothing_to_compare,
+    refuse_settings_of_turns,
     refuse_what_cannot_change,
 )
 
@@ -235,6 +236,12 @@ class LanguageSettings(Section, Generic[A]):
     @model_validator(mode="after")
     def _refuse_changes_without_effect(self) -> LanguageSettings:
         refuse_what_cannot_change(self.update, self.algorithm)
+        if not self.environment.wanted:
+            alone = "every response is one turn here. Leave it out, or give --environment.path or"
+            refuse_settings_of_turns(self.algorithm, f"{alone} --environment.tools")
+        elif getattr(self.algorithm, "baseline", "") == "group_mean":
+            whole = "algorithm.baseline = group_mean compares whole episodes. Leave one of them out"
+            refuse_settings_of_turns(self.algorithm, whole)
         name = algorithm_name(type(self.algorithm))
         refuse_clip_fraction(self.update, self.algorithm, name)
         alike = self.rewards.process == "none" and "critic" not in self._needs()

@@ -46,12 +46,12 @@ def preset(algorithm: type) -> dict[str, Any]:
     own = {
         "environment": {
             "path": "lmpg.language.worlds.tasks.guessing:Guess",
-            "max_games": MAX_TURNS,
+            "max_turns": MAX_TURNS,
             "max_tokens": 144,
         },
         "sampling": {"max_new_tokens": 3},
-        "evaluation": {"size": 20 * task.MOST, "every": 25},
-        "run": {"total_steps": 150},
+        "evaluation": {"size": 20 * task.MOST, "every": 20},
+        "run": {"total_steps": 100},
     }
     return merged(turns_preset(algorithm), own)
 

@@ -61,10 +61,8 @@ def preset(algorithm: type) -> dict[str, Any]:
     }
     fields = algorithm.model_fields  # type: ignore[attr-defined]
     # V sees one room, all alike, and costs of −12 are large beside what the policy learns from
-    sampled: dict[str, Any] = {"lam": 1.0, "value_clip": None, "value_coef": 1e-3}
+    sampled = {"lam": 1.0, "value_coef": 1e-3}
     own["algorithm"] = {key: value for key, value in sampled.items() if key in fields}
-    if "critic" in algorithm().needs:
-        own["update"]["critic_learning_rate"] = 2e-2
     return merged(turns_preset(algorithm), own)
 
 

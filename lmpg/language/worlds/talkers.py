@@ -57,18 +57,24 @@ def talker(
 
 
 def turns_preset(algorithm: type) -> dict[str, Any]:
-    """Settings that suit these worlds, whatever the algorithm: no KL to a warm start that is to be
-    left behind, and one large step for each rollout where there are no ratios."""
+    """Settings that suit these worlds, for an algorithm's class: no KL to a warm start that is to
+    be left behind, and a critic that learns fast, as all turns of an episode cost alike and only
+    its values tell a good one."""
+    needs = algorithm().needs  # type: ignore[attr-defined]
     fields = algorithm.model_fields  # type: ignore[attr-defined]
-    ratios = "ratios" in algorithm().needs
-    return {
-        "algorithm": {"kl_coef": 0.0} if "kl_coef" in fields else {},
+    wanted: dict[str, Any] = {"kl_coef": 0.0, "value_clip": None}
+    found: dict[str, Any] = {
+        "algorithm": {key: value for key, value in wanted.items() if key in fields},
         "update": {
             "rollout_size": 256,
-            "minibatch_size": 64 if ratios else 256,
+            # a gradient without ratios is right for the policy that sampled, so one step for each
+            "minibatch_size": 64 if "ratios" in needs else 256,
             "microbatch_size": 64,
             "epochs": 1,
-            "learning_rate": 5e-4 if ratios else 1e-3,
+            "learning_rate": 1e-3,
             "schedule": "linear",
         },
     }
+    if "critic" in needs:
+        found["update"]["critic_learning_rate"] = 1e-2
+    return found

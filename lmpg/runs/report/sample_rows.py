@@ -52,7 +52,8 @@ def _step(step: int, rows: Sequence[Row], span: tuple[float, float], scale: Mapp
     for group, members in groupby(rows, key=lambda row: row.get("group")):
         cards = [_card(row, span, scale, group is None) for row in members_of(members)]
         if group is None:
-            parts += cards
+            talks = any(row.get("turns") for row in rows)
+            parts += [f'<div class="members">{"".join(cards)}</div>'] if talks else cards
         else:
             first = next(row for row in rows if row.get("group") == group)
             parts.append(

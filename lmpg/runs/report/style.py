@@ -84,7 +84,7 @@ td.num, th.num { text-align: right; font-variant-numeric: tabular-nums; white-sp
 .told { color: var(--muted); white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13.5px; }
 .lost { color: var(--warn); }
 .turn { display: flex; gap: 10px; align-items: baseline; min-width: 0; padding: 2px 0 2px 10px;
-  border-left: 3px solid var(--c1); }
+  border-left: 3px solid var(--c1); } .turn .text { flex: 0 1 auto; }
 .paid { flex: none; font-size: 12.5px; font-weight: 600; font-variant-numeric: tabular-nums;
   color: var(--muted); }
 .call { margin-left: 13px; padding: 1px 8px; border-radius: 6px; width: fit-content;
