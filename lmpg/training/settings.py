@@ -127,6 +127,32 @@ class UpdateSettings(OptimizerSettings):
         return self
 
 
+class TokenUpdateSettings(UpdateSettings):
+    """One iteration of a language model: how much is sampled, and how it learns from it."""
+
+    sampler_correction: Literal["none", "truncated", "masked"] = "none"
+    """What is done where the engine that samples rounds otherwise than the training forward does,
+    with w = π_old/μ: truncated weighs the policy's loss of a token by min(w, sampler_cap); masked
+    by w, and by 0 where w is below sampler_floor or above sampler_cap."""
+    sampler_cap: float | None = Field(None, gt=1)
+    """The largest weight; none takes 2 for truncated, 5 for masked."""
+    sampler_floor: float = Field(0.5, ge=0, lt=1)
+    """The smallest weight of a token that masked learns from."""
+
+    @model_validator(mode="after")
+    def _refuse_bounds_of_no_correction(self) -> TokenUpdateSettings:
+        kind = self.sampler_correction
+        given = {"sampler_cap": self.sampler_cap, "sampler_floor": self.sampler_floor}
+        used = {"none": (), "truncated": ("sampler_cap",), "masked": given.keys()}[kind]
+        for key, value in given.items():
+            if key not in used and value != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"update.{key} = {value} has no effect with update.sampler_correction = "
+                    f"{kind}. Leave it out, or set update.sampler_correction to masked"
+                )
+        return self
+
+
 def refuse_critic_settings(
     update: UpdateSettings, needs: frozenset[str], name: str, iterations: int
 ) -> None:
