@@ -14,7 +14,7 @@ from lmpg.language.sampling.settings import SamplingSettings
 from lmpg.runs.settings import LanguageEvaluationSettings, RunSettings
 from lmpg.settings.section import Section
 from lmpg.training.settings import (
-    TokenUpdateSettings,
+    UpdateSettings,
     refuse_clip_fraction,
     refuse_critic_settings,
     refuse_nothing_to_compare,
@@ -32,7 +32,7 @@ class LanguageSettings(Section, Generic[A]):
     rewards: RewardSettings = RewardSettings()
     sampling: SamplingSettings = SamplingSettings()
     algorithm: A
-    update: TokenUpdateSettings = TokenUpdateSettings()
+    update: UpdateSettings = UpdateSettings()
     evaluation: LanguageEvaluationSettings = LanguageEvaluationSettings()
     run: RunSettings = RunSettings()
 

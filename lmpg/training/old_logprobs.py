@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from lmpg.functional.sampler_correction import masked_weights, truncated_weights
-from lmpg.training.settings import TokenUpdateSettings, UpdateSettings
+from lmpg.training.settings import AnyUpdateSettings, UpdateSettings
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class OldLogprobs:
     def decided(
         cls,
         needs: frozenset[str],
-        update: UpdateSettings,
+        update: AnyUpdateSettings,
         *,
         exact: bool,
         same_rows: bool,
@@ -57,7 +57,7 @@ class OldLogprobs:
         )
 
 
-def sampler_weights(update: TokenUpdateSettings) -> Callable[[Tensor], Tensor] | None:
+def sampler_weights(update: UpdateSettings) -> Callable[[Tensor], Tensor] | None:
     """Weights of the policy's loss from log(π_old/μ), where μ has sampled; None leaves it as it
     is."""
     if update.sampler_correction == "truncated":

@@ -55,7 +55,7 @@ class BatchSettings(Section):
     that learn after each step or episode, what lies between two lines of the log."""
 
 
-class UpdateSettings(OptimizerSettings):
+class AnyUpdateSettings(OptimizerSettings):
     """One iteration: how much is sampled, and how the policy learns from it."""
 
     rollout_size: int = Field(64, ge=1)
@@ -100,7 +100,7 @@ class UpdateSettings(OptimizerSettings):
         return number if number == "auto" else int(number)
 
     @model_validator(mode="after")
-    def _refuse_a_share_of_nothing(self) -> UpdateSettings:
+    def _refuse_a_share_of_nothing(self) -> AnyUpdateSettings:
         given = self.memory_share != type(self).model_fields["memory_share"].default
         if given and self.microbatch_tokens != "auto":
             raise ValueError(
@@ -117,7 +117,7 @@ class UpdateSettings(OptimizerSettings):
         return self.microbatch_tokens
 
     @model_validator(mode="after")
-    def _require_whole_minibatches(self) -> UpdateSettings:
+    def _require_whole_minibatches(self) -> AnyUpdateSettings:
         if self.rollout_size % self.minibatch_size:
             raise ValueError(
                 f"update.rollout_size = {self.rollout_size} is not a multiple of "
@@ -127,7 +127,7 @@ class UpdateSettings(OptimizerSettings):
         return self
 
 
-class TokenUpdateSettings(UpdateSettings):
+class UpdateSettings(AnyUpdateSettings):
     """One iteration of a language model: how much is sampled, and how it learns from it."""
 
     sampler_correction: Literal["none", "truncated", "masked"] = "none"
@@ -140,7 +140,7 @@ class TokenUpdateSettings(UpdateSettings):
     """The smallest weight of a token that masked learns from."""
 
     @model_validator(mode="after")
-    def _refuse_bounds_of_no_correction(self) -> TokenUpdateSettings:
+    def _refuse_bounds_of_no_correction(self) -> UpdateSettings:
         kind = self.sampler_correction
         given = {"sampler_cap": self.sampler_cap, "sampler_floor": self.sampler_floor}
         used = {"none": (), "truncated": ("sampler_cap",), "masked": given.keys()}[kind]
@@ -154,7 +154,7 @@ class TokenUpdateSettings(UpdateSettings):
 
 
 def refuse_critic_settings(
-    update: UpdateSettings, needs: frozenset[str], name: str, iterations: int
+    update: AnyUpdateSettings, needs: frozenset[str], name: str, iterations: int
 ) -> None:
     """ValueError where there are settings for a critic but none, or where all `iterations` train
     the critic alone."""
@@ -173,7 +173,7 @@ def refuse_critic_settings(
 
 
 def refuse_nothing_to_compare(
-    update: UpdateSettings, algorithm: Section, name: str, *, alike: bool
+    update: AnyUpdateSettings, algorithm: Section, name: str, *, alike: bool
 ) -> None:
     """ValueError where advantages are relative to a rollout, or a minibatch, that holds but one
     element: they would all be 0, and nothing learned. alike: whether the steps of a row have the
@@ -194,7 +194,7 @@ def refuse_nothing_to_compare(
         )
 
 
-def refuse_clip_fraction(update: UpdateSettings, algorithm: Section, name: str) -> None:
+def refuse_clip_fraction(update: AnyUpdateSettings, algorithm: Section, name: str) -> None:
     """ValueError where an update is to end when most steps are clipped, but none ever is."""
     if update.target_clip_fraction is not None and getattr(algorithm, "clip", None) is None:
         raise ValueError(
@@ -204,7 +204,7 @@ def refuse_clip_fraction(update: UpdateSettings, algorithm: Section, name: str) 
         )
 
 
-def refuse_what_cannot_change(update: UpdateSettings, algorithm: Section) -> None:
+def refuse_what_cannot_change(update: AnyUpdateSettings, algorithm: Section) -> None:
     """ValueError where a coefficient that is to be annealed or adapted cannot be."""
     for name in update.anneal:
         _refuse_to_anneal(name, algorithm)

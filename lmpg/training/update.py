@@ -16,7 +16,7 @@ from lmpg.runtime.seeding import generator
 from lmpg.training.diagnostics import Diagnostics
 from lmpg.training.old_logprobs import RECOMPUTED, OldLogprobs
 from lmpg.training.optimizer import learning_rate, policy_optimizer, policy_parameters, take_step
-from lmpg.training.settings import UpdateSettings
+from lmpg.training.settings import AnyUpdateSettings
 from lmpg.types import Algorithm, Credit, Evaluation, Minibatch, Rollout
 
 
@@ -34,7 +34,7 @@ class Updater:
     def __init__(
         self,
         policy: nn.Module,
-        settings: UpdateSettings,
+        settings: AnyUpdateSettings,
         total_steps: int,
         seed: int,
         processes: Processes,
