@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lmpg.functional.advantages import gae
 from lmpg.functional.masking import WHITEN_EPS, Reduction, whitened
+from lmpg.functional.turns import between_turns
 
 
 class _Rows:
@@ -57,8 +58,9 @@ class Rollout(_Rows):
     next_values_BT: V of the state after the step; for a truncated episode that of its true last
         observation. `terminated_BT` stops the bootstrap, `ended_BT` the sum over later steps.
     times_BT: steps of the episode before this one (int64); None where every row begins one.
-    sampler_logprobs_BT: log-probs by the engine that sampled, where `logprobs_BT` are those of
-        another forward of the same policy; None where the two are not told apart.
+    sampler_logprobs_BT: of the engine that sampled, where it rounds otherwise than `logprobs_BT`.
+    turns_BT: the policy's turn that a step belongs to, from 0 (int64); None: a row is one turn.
+    states_BT: what its turn starts from (int64): equal numbers are equal states; where asked for.
     greedy_scores_B: score of the greedy response to the row's prompt, where it is asked for.
     baseline: running mean of earlier rollouts' returns (a scalar), None in the first one.
     """
@@ -76,6 +78,8 @@ class Rollout(_Rows):
     ref_logprobs_BT: Tensor | None = None
     times_BT: Tensor | None = None
     sampler_logprobs_BT: Tensor | None = None
+    turns_BT: Tensor | None = None
+    states_BT: Tensor | None = None
     greedy_scores_B: Tensor | None = None
     baseline: Tensor | None = None
 
@@ -92,6 +96,8 @@ class Rollout(_Rows):
         for name, value in {**self.inputs, **by_row}.items():
             if value is not None and len(value) != expected[0]:
                 raise ValueError(f"Rollout {name} has {len(value)} rows, expected {expected[0]}")
+        if self.turns_BT is not None and (self.turns_BT[self.mask_BT] < 0).any():
+            raise ValueError("Rollout.turns_BT: a step of the policy has no turn, expected 0, 1, …")
         for name in ("mask_BT", "terminated_BT", "ended_BT", "scorable_B"):
             if getattr(self, name).dtype != torch.bool:
                 raise ValueError(f"Rollout.{name} must be bool, not {getattr(self, name).dtype}")
@@ -113,23 +119,47 @@ class Rollout(_Rows):
         """Score per response: the sum of its rewards."""
         return self.rewards_BT.sum(1)
 
-    def discounts_from_start(self, gamma: float) -> Tensor:
-        """γ^t of each step t of its episode that is in the mask, [B, T]."""
+    def discounts_from_start(self, gamma: float, turn_gamma: float | None = None) -> Tensor:
+        """The product of the discounts of all earlier steps of its episode, γ^t without turns, for
+        each step that is in the mask, [B, T]."""
         times_BT = self.mask_BT.cumsum(1) - 1 if self.times_BT is None else self.times_BT
-        return torch.where(self.mask_BT, gamma ** times_BT.float(), 0.0)
+        found_BT = gamma ** times_BT.float()
+        if turn_gamma is not None and self.turns_BT is not None:
+            turns_BT = self.turns_BT.clamp(min=0)
+            found_BT = gamma ** (times_BT - turns_BT).float() * turn_gamma ** turns_BT.float()
+        return torch.where(self.mask_BT, found_BT, 0.0)
 
-    def gae(self, rewards_BT: Tensor, gamma: float, lam: float | Tensor) -> Tensor:
-        """Advantages [B, T] of `rewards_BT` against the critic, see `functional.advantages`."""
-        values_BT: Any = self.values_BT
-        next_values_BT: Any = self.next_values_BT
+    def gae(
+        self,
+        rewards_BT: Tensor,
+        gamma: float,
+        lam: float | Tensor,
+        turn_gamma: float | None = None,
+        turn_lam: float | None = None,
+    ) -> Tensor:
+        """Advantages [B, T] of `rewards_BT` against the critic, see `functional.advantages`.
+
+        turn_gamma, turn_lam: from the last step of a turn to the next turn, in place of the others.
+        """
+        values: tuple[Any, Any] = (self.values_BT, self.next_values_BT)
         masks = (self.terminated_BT, self.ended_BT, self.mask_BT)
-        return gae(rewards_BT, values_BT, next_values_BT, *masks, gamma, lam)
+        decay = self._between_turns(gamma, turn_gamma), self._between_turns(lam, turn_lam)
+        return gae(rewards_BT, *values, *masks, *decay)
 
-    def returns_to_go(self, rewards_BT: Tensor, gamma: float) -> Tensor:
+    def returns_to_go(
+        self, rewards_BT: Tensor, gamma: float, turn_gamma: float | None = None
+    ) -> Tensor:
         """Discounted sum of this and all later rewards, [B, T]: GAE at λ = 1 with V = 0."""
         zeros_BT = torch.zeros_like(rewards_BT)
         masks = (self.terminated_BT, self.ended_BT, self.mask_BT)
-        return gae(rewards_BT, zeros_BT, zeros_BT, *masks, gamma, 1.0)
+        decay = self._between_turns(gamma, turn_gamma)
+        return gae(rewards_BT, zeros_BT, zeros_BT, *masks, decay, 1.0)
+
+    def _between_turns(self, inside: Any, between: float | None) -> Any:
+        """`inside` for all steps, `between` for those that another turn follows."""
+        if between is None or self.turns_BT is None:
+            return inside
+        return between_turns(inside, between, self.turns_BT, self.mask_BT)
 
 
 @dataclass(frozen=True)
@@ -149,10 +179,7 @@ class Credit:
 
 @dataclass(frozen=True)
 class Minibatch(_Rows):
-    """Rows of a rollout with their credit: the fixed numbers that a loss compares with.
-
-    sampler_weights_BT: what the policy's loss is multiplied by, as another engine sampled.
-    """
+    """Rows of a rollout with their credit: the fixed numbers that a loss compares with."""
 
     inputs: dict[str, Tensor]
     mask_BT: Tensor
@@ -161,14 +188,11 @@ class Minibatch(_Rows):
     returns_BT: Tensor | None = None
     old_values_BT: Tensor | None = None
     ref_logprobs_BT: Tensor | None = None
-    sampler_weights_BT: Tensor | None = None
+    sampler_logprobs_BT: Tensor | None = None
 
     @classmethod
-    def of(
-        cls, rollout: Rollout, credit: Credit, sampler_weights_BT: Tensor | None = None
-    ) -> Minibatch:
-        """The rows of `rollout` to learn from as one minibatch; those not to learn from are masked
-        out.
+    def of(cls, rollout: Rollout, credit: Credit) -> Minibatch:
+        """The rows of `rollout` to learn from as one minibatch; the others are masked out.
 
         Their credit becomes 0 too: NaN times a zero weight would still be a NaN gradient.
         """
@@ -183,7 +207,7 @@ class Minibatch(_Rows):
             returns_BT=None if returns_BT is None else torch.where(mask_BT, returns_BT, 0),
             old_values_BT=rollout.values_BT,
             ref_logprobs_BT=rollout.ref_logprobs_BT,
-            sampler_weights_BT=sampler_weights_BT,
+            sampler_logprobs_BT=rollout.sampler_logprobs_BT,
         )
         if learned_B is None or not learned_B.any():  # without any row nothing could be divided
             return whole
@@ -194,20 +218,11 @@ class Minibatch(_Rows):
         advantages_BT = whitened(self.advantages_BT, self.mask_BT, WHITEN_EPS)
         return replace(self, advantages_BT=advantages_BT)
 
-    def corrected(self) -> Minibatch:
-        """The same rows with the sampler's weights in their advantages."""
-        if self.sampler_weights_BT is None:
-            return self
-        return replace(self, advantages_BT=self.advantages_BT * self.sampler_weights_BT)
-
     def split(self, count: int) -> Iterator[Minibatch]:
         """`count` parts of consecutive rows, of equal size as far as possible; no copies."""
-        columns, inputs = {}, {}
-        for name, x in vars(self).items():
-            if isinstance(x, Tensor):
-                columns[name] = x.tensor_split(count)
-        for name, x in self.inputs.items():
-            inputs[name] = x.tensor_split(count)
+        mine = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+        columns = {name: x.tensor_split(count) for name, x in mine.items()}
+        inputs = {name: x.tensor_split(count) for name, x in self.inputs.items()}
         for i in range(count):
             part = {name: pieces[i] for name, pieces in inputs.items()}
             yield Minibatch(inputs=part, **{name: pieces[i] for name, pieces in columns.items()})
@@ -261,13 +276,14 @@ class Algorithm(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Of {"critic", "reference", "teacher", "divergence", "greedy", "ratios", "old_logprobs"}:
-        what it must be given.
+        """Of {"critic", "reference", "teacher", "divergence", "greedy", "ratios", "old_logprobs",
+        "states"}: what it must be given.
 
         greedy: the score of each prompt's greedy response. ratios: π/π_old, so that π_old must be
         the very distribution that was sampled from. old_logprobs: credit reads the rollout's
         log-probs, so that they must be exact before the update. teacher: stands in the reference's
-        place. divergence: that to the teacher in every evaluation of the update.
+        place. divergence: that to the teacher in every evaluation of the update. states: those that
+        turns start from.
         """
         ...
 

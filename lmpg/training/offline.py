@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -111,10 +112,12 @@ class OfflineUpdater(Generic[E]):
         sums: dict[str, Tensor] = {}
         parts = self._microbatches(batch)
         self.objective.prepare(batch, parts)
-        for part in parts:
+        for number, part in enumerate(parts, start=1):
             found = self.objective.loss_sums(part)
-            if part:
-                (found["loss"] / weight).backward()
+            last = number == len(parts)
+            with self.processes.last_backward(self.parameters) if last else nullcontext():
+                if part:
+                    (found["loss"] / weight).backward()
             for name, x in found.items():
                 sums[name] = sums.get(name, 0) + x.detach()
         norm = take_step(self.optimizer, self.settings, self.processes)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
@@ -10,12 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmpg.functional.masking import loss_weights, masked_mean
+from lmpg.functional.masking import loss_weights
 from lmpg.runtime.processes import Processes
 from lmpg.runtime.seeding import generator
 from lmpg.training.diagnostics import Diagnostics
-from lmpg.training.old_logprobs import RECOMPUTED, OldLogprobs
-from lmpg.training.optimizer import learning_rate, policy_optimizer, policy_parameters, take_step
+from lmpg.training.old_logprobs import (
+    RECOMPUTED,
+    OldLogprobs,
+    SamplerWeights,
+    corrected,
+    sampler_metrics,
+)
+from lmpg.training.optimizer import (
+    learning_rate,
+    moving,
+    policy_optimizer,
+    policy_parameters,
+    take_step,
+)
 from lmpg.training.settings import AnyUpdateSettings
 from lmpg.types import Algorithm, Credit, Evaluation, Minibatch, Rollout
 
@@ -42,7 +55,7 @@ class Updater:
         *,
         old_logprobs: OldLogprobs = RECOMPUTED,
         single_steps: bool = False,
-        sampler_weights: Callable[[Tensor], Tensor] | None = None,
+        sampler_weights: SamplerWeights | None = None,
     ) -> None:
         self.policy = policy
         self.settings = settings
@@ -61,7 +74,7 @@ class Updater:
         self, algorithm: Algorithm, rollout: Rollout, credit: Credit, iteration: int
     ) -> dict[str, float]:
         """Improve the policy on the rollout of `iteration` (from 1); returns the metrics."""
-        whole = Minibatch.of(rollout, credit, self._sampler_weights_of(rollout))
+        whole = Minibatch.of(rollout, credit)
         if self.single_steps:
             whole = whole.as_steps()
             whole = whole.rows(whole.mask_BT.squeeze(1).nonzero().squeeze(1))
@@ -79,8 +92,8 @@ class Updater:
                 minibatch = minibatch.whitened()
             if not self._optimizer_step(algorithm, minibatch, diagnostics):
                 break
-        corrected = sampler_metrics(whole)
-        return {**diagnostics.metrics(), **corrected, "learning_rate": rate}
+        sampler = sampler_metrics(whole, self.sampler_weights)
+        return {**diagnostics.metrics(), **sampler, "learning_rate": rate}
 
     def state(self) -> dict[str, Any]:
         """The optimizer's tensors and counters, for a checkpoint."""
@@ -90,11 +103,6 @@ class Updater:
         """Go on exactly where `state` was taken."""
         whole = self.optimizer.state_dict()
         self.optimizer.load_state_dict({**whole, "state": state["optimizer"]})
-
-    def _sampler_weights_of(self, rollout: Rollout) -> Tensor | None:
-        if self.sampler_weights is None or rollout.sampler_logprobs_BT is None:
-            return None
-        return self.sampler_weights(rollout.logprobs_BT - rollout.sampler_logprobs_BT)
 
     def _minibatches(self, whole: Minibatch, iteration: int) -> Iterator[Minibatch]:
         """The minibatches of all epochs; each epoch shuffles the rows anew, unless there is one
@@ -126,20 +134,31 @@ class Updater:
             mine = torch.arange(self.processes.rank, len(weights_BT), self.processes.count)
             minibatch, weights_BT = minibatch.rows(mine), _rows(weights_BT, mine)
         rows, tokens = self.settings.microbatch_size, self.settings.most_tokens
-        if 0 < len(weights_BT) <= rows and not tokens:
-            self._accumulate(algorithm, minibatch, weights_BT, diagnostics)
-        else:
-            for part in microbatches(minibatch.inputs, rows, tokens):
-                weights = _rows(weights_BT, part)
-                self._accumulate(algorithm, minibatch.rows(part), weights, diagnostics)
+        parts: list[Tensor | None] = [None]  # all at once
+        if tokens or not 0 < len(weights_BT) <= rows:
+            parts = [*microbatches(minibatch.inputs, rows, tokens)]
+        resting = policy_parameters(self.policy) if self.critic_alone else ()
+        for number, part in enumerate(parts, start=1):
+            batch = minibatch if part is None else minibatch.rows(part)
+            weights = weights_BT if part is None else _rows(weights_BT, part)
+            with self._sending(number == len(parts), resting):
+                self._accumulate(algorithm, batch, weights, diagnostics)
         if self.limited and self._gone_far_enough(diagnostics):
             self.optimizer.zero_grad(set_to_none=True)
             diagnostics.add_left_out()
             return False
-        resting = policy_parameters(self.policy) if self.critic_alone else ()
         norm = take_step(self.optimizer, self.settings, self.processes, resting)
         diagnostics.add_optimizer_step(norm)
         return True
+
+    def _sending(
+        self, last: bool, resting: Collection[nn.Parameter]
+    ) -> AbstractContextManager[None]:
+        """A block in which the gradients of the last micro-batch go out to the other processes as
+        they come; not where they may be left out in the end."""
+        if not last or self.limited or self.processes.count == 1:
+            return nullcontext()
+        return self.processes.last_backward(moving(self.optimizer, resting))
 
     def _gone_far_enough(self, diagnostics: Diagnostics) -> bool:
         """Whether the newest minibatch, before its step, is beyond a limit of the settings."""
@@ -160,10 +179,10 @@ class Updater:
         if self.old_logprobs.source == "update":
             batch = replace(batch, old_logprobs_BT=new.logprobs_BT.detach())
         terms = algorithm.loss_terms(new, batch)
-        if batch.sampler_weights_BT is not None:
-            terms["policy"] = terms["policy"] * batch.sampler_weights_BT
+        if self.sampler_weights is not None and batch.sampler_logprobs_BT is not None:
+            terms, batch = corrected(terms, batch, self.sampler_weights)
         gradients = _gradients(terms, weights_BT, leaves)
-        diagnostics.add(new, batch.corrected(), terms, weights_BT, gradients)
+        diagnostics.add(new, batch, terms, weights_BT, gradients)
         total: list[Tensor | None] = [None] * len(leaves)
         for of_term in gradients.values():
             for i, gradient in enumerate(of_term):
@@ -171,18 +190,6 @@ class Updater:
                     known = total[i]
                     total[i] = gradient if known is None else known + gradient
         backward(*total)
-
-
-def sampler_metrics(batch: Minibatch) -> dict[str, float]:
-    """The mean weight of the sampler's steps, and the share of those that have none; {} without a
-    correction."""
-    weights_BT, mask_BT = batch.sampler_weights_BT, batch.mask_BT
-    if weights_BT is None:
-        return {}
-    return {
-        "sampler/weight_mean": float(masked_mean(weights_BT, mask_BT)),
-        "sampler/left_out": float(masked_mean((weights_BT == 0).float(), mask_BT)),
-    }
 
 
 def microbatches(inputs: dict[str, Tensor], rows: int, tokens: int = 0) -> list[Tensor]:

@@ -29,6 +29,7 @@ def check_stage(settings: OfflineLearningSettings, name: str) -> list[str]:
     """Makes all parts, evaluates, and takes one step; says what it finds and returns the traps."""
     processes = Processes()
     processes.announce()
+    settings = processes.launch.obeyed_by(settings)
     with passing_run(settings, name, processes) as folder:
         world = built(settings, processes)
         prepared = PREPARE[type(settings)](settings, world, processes)

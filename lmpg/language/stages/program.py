@@ -57,6 +57,7 @@ def train_stage(
     """
     processes = Processes()
     processes.announce()
+    settings = processes.launch.obeyed_by(settings)
     folder = begin(settings, name, processes)
     if folder.status == "finished":
         return folder.path
