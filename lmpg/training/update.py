@@ -11,11 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmpg.functional.masking import loss_weights, masked_mean
+from lmpg.functional.masking import loss_weights
 from lmpg.runtime.processes import Processes
 from lmpg.runtime.seeding import generator
 from lmpg.training.diagnostics import Diagnostics
-from lmpg.training.old_logprobs import RECOMPUTED, OldLogprobs
+from lmpg.training.old_logprobs import (
+    RECOMPUTED,
+    OldLogprobs,
+    SamplerWeights,
+    corrected,
+    sampler_metrics,
+)
 from lmpg.training.optimizer import (
     learning_rate,
     moving,
@@ -49,7 +55,7 @@ class Updater:
         *,
         old_logprobs: OldLogprobs = RECOMPUTED,
         single_steps: bool = False,
-        sampler_weights: Callable[[Tensor], Tensor] | None = None,
+        sampler_weights: SamplerWeights | None = None,
     ) -> None:
         self.policy = policy
         self.settings = settings
@@ -68,7 +74,7 @@ class Updater:
         self, algorithm: Algorithm, rollout: Rollout, credit: Credit, iteration: int
     ) -> dict[str, float]:
         """Improve the policy on the rollout of `iteration` (from 1); returns the metrics."""
-        whole = Minibatch.of(rollout, credit, self._sampler_weights_of(rollout))
+        whole = Minibatch.of(rollout, credit)
         if self.single_steps:
             whole = whole.as_steps()
             whole = whole.rows(whole.mask_BT.squeeze(1).nonzero().squeeze(1))
@@ -86,8 +92,8 @@ class Updater:
                 minibatch = minibatch.whitened()
             if not self._optimizer_step(algorithm, minibatch, diagnostics):
                 break
-        corrected = sampler_metrics(whole)
-        return {**diagnostics.metrics(), **corrected, "learning_rate": rate}
+        sampler = sampler_metrics(whole, self.sampler_weights)
+        return {**diagnostics.metrics(), **sampler, "learning_rate": rate}
 
     def state(self) -> dict[str, Any]:
         """The optimizer's tensors and counters, for a checkpoint."""
@@ -97,11 +103,6 @@ class Updater:
         """Go on exactly where `state` was taken."""
         whole = self.optimizer.state_dict()
         self.optimizer.load_state_dict({**whole, "state": state["optimizer"]})
-
-    def _sampler_weights_of(self, rollout: Rollout) -> Tensor | None:
-        if self.sampler_weights is None or rollout.sampler_logprobs_BT is None:
-            return None
-        return self.sampler_weights(rollout.logprobs_BT - rollout.sampler_logprobs_BT)
 
     def _minibatches(self, whole: Minibatch, iteration: int) -> Iterator[Minibatch]:
         """The minibatches of all epochs; each epoch shuffles the rows anew, unless there is one
@@ -178,10 +179,10 @@ class Updater:
         if self.old_logprobs.source == "update":
             batch = replace(batch, old_logprobs_BT=new.logprobs_BT.detach())
         terms = algorithm.loss_terms(new, batch)
-        if batch.sampler_weights_BT is not None:
-            terms["policy"] = terms["policy"] * batch.sampler_weights_BT
+        if self.sampler_weights is not None and batch.sampler_logprobs_BT is not None:
+            terms, batch = corrected(terms, batch, self.sampler_weights)
         gradients = _gradients(terms, weights_BT, leaves)
-        diagnostics.add(new, batch.corrected(), terms, weights_BT, gradients)
+        diagnostics.add(new, batch, terms, weights_BT, gradients)
         total: list[Tensor | None] = [None] * len(leaves)
         for of_term in gradients.values():
             for i, gradient in enumerate(of_term):
@@ -189,18 +190,6 @@ class Updater:
                     known = total[i]
                     total[i] = gradient if known is None else known + gradient
         backward(*total)
-
-
-def sampler_metrics(batch: Minibatch) -> dict[str, float]:
-    """The mean weight of the sampler's steps, and the share of those that have none; {} without a
-    correction."""
-    weights_BT, mask_BT = batch.sampler_weights_BT, batch.mask_BT
-    if weights_BT is None:
-        return {}
-    return {
-        "sampler/weight_mean": float(masked_mean(weights_BT, mask_BT)),
-        "sampler/left_out": float(masked_mean((weights_BT == 0).float(), mask_BT)),
-    }
 
 
 def microbatches(inputs: dict[str, Tensor], rows: int, tokens: int = 0) -> list[Tensor]:
