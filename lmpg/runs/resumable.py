@@ -20,6 +20,7 @@ MAY_DIFFER = {  # the number of steps, saving and trackers; and what changes mem
     "run.token_view",
     "run.report_every",
     "run.push_to_hub",
+    "run.sharding",
     "update.microbatch_size",
     "update.microbatch_tokens",
     "update.memory_share",

@@ -12,8 +12,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
 import psutil
@@ -24,6 +24,7 @@ from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor
 
 from lmpg.runtime.machine import OWN_THREADS, SMALL_MODEL, limit_threads
+from lmpg.runtime.sharding import Sharing
 from lmpg.runtime.waiting import Waiting
 from lmpg.settings.section import UserError
 
@@ -35,9 +36,10 @@ class Processes:
 
     cpu: use the CPU even if the machine has a GPU. num_threads: CPU threads of each process, the
     same for the whole run, as results depend on them; 0 until they are fixed. why_so_many: the
-    reason, for the log.
+    reason, for the log. sharing: how weights are shared out; None where each process holds all.
     """
 
+    sharing: Sharing | None = None
     num_threads = 0
     why_so_many = ""
     _waiting: ClassVar[Waiting | None] = None  # a pipeline's stages count their meetings on
@@ -119,9 +121,34 @@ class Processes:
         with self._meeting():
             return gather_object(items)
 
+    def in_step(self, parts: list[T], nothing: T) -> list[T]:
+        """What this rank computes with gradients, one part after the other; where weights are
+        shared out followed by `nothing`, until all ranks compute as often as one another."""
+        if self.sharing is None:
+            return parts
+        most = max(self.gather_list([len(parts)]))
+        return parts + [nothing] * (most - len(parts))
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """A block that the ranks of a machine come to one after the other where weights are shared
+        out, so that the memory holds one whole copy of them at a time. No meeting in it."""
+        own, turns = 0, 0
+        if self.sharing is not None:
+            own, count = local_rank_and_count()
+            turns = max(self.gather_list([count]))
+        for _ in range(own):
+            self.wait()
+        try:
+            yield
+        finally:
+            for _ in range(own, turns):
+                self.wait()
+
     def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
-        """Replace every gradient by its sum over ranks; one without a gradient counts as 0."""
-        if self.count == 1:
+        """Replace every gradient by its sum over ranks; one without a gradient counts as 0. Those
+        of weights that are shared out are summed already."""
+        if self.count == 1 or self.sharing is not None:
             return
         for p in parameters:
             if p.grad is None:
@@ -145,13 +172,18 @@ class Processes:
             with self._meeting():
                 self._state.wait_for_everyone()
 
-    def _meeting(self) -> AbstractContextManager[None]:
-        """All processes come to the block; says which one is waited for long."""
+    @contextmanager
+    def _meeting(self) -> Iterator[None]:
+        """All processes come to the block; says which one is waited for long. Until then, they help
+        one another to gather weights."""
         if Processes._waiting is None:
             board = dist.distributed_c10d._get_default_store()
             Processes._waiting = Waiting(self.rank, self.count, board)
             Processes._waiting.start()
-        return Processes._waiting.meeting()
+        with Processes._waiting.meeting():
+            if self.sharing is not None:
+                self.sharing.company.come_to()
+            yield
 
 
 def close_process_group() -> None:
@@ -170,6 +202,11 @@ class SingleProcess(Processes):
 
     def wait(self) -> None:
         """There is nobody to wait for."""
+
+
+def local_rank_and_count() -> tuple[int, int]:
+    """This process's place among those of its machine, and how many these are."""
+    return int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def accelerate_launcher() -> str:

@@ -12,13 +12,15 @@ from typing import Any
 from torch import Tensor
 
 from lmpg.runs import checkpoint
+from lmpg.runs.checkpoint_parts import has_parts
 from lmpg.runs.disk import disk_lines
-from lmpg.runs.files import UNWRITABLE, replace_folder
+from lmpg.runs.files import replace_folder, unwritable
 from lmpg.runs.lock import lock_of
 from lmpg.runs.settings import AnyRunSettings
 from lmpg.runs.tracking import Tracker
 from lmpg.runtime.machine import Stopwatch, peak_memory_gb
 from lmpg.runtime.processes import Processes
+from lmpg.runtime.sharding import mine
 from lmpg.settings.section import Diverged, RunStopped
 from lmpg.training.on_step import OnStep, told
 from lmpg.training.source import Evaluable
@@ -158,10 +160,18 @@ class Loop(ABC):
         self._refuse_ruined_weights()
         watch = Stopwatch()
         with watch("time/checkpoint"):
-            state, keep = self.state(), max(2, self.settings.keep_checkpoints)
-            step = self.progress.iteration
-            self.write(lambda: checkpoint.save(self._checkpoints, step, state, keep))
+            self._write_checkpoint(self.state(), max(2, self.settings.keep_checkpoints))
         self._log_later(watch.seconds)
+
+    def _write_checkpoint(self, state: dict[str, Any], keep: int) -> None:
+        """By the main process, or where the state is shared out by all of them."""
+        what = self._checkpoints, self.progress.iteration, state, keep
+        if not has_parts(state):
+            self.write(lambda: checkpoint.save(*what))
+            return
+        problem = unwritable(lambda: checkpoint.save_parts(*what, self.processes))
+        if found := next(filter(None, self.processes.gather_list([problem])), None):
+            raise self._cannot_be_written(found)
 
     def _save_unless_saved(self) -> None:
         """Save this step if it is not. One rank is asked: another may look once it is saved."""
@@ -172,18 +182,14 @@ class Loop(ABC):
         """Let the main process write into the run's folder; RunStopped on every rank where that is
         impossible (a full disk)."""
 
-        def problem() -> str | None:
-            try:
-                action()
-            except UNWRITABLE as error:
-                return str(error)
-            return None
+        if found := self.processes.on_main(lambda: unwritable(action)):
+            raise self._cannot_be_written(found)
 
-        if found := self.processes.on_main(problem):
-            raise RunStopped(
-                f"{self.folder} cannot be written: {found}. {self._last_checkpoint()}; make room, "
-                "then go on with the same command and --run.resume"
-            )
+    def _cannot_be_written(self, problem: str) -> RunStopped:
+        return RunStopped(
+            f"{self.folder} cannot be written: {problem}. {self._last_checkpoint()}; make room, "
+            "then go on with the same command and --run.resume"
+        )
 
     @property
     def _checkpoints(self) -> Path:
@@ -260,7 +266,8 @@ class Loop(ABC):
     def _refuse_ruined_weights(self) -> None:
         """RunStopped where a step has left weights that are inf or NaN: no step may follow whose
         gradients would tell."""
-        if not all(bool(x.isfinite().all()) for x in self.weights()):
+        sound = all(bool(mine(x).isfinite().all()) for x in self.weights())
+        if not all(self.processes.gather_list([sound])):
             said = _ruined(self.progress.iteration, "some of which are inf or NaN")
             raise self._without_these_weights(Diverged(said))
 

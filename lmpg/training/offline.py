@@ -17,9 +17,16 @@ from torch import Tensor, nn
 
 from lmpg.runtime.machine import Stopwatch, widest
 from lmpg.runtime.processes import Processes
+from lmpg.runtime.sharding import mine, part_of
 from lmpg.settings.section import Diverged
 from lmpg.training.loop import Loop, Progress
-from lmpg.training.optimizer import bytes_to_come, learning_rate, new_optimizer, take_step
+from lmpg.training.optimizer import (
+    bytes_to_come,
+    learning_rate,
+    load_optimizer,
+    new_optimizer,
+    take_step,
+)
 from lmpg.training.settings import OfflineSettings
 
 E = TypeVar("E")
@@ -134,8 +141,7 @@ class OfflineUpdater(Generic[E]):
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state` was taken."""
-        whole = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({**whole, "state": state["optimizer"]})
+        load_optimizer(self.optimizer, state["optimizer"])
         self.objective.counters.update(state.get("objective", {}))
 
     def _microbatches(self, batch: list[E]) -> list[list[E]]:
@@ -177,7 +183,7 @@ class Offline(Loop):
         """Go on exactly where `state` was taken; the metrics are cut back to it."""
         for name, parameter in self.source.module.named_parameters():
             if parameter.requires_grad:
-                parameter.copy_(state["module"][name])
+                mine(parameter).copy_(part_of(state["module"][name], parameter))
         self.updater.load_state(state["updater"])
         self.progress = Progress.from_state(state["progress"])
         self.tracker.cut_back(state["tracker"])

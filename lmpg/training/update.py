@@ -15,9 +15,18 @@ from lmpg.runtime.processes import Processes
 from lmpg.runtime.seeding import generator
 from lmpg.training.diagnostics import Diagnostics
 from lmpg.training.old_logprobs import RECOMPUTED, OldLogprobs
-from lmpg.training.optimizer import learning_rate, policy_optimizer, policy_parameters, take_step
+from lmpg.training.optimizer import (
+    learning_rate,
+    load_optimizer,
+    policy_optimizer,
+    policy_parameters,
+    take_step,
+)
 from lmpg.training.settings import UpdateSettings
 from lmpg.types import Algorithm, Credit, Evaluation, Minibatch, Rollout
+
+_NOTHING = torch.zeros(0, dtype=torch.long)
+"""The rows of a micro-batch that is computed to keep in step alone."""
 
 
 class Updater:
@@ -84,8 +93,7 @@ class Updater:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state` was taken."""
-        whole = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({**whole, "state": state["optimizer"]})
+        load_optimizer(self.optimizer, state["optimizer"])
 
     def _minibatches(self, whole: Minibatch, iteration: int) -> Iterator[Minibatch]:
         """The minibatches of all epochs; each epoch shuffles the rows anew, unless there is one
@@ -113,14 +121,20 @@ class Updater:
             weights_BT = _equal_weights(len(minibatch.mask_BT))
         else:
             weights_BT = loss_weights(minibatch.mask_BT, algorithm.reduction, self.max_length)
+        of_all = minibatch
         if self.processes.count > 1:  # with fewer rows than processes, some have none
             mine = torch.arange(self.processes.rank, len(weights_BT), self.processes.count)
             minibatch, weights_BT = minibatch.rows(mine), _rows(weights_BT, mine)
         rows, tokens = self.settings.microbatch_size, self.settings.most_tokens
-        if 0 < len(weights_BT) <= rows and not tokens:
-            self._accumulate(algorithm, minibatch, weights_BT, diagnostics)
-        else:
-            for part in microbatches(minibatch.inputs, rows, tokens):
+        parts: list[Tensor | None] = [None]
+        if tokens or not 0 < len(weights_BT) <= rows:
+            parts = [*microbatches(minibatch.inputs, rows, tokens)]
+        for part in self.processes.in_step(parts, _NOTHING):
+            if part is None:
+                self._accumulate(algorithm, minibatch, weights_BT, diagnostics)
+            elif part is _NOTHING:
+                self._keep_in_step(algorithm, of_all)
+            else:
                 weights = _rows(weights_BT, part)
                 self._accumulate(algorithm, minibatch.rows(part), weights, diagnostics)
         if self.limited and self._gone_far_enough(diagnostics):
@@ -131,6 +145,12 @@ class Updater:
         norm = take_step(self.optimizer, self.settings, self.processes, resting)
         diagnostics.add_optimizer_step(norm)
         return True
+
+    def _keep_in_step(self, algorithm: Algorithm, minibatch: Minibatch) -> None:
+        """A micro-batch that weighs nothing: other ranks have one more than this one."""
+        row = minibatch.rows(torch.zeros(1, dtype=torch.long))
+        nothing_BT = torch.zeros(row.mask_BT.shape, device=row.mask_BT.device)
+        self._accumulate(algorithm, row, nothing_BT, None)
 
     def _gone_far_enough(self, diagnostics: Diagnostics) -> bool:
         """Whether the newest minibatch, before its step, is beyond a limit of the settings."""
@@ -144,15 +164,16 @@ class Updater:
         algorithm: Algorithm,
         batch: Minibatch,
         weights_BT: Tensor,
-        diagnostics: Diagnostics,
+        diagnostics: Diagnostics | None,
     ) -> None:
-        """Forward, loss and backward of one micro-batch."""
+        """Forward, loss and backward of one micro-batch; `diagnostics` counts it where given."""
         new, leaves, backward = _detached(self.policy, batch.inputs)
         if self.old_logprobs.source == "update":
             batch = replace(batch, old_logprobs_BT=new.logprobs_BT.detach())
         terms = algorithm.loss_terms(new, batch)
         gradients = _gradients(terms, weights_BT, leaves)
-        diagnostics.add(new, batch, terms, weights_BT, gradients)
+        if diagnostics is not None:
+            diagnostics.add(new, batch, terms, weights_BT, gradients)
         total: list[Tensor | None] = [None] * len(leaves)
         for of_term in gradients.values():
             for i, gradient in enumerate(of_term):

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
@@ -20,6 +22,7 @@ from lmpg.language.models.forward.kept_weights import FourBit, unpacked
 from lmpg.language.models.lora import adapted_weight, is_lora
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.sampling.engines.linear import DenseLinear, PackedLinear, linear
+from lmpg.runtime.sharding import held
 
 Linear = DenseLinear | PackedLinear
 Matrix = tuple[Tensor, Tensor | None]
@@ -102,7 +105,7 @@ class PolicyWeights:
     decoder: DecodeWeights
     head: Linear
     shape: LogitShape
-    value_head: nn.Linear | None
+    value_head: list[Tensor] | None
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """[R, V], float32, temperature applied."""
@@ -116,7 +119,7 @@ class PolicyWeights:
     def values(self) -> Callable[[Tensor], Tensor] | None:
         """V [R] of hidden states, where the critic shares the trunk."""
         head = self.value_head
-        return None if head is None else lambda hidden_RD: head(hidden_RD)[:, 0]
+        return None if head is None else lambda hidden_RD: F.linear(hidden_RD, *head)[:, 0]
 
 
 Settle = Callable[[int, Any], Any]
@@ -127,6 +130,11 @@ def policy_weights(
     policy: CausalLMPolicy, length: int, settle: Settle = lambda _, part: part
 ) -> PolicyWeights:
     """The weights of `policy` as they are now, for contexts of `length` tokens."""
+    with held(policy):
+        return _policy_weights(policy, length, settle)
+
+
+def _policy_weights(policy: CausalLMPolicy, length: int, settle: Settle) -> PolicyWeights:
     model: Any = policy.causal_lm
     kept = model.get_input_embeddings().weight.dtype
     dtype = torch.bfloat16 if policy.bf16 else torch.promote_types(kept, torch.float32)
@@ -135,7 +143,9 @@ def policy_weights(
     head = _head_weights(model, dtype, 1.0 if shape.softcap is not None else shape.factor)
     head = settle(-1, head)
     decoder = decode_weights(model, length, dtype, settle)
-    return PolicyWeights(decoder, head, shape, policy.value_head)
+    value_head = policy.value_head
+    values = None if value_head is None else [x.detach() for x in value_head.parameters()]
+    return PolicyWeights(decoder, head, shape, values)
 
 
 @torch.no_grad()
@@ -158,7 +168,7 @@ def decode_weights(
             position_embedding=None if positions is None else positions.weight.detach(),
             rotations=rotations,
             layers=[
-                settle(i, _layer_weights(decoder, x, orders, length, dtype))
+                _settled(i, x, settle, partial(_layer_weights, decoder, x, orders, length, dtype))
                 for i, x in enumerate(decoder.layers)
             ],
             last_norm=_norm(decoder.last_norm),
@@ -171,6 +181,13 @@ def decode_weights(
             num_positions=length if positions is None else len(positions.weight),
             dtype=dtype,
         )
+
+
+def _settled(
+    number: int, layer: DecoderLayer, settle: Settle, read: Callable[[], LayerWeights]
+) -> LayerWeights:
+    with held(layer.module):
+        return settle(number, read())
 
 
 def _head_weights(model: Any, dtype: torch.dtype, factor: float) -> Linear:
