@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import re
 import shutil
@@ -17,15 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from lmpg.runs.checkpoint_parts import METADATA, read_parts, write_parts
 from lmpg.runs.files import fsync, settle
+from lmpg.runs.saved.checkpoint_parts import METADATA, read_parts, write_parts
+from lmpg.runs.saved.state_encoding import Encoder, decoded
 from lmpg.runtime.processes import Processes
-from lmpg.runtime.sharding import Sharing, is_shared_out, mine
+from lmpg.runtime.sharding import Sharing
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -73,7 +70,7 @@ def save_parts(folder: Path, step: int, state: Any, keep: int, processes: Proces
         _put_in_place(folder, temporary, target)
 
     if processes.on_main(begin):
-        encoder = _Encoder()
+        encoder = Encoder()
         tree = encoder.encode(state, "state")
         written = write_parts(temporary, encoder.tensors, processes)
         listed = [(name, _listed(temporary / name)) for name in written]
@@ -107,7 +104,7 @@ def whole(folder: Path, sharing: Sharing | None = None) -> Iterator[tuple[int, A
             parts = _verify(path)["format"] == PARTS_FORMAT
             tree = json.loads((path / STATE).read_bytes())
             tensors = read_parts(path, tree, sharing) if parts else load_file(path / TENSORS)
-            state = _decode(tree, tensors)
+            state = decoded(tree, tensors)
         except Exception as error:  # whatever is wrong with one, the one before may be right
             log.warning("checkpoint %s is not whole (%s); trying the one before", path, error)
             continue
@@ -133,28 +130,6 @@ def newest_step(folder: Path) -> int | None:
     return next((step for step in _steps(folder) if _is_whole(folder / f"step_{step}")), None)
 
 
-def num_bytes(state: Any) -> int:
-    """Bytes that the tensors and arrays of a state take in a checkpoint, where each is once."""
-    found: dict[tuple, int] = {}
-    waiting = [state]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            waiting += value.values()
-        elif isinstance(value, list | tuple):
-            waiting += value
-        elif isinstance(value, np.ndarray):
-            found[id(value),] = value.nbytes
-        elif isinstance(value, Tensor):
-            found[_place(value)] = value.nbytes
-    return sum(found.values())
-
-
-def _place(tensor: Tensor) -> tuple:
-    """The same for the same numbers in memory alone, as long as the tensor lives."""
-    return mine(tensor).data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device
-
-
 def _write(folder: Path, target: Path, step: int, state: Any) -> None:
     temporary = folder / f"{_TEMPORARY}{target.name}-{os.getpid()}"
     try:
@@ -175,7 +150,7 @@ def _put_in_place(folder: Path, temporary: Path, target: Path) -> None:
 
 def _fill(temporary: Path, step: int, state: Any) -> None:
     temporary.mkdir()
-    encoder = _Encoder()
+    encoder = Encoder()
     tree = encoder.encode(state, "state")
     save_file(encoder.tensors, temporary / TENSORS)
     (temporary / STATE).write_text(json.dumps(tree, allow_nan=False), encoding="utf-8")
@@ -239,80 +214,3 @@ def _verify(path: Path) -> dict[str, Any]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class _Encoder:
-    """Turns a state into JSON, with the tensors put aside under names."""
-
-    def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
-        self._names: dict[tuple, str] = {}
-        self._storages: set[int] = set()
-        self._alive: list[Tensor] = []  # addresses are unique only among living tensors
-
-    def encode(self, value: Any, path: str) -> Any:
-        """JSON for `value`; `path` names it in errors."""
-        if value is None or isinstance(value, bool | str):
-            return value
-        if isinstance(value, int):
-            return int(value)
-        if isinstance(value, float):
-            return float(value) if math.isfinite(value) else {"__float__": repr(float(value))}
-        if isinstance(value, Tensor):
-            kind = "__parts__" if is_shared_out(value) else "__tensor__"
-            return {kind: self._put(value)}
-        if isinstance(value, np.ndarray):
-            return {"__array__": self._put(torch.from_numpy(np.array(value)))}
-        if isinstance(value, dict):
-            return self._mapping(value, path)
-        if isinstance(value, list | tuple):
-            items = [self.encode(item, f"{path}[{i}]") for i, item in enumerate(value)]
-            return items if isinstance(value, list) else {"__tuple__": items}
-        raise TypeError(
-            f"{path} is a {type(value).__name__}; a checkpoint holds tensors, numpy arrays, "
-            "numbers, strings, None, and lists or dicts of them"
-        )
-
-    def _mapping(self, value: dict, path: str) -> Any:
-        pairs = [(key, self.encode(item, f"{path}.{key}")) for key, item in value.items()]
-        if all(isinstance(key, str) and not key.startswith("__") for key, _ in pairs):
-            return dict(pairs)
-        return {"__dict__": [[self.encode(key, f"{path} (key)"), item] for key, item in pairs]}
-
-    def _put(self, tensor: Tensor) -> str:
-        """A name for the tensor; one that is already there under another path is not repeated."""
-        tensor, name = tensor.detach(), f"t{len(self.tensors)}"
-        if is_shared_out(tensor):
-            self.tensors[name] = tensor
-            return name
-        place = _place(tensor)
-        if tensor.numel() and place in self._names:
-            return self._names[place]
-        self._alive.append(tensor)
-        self._names[place] = name
-        copy = tensor.cpu().contiguous()
-        storage = copy.untyped_storage().data_ptr()
-        if storage in self._storages:  # safetensors refuses views that overlap
-            copy = copy.clone()
-        self._storages.add(storage)
-        self.tensors[name] = copy
-        return name
-
-
-def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, list):
-        return [_decode(item, tensors) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if "__float__" in value:
-        return float(value["__float__"])
-    for kind in ("__tensor__", "__parts__"):
-        if kind in value:
-            return tensors[value[kind]]
-    if "__array__" in value:
-        return tensors[value["__array__"]].numpy()
-    if "__tuple__" in value:
-        return tuple(_decode(item, tensors) for item in value["__tuple__"])
-    if "__dict__" in value:
-        return {_decode(k, tensors): _decode(v, tensors) for k, v in value["__dict__"]}
-    return {key: _decode(item, tensors) for key, item in value.items()}

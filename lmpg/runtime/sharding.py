@@ -18,10 +18,10 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from lmpg.runtime.company import Company
+from lmpg.runtime.parts import mine
 
 _GROUP = "shared_out"
 """Where a module keeps its group."""
@@ -55,12 +55,12 @@ class Sharing:
         for module in [*blocks, root]:
             _make_room(module, self.mesh.device_type, made)
             fully_shard(module, mesh=self.mesh, reshard_after_forward=self.reshard)
-        module: Any
-        for module in [*blocks, root]:
-            module.set_gradient_divide_factor(1.0)  # sums: weights of the loss count all rows
-            module.set_force_sum_reduction_for_comms(True)  # gloo has no other
-            module.set_reduce_scatter_unused_params(True)  # some process may have used them
-        module._get_fsdp_state()._lazy_init()  # the root is that, whatever computes first
+        shared: Any
+        for shared in [*blocks, root]:
+            shared.set_gradient_divide_factor(1.0)  # sums: weights of the loss count all rows
+            shared.set_force_sum_reduction_for_comms(True)  # gloo has no other
+            shared.set_reduce_scatter_unused_params(True)  # some process may have used them
+        shared._get_fsdp_state()._lazy_init()  # the root is that, whatever computes first
         groups = [Group(module, (), self.company).hook() for module in blocks]
         groups.append(Group(root, blocks, self.company))
         root.__dict__[_WHOLE] = Whole(root, bare, groups, self)
@@ -207,31 +207,6 @@ def copy_weights(module: nn.Module, other: nn.Module) -> None:
 
 
 @contextmanager
-def exchanged(weights: dict[str, nn.Parameter], others: dict[str, Tensor]) -> Iterator[None]:
-    """A block in which some of `weights` have the numbers of `others`, by name."""
-    if not any(map(is_shared_out, weights.values())):
-        kept = {name: weights[name].data for name in others}
-        try:
-            for name, x in others.items():
-                weights[name].data = x
-            yield
-        finally:
-            for name, x in kept.items():
-                weights[name].data = x
-        return
-    with torch.no_grad():  # where a weight lies is known to more than its parameter
-        kept = {name: mine(weights[name]).detach().clone() for name in others}
-        for name, x in others.items():
-            mine(weights[name]).copy_(mine(x))
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, x in kept.items():
-                mine(weights[name]).copy_(x)
-
-
-@contextmanager
 def whole_copy(module: nn.Module) -> Iterator[Any]:
     """The module, or where it is shared out a copy with all weights, for one process to save; the
     others are at a meeting meanwhile."""
@@ -264,58 +239,16 @@ def as_forward(module: nn.Module, function: Callable[..., Any], *args: Any) -> A
     return function(*args) if group is None else group.forward(function, args)
 
 
+def is_spread(module: nn.Module) -> bool:
+    """Whether a module's weights are shared out."""
+    return _GROUP in module.__dict__
+
+
 def held(module: nn.Module) -> AbstractContextManager[None]:
     """A block in which `module` has its whole weights, but for those of blocks within it, unless it
     computes with gradients. What is kept of them is a copy of the block's own."""
     group = module.__dict__.get(_GROUP)
     return nullcontext() if group is None or torch.is_grad_enabled() else group.held()
-
-
-def is_shared_out(x: Any) -> bool:
-    """Whether a module, or a tensor, is shared out."""
-    return _GROUP in x.__dict__ if isinstance(x, nn.Module) else hasattr(x, "full_tensor")
-
-
-def mine(x: Tensor) -> Tensor:
-    """This process's part of a tensor; all of one that is not shared out."""
-    return x.to_local() if is_shared_out(x) else x  # type: ignore[operator]
-
-
-def whole(x: Tensor) -> Tensor:
-    """All of a tensor that is shared out, on every process, which must all ask for it."""
-    return x.full_tensor() if is_shared_out(x) else x  # type: ignore[operator]
-
-
-def total_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """The L2 norm of all numbers of all tensors together, the same on every process."""
-    norm = nn.utils.get_total_norm([mine(x) for x in tensors])
-    if not tensors or not is_shared_out(tensors[0]):
-        return norm
-    mesh = tensors[0].device_mesh  # type: ignore[attr-defined]
-    square = norm.square()
-    dist.all_reduce(square, group=mesh.get_group(mesh.ndim - 1))
-    return square.sqrt()
-
-
-def part_of(whole: Tensor, like: Any) -> Tensor:
-    """What this process holds of a whole tensor that is to be shared out as `like` is."""
-    if not is_shared_out(like) or is_shared_out(whole):
-        return mine(whole)
-    mesh = like.device_mesh
-    parts = whole.chunk(mesh.size(mesh.ndim - 1))
-    place = mesh.get_coordinate()[-1]
-    return parts[place] if place < len(parts) else whole[:0]
-
-
-def spread_as(like: Any, whole: Tensor) -> Tensor:
-    """A tensor, whole or shared out, on the device of `like` and shared out as that is."""
-    if not is_shared_out(like) or is_shared_out(whole):
-        return whole.to(like.device)
-    from torch.distributed.tensor import DTensor
-
-    part = part_of(whole, like).to(like.device, copy=True)
-    shape = {"shape": whole.shape, "stride": whole.stride()}
-    return DTensor.from_local(part, like.device_mesh, like.placements, run_check=False, **shape)
 
 
 def _owned(function: Callable[..., Any], *args: Any) -> Any:

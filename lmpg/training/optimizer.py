@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from lmpg.runtime.parts import is_shared_out, mine, spread_as, total_norm
 from lmpg.runtime.processes import Processes
-from lmpg.runtime.sharding import is_shared_out, mine, spread_as, total_norm
 from lmpg.settings.section import UserError
 from lmpg.training.settings import OptimizerSettings, UpdateSettings
 

@@ -50,7 +50,7 @@ from lmpg.language.models.start.vocabulary import (
     refuse_other_vocabulary,
     refuse_smaller_vocabulary,
 )
-from lmpg.runtime.sharding import is_shared_out
+from lmpg.runtime.sharding import is_spread
 from lmpg.settings.section import UserError
 
 logger = logging.getLogger(__name__)
@@ -226,7 +226,7 @@ def load_reference(settings: ModelSettings, tokenizer, policy: CausalLMPolicy) -
         temperature=policy.temperature,
         device=policy.device,
         key=key,
-        moved=not is_shared_out(policy),
+        moved=not is_spread(policy),
     )
     if own.context_length < policy.context_length:
         policy.context_length = own.context_length  # what it cannot read it cannot judge

@@ -18,7 +18,7 @@ from lmpg.language.models.forward.kept_weights import copies_in
 from lmpg.language.models.precision import save_folder
 from lmpg.language.models.settings import LoraSettings
 from lmpg.language.models.start.four_bits import plain_layers
-from lmpg.runtime.sharding import whole
+from lmpg.runtime.parts import whole
 from lmpg.settings.section import UserError
 
 _ALL: tuple[tuple[str, ...], ...] = ((), ("all-linear",))

@@ -25,8 +25,8 @@ from lmpg.language.models.lora import save_adapter_and_merged
 from lmpg.language.models.precision import in_float32, num_weights, save_folder
 from lmpg.language.models.reference import Reference
 from lmpg.language.models.start.shared_out import copy_of
-from lmpg.runtime.sharding import as_forward, bare, held, mine, part_of, whole_copy
-from lmpg.settings.section import UserError
+from lmpg.runtime.parts import load_weights
+from lmpg.runtime.sharding import as_forward, bare, held, whole_copy
 from lmpg.types import Evaluation
 
 _FEW = 50_000_000
@@ -269,21 +269,9 @@ class CausalLMPolicy(nn.Module):
         """Everything the optimizer changes, each tensor once, by parameter name."""
         return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
 
-    @torch.no_grad()
     def load_trainable_state(self, state: dict[str, Tensor]) -> None:
         """Copy in what `trainable_state` returned; names and shapes must be the same."""
-        learning = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        wrong = [f"{name} is missing" for name in learning if name not in state]
-        wrong += [f"{name} is unexpected" for name in state if name not in learning]
-        wrong += [
-            f"{name} has shape {tuple(state[name].shape)}, expected {tuple(p.shape)}"
-            for name, p in learning.items()
-            if name in state and state[name].shape != p.shape
-        ]
-        if wrong:
-            raise UserError("the saved weights are not this policy's: " + "; ".join(wrong[:5]))
-        for name, parameter in learning.items():
-            mine(parameter).copy_(part_of(state[name], parameter))
+        load_weights({n: p for n, p in self.named_parameters() if p.requires_grad}, state)
 
     def save_pretrained(self, folder: Path | str, tokenizer) -> None:
         """A folder for plain transformers; with LoRA the adapter, and the whole model in merged/.

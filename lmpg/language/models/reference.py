@@ -12,7 +12,7 @@ from torch import Tensor
 from lmpg.language.models.forward.response_states import ResponseStates
 from lmpg.language.models.head import Head
 from lmpg.language.models.lora import learned_at_start
-from lmpg.runtime.sharding import exchanged, spread_as
+from lmpg.runtime.parts import exchanged, spread_as
 
 if TYPE_CHECKING:
     from lmpg.language.models.policy import CausalLMPolicy

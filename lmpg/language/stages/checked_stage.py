@@ -20,6 +20,7 @@ from lmpg.language.stages.settings import OfflineLearningSettings
 from lmpg.language.stages.stage_memory import work_of
 from lmpg.runtime.processes import Processes
 from lmpg.runtime.room import room_of_each
+from lmpg.runtime.spread import spread
 
 SHOWN = 2
 """Examples that are shown."""
@@ -30,6 +31,7 @@ def check_stage(settings: OfflineLearningSettings, name: str) -> list[str]:
     processes = Processes()
     processes.announce()
     with passing_run(settings, name, processes) as folder:
+        spread(processes, settings.run.sharding)
         world = built(settings, processes)
         prepared = PREPARE[type(settings)](settings, world, processes)
         model = starting_model(settings.model, world)

@@ -18,12 +18,14 @@ from lmpg.language.models.loading import (
     tokenizer_of,
 )
 from lmpg.language.models.precision import allow_tf32, computes_in_bf16, num_weights, save_folder
+from lmpg.language.models.start.shared_out import shared_out
 from lmpg.language.models.start.vocabulary import refuse_smaller_vocabulary
 from lmpg.language.objectives.reward_model_objective import RewardModelObjective
 from lmpg.language.stages.prepared import Prepared, starting_model
 from lmpg.language.stages.settings import RewardModelSettings
 from lmpg.language.worlds.world import OfflineWorld
 from lmpg.runtime.processes import Processes
+from lmpg.runtime.sharding import whole_copy
 
 
 def reward_model(
@@ -33,15 +35,18 @@ def reward_model(
     start = starting_model(settings.model, world)
     tokenizer = reading_tokenizer(tokenizer_of(start), settings.data)
     torch.manual_seed(settings.run.seed)  # the new head is drawn from the global generator
-    model: Any = load_sequence_classifier(
-        str(start.path),
-        new_head=True,
-        trust_remote_code=start.trust_remote_code,
-        revision=start.revision,
-    )
-    refuse_smaller_vocabulary("model.path", start.path, model, tokenizer)
-    saved_in = chosen_dtype(settings.model.final_dtype, exact_dtype(model.base_model))
-    model.to(processes.device)
+    with processes.in_turn():
+        model: Any = load_sequence_classifier(
+            str(start.path),
+            new_head=True,
+            trust_remote_code=start.trust_remote_code,
+            revision=start.revision,
+        )
+        refuse_smaller_vocabulary("model.path", start.path, model, tokenizer)
+        saved_in = chosen_dtype(settings.model.final_dtype, exact_dtype(model.base_model))
+        if processes.sharing is None:
+            model.to(processes.device)
+        model = shared_out(model, processes)
     if settings.model.gradient_checkpointing:
         recompute_layers(model.base_model)
     processes.suit_threads(num_weights(model))
@@ -60,6 +65,7 @@ def reward_model(
     )
 
     def save(folder: Path) -> None:
-        save_folder(folder, model, tokenizer, saved_in)
+        with whole_copy(model) as whole:
+            save_folder(folder, whole, tokenizer, saved_in)
 
     return Prepared(objective, save, pairs.line())

@@ -9,7 +9,7 @@ from torch import nn
 from lmpg.language.models.forward.kept_weights import is_packed
 from lmpg.language.models.forward.recompute import layers_of
 from lmpg.runtime.processes import Processes
-from lmpg.runtime.sharding import copy_weights, is_shared_out, share_out_like
+from lmpg.runtime.sharding import copy_weights, is_spread, share_out_like
 from lmpg.settings.section import UserError
 
 M = TypeVar("M", bound=nn.Module)
@@ -30,8 +30,9 @@ def shared_out_like(module: M, other: nn.Module) -> M:
 
 
 def copy_of(made: M, other: nn.Module) -> M:
-    """`made`, a copy of a part of `other`, which is shared out with its numbers where `other` is."""
-    if is_shared_out(other):
+    """`made`, a copy of `other` or of a part, which is shared out, with its numbers, where that
+    is."""
+    if is_spread(other):
         copy_weights(shared_out_like(made, other), other)
     return made
 

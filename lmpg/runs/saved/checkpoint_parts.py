@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmpg.runtime.parts import is_shared_out
 from lmpg.runtime.processes import Processes
-from lmpg.runtime.sharding import Sharing, is_shared_out
+from lmpg.runtime.sharding import Sharing
 
 METADATA = ".metadata"
 """What torch calls its list of all parts."""
@@ -41,12 +42,12 @@ def read_parts(folder: Path, tree: Any, sharing: Sharing | None) -> dict[str, Te
 
     reader = dcp.FileSystemReader(folder)
     known = reader.read_metadata().state_dict_metadata
-    parts = set() if sharing is None else set(_named_parts(tree))
+    parts = set(_named_parts(tree))
     found: dict[str, Any] = {}
-    for name, x in known.items():
-        size, dtype = x.size, x.properties.dtype
-        shared = sharing is not None and name in parts
-        found[name] = sharing.empty(size, dtype) if shared else torch.empty(size, dtype=dtype)
+    entry: Any
+    for name, entry in known.items():
+        room = torch.empty if sharing is None or name not in parts else sharing.empty
+        found[name] = room(entry.size, dtype=entry.properties.dtype)
     with _failing_alike(), _quiet():
         dcp.load(found, storage_reader=reader, no_dist=True)
     return found
