@@ -53,6 +53,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=7, help="counted steps")
     parser.add_argument("--warm", type=int, default=2, help="steps before them, at least 1")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--length", type=int, default=64, help="tokens per response")
+    parser.add_argument("--microbatch", type=int, default=64, help="rows per forward, both sides")
     parser.add_argument("--cpus", help="run on these cores, such as 0,1")
     parser.add_argument("--json", type=Path, help="write the figures here")
     return parser.parse_args()
@@ -124,7 +126,8 @@ def main() -> None:
     rows = []
     for size in [given.model] if given.model else given.sizes:
         with tempfile.TemporaryDirectory() as folder:
-            place = Place(Path(folder), size, given.warm + given.steps, given.threads)
+            options = {"length": given.length, "microbatch": given.microbatch}
+            place = Place(Path(folder), size, given.warm + given.steps, given.threads, options)
             for case in given.cases:
                 for row in measured(case, place, given):
                     rows.append(row)

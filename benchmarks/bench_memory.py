@@ -92,6 +92,7 @@ def ppo_rows(given: argparse.Namespace) -> list[dict[str, Any]]:
             runs.append(("TRL fp32", place.peer, peer))  # type: ignore[arg-type]
         for name, start, words in runs:
             program = start(*words)
+            program.start()
             program.hear()
             program.go()
             found = program.hear()["peak_gb"]

@@ -47,18 +47,22 @@ class Turn:
 
 
 class Contestant:
-    """A program that takes turns. `log` gets what it prints."""
+    """A program that takes turns, from `start` on. `log` gets what it prints."""
 
     def __init__(self, name: str, command: list[str], environment: dict[str, str], log: Path):
         self.name = name
         self.told: list[dict[str, Any]] = []
         self._log = log
+        self._command, self._environment = command, environment
+
+    def start(self) -> None:
+        """Start it; it does its first step without a go."""
         its_read, my_write = os.pipe()
         my_read, its_write = os.pipe()
-        variables = {**os.environ, **environment, VARIABLE: f"{its_read},{its_write}"}
-        with log.open("w") as file:
+        variables = {**os.environ, **self._environment, VARIABLE: f"{its_read},{its_write}"}
+        with self._log.open("w") as file:
             self._process = subprocess.Popen(
-                command,
+                self._command,
                 env=variables,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -94,9 +98,11 @@ class Contestant:
 def race(contestants: list[Contestant], warm: int, counted: int) -> dict[str, list[dict[str, Any]]]:
     """What each told of its last `counted` steps, after `warm` that are not counted.
 
-    Nobody begins before all have done their first step, which is where programs load and compile.
+    One starts after the other: in its first step a program loads and compiles, and threads of
+    several that compute at once wait for each other.
     """
     for contestant in contestants:
+        contestant.start()
         contestant.hear()
     for _ in range(warm - 1 + counted):
         for contestant in contestants:

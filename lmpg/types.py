@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lmpg.functional.advantages import gae
 from lmpg.functional.masking import WHITEN_EPS, Reduction, whitened
+from lmpg.functional.turns import between_turns
 
 
 class _Rows:
@@ -57,6 +58,8 @@ class Rollout(_Rows):
     next_values_BT: V of the state after the step; for a truncated episode that of its true last
         observation. `terminated_BT` stops the bootstrap, `ended_BT` the sum over later steps.
     times_BT: steps of the episode before this one (int64); None where every row begins one.
+    turns_BT: the policy's turn that a step belongs to, from 0 (int64); None: a row is one turn.
+    states_BT: what its turn starts from (int64): equal numbers are equal states; where asked for.
     greedy_scores_B: score of the greedy response to the row's prompt, where it is asked for.
     baseline: running mean of earlier rollouts' returns (a scalar), None in the first one.
     """
@@ -73,6 +76,8 @@ class Rollout(_Rows):
     next_values_BT: Tensor | None = None
     ref_logprobs_BT: Tensor | None = None
     times_BT: Tensor | None = None
+    turns_BT: Tensor | None = None
+    states_BT: Tensor | None = None
     greedy_scores_B: Tensor | None = None
     baseline: Tensor | None = None
 
@@ -89,6 +94,8 @@ class Rollout(_Rows):
         for name, value in {**self.inputs, **by_row}.items():
             if value is not None and len(value) != expected[0]:
                 raise ValueError(f"Rollout {name} has {len(value)} rows, expected {expected[0]}")
+        if self.turns_BT is not None and (self.turns_BT[self.mask_BT] < 0).any():
+            raise ValueError("Rollout.turns_BT: a step of the policy has no turn, expected 0, 1, …")
         for name in ("mask_BT", "terminated_BT", "ended_BT", "scorable_B"):
             if getattr(self, name).dtype != torch.bool:
                 raise ValueError(f"Rollout.{name} must be bool, not {getattr(self, name).dtype}")
@@ -110,23 +117,47 @@ class Rollout(_Rows):
         """Score per response: the sum of its rewards."""
         return self.rewards_BT.sum(1)
 
-    def discounts_from_start(self, gamma: float) -> Tensor:
-        """γ^t of each step t of its episode that is in the mask, [B, T]."""
+    def discounts_from_start(self, gamma: float, turn_gamma: float | None = None) -> Tensor:
+        """The product of the discounts of all earlier steps of its episode, γ^t without turns, for
+        each step that is in the mask, [B, T]."""
         times_BT = self.mask_BT.cumsum(1) - 1 if self.times_BT is None else self.times_BT
-        return torch.where(self.mask_BT, gamma ** times_BT.float(), 0.0)
+        found_BT = gamma ** times_BT.float()
+        if turn_gamma is not None and self.turns_BT is not None:
+            turns_BT = self.turns_BT.clamp(min=0)
+            found_BT = gamma ** (times_BT - turns_BT).float() * turn_gamma ** turns_BT.float()
+        return torch.where(self.mask_BT, found_BT, 0.0)
 
-    def gae(self, rewards_BT: Tensor, gamma: float, lam: float | Tensor) -> Tensor:
-        """Advantages [B, T] of `rewards_BT` against the critic, see `functional.advantages`."""
-        values_BT: Any = self.values_BT
-        next_values_BT: Any = self.next_values_BT
+    def gae(
+        self,
+        rewards_BT: Tensor,
+        gamma: float,
+        lam: float | Tensor,
+        turn_gamma: float | None = None,
+        turn_lam: float | None = None,
+    ) -> Tensor:
+        """Advantages [B, T] of `rewards_BT` against the critic, see `functional.advantages`.
+
+        turn_gamma, turn_lam: from the last step of a turn to the next turn, in place of the others.
+        """
+        values: tuple[Any, Any] = (self.values_BT, self.next_values_BT)
         masks = (self.terminated_BT, self.ended_BT, self.mask_BT)
-        return gae(rewards_BT, values_BT, next_values_BT, *masks, gamma, lam)
+        decay = self._between_turns(gamma, turn_gamma), self._between_turns(lam, turn_lam)
+        return gae(rewards_BT, *values, *masks, *decay)
 
-    def returns_to_go(self, rewards_BT: Tensor, gamma: float) -> Tensor:
+    def returns_to_go(
+        self, rewards_BT: Tensor, gamma: float, turn_gamma: float | None = None
+    ) -> Tensor:
         """Discounted sum of this and all later rewards, [B, T]: GAE at λ = 1 with V = 0."""
         zeros_BT = torch.zeros_like(rewards_BT)
         masks = (self.terminated_BT, self.ended_BT, self.mask_BT)
-        return gae(rewards_BT, zeros_BT, zeros_BT, *masks, gamma, 1.0)
+        decay = self._between_turns(gamma, turn_gamma)
+        return gae(rewards_BT, zeros_BT, zeros_BT, *masks, decay, 1.0)
+
+    def _between_turns(self, inside: Any, between: float | None) -> Any:
+        """`inside` for all steps, `between` for those that another turn follows."""
+        if between is None or self.turns_BT is None:
+            return inside
+        return between_turns(inside, between, self.turns_BT, self.mask_BT)
 
 
 @dataclass(frozen=True)
@@ -245,13 +276,14 @@ class Algorithm(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Of {"critic", "reference", "teacher", "divergence", "greedy", "ratios", "old_logprobs"}:
-        what it must be given.
+        """Of {"critic", "reference", "teacher", "divergence", "greedy", "ratios", "old_logprobs",
+        "states"}: what it must be given.
 
         greedy: the score of each prompt's greedy response. ratios: π/π_old, so that π_old must be
         the very distribution that was sampled from. old_logprobs: credit reads the rollout's
         log-probs, so that they must be exact before the update. teacher: stands in the reference's
-        place. divergence: that to the teacher in every evaluation of the update.
+        place. divergence: that to the teacher in every evaluation of the update. states: those that
+        turns start from.
         """
         ...
 

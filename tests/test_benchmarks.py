@@ -86,6 +86,7 @@ def test_a_program_that_dies_is_named_with_what_it_said(module, tmp_path):
     lockstep = module("lockstep")
     command = [sys.executable, "-c", "print('out of order')"]
     program = lockstep.Contestant("broken", command, {}, tmp_path / "log")
+    program.start()
     with pytest.raises(
         SystemExit, match="broken ended before its last step; it said:\nout of order"
     ):

@@ -45,10 +45,7 @@ def settings(given: argparse.Namespace) -> GRPOConfig:
 
 def main() -> None:
     """Parse the command line and train."""
-    options = parser(__doc__)
-    options.add_argument("--length", type=int, default=64, help="tokens per response")
-    options.add_argument("--microbatch", type=int, default=64)
-    given = options.parse_args()
+    given = parser(__doc__).parse_args()
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(
         given.model, dtype=torch.float32, attn_implementation=given.attention

@@ -30,13 +30,13 @@ def settings(given: argparse.Namespace) -> PPOConfig:
     """64 prompts, 4 epochs of one minibatch; logs every step, saves and shows nothing."""
     return PPOConfig(
         output_dir=tempfile.mkdtemp(),
-        per_device_train_batch_size=64,
-        gradient_accumulation_steps=1,
+        per_device_train_batch_size=given.microbatch,
+        gradient_accumulation_steps=64 // given.microbatch,
         num_mini_batches=1,
         num_ppo_epochs=4,
-        local_rollout_forward_batch_size=64,
+        local_rollout_forward_batch_size=given.microbatch,
         total_episodes=64 * given.steps,
-        response_length=64,
+        response_length=given.length,
         temperature=1.0,
         kl_coef=0.05,
         learning_rate=1e-4,
@@ -91,7 +91,7 @@ def main() -> None:
         eval_dataset=data.select(range(4)),
     )
     # it always samples all it may
-    train_told(trainer, lambda logs: 64.0 if "objective/kl" in logs else None)
+    train_told(trainer, lambda logs: float(given.length) if "objective/kl" in logs else None)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     found.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     found.add_argument("--attention", default="sdpa")
     found.add_argument("--device", default="cpu")
+    found.add_argument("--length", type=int, default=64, help="tokens per response")
+    found.add_argument("--microbatch", type=int, default=64, help="rows per forward")
     return found
 
 

@@ -7,13 +7,13 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from lmpg.algorithms.shared.terms import Regularised
+from lmpg.algorithms.shared.terms import OfTurns, Regularised
 from lmpg.functional.losses import RatioLevel, importance_weights, policy_gradient
 from lmpg.functional.masking import masked_mean
 from lmpg.types import Credit, Evaluation, Minibatch, Rollout
 
 
-class OffPolicy(Regularised):
+class OffPolicy(Regularised, OfTurns):
     """−w·A·log π with w = min(π/μ, C) without gradient: nothing is clipped away."""
 
     group_size: ClassVar[int] = 1
@@ -31,9 +31,9 @@ class OffPolicy(Regularised):
         return super().needs | {"ratios"}
 
     def assign_credit(self, rollout: Rollout) -> Credit:
-        """Undiscounted reward-to-go less the baseline."""
+        """Reward-to-go, discounted between turns at most, less the baseline."""
         rewards_BT = self.penalised_rewards(rollout)
-        advantages_BT = rollout.returns_to_go(rewards_BT, gamma=1.0)
+        advantages_BT = rollout.returns_to_go(rewards_BT, 1.0, self.turn_gamma)
         if self.baseline == "batch_mean":
             advantages_BT = advantages_BT - masked_mean(advantages_BT, rollout.counted_BT)
         return Credit(advantages_BT, rewards_BT)

@@ -7,13 +7,13 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from lmpg.algorithms.shared.terms import Regularised
+from lmpg.algorithms.shared.terms import OfTurns, Regularised
 from lmpg.functional.losses import policy_gradient, squared_error
 from lmpg.functional.masking import WHITEN_EPS, masked_mean, whitened
 from lmpg.types import Credit, Evaluation, Minibatch, Rollout
 
 
-class REINFORCE(Regularised):
+class REINFORCE(Regularised, OfTurns):
     """−A log π with A = reward-to-go − baseline."""
 
     group_size: ClassVar[int] = 1
@@ -37,10 +37,10 @@ class REINFORCE(Regularised):
         """Reward-to-go (with a critic GAE at λ = 1, which bootstraps) less the baseline."""
         rewards_BT, returns_BT = self.penalised_rewards(rollout), None
         if self.baseline == "value":
-            advantages_BT = rollout.gae(rewards_BT, self.gamma, lam=1.0)
+            advantages_BT = rollout.gae(rewards_BT, self.gamma, 1.0, self.turn_gamma)
             returns_BT = advantages_BT + rollout.values_BT
         else:
-            advantages_BT = rollout.returns_to_go(rewards_BT, self.gamma)
+            advantages_BT = rollout.returns_to_go(rewards_BT, self.gamma, self.turn_gamma)
         if self.baseline == "ema" and rollout.baseline is not None:
             advantages_BT = advantages_BT - rollout.baseline
         elif self.baseline in ("batch_mean", "ema"):  # the first rollout has no earlier ones
@@ -48,7 +48,8 @@ class REINFORCE(Regularised):
         if self.whiten:
             advantages_BT = whitened(advantages_BT, rollout.counted_BT, WHITEN_EPS)
         if self.gamma_t:
-            advantages_BT = advantages_BT * rollout.discounts_from_start(self.gamma)
+            discounts_BT = rollout.discounts_from_start(self.gamma, self.turn_gamma)
+            advantages_BT = advantages_BT * discounts_BT
         return Credit(advantages_BT, rewards_BT, returns_BT)
 
     def loss_terms(self, new: Evaluation, batch: Minibatch) -> dict[str, Tensor]:

@@ -8,12 +8,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from lmpg.algorithms.shared.groups import group_credit
-from lmpg.algorithms.shared.terms import Clipped, Regularised
+from lmpg.algorithms.shared.terms import Clipped, OfTurns, Regularised
 from lmpg.functional.masking import WHITEN_EPS, whitened
 from lmpg.types import Credit, Evaluation, Minibatch, Rollout
 
 
-class ReinforcePlusPlus(Clipped, Regularised):
+class ReinforcePlusPlus(Clipped, Regularised, OfTurns):
     """Clipped surrogate on rewards-to-go, or on scores less their group's mean, standardised."""
 
     whiten: ClassVar[bool] = True
@@ -42,10 +42,10 @@ class ReinforcePlusPlus(Clipped, Regularised):
         return super().needs | {"ratios"}
 
     def assign_credit(self, rollout: Rollout) -> Credit:
-        """Undiscounted rewards-to-go or centred scores, standardised over all steps in the mask."""
+        """Rewards-to-go (discounted between turns at most) or centred scores, standardised."""
         rewards_BT = self.penalised_rewards(rollout)
         if self.baseline == "none":
-            advantages_BT = rollout.returns_to_go(rewards_BT, gamma=1.0)
+            advantages_BT = rollout.returns_to_go(rewards_BT, 1.0, self.turn_gamma)
         else:
             credit = group_credit(rollout, rewards_BT, self.group_size, "centred")
             advantages_BT = credit.advantages_BT

@@ -15,7 +15,7 @@ def gae(
     terminated_BT: Tensor,
     ended_BT: Tensor,
     mask_BT: Tensor,
-    gamma: float,
+    gamma: float | Tensor,
     lam: float | Tensor,
 ) -> Tensor:
     """Generalised advantage estimation (arXiv 1506.02438, eq. 16), [B, T].
@@ -24,7 +24,7 @@ def gae(
     where t + 1 is the next step in `mask_BT`: the sum passes over the steps that are not in it
     (their advantage is 0). `next_values_BT` is V after the step, of the true last observation
     where an episode was truncated. With V = 0 and λ = 1 this is the reward-to-go. λ may differ
-    between rows, [B, 1].
+    between rows, [B, 1], and both between steps, [B, T]: γ_t and λ_t lead from t to t + 1.
     """
     bootstrap_BT = torch.where(terminated_BT, 0.0, next_values_BT)
     deltas_BT = rewards_BT + gamma * bootstrap_BT - values_BT

@@ -32,6 +32,7 @@ def train_gym(settings: GymSettings | TextbookSettings, note: str = "") -> Path:
             f"{processes.count} processes were started, but environments are trained in one: "
             "start it with plain python (several copies step together: env.num_envs)"
         )
+    processes.launch.refuse_what_is_not(None, "an agent")
     folder = begin(settings, "gym", processes)
     if folder.status == "finished":
         folder.close()

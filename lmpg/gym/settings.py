@@ -22,6 +22,7 @@ from lmpg.training.settings import (
     refuse_clip_fraction,
     refuse_critic_settings,
     refuse_nothing_to_compare,
+    refuse_settings_of_turns,
     refuse_what_cannot_change,
 )
 
@@ -64,6 +65,8 @@ class GymSettings(Section, Generic[A]):
         iterations = -(-self.run.total_timesteps // self.update.rollout_size)
         refuse_critic_settings(self.update, needs, name, iterations)
         refuse_nothing_to_compare(self.update, self.algorithm, name, alike=True)
+        steps = "every step of an environment is a turn of its own here. Set algorithm.gamma, lam"
+        refuse_settings_of_turns(self.algorithm, steps)
         of_steps = {"reduction": "token_mean", "ratio": "token", "lam_alpha": None}
         for key, single in of_steps.items():
             value = getattr(self.algorithm, key, single)

@@ -29,6 +29,7 @@ def check_language(settings: LanguageSettings, name: str) -> list[str]:
     finds and returns the traps, on every rank those that the main process found."""
     processes = Processes()
     processes.announce()
+    settings = processes.launch.obeyed_by(settings)
     with passing_run(settings, name, processes) as folder:
         prepared = prepare(settings, folder, processes)
         with prepared.scorer, closing(prepared.online.tracker):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lmpg.language.data.rows import refuse_missing_file
+from lmpg.language.environments.named import environment_spec, tool_spec
 from lmpg.language.models.paths import refuse_missing_folder
 from lmpg.language.rewards.specs import parsed_spec
 from lmpg.language.worlds.registry import PREFIX
@@ -51,4 +52,18 @@ def refuse_missing_paths(settings: Any, to_come: Container[str] = ()) -> None:
         if function not in to_come:
             with problems.gathered():
                 parsed_spec(function)
+    environment = getattr(settings, "environment", None)
+    if environment is not None:
+        problems.extend(_of_environment(environment, to_come))
     problems.refuse()
+
+
+def _of_environment(settings: Any, to_come: Container[str]) -> Problems:
+    """What is wrong with the names of an environment and of tools."""
+    problems = Problems()
+    named = [(settings.path, environment_spec), *((x, tool_spec) for x in settings.tools)]
+    for text, parsed in named:
+        if text is not None and text not in to_come:
+            with problems.gathered():
+                parsed(text)
+    return problems

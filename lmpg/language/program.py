@@ -18,7 +18,7 @@ from lmpg.language.models.loading import load_policy, load_reference, tokenizer_
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.precision import num_weights
 from lmpg.language.models.reference import Reference
-from lmpg.language.models.start.shared_out import shared_out
+from lmpg.language.models.start.shared_out import loaded
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rollouts.arithmetic import as_it_began, settle
 from lmpg.language.rollouts.collect import LanguageSource
@@ -62,6 +62,7 @@ def train_language(
     """
     processes = Processes()
     processes.announce()
+    settings = processes.launch.obeyed_by(settings)
     folder = begin(settings, name, processes)
     if folder.status == "finished":
         return folder.path
@@ -98,19 +99,8 @@ def prepare(
     world, asked = world or built_world(settings, processes), settings.model.precision
     settings = as_it_began(with_world(settings, world) if world else settings, folder, processes)
     tokenizer = reading_tokenizer(tokenizer_of(settings.model), settings.data)
-    spread(processes, settings.run.sharding)
-    torch.manual_seed(settings.run.seed)  # LoRA's factors are drawn from the global generator
-    with processes.in_turn():
-        policy = load_policy(
-            settings.model,
-            tokenizer,
-            critic="critic" in settings.algorithm.needs,
-            temperature=settings.sampling.temperature,
-            device=processes.device,
-            reward_model=next(iter(settings.rewards.models), None),
-            moved=processes.sharing is None,
-        )
-        policy = shared_out(policy, processes)
+    spread(processes, settings.run.sharding, settings.update.optimizer)
+    policy = policy_for(settings, tokenizer, processes)
     facts = settle(asked, settings.model.precision, policy.causal_lm, folder, processes)
     policy.head.forbid_early(policy.eos_token_ids, settings.sampling.min_new_tokens)
     with processes.in_turn():
@@ -131,6 +121,21 @@ def prepare(
         check(generator, first, ids_to_test(prompts.train))
     made, facts = assembled(settings, source, folder, given), facts | (world.facts if world else {})
     return PreparedRun(made, scorer, facts, inputs_of(settings, world, given.functions))
+
+
+def policy_for(settings: LanguageSettings, tokenizer: Any, processes: Processes) -> CausalLMPolicy:
+    """The policy, where it is to compute."""
+    torch.manual_seed(settings.run.seed)  # LoRA's factors are drawn from the global generator
+    load = partial(
+        load_policy,
+        settings.model,
+        tokenizer,
+        critic="critic" in settings.algorithm.needs,
+        temperature=settings.sampling.temperature,
+        device=processes.device,
+        reward_model=next(iter(settings.rewards.models), None),
+    )
+    return loaded(load, processes)
 
 
 def refuse_idle_processes(settings: LanguageSettings, processes: Processes) -> None:

@@ -8,6 +8,7 @@ from pydantic import model_validator
 
 from lmpg.algorithms import algorithm_name
 from lmpg.language.data.settings import DataSettings
+from lmpg.language.environments.settings import EnvironmentSettings
 from lmpg.language.models.settings import ModelSettings
 from lmpg.language.rewards.settings import RewardSettings
 from lmpg.language.sampling.settings import SamplingSettings
@@ -30,6 +31,7 @@ class LanguageSettings(Section, Generic[A]):
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     rewards: RewardSettings = RewardSettings()
+    environment: EnvironmentSettings = EnvironmentSettings()
     sampling: SamplingSettings = SamplingSettings()
     algorithm: A
     update: UpdateSettings = UpdateSettings()
@@ -48,6 +50,13 @@ class LanguageSettings(Section, Generic[A]):
             judge = "teacher"
             del given["rewards.functions or rewards.models"]
             given["model.teacher"] = self.model.teacher
+        if self.environment.wanted:  # it brings rewards, and may bring prompts
+            del given["data.path"]
+            given.pop("rewards.functions or rewards.models", None)
+            if not self.environment.is_built_in:
+                given["environment.path or environment.tools"] = (
+                    self.environment.path or self.environment.tools
+                )
         if self.model.path and str(self.data.path).startswith("world:"):
             return self  # the world's rewards go with its data
         missing = [name for name, value in given.items() if not value]

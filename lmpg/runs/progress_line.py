@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from lmpg.runs.report.meanings import HEADLINES
 from lmpg.runtime.progress import clock, time_left
 
 COLUMNS = (  # label, metrics of which the first present one is shown, format
@@ -21,16 +22,8 @@ COLUMNS = (  # label, metrics of which the first present one is shown, format
     ("tok/s", ("perf/tokens_per_second",), "8,.0f"),
     ("steps/s", ("perf/steps_per_second",), "9,.0f"),
 )
-EVALUATED = {  # held-out figure: label
-    "reward": "reward",
-    "gold_positive": "gold_positive",
-    "accuracy": "accuracy",
-    "pair_accuracy": "pair_accuracy",
-    "margin": "margin",
-    "return_mean": "return_mean",
-    "kl": "kl_ref",
-    "loss": "loss",
-}
+CALLED = {"kl": "kl_ref"}
+"""What held-out figures are called here, if not by their name."""
 
 
 class ProgressLine:
@@ -71,7 +64,7 @@ def columns(metrics: Mapping[str, Any]) -> list[str]:
         if name is not None:
             value = math.nan if metrics[name] is None else metrics[name]
             found.append(f"{label} {value:{form}}")
-    for name, label in EVALUATED.items():
+    for name in HEADLINES:
         if metrics.get(f"eval/{name}") is not None:
-            found.append(f"eval {label} {metrics[f'eval/{name}']:.3f}")
+            found.append(f"eval {CALLED.get(name, name)} {metrics[f'eval/{name}']:.3f}")
     return found

@@ -31,6 +31,16 @@ def whole(x: Tensor) -> Tensor:
     return x.full_tensor() if is_shared_out(x) else x  # type: ignore[attr-defined]
 
 
+def all_say(found: bool, tensors: Sequence[Tensor]) -> bool:
+    """Whether all processes that share out `tensors` have found so, or this one where none do."""
+    if not tensors or not is_shared_out(tensors[0]):
+        return found
+    mesh: Any = tensors[0].device_mesh  # type: ignore[attr-defined]
+    least = torch.tensor(int(found), device=mesh.device_type)
+    dist.all_reduce(least, dist.ReduceOp.MIN, group=mesh.get_group(mesh.ndim - 1))
+    return bool(least)
+
+
 def part_of(whole: Tensor, like: Any) -> Tensor:
     """What this process holds of a whole tensor that is to be shared out as `like` is."""
     if not is_shared_out(like) or is_shared_out(whole):

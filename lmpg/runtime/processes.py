@@ -7,28 +7,32 @@ per optimizer step: weights count the global minibatch, so the sum is the gradie
 
 from __future__ import annotations
 
-import ctypes
 import os
-import re
-import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
-import psutil
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from accelerate.utils import gather_object, parse_flag_from_env
+from accelerate.utils import gather_object
 from torch import Tensor
 
+from lmpg.runtime import launcher
+from lmpg.runtime.gradient_sum import GradientSum
+from lmpg.runtime.launch import OF_MPI, Launch, is_on, launch_of, size
 from lmpg.runtime.machine import OWN_THREADS, SMALL_MODEL, limit_threads
 from lmpg.runtime.sharding import Sharing
 from lmpg.runtime.waiting import Waiting
 from lmpg.settings.section import UserError
 
 T = TypeVar("T")
+
+HERE = (
+    *("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS"),
+    *("OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE"),
+)
+"""How many of the processes are on this machine, by torch's launcher or one of MPI's."""
 
 
 class Processes:
@@ -41,42 +45,28 @@ class Processes:
 
     sharing: Sharing | None = None
     num_threads = 0
+    _sum: tuple[tuple[int, ...], GradientSum] | None = None
     why_so_many = ""
     _waiting: ClassVar[Waiting | None] = None  # a pipeline's stages count their meetings on
 
     def __init__(self, cpu: bool = False) -> None:
-        self._state = PartialState(cpu=cpu or on_cpu())
+        self.launch = launch_of(os.environ, launcher.told())
+        if is_on(os.environ, "ACCELERATE_USE_FSDP"):  # or transformers would leave weights empty
+            os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+        self._state = PartialState(cpu=cpu or self.launch.cpu or on_cpu())
         self.rank = self._state.process_index
         self.count = self._state.num_processes
         self.device = self._state.device
         self.is_main = self.rank == 0
-
-    @property
-    def asked_for(self) -> int:
-        """How many processes the launcher was asked for, as far as its command line tells.
-
-        `accelerate launch --cpu --num_processes 2` silently starts one (accelerate 1.15).
-        """
-        if int(os.environ.get("WORLD_SIZE", "1")) > self.count:
-            return int(os.environ["WORLD_SIZE"])
-        found = re.search(r"--num[_-]processes[ =](\d+)", accelerate_launcher())
-        return int(found[1]) if found else self.count
+        self.launch.refuse_fewer(self.count, num_machines())
 
     def announce(self) -> None:
-        """Say how many processes there are, and warn where more were asked for. A launcher that is
-        ended asks this process to stop."""
-        if accelerate_launcher():
-            end_with_parent()
-        if not self.is_main:
-            return
-        noun = "processes" if self.count > 1 else "process"
-        print(f"{self.count} {noun} on {self.device.type}", flush=True)
-        if self.asked_for > self.count:
-            print(
-                f"warning: {self.asked_for} processes were asked for, but the launcher started "
-                f"{self.count}; on CPU use torchrun --nproc_per_node {self.asked_for}",
-                flush=True,
-            )
+        """Say how many processes there are. A launcher that is ended asks this process to stop."""
+        if launcher.told() or "LOCAL_RANK" in os.environ:
+            launcher.end_with_parent()
+        if self.is_main:
+            noun = "processes" if self.count > 1 else "process"
+            print(f"{self.count} {noun} on {self.device.type}", flush=True)
 
     def fix_threads(self, count: int, why: str) -> None:
         """Compute with `count` CPU threads from now on; the main process decides for all."""
@@ -145,19 +135,28 @@ class Processes:
             for _ in range(own, turns):
                 self.wait()
 
-    def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
+    @contextmanager
+    def last_backward(self, parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
+        """The last backward pass before `sum_gradients` of these: it may send them as they come."""
+        if self.count == 1 or self.sharing is not None:
+            yield
+            return
+        with self._sum_of(parameters).overlapped():
+            yield
+
+    def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Replace every gradient by its sum over ranks; one without a gradient counts as 0. Those
         of weights that are shared out are summed already."""
-        if self.count == 1 or self.sharing is not None:
-            return
-        for p in parameters:
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-        flat = torch.cat([p.grad.reshape(-1) for p in parameters])  # type: ignore[union-attr]
-        with self._meeting():
-            dist.all_reduce(flat)
-        for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
-            p.grad.copy_(part.view_as(p))  # type: ignore[union-attr]
+        if self.count > 1 and self.sharing is None:
+            with self._meeting():
+                self._sum_of(parameters).finish()
+
+    def _sum_of(self, parameters: Sequence[torch.nn.Parameter]) -> GradientSum:
+        """The sum of these parameters' gradients, the same for the same ones."""
+        key = tuple(map(id, parameters))
+        if self._sum is None or self._sum[0] != key:
+            self._sum = key, GradientSum(parameters)
+        return self._sum[1]
 
     def sum(self, x: Tensor) -> Tensor:
         """`x` summed over ranks."""
@@ -198,6 +197,7 @@ class SingleProcess(Processes):
 
     def __init__(self) -> None:
         self.rank, self.count, self.is_main = 0, 1, True
+        self.launch = Launch()
         self.device = torch.device("cpu")
 
     def wait(self) -> None:
@@ -209,26 +209,18 @@ def local_rank_and_count() -> tuple[int, int]:
     return int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def accelerate_launcher() -> str:
-    """The command line of the parent where that is accelerate's launcher, else ""."""
-    try:
-        words = psutil.Process(os.getppid()).cmdline()
-    except psutil.Error:
-        return ""
-    return " ".join(words) if any("accelerate" in word for word in words) else ""
-
-
-def end_with_parent() -> None:
-    """Let this process get SIGTERM when its parent ends (Linux): accelerate's launcher leaves a
-    single process behind when it is ended."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
-
-
 def on_cpu() -> bool:
     """Whether accelerate must be told to stay on the CPU: its launcher was given --cpu, or there
     are several processes and no accelerator, where it would start as many separate runs."""
-    several = "LOCAL_RANK" in os.environ
-    return parse_flag_from_env("ACCELERATE_USE_CPU") or (
+    several = "LOCAL_RANK" in os.environ or size(os.environ, OF_MPI) > 1
+    return is_on(os.environ, "ACCELERATE_USE_CPU") or (
         several and not torch.accelerator.is_available()
     )
+
+
+def num_machines() -> int:
+    """On how many machines the processes of this run are, as far as their launcher tells."""
+    if "GROUP_WORLD_SIZE" in os.environ:
+        return int(os.environ["GROUP_WORLD_SIZE"])
+    here = next((int(os.environ[name]) for name in HERE if name in os.environ), 0)
+    return size(os.environ) // here if here else 1

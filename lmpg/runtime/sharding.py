@@ -33,11 +33,12 @@ _WHOLE = "whole"
 class Sharing:
     """How weights are shared out. mesh: of the processes, the last dimension of which holds a whole
     copy together. reshard: whether a group's weights are let go of between its forward and its
-    backward pass."""
+    backward pass. layer_classes: what the blocks' classes must be called; () leaves it open."""
 
     mesh: Any
     company: Company
     reshard: bool = True
+    layer_classes: tuple[str, ...] = ()
 
     def empty(self, size: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A tensor of any numbers, shared out."""

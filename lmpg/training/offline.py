@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -119,10 +120,13 @@ class OfflineUpdater(Generic[E]):
         sums: dict[str, Tensor] = {}
         parts = self.processes.in_step(self._microbatches(batch), [])
         self.objective.prepare(batch, parts)
-        for part in parts:
+        for number, part in enumerate(parts, start=1):
             # a rank without examples computes one that weighs nothing, for names and in step
             found = self.objective.loss_sums(part or batch[:1])
-            (found["loss"] / weight if part else found["loss"] * 0).backward()
+            loss = found["loss"] / weight if part else found["loss"] * 0
+            last = number == len(parts)
+            with self.processes.last_backward(self.parameters) if last else nullcontext():
+                loss.backward()
             for name, x in found.items():
                 sums[name] = sums.get(name, 0) + (x.detach() if part else torch.zeros_like(x))
         norm = take_step(self.optimizer, self.settings, self.processes)

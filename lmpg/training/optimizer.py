@@ -100,6 +100,15 @@ def learning_rate(settings: OptimizerSettings, step: int, total_steps: int) -> f
     return rate * min(1.0, step / settings.warmup_steps) if settings.warmup_steps else rate
 
 
+def moving(
+    optimizer: torch.optim.Optimizer, resting: Collection[nn.Parameter] = ()
+) -> list[nn.Parameter]:
+    """The optimizer's parameters but for those that rest."""
+    left_out = set(map(id, resting))
+    known = [p for group in optimizer.param_groups for p in group["params"]]
+    return [p for p in known if id(p) not in left_out]
+
+
 def take_step(
     optimizer: torch.optim.Optimizer,
     settings: OptimizerSettings,
@@ -111,9 +120,7 @@ def take_step(
     Gradients that are inf or NaN are dropped without a step. resting: parameters that neither move
     nor count.
     """
-    known = [p for group in optimizer.param_groups for p in group["params"]]
-    left_out = set(map(id, resting))
-    parameters = [p for p in known if id(p) not in left_out]
+    parameters = moving(optimizer, resting)
     for p in resting:
         p.grad = None
     processes.sum_gradients(parameters)

@@ -17,7 +17,7 @@ from lmpg.runs.folder import FINISHED, REPORT, SUMMARY, RunFolder, open_run, wri
 from lmpg.runs.hub.card import write_cards
 from lmpg.runs.hub.upload import require_repository, upload
 from lmpg.runs.log_lines import METRICS, log_rows
-from lmpg.runs.progress_line import EVALUATED
+from lmpg.runs.progress_line import CALLED
 from lmpg.runs.report.write import write_report
 from lmpg.runs.settings import MOST_THREADS
 from lmpg.runs.watcher import Watcher
@@ -257,7 +257,7 @@ def _uploaded(folder: Path, repository: str, name: str) -> str:
 def _closing_lines(summary: dict[str, Any], folder: Path) -> str:
     before, after = summary["before"], summary.get("after", {})
     lines = [
-        f"{EVALUATED.get(name, name):>18}  {_shown(before.get(name))} → {_shown(value)}"
+        f"{CALLED.get(name, name):>18}  {_shown(before.get(name))} → {_shown(value)}"
         for name, value in after.items()
     ]
     header = f"{'':>18}  {'before':>9}   {'after':>9}"

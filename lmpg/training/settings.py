@@ -168,6 +168,15 @@ def refuse_nothing_to_compare(
         )
 
 
+def refuse_settings_of_turns(algorithm: Section, why: str) -> None:
+    """ValueError where a setting of the algorithm is about turns, of which a row has but one; `why`
+    says so, and what to do."""
+    for key in ("turn_gamma", "turn_lam", "group_level"):
+        field = type(algorithm).model_fields.get(key)
+        if field is not None and getattr(algorithm, key) != field.default:
+            raise ValueError(f"algorithm.{key} = {getattr(algorithm, key)}, but {why}")
+
+
 def refuse_clip_fraction(update: UpdateSettings, algorithm: Section, name: str) -> None:
     """ValueError where an update is to end when most steps are clipped, but none ever is."""
     if update.target_clip_fraction is not None and getattr(algorithm, "clip", None) is None:

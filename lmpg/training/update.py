@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
@@ -18,6 +19,7 @@ from lmpg.training.old_logprobs import RECOMPUTED, OldLogprobs
 from lmpg.training.optimizer import (
     learning_rate,
     load_optimizer,
+    moving,
     policy_optimizer,
     policy_parameters,
     take_step,
@@ -126,22 +128,23 @@ class Updater:
             mine = torch.arange(self.processes.rank, len(weights_BT), self.processes.count)
             minibatch, weights_BT = minibatch.rows(mine), _rows(weights_BT, mine)
         rows, tokens = self.settings.microbatch_size, self.settings.most_tokens
-        parts: list[Tensor | None] = [None]
+        parts: list[Tensor | None] = [None]  # all at once
         if tokens or not 0 < len(weights_BT) <= rows:
             parts = [*microbatches(minibatch.inputs, rows, tokens)]
-        for part in self.processes.in_step(parts, _NOTHING):
-            if part is None:
-                self._accumulate(algorithm, minibatch, weights_BT, diagnostics)
-            elif part is _NOTHING:
-                self._keep_in_step(algorithm, of_all)
-            else:
-                weights = _rows(weights_BT, part)
-                self._accumulate(algorithm, minibatch.rows(part), weights, diagnostics)
+        parts = self.processes.in_step(parts, _NOTHING)
+        resting = policy_parameters(self.policy) if self.critic_alone else ()
+        for number, part in enumerate(parts, start=1):
+            with self._sending(number == len(parts), resting):
+                if part is _NOTHING:
+                    self._keep_in_step(algorithm, of_all)
+                    continue
+                batch = minibatch if part is None else minibatch.rows(part)
+                weights = weights_BT if part is None else _rows(weights_BT, part)
+                self._accumulate(algorithm, batch, weights, diagnostics)
         if self.limited and self._gone_far_enough(diagnostics):
             self.optimizer.zero_grad(set_to_none=True)
             diagnostics.add_left_out()
             return False
-        resting = policy_parameters(self.policy) if self.critic_alone else ()
         norm = take_step(self.optimizer, self.settings, self.processes, resting)
         diagnostics.add_optimizer_step(norm)
         return True
@@ -151,6 +154,15 @@ class Updater:
         row = minibatch.rows(torch.zeros(1, dtype=torch.long))
         nothing_BT = torch.zeros(row.mask_BT.shape, device=row.mask_BT.device)
         self._accumulate(algorithm, row, nothing_BT, None)
+
+    def _sending(
+        self, last: bool, resting: Collection[nn.Parameter]
+    ) -> AbstractContextManager[None]:
+        """A block in which the gradients of the last micro-batch go out to the other processes as
+        they come; not where they may be left out in the end."""
+        if not last or self.limited or self.processes.count == 1:
+            return nullcontext()
+        return self.processes.last_backward(moving(self.optimizer, resting))
 
     def _gone_far_enough(self, diagnostics: Diagnostics) -> bool:
         """Whether the newest minibatch, before its step, is beyond a limit of the settings."""

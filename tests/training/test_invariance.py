@@ -238,10 +238,9 @@ def test_torchrun_starts_two_processes_that_end_without_a_word_of_warning(runs):
 
 
 @pytest.mark.slow
-def test_a_launcher_that_starts_fewer_processes_than_it_was_asked_for_is_told_on(runs):
+def test_a_launcher_that_starts_fewer_processes_than_it_was_asked_for_is_refused(runs):
     launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", 2)
     done = launched(*launcher, "scripts/train_ppo.py", *words(runs.flags("ppo", "accelerate")))
-    assert done.returncode == 0, done.stderr
-    assert "1 process on cpu\n" in done.stdout
-    assert "warning: 2 processes were asked for" in done.stdout
-    assert "torchrun --nproc_per_node 2" in done.stdout
+    assert done.returncode == 1
+    assert "\nerror: 2 processes were asked for" in done.stderr
+    assert "torchrun --nproc_per_node 2" in done.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -15,6 +17,7 @@ from lmpg.functional.advantages import (
     length_weighted,
     relative_to_mean,
 )
+from lmpg.functional.turns import Relative, relative_to_same_state, turn_returns
 from lmpg.settings.section import RunStopped, Section
 from lmpg.types import Credit, Rollout
 
@@ -27,6 +30,12 @@ GroupAdvantage = Literal[
     "relative",
 ]
 STD_EPS = 1e-6
+OF_TURNS: dict[str, Relative] = {
+    "standardised": partial(group_standardised, eps=STD_EPS),
+    "centred": group_centred,
+    "leave_one_out": leave_one_out,
+}
+"""The advantages that compare turns with each other, too: of groups of any size."""
 
 
 class Grouped(Section):
@@ -40,6 +49,13 @@ class Grouped(Section):
     """(r − mean)/std as in GRPO, r − mean as in Dr. GRPO, or r − mean of the others; centred, then
     over the whole batch's std as in GDPO; r − mean weighted by length as in OPO; or relative,
     (r − mean)/mean as in MaxRL, of scores that are 0 or more."""
+    group_level: Literal["episode", "turn"] = "episode"
+    """What is compared: whole responses, or also turns in an environment of text, each with those
+    of its group that start from the same state (GiGPO, arXiv 2505.10978)."""
+    turn_coef: float = Field(1.0, ge=0)
+    """ω: weight of a turn's advantage beside that of the whole, where turns are compared."""
+    turn_gamma: float = Field(0.95, gt=0, le=1)
+    """Discount from turn to turn of what a turn brought, where turns are compared."""
     kl_coef: float = Field(0.0, ge=0)
     """β: weight of the KL to the reference; 0 leaves it out."""
     kl_in: Literal["reward", "loss"] = "loss"
@@ -55,16 +71,49 @@ class Grouped(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _refuse_settings_of_turns_that_do_nothing(self) -> Grouped:
+        if self.group_level == "turn" and self.advantage not in OF_TURNS:
+            raise ValueError(
+                f"algorithm.advantage = {self.advantage} with algorithm.group_level = turn, whose "
+                f"groups are of any size. Set algorithm.advantage to {', '.join(OF_TURNS)}, or "
+                "algorithm.group_level to episode"
+            )
+        for key in ("turn_coef", "turn_gamma"):
+            value, default = getattr(self, key), Grouped.model_fields[key].default
+            if self.group_level == "episode" and value != default:
+                raise ValueError(
+                    f"algorithm.{key} = {value} has no effect with algorithm.group_level = "
+                    "episode, which sums all turns. Leave it out, or set algorithm.group_level "
+                    "to turn"
+                )
+        return self
+
     @property
     def needs(self) -> frozenset[str]:
-        """Ratios, and a reference when there is a KL penalty."""
-        return super().needs | {"ratios"}  # type: ignore[misc]
+        """Ratios, the states that turns start from where these are compared, and a reference when
+        there is a KL penalty."""
+        states = {"states"} if self.group_level == "turn" else set()
+        return super().needs | {"ratios"} | states  # type: ignore[misc]
 
     def assign_credit(self, rollout: Rollout) -> Credit:
-        """The group-relative score on every step in the mask; responses without a score stay
-        out."""
+        """The group-relative score on every step in the mask, with that of its turn where turns
+        are compared; responses without a score stay out."""
         rewards_BT = self.penalised_rewards(rollout)  # type: ignore[attr-defined]
-        return group_credit(rollout, rewards_BT, self.group_size, self.advantage)
+        credit = group_credit(rollout, rewards_BT, self.group_size, self.advantage)
+        if self.group_level == "episode":
+            return credit
+        turns_BT = self._turn_advantages(rollout, rewards_BT)
+        return replace(credit, advantages_BT=credit.advantages_BT + self.turn_coef * turns_BT)
+
+    def _turn_advantages(self, rollout: Rollout, rewards_BT: Tensor) -> Tensor:
+        """How much better each turn did than those from the same state, on all its steps."""
+        turns_BT, states_BT = rollout.turns_BT, rollout.states_BT
+        if turns_BT is None or states_BT is None:
+            raise ValueError("group_level = turn needs a rollout with turns_BT and states_BT")
+        returns_BT = turn_returns(rewards_BT, turns_BT, rollout.mask_BT, self.turn_gamma)
+        parts = returns_BT, turns_BT, states_BT, rollout.counted_BT
+        return relative_to_same_state(*parts, self.group_size, OF_TURNS[self.advantage])
 
 
 def group_credit(
@@ -76,20 +125,16 @@ def group_credit(
     """
     scores_PG = rewards_BT.sum(1).view(-1, group_size)
     valid_PG = rollout.scorable_B.view(-1, group_size)
-    if advantage == "standardised":
-        advantages_PG = group_standardised(scores_PG, valid_PG, STD_EPS)
-    elif advantage == "centred":
-        advantages_PG = group_centred(scores_PG, valid_PG)
+    if advantage in OF_TURNS:
+        advantages_PG = OF_TURNS[advantage](scores_PG, valid_PG)
     elif advantage == "batch_standardised":
         advantages_PG = batch_standardised(scores_PG, valid_PG)
     elif advantage == "length_weighted":
         lengths_PG = rollout.mask_BT.sum(1).view(-1, group_size)
         advantages_PG = length_weighted(scores_PG, valid_PG, lengths_PG)
-    elif advantage == "relative":
+    else:  # relative
         _refuse_negative(scores_PG[valid_PG])
         advantages_PG = relative_to_mean(scores_PG, valid_PG)
-    else:
-        advantages_PG = leave_one_out(scores_PG, valid_PG)
     return Credit(advantages_PG.view(-1, 1) * rollout.mask_BT, rewards_BT)
 
 

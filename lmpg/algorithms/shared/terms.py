@@ -123,18 +123,27 @@ class Clipped(Section):
         return dual_clipped(policy_BT, batch.advantages_BT, self.dual_clip)
 
 
-class Critic(Section):
+class OfTurns(Section):
+    """Field of methods that discount what later turns of a conversation bring."""
+
+    turn_gamma: float | None = Field(None, gt=0, le=1)
+    """Discount from a turn's end to the next turn, in an environment of text; none: as within."""
+
+
+class Critic(OfTurns):
     """Fields of methods whose baseline is learned."""
 
     gamma: float = Field(1.0, gt=0, le=1)
     """Discount per step."""
     lam: float = Field(0.95, ge=0, le=1)
     """GAE's λ: 0 trusts the critic, 1 the sampled return."""
+    turn_lam: float | None = Field(None, ge=0, le=1)
+    """λ from a turn's end to the next turn, in an environment of text; none: as within."""
     lam_alpha: float | None = Field(None, gt=0)
     """α: advantages of a response of l steps take λ = 1 − 1/(αl), at least 0, in place of `lam`
     (VAPO, arXiv 2504.05118, with α = 0.05); none takes `lam` for all."""
     lam_critic: float | None = Field(None, ge=0, le=1)
-    """λ of the critic's targets, where it differs: 1 is the sampled return (VAPO); none takes that
+    """λ of the critic's targets, where it differs: 1 is the sampled return (VAPO); none takes those
     of the advantages."""
     value_coef: float = Field(0.1, ge=0)
     """Weight of the value loss ½(V − R)². On a shared trunk a large one drowns the policy."""
@@ -148,9 +157,10 @@ class Critic(Section):
         lam: float | Tensor = self.lam
         if self.lam_alpha is not None:
             lam = length_adaptive_lambda(rollout.mask_BT.sum(1, keepdim=True), self.lam_alpha)
-        advantages_BT = targets_BT = rollout.gae(rewards_BT, self.gamma, lam)
-        if self.lam_critic is not None:
-            targets_BT = rollout.gae(rewards_BT, self.gamma, self.lam_critic)
+        of_turns = self.turn_gamma, self.turn_lam
+        advantages_BT = targets_BT = rollout.gae(rewards_BT, self.gamma, lam, *of_turns)
+        if self.lam_critic is not None:  # between turns as well
+            targets_BT = rollout.gae(rewards_BT, self.gamma, self.lam_critic, self.turn_gamma)
         returns_BT = targets_BT + rollout.values_BT
         if self.whiten:
             advantages_BT = whitened(advantages_BT, rollout.counted_BT, WHITEN_EPS)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from lmpg.language.api.finished import Run
 from lmpg.language.api.guest import as_found
 from lmpg.language.api.objects import settings_and_objects
-from lmpg.language.api.outcomes import Evaluation, Texts
+from lmpg.language.api.outcomes import EvaluationResult, Texts
 from lmpg.language.missing import refuse_missing_paths
 from lmpg.language.trained.command_settings import (
     GIVEN,
@@ -36,7 +36,7 @@ def evaluate(
     *,
     tokenizer: Any = None,
     **settings: Any,
-) -> Evaluation:
+) -> EvaluationResult:
     """Measure a model on prompts, as `lmpg evaluate` does: mean score, pass@k, greedy, lengths.
 
     model: a `Run`, a run's folder, a model's folder or Hub id, or a transformers model with its
@@ -48,7 +48,7 @@ def evaluate(
         refuse_missing_paths(made, (START, *given.names))
         from lmpg.language.trained.measured import evaluate as measured
 
-        return Evaluation(measured(made, given.functions))
+        return EvaluationResult(measured(made, given.functions))
 
 
 def generate(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lmpg.runs.side_by_side.compared_runs import Comparison
 
 
-class Evaluation:
+class EvaluationResult:
     """What was measured of a model: metrics, their 95 % intervals, and every response.
 
     differences: of each metric to the model that it was compared with, as (mean, low, high).

@@ -25,6 +25,47 @@ Arguments = dict[str, list]
 Told = dict[str, Any] | None
 
 
+class Background:
+    """Does jobs of a worker process one after another, in a thread that lives as long as the
+    process: a process dies with the thread that started it.
+    """
+
+    def __init__(self, process: WorkerProcess):
+        self._process = process
+        self._jobs: queue.SimpleQueue = queue.SimpleQueue()
+        # It is a daemon so that a program can end while a function hangs.
+        self._thread = threading.Thread(target=_serve, args=(self._jobs,), daemon=True)
+        self._thread.start()
+        weakref.finalize(self, self._jobs.put, None)
+
+    def later(self, function: Callable, *arguments: Any) -> Future:
+        """What the function returns, once the jobs before it are done."""
+        future: Future = Future()
+        self._jobs.put((future, function, arguments))
+        return future
+
+    def start(self) -> Future[dict[str, Any]]:
+        """The process's first reply: what it has imported, or {"error"}."""
+        return self.later(self._start)
+
+    def close(self) -> None:
+        """Ends the process, amid a call too."""
+        self._process.closed = True
+        self._jobs.put(None)
+        while self._thread.is_alive():  # it may just be starting the process
+            self._process.kill()
+            self._thread.join(0.05)
+        self._process.stop()
+
+    def _start(self) -> dict[str, Any]:
+        try:
+            return self._process.start()
+        except WorkerTimeout:
+            return {"error": f"importing it took more than {self._process.start_timeout:g} s"}
+        except (WorkerDied, BrokenPipeError) as error:
+            return {"error": f"while importing it, {error}"}
+
+
 class IsolatedFunction:
     """Calls a function in a process of its own, in the background and in order.
 
@@ -41,42 +82,19 @@ class IsolatedFunction:
             spec.function, max(timeout, START_TIMEOUT), spec.arguments, sources
         )
         self._retries_told = False
-        self._jobs: queue.SimpleQueue = queue.SimpleQueue()
-        # The thread lives as long as the process: a process dies with the thread that started it.
-        # It is a daemon so that a program can end while a function hangs.
-        self._thread = threading.Thread(target=_serve, args=(self._jobs,), daemon=True)
-        self._thread.start()
-        weakref.finalize(self, self._jobs.put, None)
+        self._background = Background(self._process)
 
     def start(self) -> Future[dict[str, Any]]:
         """Imports the function; its signature, or {"error"}."""
-        return self._later(self._start)
+        return self._background.start()
 
     def submit(self, arguments: Arguments, count: int, told: Told = None) -> Future[RewardReply]:
         """Begins to score a batch of `count` completions. told: see `trainer_arguments.told`."""
-        return self._later(self._reply, arguments, count, told)
+        return self._background.later(self._reply, arguments, count, told)
 
     def close(self) -> None:
         """Ends the process, amid a call too."""
-        self._process.closed = True
-        self._jobs.put(None)
-        while self._thread.is_alive():  # it may just be starting the process
-            self._process.kill()
-            self._thread.join(0.05)
-        self._process.stop()
-
-    def _later(self, function: Callable, *arguments: Any) -> Future:
-        future: Future = Future()
-        self._jobs.put((future, function, arguments))
-        return future
-
-    def _start(self) -> dict[str, Any]:
-        try:
-            return self._process.start()
-        except WorkerTimeout:
-            return {"error": f"importing it took more than {self._process.start_timeout:g} s"}
-        except (WorkerDied, BrokenPipeError) as error:
-            return {"error": f"while importing it, {error}"}
+        self._background.close()
 
     def _reply(self, arguments: Arguments, count: int, told: Told) -> RewardReply:
         started = time.monotonic()

@@ -21,7 +21,7 @@ from lmpg.language.rewards.functions import IN_CHAT, refuse_missing_columns, tol
 from lmpg.language.rewards.request import RewardReply, RewardRequest, reply_of
 from lmpg.language.rewards.results.trainer_arguments import told
 from lmpg.language.rewards.specs import KEY, unsendable
-from lmpg.language.rewards.worker import answer, described, signature
+from lmpg.language.rewards.worker import SIGNALS, answer, described, signature
 from lmpg.language.rewards.worker_process import plain
 from lmpg.settings.section import UserError
 
@@ -29,8 +29,6 @@ HERE = (
     "it runs in the trainer's process, where a hang cannot be cut short (rewards.timeout and "
     "rewards.workers are for functions that can be imported, from a module of their own)"
 )
-_SIGNALS = {str(128 + number) for number in (1, 2, 15)}
-"""Codes by which a signal ends the whole program, while a function runs."""
 _SCALARS = (str, bytes, int, float, bool, type(None))
 
 
@@ -90,7 +88,7 @@ class LocalFunction:
             given = {**copy.deepcopy(arguments), **more}
             found = {**answer(self.function, given, count, _awaited), **logs}
         except (Exception, SystemExit) as error:
-            if isinstance(error, SystemExit) and str(error.code) in _SIGNALS:
+            if isinstance(error, SystemExit) and str(error.code) in SIGNALS:
                 raise
             found = {"error": described(error)}
         if "error" in found:
@@ -141,10 +139,12 @@ def name_of(function: Callable) -> str:
 
 
 def fingerprint(function: Callable) -> str:
-    """What is known of a function: its source and the plain values that it reads from around it,
-    but for those that it changes. What other objects hold is unknown."""
+    """What is known of a function or class: its source and the plain values that a function reads
+    from around it, but for those that it changes. What other objects hold is unknown."""
     while isinstance(function, functools.partial):
         function = function.func
+    if inspect.isclass(function):
+        return _of_class(function)
     called = function if inspect.isroutine(function) else type(function).__call__
     called = inspect.unwrap(getattr(called, "__func__", called))
     code = getattr(called, "__code__", None)
@@ -154,6 +154,15 @@ def fingerprint(function: Callable) -> str:
         source = repr(_compiled(code)) if code else repr(called)
     captured = _read_from_around(called) if inspect.isfunction(called) else {}
     return json.dumps([source, sorted(captured.items())], default=repr)
+
+
+def _of_class(kind: type) -> str:
+    """The source of a class, or what its methods are where a REPL keeps none."""
+    try:
+        return json.dumps([inspect.getsource(kind)])
+    except (OSError, TypeError):
+        methods = sorted((k, x) for k, x in vars(kind).items() if inspect.isfunction(x))
+        return json.dumps([[name, fingerprint(x)] for name, x in methods])
 
 
 def _read_from_around(function: FunctionType) -> dict[str, Any]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
+Fault = Callable[[dict[str, Any]], str | None]
+"""What is wrong with a reply, None where nothing is."""
 
-def fitting_reply(line: bytes, number: str, count: int | None) -> dict[str, Any] | None:
-    """The reply in `line` to request `number`, None if it is not one; ValueError if it is no good.
 
-    count: how many scores were asked for, None where the signature was.
-    """
+def fitting_reply(line: bytes, number: str, fault: Fault) -> dict[str, Any] | None:
+    """The reply in `line` to request `number`, None if it is not one; ValueError if it is no
+    good."""
     if number.encode() not in line:
         return None
     try:
@@ -24,9 +26,19 @@ def fitting_reply(line: bytes, number: str, count: int | None) -> dict[str, Any]
         raise ValueError("its sources are not text")
     if isinstance(reply.get("error"), str):
         return reply
-    if not (_is_signature(reply) if count is None else _are_scores(reply, count)):
-        raise ValueError("it is incomplete" if count is None else f"it has not {count} scores")
+    if (problem := fault(reply)) is not None:
+        raise ValueError(problem)
     return reply
+
+
+def signature_fault(reply: dict[str, Any]) -> str | None:
+    """What is wrong with a reply that should be a function's signature."""
+    return None if _is_signature(reply) else "it is incomplete"
+
+
+def scores_fault(count: int, reply: dict[str, Any]) -> str | None:
+    """What is wrong with a reply that should have so many scores."""
+    return None if _are_scores(reply, count) else f"it has not {count} scores"
 
 
 def _are_scores(reply: dict[str, Any], count: int) -> bool:

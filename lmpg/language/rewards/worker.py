@@ -1,13 +1,14 @@
-"""The process in which one reward function of the user's runs: JSON lines in, JSON lines out.
+"""The process in which code of the user's runs, as a reward function: JSON lines in and out.
 
 The supervisor forks it. It imports nothing but the standard library, so that it is ready in a few
-milliseconds. First line in: {"id", "spec", "arguments", "sys_path", "sources"}; first line out:
-{"id", "parameters", "required", "options", "keywords"} or {"id", "error"}. Then, per call, in:
-{"id", "arguments", "count", "told"}; out: {"id", "scores", "problems"} (a score, a list of them or
-null each, and what was wrong with which; "extras" and "metrics" where the function logs some) or
-{"id", "error"}. "sources" has what was read from local files. A reply has its request's id and a
-line of its own, so that whatever else comes through the pipe is told apart. A function may fork:
-only this process replies.
+milliseconds. First line in: {"id", "spec", "arguments", "server", "sys_path", "sources"}; first
+line out: {"id", "parameters", "required", "options", "keywords"} or {"id", "error"}. Then, per
+call, in: {"id", "arguments", "count", "told"}; out: {"id", "scores", "problems"} (a score, a list
+of them or null each, and what was wrong with which; "extras" and "metrics" where the function logs
+some) or {"id", "error"}. "sources" has what was read from local files. A reply has its request's id
+and a line of its own, so that whatever else comes through the pipe is told apart. A function may
+fork: only this process replies. "server" names a module that serves something else than a function:
+its `serving(hello, load, run)` gives what to reply first, and to each request.
 
 What the function prints goes to stderr, and its stdin is empty: the protocol has descriptors
 of its own. It may close or replace them, and what this module calls (`json.dumps`), too.
@@ -33,6 +34,8 @@ from typing import Any
 
 LONGEST_MESSAGE, MOST_FRAMES = 300, 100
 NO_NUMBERS = (str, bytes, bytearray, memoryview)
+SIGNALS = {str(128 + number) for number in (1, 2, 15)}
+"""Exit codes by which a signal ends the whole program, while code of the user's runs."""
 _encoded = json.JSONEncoder().encode  # bound now: a function may replace what it finds in modules
 _decoded = json.JSONDecoder().decode
 _write, _pid = os.write, os.getpid
@@ -62,21 +65,34 @@ def serve(
             _send(replies, {**message, "id": request["id"], "sources": read})
             read.clear()
 
-        function: Callable = _nothing
-        run = _runner()
-
-        def start() -> dict[str, Any]:
-            nonlocal function
-            function = functools.partial(load(hello["spec"]), **hello["arguments"])
-            return signature(function.func, hello["arguments"])  # type: ignore[attr-defined]
-
+        if hello["server"] is None:
+            start, work = _serving_function(hello, _runner(), told)
+        else:
+            server = importlib.import_module(hello["server"])
+            start, work = server.serving(hello, load, _runner())
         reply(hello, start)
         for line in lines:
             request = _decoded(line.decode())
-            more, logs = told(request["told"], request["count"])
-            given = {**request["arguments"], **more}
-            call = functools.partial(answer, function, given, request["count"], run)
-            reply(request, lambda call=call, logs=logs: {**call(), **logs})  # type: ignore[misc]
+            reply(request, functools.partial(work, request))
+
+
+def _serving_function(
+    hello: dict, run: Callable[[Any], Any], told: Callable[..., tuple]
+) -> tuple[Callable[[], dict], Callable[[dict], dict]]:
+    """What to reply first, and to each request, for a reward function."""
+    function: Callable = _nothing
+
+    def start() -> dict[str, Any]:
+        nonlocal function
+        function = functools.partial(load(hello["spec"]), **hello["arguments"])
+        return signature(function.func, hello["arguments"])  # type: ignore[attr-defined]
+
+    def work(request: dict) -> dict[str, Any]:
+        more, logs = told(request["told"], request["count"])
+        given = {**request["arguments"], **more}
+        return {**answer(function, given, request["count"], run), **logs}
+
+    return start, work
 
 
 def load(spec: str) -> Callable:

@@ -12,10 +12,11 @@ import subprocess
 import sys
 import time
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lmpg.language.rewards.replies import fitting_reply
+from lmpg.language.rewards.replies import Fault, fitting_reply, scores_fault, signature_fault
 from lmpg.language.rewards.supervisor import SIGNALLED
 
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
@@ -36,7 +37,8 @@ class WorkerProcess:
 
     arguments: the function's fixed arguments. closed: True lets no process start any more.
     sources: what the processes read from local files (path → module and text), which those that
-    replace them get; workers of one function share it.
+    replace them get; workers of one function share it. server: a module that serves something else
+    than a function, see `worker`.
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class WorkerProcess:
         start_timeout: float,
         arguments: dict[str, Any] | None = None,
         sources: dict[str, list[str]] | None = None,
+        server: str | None = None,
     ):
         self.spec = spec
+        self.server = server
         self.arguments = arguments or {}
         self.sources = {} if sources is None else sources
         self.closed = False
@@ -83,10 +87,12 @@ class WorkerProcess:
         hello = {
             "spec": self.spec,
             "arguments": self.arguments,
+            "server": self.server,
             "sys_path": self._sys_path,
             "sources": self.sources,
         }
-        return self._exchange(hello, None, self.start_timeout)
+        fault: Fault = signature_fault if self.server is None else lambda reply: None
+        return self._exchange(hello, fault, self.start_timeout)
 
     def _keeps(self, reply: dict[str, Any]) -> bool:
         """Whether all that the worker read is what is kept of these files from now on."""
@@ -104,13 +110,17 @@ class WorkerProcess:
         told: see `trainer_arguments.told`.
         """
         request = {"arguments": arguments, "count": count, "told": told}
+        return self.ask(request, partial(scores_fault, count), timeout)
+
+    def ask(self, request: dict[str, Any], fault: Fault, timeout: float) -> dict[str, Any]:
+        """The reply to one request, within `timeout` seconds. fault: what is wrong with a reply."""
         if self._process is None or self._has_ended():
             self._restart()
         try:
-            reply = self._exchange(request, count, timeout)
+            reply = self._exchange(request, fault, timeout)
         except BrokenPipeError:  # it ended after its last reply: not this call's fault
             self._restart()
-            reply = self._exchange(request, count, timeout)
+            reply = self._exchange(request, fault, timeout)
         self._keeps(reply)
         return reply
 
@@ -139,13 +149,13 @@ class WorkerProcess:
             return not os.read(pipe, 1 << 16)
         return False
 
-    def _exchange(self, message: dict, count: int | None, timeout: float) -> dict[str, Any]:
+    def _exchange(self, message: dict, fault: Fault, timeout: float) -> dict[str, Any]:
         deadline = time.monotonic() + timeout
         number = secrets.token_hex(8)
         data = json.dumps({"id": number, **message}, default=plain).encode() + b"\n"
         try:
             self._write(data, deadline)
-            while (reply := fitting_reply(self._read_line(deadline), number, count)) is None:
+            while (reply := fitting_reply(self._read_line(deadline), number, fault)) is None:
                 pass  # what a function has written into the pipe
             return reply
         except BrokenPipeError:

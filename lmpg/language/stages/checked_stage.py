@@ -30,8 +30,9 @@ def check_stage(settings: OfflineLearningSettings, name: str) -> list[str]:
     """Makes all parts, evaluates, and takes one step; says what it finds and returns the traps."""
     processes = Processes()
     processes.announce()
+    settings = processes.launch.obeyed_by(settings)
     with passing_run(settings, name, processes) as folder:
-        spread(processes, settings.run.sharding)
+        spread(processes, settings.run.sharding, settings.update.optimizer)
         world = built(settings, processes)
         prepared = PREPARE[type(settings)](settings, world, processes)
         model = starting_model(settings.model, world)

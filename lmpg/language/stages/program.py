@@ -58,13 +58,14 @@ def train_stage(
     """
     processes = Processes()
     processes.announce()
+    settings = processes.launch.obeyed_by(settings)
     folder = begin(settings, name, processes)
     if folder.status == "finished":
         return folder.path
     with nothing_left_before_the_first_step(folder, processes):
         settings = kept(given, settings, folder, processes)
         world = world or built(settings, processes)
-        spread(processes, settings.run.sharding)
+        spread(processes, settings.run.sharding, settings.update.optimizer)
         asked, settings = settings.model.precision, as_it_began(settings, folder, processes)
         prepared = PREPARE[type(settings)](settings, world, processes)
         trained = getattr(prepared.objective.module, "causal_lm", prepared.objective.module)

@@ -26,6 +26,7 @@ def began(settings: AskingSettings) -> Processes:
     """This process and those beside it, with the CPU threads that the settings ask for."""
     keep_freed_memory()
     processes = Processes()
+    processes.launch.refuse_what_is_not(settings.model.precision, "this command")
     if count := settings.torch_threads or threads_by_environment(MOST_THREADS):
         processes.fix_threads(count, "as asked for")
     return processes

@@ -176,6 +176,12 @@ HELD_OUT = {
 }
 """What evaluations measure; metrics.jsonl calls them eval/NAME."""
 
+HEADLINES = (
+    *("reward", "gold_positive", "accuracy", "pair_accuracy", "margin"),
+    *("return_mean", "kl", "loss"),
+)
+"""The held-out figures that matter first, in their order."""
+
 
 def meaning(name: str) -> Meaning | None:
     """What is known of a metric, `eval/…` and `rewards/NAME/…` too; None of one that is not."""

@@ -12,16 +12,12 @@ from lmpg.runs.folder import REPORT, read_summary
 from lmpg.runs.log_lines import is_number
 from lmpg.runs.report.charts import draw, figure, number
 from lmpg.runs.report.history import History
-from lmpg.runs.report.meanings import HELD_OUT
+from lmpg.runs.report.meanings import HEADLINES, HELD_OUT
 from lmpg.runs.report.page import page, settings_block, table
 from lmpg.runs.report.panels import panels
 from lmpg.runs.report.sample_rows import samples_block
 from lmpg.runtime.progress import clock
 
-HEADLINES = (
-    *("reward", "gold_positive", "accuracy", "pair_accuracy", "margin"),
-    *("return_mean", "kl", "loss"),
-)
 CARDS = {"kl": "kl to the reference"}
 OWN_PLACE = {
     "name",

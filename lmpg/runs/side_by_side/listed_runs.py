@@ -12,10 +12,9 @@ from lmpg.runs.folder import CONFIG, FINISHED, read_config, read_summary
 from lmpg.runs.lock import is_held
 from lmpg.runs.log_lines import is_number, parsed
 from lmpg.runs.printable import printable
+from lmpg.runs.report.meanings import HEADLINES
 from lmpg.settings.section import UserError
 
-HEADLINES = ("reward", "return_mean", "accuracy", "pair_accuracy", "margin", "loss")
-"""Held-out figures, of which a table shows the first that a run has."""
 DEPTH = 3
 _END = 1 << 16
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import nn
@@ -15,11 +16,14 @@ from lmpg.settings.section import UserError
 M = TypeVar("M", bound=nn.Module)
 
 
-def shared_out(module: M, processes: Processes) -> M:
-    """The module, whose weights are shared out where the processes do so; UserError where it cannot
-    be divided."""
-    if processes.sharing is not None:
-        processes.sharing(module, _blocks(module))
+def loaded(load: Callable[..., M], processes: Processes) -> M:
+    """The model that `load` makes, where it is to compute: told not to move it there (`moved`), its
+    weights are shared out where the processes do so. UserError where it cannot be divided."""
+    sharing = processes.sharing
+    with processes.in_turn():
+        module = load(moved=sharing is None)
+        if sharing is not None:
+            sharing(module, _blocks(module, sharing.layer_classes))
     return module
 
 
@@ -37,7 +41,7 @@ def copy_of(made: M, other: nn.Module) -> M:
     return made
 
 
-def _blocks(module: Any) -> list[nn.Module]:
+def _blocks(module: Any, classes: tuple[str, ...]) -> list[nn.Module]:
     if is_packed(module):
         raise UserError(
             "model.quantisation = nf4 with run.sharding: weights in 4 bits cannot be shared out. "
@@ -50,5 +54,11 @@ def _blocks(module: Any) -> list[nn.Module]:
             f"run.sharding with model.path: the layers of {model} are not known, expected a model "
             "with layers of transformers' class GradientCheckpointingLayer; set run.sharding to "
             "none"
+        )
+    found = sorted({type(block).__name__ for block in blocks})
+    if unknown := set(classes) - set(found):
+        raise UserError(
+            f"fsdp_transformer_layer_cls_to_wrap = {', '.join(sorted(unknown))}, but the layers of "
+            f"this model are {', '.join(found)}: expected these; remove it, as they are found"
         )
     return blocks

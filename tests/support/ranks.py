@@ -1,0 +1,62 @@
+"""Several processes of this one, which exchange tensors: `forked(2, function)`."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+
+
+def forked(count: int, function: Callable[[int], Any], seconds: float = 60) -> list[Any]:
+    """What `function(rank)` returns in each of `count` processes of one group over gloo: plain
+    values, as tensors would lie in memory that goes with their process."""
+    context = multiprocessing.get_context("fork")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    pipes = [context.Pipe(duplex=False) for _ in range(count)]
+    members = [
+        context.Process(target=_member, args=(rank, count, port, function, pipes[rank][1]))
+        for rank in range(count)
+    ]
+    for member in members:
+        member.start()
+    found = []
+    try:
+        for receiver, _ in pipes:
+            assert receiver.poll(seconds), "a process does not answer"
+            found.append(receiver.recv())
+    finally:
+        for member in members:
+            member.join(1)
+            member.kill()
+    failed = [x for x in found if isinstance(x, BaseException)]
+    assert not failed, failed
+    return found
+
+
+def _member(rank: int, count: int, port: int, function: Callable[[int], Any], pipe: Any) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(count),
+        LOCAL_WORLD_SIZE=str(count),
+        MASTER_ADDR="localhost",
+        MASTER_PORT=str(port),
+    )
+    try:
+        dist.init_process_group("gloo")
+        found = function(rank)
+        dist.barrier()
+        dist.destroy_process_group()
+    except BaseException as error:
+        traceback.print_exc()
+        found = RuntimeError(f"rank {rank}: {error!r}")
+    pipe.send(found)
+    pipe.close()
+    os._exit(0)
