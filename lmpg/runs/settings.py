@@ -128,6 +128,9 @@ class RunSettings(AnyRunSettings):
     """How several processes hold what is trained and its reference. none: each a whole copy; full:
     each a part of every weight, gradient and optimizer state (FSDP2); hybrid: so within each
     machine, and machines hold copies; auto: as an accelerate launch says, else none."""
+    rank_timeout: float = Field(600.0, ge=5, le=7200)
+    """Seconds that the processes of a run wait for one that gives no sign of life, or does not come
+    to where they exchange something; then all end, and the run can be resumed."""
     samples_every: int = Field(10, ge=0)
     """Iterations between the prompts and completions written to samples.jsonl; 0 writes none."""
     token_view: bool = True
@@ -146,6 +149,9 @@ class OfflineRunSettings(AnyRunSettings):
     """How several processes hold what is trained and its reference. none: each a whole copy; full:
     each a part of every weight, gradient and optimizer state (FSDP2); hybrid: so within each
     machine, and machines hold copies; auto: as an accelerate launch says, else none."""
+    rank_timeout: float = Field(600.0, ge=5, le=7200)
+    """Seconds that the processes of a run wait for one that gives no sign of life, or does not come
+    to where they exchange something; then all end, and the run can be resumed."""
     save_every: int = Field(100, ge=0)
     """Optimizer steps between checkpoints; 0 saves only at the end."""
 
