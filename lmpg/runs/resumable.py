@@ -19,6 +19,7 @@ MAY_DIFFER = {  # the number of steps, saving and trackers; and what changes mem
     "run.name",
     "run.token_view",
     "run.report_every",
+    "run.rank_timeout",
     "run.push_to_hub",
     "update.microbatch_size",
     "update.microbatch_tokens",

@@ -121,6 +121,9 @@ class RunSettings(AnyRunSettings):
     """Iterations of rollout and update."""
     push_to_hub: str | None = None
     """Repository on the Hub that `final/` is uploaded to at the end; a new one is private."""
+    rank_timeout: float = Field(600.0, ge=5, le=7200)
+    """Seconds that the processes of a run wait for one that gives no sign of life, or does not come
+    to where they exchange something; then all end, and the run can be resumed."""
     samples_every: int = Field(10, ge=0)
     """Iterations between the prompts and completions written to samples.jsonl; 0 writes none."""
     token_view: bool = True
@@ -135,6 +138,9 @@ class OfflineRunSettings(AnyRunSettings):
     """Optimizer steps at most."""
     push_to_hub: str | None = None
     """Repository on the Hub that `final/` is uploaded to at the end; a new one is private."""
+    rank_timeout: float = Field(600.0, ge=5, le=7200)
+    """Seconds that the processes of a run wait for one that gives no sign of life, or does not come
+    to where they exchange something; then all end, and the run can be resumed."""
     save_every: int = Field(100, ge=0)
     """Optimizer steps between checkpoints; 0 saves only at the end."""
 

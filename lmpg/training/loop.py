@@ -115,7 +115,7 @@ class Loop(ABC):
         progress = self.progress
         if not progress.before:
             progress.before = self.source.evaluate()
-        with StopRequest(self.processes) as stop:
+        with StopRequest(self.processes) as stop, self.processes.in_pace():
             while progress.iteration < self.total_steps:
                 if reason := self.stop_reason(progress.iteration):
                     self.tracker.say(f"ends before its last step: {reason}")
