@@ -18,20 +18,21 @@ from lmpg.language.models.loading import load_policy, load_reference, tokenizer_
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.precision import num_weights
 from lmpg.language.models.reference import Reference
+from lmpg.language.models.start.shared_out import loaded
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rollouts.arithmetic import as_it_began, settle
 from lmpg.language.rollouts.collect import LanguageSource
 from lmpg.language.rollouts.conversations import Environments
 from lmpg.language.rollouts.dynamic_sampling import DynamicSampling
 from lmpg.language.rollouts.evaluation import Evaluator
-from lmpg.language.rollouts.generation import Generator, stop_search
+from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.preflight import check, ids_to_test
 from lmpg.language.rollouts.score_processing import ScoreProcessing
 from lmpg.language.rollouts.scoring import GroupSampler
 from lmpg.language.run_environments import environments_for, longest_response, prompts_of
+from lmpg.language.run_generator import generator_for
 from lmpg.language.run_inputs import inputs_of
 from lmpg.language.run_rewards import scorer_for
-from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.settings import LanguageSettings
 from lmpg.language.worlds.world import World
 from lmpg.runs import checkpoint
@@ -40,9 +41,10 @@ from lmpg.runs.folder import RunFolder
 from lmpg.runs.tracking import Tracker
 from lmpg.runtime.machine import give_back_freed_memory
 from lmpg.runtime.processes import Processes
+from lmpg.runtime.spread import spread
 from lmpg.settings.section import UserError
 from lmpg.training.given import NOTHING, Given, kept
-from lmpg.training.old_logprobs import OldLogprobs
+from lmpg.training.old_logprobs import sampler_weights
 from lmpg.training.online import Online
 from lmpg.training.run import begin, nothing_left_before_the_first_step, run
 from lmpg.training.update import Updater
@@ -114,18 +116,12 @@ def prepare(
     world, asked = world or built_world(settings, processes), settings.model.precision
     settings = as_it_began(with_world(settings, world) if world else settings, folder, processes)
     tokenizer = reading_tokenizer(tokenizer_of(settings.model), settings.data)
-    torch.manual_seed(settings.run.seed)  # LoRA's factors are drawn from the global generator
-    policy = load_policy(
-        settings.model,
-        tokenizer,
-        critic="critic" in settings.algorithm.needs,
-        temperature=settings.sampling.temperature,
-        device=processes.device,
-        reward_model=next(iter(settings.rewards.models), None),
-    )
+    spread(processes, settings.run.sharding, settings.update.optimizer)
+    policy = policy_for(settings, tokenizer, processes)
     facts = settle(asked, settings.model.precision, policy.causal_lm, folder, processes)
     policy.head.forbid_early(policy.eos_token_ids, settings.sampling.min_new_tokens)
-    own = load_reference(settings.model, tokenizer, policy)
+    with processes.in_turn():
+        own = load_reference(settings.model, tokenizer, policy)
     give_back_freed_memory()
     environments = environments_for(settings, tokenizer, policy.eos_token_ids, given.functions)
     prompts = prompts_for(settings, policy, tokenizer, world, environments, processes.is_main)
@@ -134,7 +130,8 @@ def prepare(
     processes.suit_threads(num_weights(policy) + scorer.num_weights)
     work = work_of(settings, policy, own, scorer.num_bytes, prompts, processes.count)
     settings, keep_engine = with_fitting_microbatches(settings, work, processes)
-    generator = generator_for(settings, policy, tokenizer, processes, keep_engine, environments)
+    rest = processes, keep_engine, prompts, folder, environments
+    generator = generator_for(settings, policy, tokenizer, *rest)
     source = source_of(settings, generator, scorer, prompts, world, own)
     if checkpoint.newest_step(folder.checkpoints) is None:
         first = (source.reference or source.evaluator.reference) if own is None else None
@@ -142,6 +139,21 @@ def prepare(
     made, facts = assembled(settings, source, folder, given), facts | (world.facts if world else {})
     inputs = inputs_of(settings, world, given.functions)
     return PreparedRun(made, scorer, environments, facts, inputs)
+
+
+def policy_for(settings: LanguageSettings, tokenizer: Any, processes: Processes) -> CausalLMPolicy:
+    """The policy, where it is to compute."""
+    torch.manual_seed(settings.run.seed)  # LoRA's factors are drawn from the global generator
+    load = partial(
+        load_policy,
+        settings.model,
+        tokenizer,
+        critic="critic" in settings.algorithm.needs,
+        temperature=settings.sampling.temperature,
+        device=processes.device,
+        reward_model=next(iter(settings.rewards.models), None),
+    )
+    return loaded(load, processes)
 
 
 def refuse_idle_processes(settings: LanguageSettings, processes: Processes) -> None:
@@ -195,38 +207,6 @@ def source_of(
         best_metric="reward" if judged else "kl",
         lower_is_better=not judged,
     )
-
-
-def generator_for(
-    settings: LanguageSettings,
-    policy: CausalLMPolicy,
-    tokenizer: Any,
-    processes: Processes,
-    keep_engine: bool = True,
-    environments: Environments | None = None,
-) -> Generator:
-    """The generator of completions, for training and evaluation."""
-    update, sampling = settings.update, settings.sampling
-    limits = sampling.max_new_tokens, sampling.top_k, sampling.top_p
-    stops = stop_search(sampling.stop, tokenizer, policy)
-    return Generator(
-        policy=policy,
-        sampler=Sampler(policy, *limits, stops=stops, keep_engine=keep_engine),
-        tokenizer=tokenizer,
-        seed=settings.run.seed,
-        processes=processes,
-        microbatch_size=update.microbatch_size,
-        microbatch_tokens=update.most_tokens,
-        old_logprobs=old_logprobs_of(settings, policy.rounds is None, processes.count),
-        environments=environments,
-    )
-
-
-def old_logprobs_of(settings: LanguageSettings, exact: bool, num_processes: int) -> OldLogprobs:
-    """Where old log-probs come from; `exact` says that those of the sampler are."""
-    in_order = num_processes == 1 and settings.sampling.max_refills == 0
-    needs, update = settings.algorithm.needs, settings.update
-    return OldLogprobs.decided(needs, update, exact=exact, same_rows=in_order)
 
 
 def references(
@@ -286,6 +266,7 @@ def assembled(
             processes=processes,
             max_length=longest_response(settings),
             old_logprobs=generator.old_logprobs,
+            sampler_weights=sampler_weights(settings.update),
         ),
         tracker=Tracker(folder.path, run.total_steps, main_process=processes.is_main),
         folder=folder.path,

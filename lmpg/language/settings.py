@@ -87,6 +87,12 @@ class LanguageSettings(Section, Generic[A]):
                 "environment.tools: it knows the length of one turn alone. Set it to 0, and let "
                 "the environment's reward tell what is too long"
             )
+        if self.sampling.server:
+            raise ValueError(
+                f"sampling.server = {list(self.sampling.server)} with environment.path or "
+                "environment.tools: conversations are sampled in this process, which keeps what "
+                "it has read of them. Leave sampling.server and sampling.engine out"
+            )
         if 0 < environment.max_tokens <= self.sampling.max_new_tokens:
             raise ValueError(
                 f"environment.max_tokens = {environment.max_tokens} is no more than "
@@ -145,6 +151,38 @@ class LanguageSettings(Section, Generic[A]):
                 f"algorithm.name = {name}, which compares π with {what}: where tokens are cut off, "
                 "ratios and KL of what is left are wrong. Set top_k to 0 and top_p to 1, or take "
                 "an algorithm without ratios, as reinforce or rloo, with algorithm.kl_coef 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_engines_unfit_for_the_algorithm(self) -> LanguageSettings:
+        sampling, name = self.sampling, algorithm_name(type(self.algorithm))
+        if sampling.ahead and "ratios" not in self._needs():
+            raise ValueError(
+                f"sampling.ahead = {sampling.ahead} with algorithm.name = {name}, which has no "
+                "ratio to correct for rollouts of an older policy. Set sampling.ahead to 0, or "
+                "take an algorithm with ratios, as ppo or grpo"
+            )
+        correction = self.update.sampler_correction
+        if correction == "none":
+            return self
+        if sampling.ahead:
+            raise ValueError(
+                f"update.sampler_correction = {correction} with sampling.ahead = "
+                f"{sampling.ahead}, where the algorithm's own ratio is to the sampler already. "
+                "Leave update.sampler_correction out"
+            )
+        if "divergence" in self._needs():
+            raise ValueError(
+                f"update.sampler_correction = {correction} with algorithm.name = {name}, which "
+                "compares whole distributions and weighs no token. Leave it out"
+            )
+        if sampling.top_k or sampling.top_p < 1:
+            raise ValueError(
+                f"update.sampler_correction = {correction} with sampling.top_k = "
+                f"{sampling.top_k}, sampling.top_p = {sampling.top_p}: where tokens are cut off, "
+                "its ratio of what is left is wrong. Set top_k to 0 and top_p to 1, or leave "
+                "update.sampler_correction out"
             )
         return self
 

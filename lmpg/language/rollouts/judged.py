@@ -87,6 +87,7 @@ def judged(
     once on each. greedy: the likeliest completion instead. progress: told how many prompts of this
     rank are done.
     """
+    generator.publish()
     draw = generator.draw(KEY, len(prompts), samples, greedy)
     mine, found = generator.processes.share(prompts), Judged(samples)
     together = max(1, rows // samples)

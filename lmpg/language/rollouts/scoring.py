@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -102,6 +102,7 @@ class GroupSampler:
     ) -> Sampled:
         """One group for each of `prompts`, shared out among the ranks."""
         gather = self.generator.processes.gather_list
+        self.generator.publish()
         mine = self._groups(key, prompts, processing.settings.chunks, watch)
         found = []  # of each rank that has a prompt
         for groups in mine:
@@ -168,18 +169,34 @@ class GroupSampler:
         generated, and only the wait after the last counts as time/score. The completions are the
         same whatever the number of parts.
         """
-        size = -(-len(prompts) // chunks)
         parts, pending = [], []
         with watch("time/sample"):
-            for start in range(0, len(prompts), size):
-                part = [self.prompts[i] for i in prompts[start : start + size]]
-                of_part = draw.part(start, start + size)
+            for part, of_part in self._chunked(prompts, draw, chunks):
                 parts.append(self.generator.completed(part, of_part))
                 pending.append(parts[-1].submit_to(self.scorer))
             completions = Completions.joined(parts, self.generator.policy.pad_token_id)
         with watch("time/score"):
             found = Scores.joined([x.result() for x in pending])
             return completions, with_rewards_of_turns(found, completions)
+
+    def ask_ahead(self, iteration: int, chunks: int) -> None:
+        """Let servers sample this rank's share of `iteration` already; `sample` asks for the
+        same."""
+        prompts, group_size = self.prompts_of(iteration), self.algorithm.group_size
+        share = self.generator.processes.share_of(len(prompts))
+        draw = self.generator.draw(("sample", iteration), len(prompts), group_size)
+        mine, sampler = prompts[share.start : share.stop], self.generator.sampler
+        for part, of_part in self._chunked(mine, draw, chunks):
+            sampler.ask_ahead([prompt.ids for prompt in part], group_size, of_part.uniforms())
+
+    def _chunked(
+        self, prompts: list[int], draw: Draw, chunks: int
+    ) -> Iterator[tuple[list[Prompt], Draw]]:
+        """The prompts in `chunks` parts, with the random numbers of their completions."""
+        size = max(1, -(-len(prompts) // chunks))
+        for start in range(0, len(prompts), size):
+            part = [self.prompts[i] for i in prompts[start : start + size]]
+            yield part, draw.part(start, start + size)
 
 
 def with_rewards_of_turns(scores: Scores, completions: Completions) -> Scores:

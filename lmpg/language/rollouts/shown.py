@@ -99,7 +99,8 @@ def with_tokens(
     samples = raw.completions.samples.rows(torch.tensor(shown))
     lengths = [len(raw.completions.ids[b]) for b in shown]
     mask_BT, turns_BT = samples.mask_BT, samples.inputs.get("response_turns")
-    columns: dict[str, list] = {"entropy": of_rows(samples.entropy_BT, lengths, mask_BT)}
+    entropy_BT = generator.entropy(samples)
+    columns: dict[str, list] = {"entropy": of_rows(entropy_BT, lengths, mask_BT)}
     if reference is not None:
         columns["kl"] = of_rows(generator.token_kl(reference, samples), lengths, mask_BT)
     if turns_BT is not None:

@@ -51,6 +51,7 @@ class Samples:
 
     Of several turns, inputs has `response_turns` [B, T], 1, 2, … in the policy's own turns and 0 in
     what others wrote between them, which is no part of the mask.
+    entropy_BT: None where the engine tells none.
     finished_B: ended by an EOS token, part of the response and of the mask, or by the token
         in which a stop string is complete.
     """
@@ -58,7 +59,7 @@ class Samples:
     inputs: dict[str, Tensor]
     mask_BT: Tensor
     logprobs_BT: Tensor
-    entropy_BT: Tensor
+    entropy_BT: Tensor | None
     values_BT: Tensor | None
     finished_B: Tensor
 
@@ -79,7 +80,7 @@ class Recorded:
 
     ids_BT: Tensor
     logprobs_BT: Tensor
-    entropy_BT: Tensor
+    entropy_BT: Tensor | None
     values_BT: Tensor | None
 
 
@@ -94,7 +95,7 @@ def recorded_samples(
 
     stop_B: the index of a token that ends the row just as EOS does, or T and more for none.
     """
-    ids_BT, values_BT = recorded.ids_BT, recorded.values_BT
+    ids_BT, entropy_BT, values_BT = recorded.ids_BT, recorded.entropy_BT, recorded.values_BT
     ends_BT = torch.isin(ids_BT, ids_BT.new_tensor(policy.eos_token_ids))
     first_B = torch.where(ends_BT.any(1), ends_BT.int().argmax(1), ids_BT.shape[1])
     if stop_B is not None:
@@ -112,7 +113,7 @@ def recorded_samples(
         prompts.of_rows() | response,
         mask_BT,
         cut(recorded.logprobs_BT),
-        cut(recorded.entropy_BT),
+        None if entropy_BT is None else cut(entropy_BT),
         None if values_BT is None else cut(values_BT),
         finished_B,
     )
@@ -131,11 +132,12 @@ def concatenated(parts: Sequence[Samples], pad_token_id: int) -> Samples:
     if "response_turns" in parts[0].inputs:
         inputs["response_turns"] = stacked([x.inputs["response_turns"] for x in parts], 0)
     values = [x.values_BT for x in parts if x.values_BT is not None]
+    entropies = [x.entropy_BT for x in parts if x.entropy_BT is not None]
     return Samples(
         inputs=inputs,
         mask_BT=stacked([x.mask_BT for x in parts], False),
         logprobs_BT=stacked([x.logprobs_BT for x in parts], 0),
-        entropy_BT=stacked([x.entropy_BT for x in parts], 0),
+        entropy_BT=stacked(entropies, 0) if entropies else None,
         values_BT=stacked(values, 0) if values else None,
         finished_B=torch.cat([x.finished_B for x in parts]),
     )

@@ -10,8 +10,8 @@ from torch import Tensor
 from lmpg.language.models.forward.padding import bears_padding
 from lmpg.language.models.inputs import language_inputs
 from lmpg.language.models.policy import CausalLMPolicy
+from lmpg.language.sampling.engines.policy_weights import PolicyWeights, policy_weights
 from lmpg.language.sampling.engines.stored import Stored, Unread
-from lmpg.language.sampling.engines.weights import PolicyWeights, policy_weights
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.sampling.samples import DistinctPrompts, Samples
 
@@ -30,7 +30,7 @@ class Turns:
         """longest: tokens that a row has at most, in all its turns."""
         self._sampler, self._policy = sampler, sampler.policy
         self._longest = min(longest, self._policy.context_length)
-        self._why = sampler.why_not_own(self._longest)
+        self._why = sampler.why_slower(self._longest)
         own = self._why is None
         self._keeps = sampler.keeps_rows if own else bears_padding(self._policy.trunk)
         self._weights: PolicyWeights | None = None
