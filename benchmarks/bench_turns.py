@@ -3,9 +3,9 @@
     python benchmarks/bench_turns.py [--path MODEL] [--rows 32] [--rounds 5]
 
 Both sample as many tokens of the policy, the likeliest ones and no EOS, by the engine that a
-rollout would take. Between two turns stand `--between` tokens, so that each reads that many more and the
-last one of its row. Times are the medians of rounds that take turns, so that a busy machine slows
-down both alike; the ratio is what counts.
+rollout would take. Between two turns stand `--between` tokens, so that each reads that many more
+and the last one of its row. Times are the medians of rounds that take turns, so that a busy machine
+slows down both alike; the ratio is what counts.
 """
 
 from __future__ import annotations

@@ -22,13 +22,13 @@ from lmpg.language.models.start.shared_out import loaded
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rollouts.arithmetic import as_it_began, settle
 from lmpg.language.rollouts.collect import LanguageSource
-from lmpg.language.rollouts.conversations import Environments
 from lmpg.language.rollouts.dynamic_sampling import DynamicSampling
 from lmpg.language.rollouts.evaluation import Evaluator
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.preflight import check, ids_to_test
 from lmpg.language.rollouts.score_processing import ScoreProcessing
 from lmpg.language.rollouts.scoring import GroupSampler
+from lmpg.language.rollouts.several_turns import Environments
 from lmpg.language.run_environments import environments_for, longest_response, prompts_of
 from lmpg.language.run_generator import generator_for
 from lmpg.language.run_inputs import inputs_of

@@ -9,7 +9,7 @@ from typing import Any
 from lmpg.language.data.examples import Split
 from lmpg.language.data.prompts import Prompt
 from lmpg.language.environments.opening import opened
-from lmpg.language.rollouts.conversations import Environments
+from lmpg.language.rollouts.several_turns import Environments
 from lmpg.language.settings import LanguageSettings
 from lmpg.runtime.seeding import generator
 

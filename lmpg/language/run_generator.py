@@ -7,9 +7,9 @@ from typing import Any
 from lmpg.language.data.examples import Split
 from lmpg.language.data.prompts import Prompt
 from lmpg.language.models.policy import CausalLMPolicy
-from lmpg.language.rollouts.conversations import Environments
 from lmpg.language.rollouts.generation import Generator, stop_search
 from lmpg.language.rollouts.preflight import ids_to_test
+from lmpg.language.rollouts.several_turns import Environments
 from lmpg.language.sampling.engine_choice import said_of, sampler_of
 from lmpg.language.settings import LanguageSettings
 from lmpg.runs.folder import RunFolder

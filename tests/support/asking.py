@@ -7,7 +7,7 @@ from typing import Any
 from lmpg.language.data.settings import DataSettings
 from lmpg.language.environments.opening import opened
 from lmpg.language.environments.settings import EnvironmentSettings
-from lmpg.language.rollouts.conversations import Environments
+from lmpg.language.rollouts.several_turns import Environments
 
 
 class Asks:

@@ -16,7 +16,7 @@ from lmpg.functional.masking import masked_mean
 from lmpg.language.models.reference import Reference
 from lmpg.language.rewards.results.scores import Step
 from lmpg.language.rewards.settings import Truncated
-from lmpg.language.rollouts.completions import Talk
+from lmpg.language.rollouts.completed import Talk
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.score_processing import score_tensors
 from lmpg.language.rollouts.scoring import ScoredGroups

@@ -15,8 +15,8 @@ from lmpg.language.data.tokenizing import completion_texts
 from lmpg.language.models.forward.response_states import one_token_more
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.reference import Reference
-from lmpg.language.rollouts.completions import Completions, Draw, Key
-from lmpg.language.rollouts.conversations import Environments
+from lmpg.language.rollouts.completed import Completions, Draw, Key
+from lmpg.language.rollouts.several_turns import Environments
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.sampling.samples import Samples
 from lmpg.language.sampling.server.server_sampler import ServerSampler
@@ -72,6 +72,7 @@ class Generator:
             return self.generate(prompts, draw.group_size, draw.uniforms())
         if not self.policy.is_small:
             give_back_freed_memory()  # by loading and learning, in other sizes
+        assert isinstance(self.sampler, Sampler)  # no servers where there are environments
         return self.environments.converse(self.sampler, self.tokenizer, prompts, draw)
 
     def generate(

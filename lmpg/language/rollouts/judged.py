@@ -12,7 +12,7 @@ from lmpg.functional.sampled_estimates import pass_at_k
 from lmpg.language.data.prompts import Prompt
 from lmpg.language.models.reference import Reference
 from lmpg.language.rewards.scorer import Scorer
-from lmpg.language.rollouts.completions import Draw, Talk
+from lmpg.language.rollouts.completed import Draw, Talk
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.score_processing import score_tensors
 from lmpg.language.rollouts.scoring import with_rewards_of_turns

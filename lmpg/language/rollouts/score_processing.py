@@ -15,7 +15,7 @@ from lmpg.functional.advantages import decoupled
 from lmpg.functional.score_statistics import RunningMoments, overlong_punishment
 from lmpg.language.rewards.results.scores import Scores
 from lmpg.language.rewards.settings import RewardSettings
-from lmpg.language.rollouts.completions import Completions
+from lmpg.language.rollouts.completed import Completions
 
 STD_EPS = 1e-8  # keeps the divisor above 0 where all scores are the same
 NO_SPREAD = 1e-6  # below this std, running scores are centred but not scaled

@@ -12,7 +12,7 @@ from lmpg.language.data.order import prompts_for_step
 from lmpg.language.data.prompts import Prompt
 from lmpg.language.rewards.results.scores import Scores, listed
 from lmpg.language.rewards.scorer import Scorer
-from lmpg.language.rollouts.completions import Completions, Draw, Key
+from lmpg.language.rollouts.completed import Completions, Draw, Key
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.score_processing import ScoreProcessing, score_tensors
 from lmpg.runtime.machine import Stopwatch

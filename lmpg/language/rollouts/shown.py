@@ -10,7 +10,7 @@ import torch
 from lmpg.language.data.tokenizing import completion_text
 from lmpg.language.models.reference import Reference
 from lmpg.language.rewards.process_rewards import token_widths
-from lmpg.language.rollouts.completions import Talk
+from lmpg.language.rollouts.completed import Talk
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.scoring import ScoredGroups
 from lmpg.training.token_view import TOKENS, kept, of_rows

@@ -20,7 +20,7 @@ from lmpg.language.data.tokenizing import completion_texts
 from lmpg.language.environments.continuation import Continuation
 from lmpg.language.environments.interface import Outcome
 from lmpg.language.models.policy import CausalLMPolicy
-from lmpg.language.rollouts.completions import Completions, Draw, Talk, Turn, state_number
+from lmpg.language.rollouts.completed import Completions, Draw, Talk, Turn, state_number
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.sampling.samples import Samples
 from lmpg.language.sampling.turn_by_turn import Turns, samples_of_turns
