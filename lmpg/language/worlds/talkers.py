@@ -48,9 +48,8 @@ def talker(
         family = MistralConfig if "sliding_window" in shape else LlamaConfig
         train, held_out = ([{"text": text} for text in part] for part in conversations())
         with TemporaryDirectory() as place:
-            blank = Path(place)
+            blank, rows = Path(place), (train, held_out)
             blank_model(blank, character_tokenizer(characters), shape, seed, family)
-            rows = train, held_out
             warm_start(folder, blank, rows, update, seed, f"{world}: warm start")
 
     return cached(f"{world}-model", settings, make)
