@@ -252,9 +252,10 @@ def prompts_for(
     """The user's prompts or the world's, none so long that the context leaves no response; without
     either, those that environments begin with. tell: whether to say how many there are."""
     room = policy.context_length - settings.sampling.max_new_tokens
+    found: Split[Prompt]
     if world is not None:
-        rows = world.train_rows, world.held_out_rows
-        found = Split(*(prompts_from_rows(part, tokenizer, room) for part in rows))
+        train = prompts_from_rows(world.train_rows, tokenizer, room)
+        found = Split(train, prompts_from_rows(world.held_out_rows, tokenizer, room))
     elif environments is not None and settings.data.path is None:
         found = prompts_of(environments, settings.run.seed)
     else:

@@ -131,7 +131,9 @@ class Completions:
         columns = {}
         for name in sorted(names):
             columns[name] = [p.columns.get(name) for p in self.prompts]
-        written = [talk.said or text for talk, text in zip(self.talks, self.texts)] or self.texts
+        written: list[str | Messages] = [*self.texts]
+        for b, talk in enumerate(self.talks):
+            written[b] = talk.said or written[b]
         return scorer.submit([p.prompt for p in self.prompts], written, self.ids, columns)
 
     def rows(self, index: list[int]) -> Completions:

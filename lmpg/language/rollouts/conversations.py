@@ -103,11 +103,11 @@ class Environments:
         most = min(self.max_tokens or policy.context_length, policy.context_length)
         if 0 < len(row.ids) < most:
             return row
-        error = (
+        nowhere = (
             f"its first observation has {len(row.ids)} tokens, expected 1 to {most - 1}, which "
             f"leaves room for a turn in {most} (environment.max_tokens, or the model's context)"
         )
-        return _Row(nothing, replace(outcome, error=error), end="error")
+        return _Row(nothing, replace(outcome, error=nowhere), end="error")
 
     def _reset(self, prompts: Sequence[Prompt], seeds: list[int]) -> list[Outcome]:
         outcomes = self.pool.reset([p.columns for p in prompts], seeds)

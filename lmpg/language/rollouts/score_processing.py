@@ -4,6 +4,7 @@ from; and the metrics of raw scores."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -113,7 +114,7 @@ class ScoreProcessing:
         return replace(self, seen=RunningMoments(**state["scores"])) if "scores" in state else self
 
 
-def mean(values: list[float]) -> float:
+def mean(values: Sequence[float]) -> float:
     """Mean of a list; NaN of an empty one."""
     return sum(values) / len(values) if values else math.nan
 

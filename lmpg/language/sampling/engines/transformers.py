@@ -74,12 +74,13 @@ class TransformersDecoder:
     def stored(self, places: list[int]) -> list[Stored] | None:
         """What is cached of the rows in `places`; None where a layer does not keep all tokens."""
         cache = self._cache.get("past_key_values")
-        if type(cache) is not DynamicCache or set(map(type, cache.layers)) != {DynamicLayer}:
+        layers: list[Any] = cache.layers if type(cache) is DynamicCache else []
+        if set(map(type, layers)) != {DynamicLayer}:
             return None
         found = []
         for place in places:
             columns = self._mask_RL[place].nonzero()[:, 0]
-            pairs = [torch.stack([x.keys[place], x.values[place]]) for x in cache.layers]
+            pairs = [torch.stack([x.keys[place], x.values[place]]) for x in layers]
             found.append([pair.index_select(2, columns) for pair in pairs])
         return found
 
