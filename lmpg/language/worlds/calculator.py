@@ -52,8 +52,8 @@ def preset(algorithm: type) -> dict[str, Any]:
             "max_tokens": 104,
         },
         "sampling": {"max_new_tokens": 20},
-        "evaluation": {"size": HELD_OUT, "every": 10},
-        "run": {"total_steps": 60},
+        "evaluation": {"size": 256, "every": 10},
+        "run": {"total_steps": 40},
     }
     return merged(turns_preset(algorithm), own)
 
