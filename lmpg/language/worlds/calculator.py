@@ -1,4 +1,4 @@
-"""The calculator world: sums of four digits, a model that cannot do them, and a tool that adds."""
+"""The calculator world: sums of three digits, a model that cannot do them, and a tool that adds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VERSION = 1
 """Of the code that makes the world: a new number makes everything in the cache again."""
 SEED = 19
 HELD_OUT, CHECKED, TRAINED = 512, 256, 12000
-CALLS = 0.4
+CALLS = 0.5
 """How often the warm start's teacher asks the tool; else it writes the right answer at once, of
 which a model this small learns the form, not the sum."""
 MAX_TURNS = 4
@@ -27,8 +27,8 @@ SHAPE = {
     "hidden_size": 64,
     "intermediate_size": 176,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
     "max_position_embeddings": 128,
 }
 SUPERVISED = OfflineSettings(
@@ -36,8 +36,8 @@ SUPERVISED = OfflineSettings(
     schedule="linear",
     warmup_steps=10,
     adam_eps=1e-5,
-    minibatch_size=64,
-    microbatch_size=64,
+    minibatch_size=32,
+    microbatch_size=32,
     epochs=3,
 )
 STAGES: dict[str, WorldStage] = {}
@@ -52,8 +52,8 @@ def preset(algorithm: type) -> dict[str, Any]:
             "max_tokens": 104,
         },
         "sampling": {"max_new_tokens": 20},
-        "evaluation": {"size": HELD_OUT, "every": 10},
-        "run": {"total_steps": 60},
+        "evaluation": {"size": 256, "every": 10},
+        "run": {"total_steps": 40},
     }
     return merged(turns_preset(algorithm), own)
 
@@ -99,10 +99,13 @@ def _problems() -> dict[str, list[Row]]:
     return {"held out": held_out, "checked": checked, "train": train}
 
 
-def _conversations() -> tuple[list[str], list[str]]:
+def _conversations() -> tuple[list[Row], list[Row]]:
     rng, problems = random.Random(SEED + 1), _problems()
     parts = [
-        [task.worked(row, rng.random() < CALLS) for row in problems[part]]
+        [
+            {"prompt": row["prompt"], "completion": task.worked(row, rng.random() < CALLS)}
+            for row in problems[part]
+        ]
         for part in ("train", "checked")
     ]
     return parts[0], parts[1]

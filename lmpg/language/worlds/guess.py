@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lmpg.language.data.prompts import Prompt
+from lmpg.language.data.rows import Row
 from lmpg.language.worlds.talkers import talker, turns_preset
 from lmpg.language.worlds.tasks import guessing as task
 from lmpg.language.worlds.world import World, WorldStage
@@ -89,8 +90,8 @@ def _started() -> Path:
     return talker("guess", *parts)
 
 
-def _games() -> tuple[list[str], list[str]]:
+def _games() -> tuple[list[Row], list[Row]]:
     rng = random.Random(SEED)
     games = [task.played(rng, CARELESS) for _ in range(GAMES + HELD_OUT)]
-    fit = [game for game in games if game.count("<eos>") < MAX_TURNS]
+    fit = [{"text": game} for game in games if game.count("<eos>") < MAX_TURNS]
     return fit[HELD_OUT:], fit[:HELD_OUT]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lmpg.language.data.prompts import Prompt
+from lmpg.language.data.rows import Row
 from lmpg.language.worlds.talkers import talker, turns_preset
 from lmpg.language.worlds.tasks import rooms_alike as task
 from lmpg.language.worlds.world import World, WorldStage
@@ -98,7 +99,8 @@ def _started() -> Path:
     return talker("rooms", *parts)
 
 
-def _walks() -> tuple[list[str], list[str]]:
+def _walks() -> tuple[list[Row], list[Row]]:
     rng = random.Random(SEED)
-    walks = [task.walked(rng, TURNS, STARTS_RIGHT) for _ in range(WALKS + HELD_OUT)]
+    count = WALKS + HELD_OUT
+    walks = [{"text": task.walked(rng, TURNS, STARTS_RIGHT)} for _ in range(count)]
     return walks[HELD_OUT:], walks[:HELD_OUT]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from lmpg.language.data.rows import Row
 from lmpg.language.worlds.cache import cached
 from lmpg.training.settings import OfflineSettings
 
@@ -20,15 +21,15 @@ def talker(
     characters: str,
     shape: dict[str, Any],
     made_from: Any,
-    conversations: Callable[[], tuple[Sequence[str], Sequence[str]]],
+    conversations: Callable[[], tuple[list[Row], list[Row]]],
     update: OfflineSettings,
 ) -> Path:
     """The folder of a world's model, from the cache where it has been made before.
 
     shape: fields of its config; one with a `sliding_window` is a Mistral, else it is a Llama.
     made_from: all that the conversations depend on, as JSON.
-    conversations: (train, held-out) ones that its warm start learns, with `<eos>` behind every turn
-    but the last; of what the other side says it learns as much as can be foreseen.
+    conversations: (train, held-out) rows that its warm start learns, texts with `<eos>` behind
+    every turn but the last; of what the other side says it learns as much as can be foreseen.
     """
     settings = {
         "version": version,
@@ -46,11 +47,9 @@ def talker(
         from lmpg.language.worlds.tokenizers import character_tokenizer
 
         family = MistralConfig if "sliding_window" in shape else LlamaConfig
-        train, held_out = ([{"text": text} for text in part] for part in conversations())
         with TemporaryDirectory() as place:
-            blank = Path(place)
+            blank, rows = Path(place), conversations()
             blank_model(blank, character_tokenizer(characters), shape, seed, family)
-            rows = train, held_out
             warm_start(folder, blank, rows, update, seed, f"{world}: warm start")
 
     return cached(f"{world}-model", settings, make)

@@ -9,8 +9,8 @@ from typing import Any
 
 from lmpg.runs.log_lines import is_number
 from lmpg.runs.report.charts import number
-from lmpg.runs.report.conversations import conversation, notes, text_of
 from lmpg.runs.report.history import spread
+from lmpg.runs.report.shown_turns import conversation, notes, text_of
 from lmpg.runs.report.token_colours import coloured, scales, switch
 
 LONGEST = 4000

@@ -159,8 +159,8 @@ def test_what_a_warm_start_learns_fits_the_models_context_and_characters(world, 
     characters = vars(world)["task"].CHARACTERS
     assert len(set(characters)) == len(characters)  # a character is one token
     assert len(held_out) >= 100
-    for text in [*train[::20], *held_out]:
-        turns = text.split("<eos>")
+    for row in [*train[::20], *held_out]:
+        turns = "".join(row.values()).split("<eos>")
         assert set("".join(turns)) <= set(characters)
         assert len("".join(turns)) + len(turns) < world.SHAPE["max_position_embeddings"]
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-DIGITS = 4
+DIGITS = 3
 CHARACTERS = "0123456789+=?\n adwht"
 CALL = re.compile(r"add (\d{1,12}) (\d{1,12})")
 WHAT = "what?\n"
@@ -61,8 +61,7 @@ def answered(text: str) -> str:
 
 
 def worked(row: dict[str, str], with_tool: bool) -> str:
-    """A conversation with `<eos>` behind every turn but the last: the answer at once, or by the
-    tool."""
-    asked, answer = row["prompt"], row["answer"]
-    call = f"add {asked.partition('=')[0].replace('+', ' ')}"
-    return f"{asked}{call}<eos>{answer}\n{answer}" if with_tool else asked + answer
+    """What follows on a sum, with `<eos>` behind every turn but the last: the answer at once, or by
+    the tool."""
+    call = f"add {row['prompt'].partition('=')[0].replace('+', ' ')}"
+    return f"{call}<eos>{row['answer']}\n{row['answer']}" if with_tool else row["answer"]

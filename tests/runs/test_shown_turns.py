@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lmpg.runs.report.conversations import conversation, notes
 from lmpg.runs.report.sample_rows import samples_block
+from lmpg.runs.report.shown_turns import conversation, notes
 from tests.runs.test_report import Page
 from tests.runs.test_token_colours import tokens_of
 from tests.support.planted import catches
