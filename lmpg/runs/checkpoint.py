@@ -130,9 +130,8 @@ def _write(folder: Path, target: Path, step: int, state: Any) -> None:
 
 def _fill(temporary: Path, step: int, state: Any) -> None:
     temporary.mkdir()
-    encoder = _Encoder()
-    tree = encoder.encode(state, "state")
-    save_file(encoder.tensors, temporary / "tensors.safetensors")
+    tree, tensors = split(state)
+    save_file(tensors, temporary / "tensors.safetensors")
     (temporary / "state.json").write_text(json.dumps(tree, allow_nan=False), encoding="utf-8")
     files = {
         path.name: {"size": path.stat().st_size, "sha256": _sha256(path)}
@@ -187,6 +186,17 @@ def _verify(path: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def split(state: Any) -> tuple[Any, dict[str, Tensor]]:
+    """A state as JSON and the tensors in it, by the names that the JSON has for them."""
+    encoder = _Encoder()
+    return encoder.encode(state, "state"), encoder.tensors
+
+
+def joined(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    """The state that was `split`."""
+    return _decode(tree, tensors)
 
 
 class _Encoder:

@@ -25,7 +25,7 @@ from lmpg.settings.section import UserError
 EVERY = 1.0
 """Seconds between two signs."""
 
-GRACE = 10.0
+GRACE = 4.0
 """Seconds that this process has to end by itself once another is lost; most find out by torch."""
 
 TIMEOUT = 600.0
@@ -108,7 +108,7 @@ class Watch:
         try:
             yield
         except RuntimeError:  # so torch tells of a connection that was closed
-            deadline = time.monotonic() + GRACE / 2
+            deadline = time.monotonic() + GRACE
             while self.lost is None and time.monotonic() < deadline:
                 time.sleep(0.1)
             self.end_if_lost()
