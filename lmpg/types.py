@@ -60,6 +60,8 @@ class Rollout(_Rows):
     times_BT: steps of the episode before this one (int64); None where every row begins one.
     turns_BT: the policy's turn that a step belongs to, from 0 (int64); None: a row is one turn.
     states_BT: what its turn starts from (int64): equal numbers are equal states; where asked for.
+    sampler_logprobs_BT: log-probs by the engine that sampled, where `logprobs_BT` are those of
+        another forward of the same policy; None where the two are not told apart.
     greedy_scores_B: score of the greedy response to the row's prompt, where it is asked for.
     baseline: running mean of earlier rollouts' returns (a scalar), None in the first one.
     """
@@ -78,6 +80,7 @@ class Rollout(_Rows):
     times_BT: Tensor | None = None
     turns_BT: Tensor | None = None
     states_BT: Tensor | None = None
+    sampler_logprobs_BT: Tensor | None = None
     greedy_scores_B: Tensor | None = None
     baseline: Tensor | None = None
 
@@ -177,7 +180,10 @@ class Credit:
 
 @dataclass(frozen=True)
 class Minibatch(_Rows):
-    """Rows of a rollout with their credit: the fixed numbers that a loss compares with."""
+    """Rows of a rollout with their credit: the fixed numbers that a loss compares with.
+
+    sampler_weights_BT: what the policy's loss is multiplied by, as another engine sampled.
+    """
 
     inputs: dict[str, Tensor]
     mask_BT: Tensor
@@ -186,9 +192,12 @@ class Minibatch(_Rows):
     returns_BT: Tensor | None = None
     old_values_BT: Tensor | None = None
     ref_logprobs_BT: Tensor | None = None
+    sampler_weights_BT: Tensor | None = None
 
     @classmethod
-    def of(cls, rollout: Rollout, credit: Credit) -> Minibatch:
+    def of(
+        cls, rollout: Rollout, credit: Credit, sampler_weights_BT: Tensor | None = None
+    ) -> Minibatch:
         """The rows of `rollout` to learn from as one minibatch; those not to learn from are masked
         out.
 
@@ -205,6 +214,7 @@ class Minibatch(_Rows):
             returns_BT=None if returns_BT is None else torch.where(mask_BT, returns_BT, 0),
             old_values_BT=rollout.values_BT,
             ref_logprobs_BT=rollout.ref_logprobs_BT,
+            sampler_weights_BT=sampler_weights_BT,
         )
         if learned_B is None or not learned_B.any():  # without any row nothing could be divided
             return whole
@@ -214,6 +224,12 @@ class Minibatch(_Rows):
         """The same rows with advantages standardised over their steps."""
         advantages_BT = whitened(self.advantages_BT, self.mask_BT, WHITEN_EPS)
         return replace(self, advantages_BT=advantages_BT)
+
+    def corrected(self) -> Minibatch:
+        """The same rows with the sampler's weights in their advantages."""
+        if self.sampler_weights_BT is None:
+            return self
+        return replace(self, advantages_BT=self.advantages_BT * self.sampler_weights_BT)
 
     def split(self, count: int) -> Iterator[Minibatch]:
         """`count` parts of consecutive rows, of equal size as far as possible; no copies."""

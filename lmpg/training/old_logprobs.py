@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
-from lmpg.training.settings import UpdateSettings
+from torch import Tensor
+
+from lmpg.functional.sampler_correction import masked_weights, truncated_weights
+from lmpg.training.settings import AnyUpdateSettings, UpdateSettings
 
 
 @dataclass(frozen=True)
@@ -18,27 +23,48 @@ class OldLogprobs:
         rollout, the policy that the step finds is π_old, and the rollout need not say more.
     keep_forward: the forward that records a rollout is over the same rows as the first one of the
         update, so it is kept with its graph and not computed twice.
+    compared: the sampler's own are kept beside those of the recomputing forward.
     """
 
     source: Literal["sampled", "recomputed", "update"]
     keep_forward: bool = False
+    compared: bool = False
 
     @classmethod
     def decided(
-        cls, needs: frozenset[str], update: UpdateSettings, *, exact: bool, same_rows: bool
+        cls,
+        needs: frozenset[str],
+        update: AnyUpdateSettings,
+        *,
+        exact: bool,
+        same_rows: bool,
+        compared: bool = False,
     ) -> OldLogprobs:
         """The decision for an algorithm with these `needs`.
 
         exact: the sampler's log-probs are the training forward's up to rounding, as in fp32.
         same_rows: one process holds the whole rollout, in the order in which it was sampled.
+        compared: the sampler is told apart from π_old, whose log-probs must then be known before
+        the update.
         """
         one_step = update.epochs * update.rollout_size // update.minibatch_size == 1
-        unread = not needs & {"critic", "old_logprobs"}
+        unread = not needs & {"critic", "old_logprobs"} and not compared
         whole = update.rollout_size <= min(update.minibatch_size, update.microbatch_size)
         return cls(
             "sampled" if exact else "update" if one_step and unread else "recomputed",
             keep_forward=whole and same_rows and not update.microbatch_tokens,
+            compared=compared and not exact,
         )
+
+
+def sampler_weights(update: UpdateSettings) -> Callable[[Tensor], Tensor] | None:
+    """Weights of the policy's loss from log(π_old/μ), where μ has sampled; None leaves it as it
+    is."""
+    if update.sampler_correction == "truncated":
+        return partial(truncated_weights, cap=update.sampler_cap or 2.0)
+    if update.sampler_correction == "masked":
+        return partial(masked_weights, floor=update.sampler_floor, cap=update.sampler_cap or 5.0)
+    return None
 
 
 RECOMPUTED = OldLogprobs("recomputed")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmpg.functional.masking import loss_weights
+from lmpg.functional.masking import loss_weights, masked_mean
 from lmpg.runtime.processes import Processes
 from lmpg.runtime.seeding import generator
 from lmpg.training.diagnostics import Diagnostics
@@ -23,7 +23,7 @@ from lmpg.training.optimizer import (
     policy_parameters,
     take_step,
 )
-from lmpg.training.settings import UpdateSettings
+from lmpg.training.settings import AnyUpdateSettings
 from lmpg.types import Algorithm, Credit, Evaluation, Minibatch, Rollout
 
 
@@ -34,13 +34,14 @@ class Updater:
     max_length: steps that a row can have at most, for the reduction `fixed_length`.
     old_logprobs: if "update", the log-probs of an optimizer step's own forward stand in place of
     the rollout's. single_steps: the policy has no memory, so each step in the mask becomes a row.
-    critic_alone: whether the critic alone takes this iteration's steps.
+    critic_alone: whether the critic alone takes this iteration's steps. sampler_weights: from the
+    log-ratios of π_old and the engine that sampled; None does not tell them apart.
     """
 
     def __init__(
         self,
         policy: nn.Module,
-        settings: UpdateSettings,
+        settings: AnyUpdateSettings,
         total_steps: int,
         seed: int,
         processes: Processes,
@@ -48,6 +49,7 @@ class Updater:
         *,
         old_logprobs: OldLogprobs = RECOMPUTED,
         single_steps: bool = False,
+        sampler_weights: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.policy = policy
         self.settings = settings
@@ -57,6 +59,7 @@ class Updater:
         self.max_length = max_length
         self.old_logprobs = old_logprobs
         self.single_steps = single_steps
+        self.sampler_weights = sampler_weights
         self.optimizer = policy_optimizer(policy, settings)
         self.limited = not (settings.target_kl is None and settings.target_clip_fraction is None)
         self.critic_alone = False
@@ -65,7 +68,7 @@ class Updater:
         self, algorithm: Algorithm, rollout: Rollout, credit: Credit, iteration: int
     ) -> dict[str, float]:
         """Improve the policy on the rollout of `iteration` (from 1); returns the metrics."""
-        whole = Minibatch.of(rollout, credit)
+        whole = Minibatch.of(rollout, credit, self._sampler_weights_of(rollout))
         if self.single_steps:
             whole = whole.as_steps()
             whole = whole.rows(whole.mask_BT.squeeze(1).nonzero().squeeze(1))
@@ -83,7 +86,8 @@ class Updater:
                 minibatch = minibatch.whitened()
             if not self._optimizer_step(algorithm, minibatch, diagnostics):
                 break
-        return {**diagnostics.metrics(), "learning_rate": rate}
+        corrected = sampler_metrics(whole)
+        return {**diagnostics.metrics(), **corrected, "learning_rate": rate}
 
     def state(self) -> dict[str, Any]:
         """The optimizer's tensors and counters, for a checkpoint."""
@@ -93,6 +97,11 @@ class Updater:
         """Go on exactly where `state` was taken."""
         whole = self.optimizer.state_dict()
         self.optimizer.load_state_dict({**whole, "state": state["optimizer"]})
+
+    def _sampler_weights_of(self, rollout: Rollout) -> Tensor | None:
+        if self.sampler_weights is None or rollout.sampler_logprobs_BT is None:
+            return None
+        return self.sampler_weights(rollout.logprobs_BT - rollout.sampler_logprobs_BT)
 
     def _minibatches(self, whole: Minibatch, iteration: int) -> Iterator[Minibatch]:
         """The minibatches of all epochs; each epoch shuffles the rows anew, unless there is one
@@ -169,8 +178,10 @@ class Updater:
         if self.old_logprobs.source == "update":
             batch = replace(batch, old_logprobs_BT=new.logprobs_BT.detach())
         terms = algorithm.loss_terms(new, batch)
+        if batch.sampler_weights_BT is not None:
+            terms["policy"] = terms["policy"] * batch.sampler_weights_BT
         gradients = _gradients(terms, weights_BT, leaves)
-        diagnostics.add(new, batch, terms, weights_BT, gradients)
+        diagnostics.add(new, batch.corrected(), terms, weights_BT, gradients)
         total: list[Tensor | None] = [None] * len(leaves)
         for of_term in gradients.values():
             for i, gradient in enumerate(of_term):
@@ -178,6 +189,18 @@ class Updater:
                     known = total[i]
                     total[i] = gradient if known is None else known + gradient
         backward(*total)
+
+
+def sampler_metrics(batch: Minibatch) -> dict[str, float]:
+    """The mean weight of the sampler's steps, and the share of those that have none; {} without a
+    correction."""
+    weights_BT, mask_BT = batch.sampler_weights_BT, batch.mask_BT
+    if weights_BT is None:
+        return {}
+    return {
+        "sampler/weight_mean": float(masked_mean(weights_BT, mask_BT)),
+        "sampler/left_out": float(masked_mean((weights_BT == 0).float(), mask_BT)),
+    }
 
 
 def microbatches(inputs: dict[str, Tensor], rows: int, tokens: int = 0) -> list[Tensor]:

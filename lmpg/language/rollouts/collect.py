@@ -62,6 +62,8 @@ class LanguageSource:
             self.reference.refresh(self.generator.policy)
         sampled = self.sampler.sample(iteration, self.processing, watch)
         self.processing = sampled.processing
+        if self.generator.sampler.ahead and iteration < self.total_steps:
+            self.sampler.ask_ahead(iteration + 1, self.processing.settings.chunks)
         with watch("time/reference"):
             part = self._assembled(sampled.groups, iteration)
         if not self.generator.policy.is_small:
