@@ -7,7 +7,7 @@ from pathlib import Path
 from lmpg.language.models.settings import ModelSettings
 from lmpg.language.rewards.settings import RewardSettings
 from lmpg.language.settings import LanguageSettings
-from lmpg.language.worlds.cache import made_by_main
+from lmpg.language.worlds.made_by_main import made_by_main
 from lmpg.language.worlds.registry import WORLDS, world_asked_for
 from lmpg.language.worlds.world import World
 from lmpg.runtime.processes import Processes

@@ -23,7 +23,7 @@ from lmpg.language.stages.settings import (
 )
 from lmpg.language.stages.sft import sft
 from lmpg.language.stages.stage_memory import work_of
-from lmpg.language.worlds.cache import made_by_main
+from lmpg.language.worlds.made_by_main import made_by_main
 from lmpg.language.worlds.registry import world_asked_for, world_stage
 from lmpg.language.worlds.world import OfflineWorld
 from lmpg.runs.fingerprints import Inputs

@@ -14,19 +14,16 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from lmpg.runs.files import fsync, settle
 from lmpg.runs.lock import Held, locked
 from lmpg.runtime.machine import one_thread
-from lmpg.runtime.processes import Processes
 from lmpg.settings.section import UserError
-from lmpg.training.disks.copied_folders import copied
 
-T = TypeVar("T")
 MANIFEST = "manifest.json"
 FACTS = "facts.json"
-_asked_for: list[str] = []
+asked_for: list[str] = []
 """Names of the folders that this process was given, in turn."""
 
 
@@ -40,7 +37,7 @@ def cached(name: str, settings: dict[str, Any], make: Callable[[Path], None]) ->
     text = json.dumps({**settings, "threads": 1}, sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     folder = cache_folder() / f"{name}-{key}"
-    _asked_for.append(folder.name)
+    asked_for.append(folder.name)
     if is_whole(folder):
         return folder
     with _lock(folder):
@@ -48,20 +45,6 @@ def cached(name: str, settings: dict[str, Any], make: Callable[[Path], None]) ->
             print(f"making {name} once, kept in {folder.parent}", flush=True)
             _fill(folder, make, text)
     return folder
-
-
-def made_by_main(processes: Processes, build: Callable[[], T]) -> T:
-    """What `build` makes of folders in the cache, on every rank; the main process makes those that
-    are missing, and other machines have what it has: made there, they might differ in last bits."""
-
-    def names() -> list[str]:
-        before = len(_asked_for)
-        build()
-        return list(dict.fromkeys(_asked_for[before:]))
-
-    for name in processes.on_main(names):
-        copied(cache_folder() / name, processes)
-    return build()
 
 
 def cache_folder() -> Path:

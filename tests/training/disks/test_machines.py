@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lmpg.language.worlds.cache import cached, made_by_main
+from lmpg.language.worlds.cache import cached
+from lmpg.language.worlds.made_by_main import made_by_main
 from lmpg.runs.folder import RunFolder
 from lmpg.settings.section import UserError
 from lmpg.training.disks import copied_folders
