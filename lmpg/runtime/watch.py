@@ -96,7 +96,8 @@ class Watch:
         if self._thread.is_alive():
             unhandled = getattr(sys, "last_value", None)
             self._why = why or (repr(unhandled) if unhandled else "")
-            self._ring.send(b"1")
+            with suppress(OSError):  # it has seen it by itself
+                self._ring.send(b"1")
             self._thread.join(EVERY)
 
     @contextmanager

@@ -12,6 +12,7 @@ import pytest
 
 from lmpg.language.worlds.cache import cached
 from lmpg.language.worlds.made_by_main import made_by_main
+from lmpg.runs import checkpoint
 from lmpg.runs.folder import RunFolder
 from lmpg.settings.section import UserError
 from lmpg.training.disks import copied_folders
@@ -126,6 +127,26 @@ def test_a_machine_with_a_full_disk_ends_the_run_on_all(tmp_path, monkeypatch):
     assert "cannot take over what the main process has" in first[0]
     assert "No space left on device" in first[0]
     assert second == (first[0], [])
+
+
+@catches("a full disk of the main process leaves the others waiting")
+def test_a_full_disk_of_the_main_process_ends_all_with_the_step_that_was_saved(tmp_path):
+    parts = own_parts(tmp_path / "parts") | {"run.output-dir": "run", "run.save-every": 1}
+
+    def trained(processes):
+        write = checkpoint._write
+
+        def full(folder, target, step, state):
+            if step == 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            write(folder, target, step, state)
+
+        checkpoint._write = full
+        return refused(lambda: run_here("ppo", parts))
+
+    found = on_machines(tmp_path, trained)
+    assert found[0] == found[1]
+    assert "No space left on device. The last is of step 1; make room" in found[0]
 
 
 @catches("machines learn from different data")
