@@ -93,6 +93,9 @@ class Watch:
 
     def finish(self, why: str = "") -> None:
         """The process ends in order, for this reason; nobody is to wait for it."""
+        if self.lost and self._says() and not self._said:
+            self._said = True
+            print(f"error: {self._message()}", file=sys.stderr)
         if self._thread.is_alive():
             unhandled = getattr(sys, "last_value", None)
             self._why = why or (repr(unhandled) if unhandled else "")

@@ -31,7 +31,11 @@ from lmpg.runtime.processes import Processes
 from lmpg.runtime.watch import TIMEOUT
 from lmpg.settings.section import RunStopped
 from lmpg.training.disks.resuming import resume
-from lmpg.training.disks.same_files import refuse_other_files, refuse_run_elsewhere
+from lmpg.training.disks.same_files import (
+    refuse_other_files,
+    refuse_run_elsewhere,
+    require_one_disk,
+)
 from lmpg.training.loop import Loop
 from lmpg.training.stop_request import interruption
 
@@ -127,6 +131,7 @@ def _start(loop: Loop, folder: RunFolder, inputs: Inputs, on_start: Callable[[],
     """Writes what the run begins with, and goes on where a resumed one has been."""
     if loop.processes.is_main:
         folder.fix_threads(loop.processes.num_threads)
+    require_one_disk(folder, loop.processes)
     refuse_other_files(inputs, loop.processes)
     lines = loop.processes.on_main(lambda: folder.start(inputs))
     if loop.processes.is_main:

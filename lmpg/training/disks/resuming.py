@@ -13,6 +13,7 @@ import torch
 
 from lmpg.runs import checkpoint
 from lmpg.runs.folder import RunFolder
+from lmpg.runs.saved.state_encoding import Encoder, decoded
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import UserError
 from lmpg.training.loop import Loop
@@ -48,7 +49,11 @@ def resume(loop: Loop, folder: RunFolder) -> None:
 
 
 def whole_for_all(folder: RunFolder, processes: Processes) -> Iterator[tuple[int, Any]]:
-    """Steps and states of the whole checkpoints, newest first, as the main process reads them."""
+    """Steps and states of the whole checkpoints, newest first, as the main process reads them;
+    where weights are shared out each process reads its parts."""
+    if processes.sharing is not None:
+        yield from checkpoint.whole(folder.checkpoints, processes.sharing)
+        return
     own = checkpoint.whole(folder.checkpoints) if processes.is_main else iter(())
     while True:
         found = next(own, None)
@@ -61,11 +66,12 @@ def whole_for_all(folder: RunFolder, processes: Processes) -> Iterator[tuple[int
 
 def _sent(found: tuple[int, Any] | None, processes: Processes) -> tuple[int, Any] | None:
     """The main process's step and state, on every rank: tensors one by one."""
-    tree, tensors = checkpoint.split(found)
-    kinds = {name: (x.shape, x.dtype) for name, x in tensors.items()}
+    encoder = Encoder()
+    tree = encoder.encode(found, "state")
+    kinds = {name: (x.shape, x.dtype) for name, x in encoder.tensors.items()}
     tree, kinds = processes.gather_list([(tree, kinds)])[0]
     received = {
-        name: processes.from_main(tensors.get(name, torch.empty(shape, dtype=kind)))
+        name: processes.from_main(encoder.tensors.get(name, torch.empty(shape, dtype=kind)))
         for name, (shape, kind) in kinds.items()
     }
-    return found if processes.is_main else checkpoint.joined(tree, received)
+    return found if processes.is_main else decoded(tree, received)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 from lmpg.runs import fingerprints
+from lmpg.runs.files import TEMPORARY
 from lmpg.runs.fingerprints import Inputs
 from lmpg.runs.folder import CONFIG, RunFolder
 from lmpg.runtime.processes import Processes
@@ -27,6 +28,24 @@ def refuse_other_files(inputs: Inputs, processes: Processes) -> None:
                         f"{key}: {name} on the machine {machine} of rank {rank} is not what the "
                         "main process has, expected the same files on every machine; copy it there"
                     )
+
+
+def require_one_disk(folder: RunFolder, processes: Processes) -> None:
+    """UserError on every rank where weights are shared out and a machine does not see the run's
+    folder, which every process writes its part of a checkpoint into."""
+    if processes.machines == 1 or processes.sharing is None:
+        return
+    probe = folder.path / f"seen_by_all{TEMPORARY}"
+    processes.on_main(probe.touch)
+    sees = [(socket.gethostname(), probe.exists())]
+    blind = [machine for machine, seen in processes.gather_list(sees) if not seen]
+    processes.on_main(lambda: probe.unlink(missing_ok=True))
+    if blind:
+        raise UserError(
+            f"run.output_dir = {folder.path} is not seen by the machine {blind[0]}, expected a "
+            "folder that all machines see, as weights are shared out (run.sharding) and each saves "
+            "its part there; put it on a shared disk, or leave run.sharding out"
+        )
 
 
 def refuse_run_elsewhere(folder: RunFolder, processes: Processes) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +18,11 @@ from lmpg.runs.folder import RunFolder
 from lmpg.settings.section import UserError
 from lmpg.training.disks import copied_folders
 from lmpg.training.disks.copied_folders import copied, listing
-from lmpg.training.disks.same_files import refuse_other_files, refuse_run_elsewhere
+from lmpg.training.disks.same_files import (
+    refuse_other_files,
+    refuse_run_elsewhere,
+    require_one_disk,
+)
 from lmpg.training.given import GIVEN, Given, kept
 from tests.support.planted import catches
 from tests.support.programs import metrics, own_parts, run_here, weights
@@ -174,3 +179,18 @@ def test_a_run_that_lies_on_another_machine_is_not_begun_anew(tmp_path):
     assert found[0] == found[1]
     assert "holds a run there, the first machine does not" in found[0]
     shutil.rmtree(tmp_path / "1" / "run")
+
+
+@catches("parts of a checkpoint are written to disks that nobody reads them from")
+@pytest.mark.parametrize("shared", [True, False])
+def test_weights_that_are_shared_out_need_one_disk(tmp_path, shared):
+    def look(processes):
+        Path("run").mkdir()
+        folder = RunFolder(tmp_path / "0" / "run" if shared else Path("run"), "fresh")
+        processes.sharing = SimpleNamespace(company=SimpleNamespace(come_to=lambda: None))
+        return refused(lambda: require_one_disk(folder, processes)), os.listdir("run")
+
+    found = on_machines(tmp_path, look)
+    assert found[0] == found[1]
+    assert ("nothing" if shared else "is not seen by the machine") in found[0][0]
+    assert found[0][1] == []
