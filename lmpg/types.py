@@ -16,38 +16,12 @@ from torch import Tensor
 
 from lmpg.functional.advantages import gae
 from lmpg.functional.masking import WHITEN_EPS, Reduction, whitened
+from lmpg.functional.row_wise import RowWise
 from lmpg.functional.turns import between_turns
 
 
-class _Rows:
-    """Row-wise operations shared by the dataclasses whose tensors all start with dimension B."""
-
-    def rows(self, index: Tensor):
-        """The same object with only the rows in `index` (int64 [N]), in that order."""
-        return self._map(lambda x: x.index_select(0, index.to(x.device)))
-
-    def to(self, device: torch.device | str):
-        """The same object with every tensor on `device`."""
-        return self._map(lambda x: x.to(device))
-
-    def as_steps(self):
-        """Every step a row of its own: [B, T, …] → [B·T, 1, …]; for policies without memory."""
-        return self._map(lambda x: x.reshape(x.shape[0] * x.shape[1], 1, *x.shape[2:]))
-
-    def _map(self, f):
-        """The same object with `f` of every tensor that has rows."""
-        changed = {}
-        for field in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if isinstance(value, dict):
-                changed[field.name] = {k: f(v) for k, v in value.items()}
-            elif isinstance(value, Tensor) and value.ndim > 0:
-                changed[field.name] = f(value)
-        return replace(self, **changed)  # type: ignore[type-var]
-
-
 @dataclass(frozen=True)
-class Rollout(_Rows):
+class Rollout(RowWise):
     """B rows of T steps, as they were sampled. Values are read *before* each step.
 
     inputs: whatever the policy needs to evaluate the rows again; every tensor starts with B. One
@@ -178,7 +152,7 @@ class Credit:
 
 
 @dataclass(frozen=True)
-class Minibatch(_Rows):
+class Minibatch(RowWise):
     """Rows of a rollout with their credit: the fixed numbers that a loss compares with."""
 
     inputs: dict[str, Tensor]

@@ -30,14 +30,14 @@ LAYERS = {  # folder or module: (the layers it imports, the packages of others t
     "training": (f"{GROUND} algorithms runs", "bitsandbytes numpy pydantic torch transformers"),
     "language/data": ("settings runtime", "datasets numpy pydantic reasoning_gym"),
     "language/models": (
-        "functional settings types",
+        GROUND,
         "bitsandbytes peft pydantic safetensors torch transformers",
     ),
     "language/sampling": (f"{GROUND} models", "pydantic torch transformers"),
     "language/rewards": ("settings data models", "math_verify pydantic reasoning_gym transformers"),
     "language/environments": (
         "settings data rewards",
-        "gymnasium pydantic reasoning_gym transformers",
+        "gymnasium openenv pydantic textarena transformers verifiers",
     ),
     "language/rollouts": (
         f"{SHARED} data models sampling rewards language/environments",

@@ -23,25 +23,26 @@ def main(function: Callable[[], object]) -> None:
     """Run a script's function: bad input ends with a message and exit code 2, Ctrl-C with
     130, SIGTERM with 143, SIGHUP with 129. A console that goes away ends nothing."""
     with lasting_console():
-        code = _code_of(function)
-        _close_process_group()
+        code, why = _code_of(function)
+        _close_process_group(why)
     if code:
         sys.exit(code)
 
 
-def _code_of(function: Callable[[], object]) -> int:
+def _code_of(function: Callable[[], object]) -> tuple[int, str]:
+    """The exit code, and for which bad input it is not 0."""
     try:
         function()
     except UserError as error:
         print(printable(f"error: {error}").replace("\n", "\n       "), file=sys.stderr)
-        return 2
+        return 2, str(error).partition("\n")[0]
     except (KeyboardInterrupt, SystemExit) as end:
         code = 130 if isinstance(end, KeyboardInterrupt) else end.code
         if not isinstance(code, int) or code < 128:  # such as --help
             raise
         print(f"\ninterrupted{_how_to_go_on()}", file=sys.stderr)
-        return code
-    return 0
+        return code, ""
+    return 0, ""
 
 
 def _how_to_go_on() -> str:
@@ -51,11 +52,11 @@ def _how_to_go_on() -> str:
     return f"; go on with the same command and --run.output-dir {folders[-1]} --run.resume"
 
 
-def _close_process_group() -> None:
+def _close_process_group(why: str) -> None:
     if "lmpg.runtime.processes" in sys.modules:  # else nothing began: --help, or a refusal
         from lmpg.runtime.processes import close_process_group
 
-        close_process_group()
+        close_process_group(why)
 
 
 def train_by_name(name: str, argv: Sequence[str] | None = None) -> None:

@@ -7,9 +7,11 @@ per optimizer step: weights count the global minibatch, so the sum is the gradie
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -22,11 +24,14 @@ from lmpg.runtime import launcher
 from lmpg.runtime.gradient_sum import GradientSum
 from lmpg.runtime.launch import OF_MPI, Launch, is_on, launch_of, size
 from lmpg.runtime.machine import OWN_THREADS, SMALL_MODEL, limit_threads
-from lmpg.runtime.waiting import Waiting
+from lmpg.runtime.sharding import Sharing
+from lmpg.runtime.watch import Watch
 from lmpg.settings.section import UserError
 
 T = TypeVar("T")
 
+LONGEST = timedelta(hours=2)
+"""After which torch gives an exchange up, which cannot tell what works from what hangs."""
 HERE = (
     *("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS"),
     *("OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE"),
@@ -39,24 +44,41 @@ class Processes:
 
     cpu: use the CPU even if the machine has a GPU. num_threads: CPU threads of each process, the
     same for the whole run, as results depend on them; 0 until they are fixed. why_so_many: the
-    reason, for the log.
+    reason, for the log. sharing: how weights are shared out; None where each process holds all.
     """
 
+    sharing: Sharing | None = None
     num_threads = 0
     _sum: tuple[tuple[int, ...], GradientSum] | None = None
     why_so_many = ""
-    _waiting: ClassVar[Waiting | None] = None  # a pipeline's stages count their meetings on
+    _watch: ClassVar[Watch | None] = None  # a pipeline's stages count their meetings on
 
     def __init__(self, cpu: bool = False) -> None:
         self.launch = launch_of(os.environ, launcher.told())
         if is_on(os.environ, "ACCELERATE_USE_FSDP"):  # or transformers would leave weights empty
             os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-        self._state = PartialState(cpu=cpu or self.launch.cpu or on_cpu())
+        self._state = PartialState(cpu=cpu or self.launch.cpu or on_cpu(), timeout=LONGEST)
         self.rank = self._state.process_index
         self.count = self._state.num_processes
         self.device = self._state.device
         self.is_main = self.rank == 0
         self.launch.refuse_fewer(self.count, num_machines())
+        if self.count > 1 and Processes._watch is None:
+            board = dist.distributed_c10d._get_default_store()
+            Processes._watch = Watch(self.rank, self.count, board, os.environ["MASTER_ADDR"])
+            Processes._watch.start()
+            atexit.register(Processes._watch.finish)
+
+    def watch(self, timeout: float, advice: str) -> None:
+        """Give another process up after `timeout` seconds without a sign or behind the others;
+        advice: how to go on with the run then."""
+        if Processes._watch is not None:
+            Processes._watch.timeout, Processes._watch.advice = timeout, advice
+
+    def in_pace(self) -> AbstractContextManager[None]:
+        """A block in which every process is to come to each exchange in time; else it may take
+        long over what it does, such as loading a model."""
+        return Processes._watch.busy(False) if Processes._watch else nullcontext()
 
     def announce(self) -> None:
         """Say how many processes there are. A launcher that is ended asks this process to stop."""
@@ -86,7 +108,8 @@ class Processes:
         problem = None
         if self.is_main:
             try:
-                result = function()
+                with Processes._watch.busy() if Processes._watch else nullcontext():
+                    result = function()
             except UserError as error:
                 problem = str(error)
         result, problem = self.gather_list([(result, problem)])[0]
@@ -109,18 +132,43 @@ class Processes:
         with self._meeting():
             return gather_object(items)
 
+    def in_step(self, parts: list[T], nothing: T) -> list[T]:
+        """What this rank computes with gradients, one part after the other; where weights are
+        shared out followed by `nothing`, until all ranks compute as often as one another."""
+        if self.sharing is None:
+            return parts
+        most = max(self.gather_list([len(parts)]))
+        return parts + [nothing] * (most - len(parts))
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """A block that the ranks of a machine come to one after the other where weights are shared
+        out, so that the memory holds one whole copy of them at a time. No meeting in it."""
+        own, turns = 0, 0
+        if self.sharing is not None:
+            own, count = local_rank_and_count()
+            turns = max(self.gather_list([count]))
+        for _ in range(own):
+            self.wait()
+        try:
+            yield
+        finally:
+            for _ in range(own, turns):
+                self.wait()
+
     @contextmanager
     def last_backward(self, parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
         """The last backward pass before `sum_gradients` of these: it may send them as they come."""
-        if self.count == 1:
+        if self.count == 1 or self.sharing is not None:
             yield
             return
         with self._sum_of(parameters).overlapped():
             yield
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Replace every gradient by its sum over ranks; one without a gradient counts as 0."""
-        if self.count > 1:
+        """Replace every gradient by its sum over ranks; one without a gradient counts as 0. Those
+        of weights that are shared out are summed already."""
+        if self.count > 1 and self.sharing is None:
             with self._meeting():
                 self._sum_of(parameters).finish()
 
@@ -144,18 +192,24 @@ class Processes:
             with self._meeting():
                 self._state.wait_for_everyone()
 
-    def _meeting(self) -> AbstractContextManager[None]:
-        """All processes come to the block; says which one is waited for long."""
-        if Processes._waiting is None:
-            board = dist.distributed_c10d._get_default_store()
-            Processes._waiting = Waiting(self.rank, self.count, board)
-            Processes._waiting.start()
-        return Processes._waiting.meeting()
+    @contextmanager
+    def _meeting(self) -> Iterator[None]:
+        """All processes come to the block; ends this process where one is lost. Until all are here,
+        they help one another to gather weights."""
+        assert Processes._watch is not None
+        with Processes._watch.meeting():
+            if self.sharing is not None:
+                self.sharing.company.come_to()
+            yield
 
 
-def close_process_group() -> None:
-    """Leave torch.distributed in order, where a launcher started several processes; torch warns at
-    exit otherwise."""
+def close_process_group(why: str = "") -> None:
+    """Leave the other processes and torch.distributed in order, where a launcher started several;
+    torch warns at exit otherwise. why: what this process ends with, where it is not all's."""
+    if Processes._watch is not None:
+        Processes._watch.finish(why)
+        if Processes._watch.lost:  # who is left may wait for it for ever
+            return
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
@@ -170,6 +224,11 @@ class SingleProcess(Processes):
 
     def wait(self) -> None:
         """There is nobody to wait for."""
+
+
+def local_rank_and_count() -> tuple[int, int]:
+    """This process's place among those of its machine, and how many these are."""
+    return int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def on_cpu() -> bool:

@@ -29,6 +29,7 @@ from lmpg.runtime.machine import (
     versions,
 )
 from lmpg.runtime.processes import Processes
+from lmpg.runtime.watch import TIMEOUT
 from lmpg.settings.section import RunStopped, UserError
 from lmpg.training.loop import Loop
 from lmpg.training.stop_request import interruption
@@ -44,6 +45,8 @@ def begin(settings: Any, name: str, processes: Processes) -> RunFolder:
     if repository:
         processes.on_main(lambda: require_repository(repository))
     folder = processes.on_main(lambda: open_run(settings, name))
+    go_on = f"the same command and --run.output-dir {folder.path} --run.resume go on"
+    processes.watch(getattr(settings.run, "rank_timeout", TIMEOUT), go_on)
     if folder.status == "finished" and processes.is_main:
         if _is_stale(folder.path / REPORT):
             write_report(folder.path)
@@ -178,7 +181,7 @@ def resume(loop: Loop, folder: RunFolder) -> None:
     if folder.status != "resuming":
         return
     refused: Exception | None = None
-    for step, state in checkpoint.whole(folder.checkpoints):
+    for step, state in checkpoint.whole(folder.checkpoints, loop.processes.sharing):
         try:
             loop.load_state(state)
         except Exception as error:

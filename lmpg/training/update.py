@@ -24,6 +24,7 @@ from lmpg.training.old_logprobs import (
 )
 from lmpg.training.optimizer import (
     learning_rate,
+    load_optimizer,
     moving,
     policy_optimizer,
     policy_parameters,
@@ -31,6 +32,9 @@ from lmpg.training.optimizer import (
 )
 from lmpg.training.settings import AnyUpdateSettings
 from lmpg.types import Algorithm, Credit, Evaluation, Minibatch, Rollout
+
+_NOTHING = torch.zeros(0, dtype=torch.long)
+"""The rows of a micro-batch that is computed to keep in step alone."""
 
 
 class Updater:
@@ -101,8 +105,7 @@ class Updater:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state` was taken."""
-        whole = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({**whole, "state": state["optimizer"]})
+        load_optimizer(self.optimizer, state["optimizer"])
 
     def _minibatches(self, whole: Minibatch, iteration: int) -> Iterator[Minibatch]:
         """The minibatches of all epochs; each epoch shuffles the rows anew, unless there is one
@@ -130,6 +133,7 @@ class Updater:
             weights_BT = _equal_weights(len(minibatch.mask_BT))
         else:
             weights_BT = loss_weights(minibatch.mask_BT, algorithm.reduction, self.max_length)
+        of_all = minibatch
         if self.processes.count > 1:  # with fewer rows than processes, some have none
             mine = torch.arange(self.processes.rank, len(weights_BT), self.processes.count)
             minibatch, weights_BT = minibatch.rows(mine), _rows(weights_BT, mine)
@@ -137,11 +141,15 @@ class Updater:
         parts: list[Tensor | None] = [None]  # all at once
         if tokens or not 0 < len(weights_BT) <= rows:
             parts = [*microbatches(minibatch.inputs, rows, tokens)]
+        parts = self.processes.in_step(parts, _NOTHING)
         resting = policy_parameters(self.policy) if self.critic_alone else ()
         for number, part in enumerate(parts, start=1):
-            batch = minibatch if part is None else minibatch.rows(part)
-            weights = weights_BT if part is None else _rows(weights_BT, part)
             with self._sending(number == len(parts), resting):
+                if part is _NOTHING:
+                    self._keep_in_step(algorithm, of_all)
+                    continue
+                batch = minibatch if part is None else minibatch.rows(part)
+                weights = weights_BT if part is None else _rows(weights_BT, part)
                 self._accumulate(algorithm, batch, weights, diagnostics)
         if self.limited and self._gone_far_enough(diagnostics):
             self.optimizer.zero_grad(set_to_none=True)
@@ -150,6 +158,12 @@ class Updater:
         norm = take_step(self.optimizer, self.settings, self.processes, resting)
         diagnostics.add_optimizer_step(norm)
         return True
+
+    def _keep_in_step(self, algorithm: Algorithm, minibatch: Minibatch) -> None:
+        """A micro-batch that weighs nothing: other ranks have one more than this one."""
+        row = minibatch.rows(torch.zeros(1, dtype=torch.long))
+        nothing_BT = torch.zeros(row.mask_BT.shape, device=row.mask_BT.device)
+        self._accumulate(algorithm, row, nothing_BT, None)
 
     def _sending(
         self, last: bool, resting: Collection[nn.Parameter]
@@ -172,9 +186,9 @@ class Updater:
         algorithm: Algorithm,
         batch: Minibatch,
         weights_BT: Tensor,
-        diagnostics: Diagnostics,
+        diagnostics: Diagnostics | None,
     ) -> None:
-        """Forward, loss and backward of one micro-batch."""
+        """Forward, loss and backward of one micro-batch; `diagnostics` counts it where given."""
         new, leaves, backward = _detached(self.policy, batch.inputs)
         if self.old_logprobs.source == "update":
             batch = replace(batch, old_logprobs_BT=new.logprobs_BT.detach())
@@ -182,7 +196,8 @@ class Updater:
         if self.sampler_weights is not None and batch.sampler_logprobs_BT is not None:
             terms, batch = corrected(terms, batch, self.sampler_weights)
         gradients = _gradients(terms, weights_BT, leaves)
-        diagnostics.add(new, batch, terms, weights_BT, gradients)
+        if diagnostics is not None:
+            diagnostics.add(new, batch, terms, weights_BT, gradients)
         total: list[Tensor | None] = [None] * len(leaves)
         for of_term in gradients.values():
             for i, gradient in enumerate(of_term):

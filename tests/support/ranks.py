@@ -12,35 +12,45 @@ from typing import Any
 import torch.distributed as dist
 
 
-def forked(count: int, function: Callable[[int], Any], seconds: float = 60) -> list[Any]:
+def forked(
+    count: int, function: Callable[[int], Any], seconds: float = 60, lost: int | None = None
+) -> list[Any]:
     """What `function(rank)` returns in each of `count` processes of one group over gloo: plain
-    values, as tensors would lie in memory that goes with their process."""
+    values, as tensors would lie in memory that goes with their process. lost: one that does not
+    come back, and of which nothing is asked."""
     context = multiprocessing.get_context("fork")
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     pipes = [context.Pipe(duplex=False) for _ in range(count)]
     members = [
-        context.Process(target=_member, args=(rank, count, port, function, pipes[rank][1]))
+        context.Process(
+            target=_member, args=(rank, count, port, function, pipes[rank][1], lost is not None)
+        )
         for rank in range(count)
     ]
     for member in members:
         member.start()
     found = []
     try:
-        for receiver, _ in pipes:
+        for rank, (receiver, _) in enumerate(pipes):
+            if rank == lost:
+                found.append(None)
+                continue
             assert receiver.poll(seconds), "a process does not answer"
             found.append(receiver.recv())
     finally:
-        for member in members:
-            member.join(1)
+        for rank, member in enumerate(members):
+            member.join(0 if rank == lost else 1)
             member.kill()
     failed = [x for x in found if isinstance(x, BaseException)]
     assert not failed, failed
     return found
 
 
-def _member(rank: int, count: int, port: int, function: Callable[[int], Any], pipe: Any) -> None:
+def _member(
+    rank: int, count: int, port: int, function: Callable[[int], Any], pipe: Any, lost: bool
+) -> None:
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -52,8 +62,9 @@ def _member(rank: int, count: int, port: int, function: Callable[[int], Any], pi
     try:
         dist.init_process_group("gloo")
         found = function(rank)
-        dist.barrier()
-        dist.destroy_process_group()
+        if not lost:
+            dist.barrier()
+            dist.destroy_process_group()
     except BaseException as error:
         traceback.print_exc()
         found = RuntimeError(f"rank {rank}: {error!r}")

@@ -69,3 +69,49 @@ def family_tokenizer(family: str, more: tuple[str, ...] = ()) -> PreTrainedToken
         tokenizer_object=inner, eos_token=eos, chat_template=template, extra_special_tokens=special
     )
     return made
+
+
+TOOL_TEMPLATES = {  # with schemas of tools, calls and results, as models of each format have them
+    "hermes": (
+        "{%- if tools %}{{ '<|im_start|>system\\n<tools>\\n' }}{%- for t in tools %}"
+        "{{ t | tojson }}{{ '\\n' }}{%- endfor %}{{ '</tools> Write <tool_call>.<|im_end|>\\n' }}"
+        "{%- endif %}{%- for m in messages %}{%- if m.role == 'tool' %}"
+        "{%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}"
+        "{{ '<|im_start|>user' }}{%- endif %}"
+        "{{ '\\n<tool_response>\\n' + m.content + '\\n</tool_response>' }}"
+        "{%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{ '<|im_end|>\\n' }}"
+        "{%- endif %}{%- else %}"
+        "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endif %}"
+        "{%- endfor %}{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{%- endif %}"
+    ),
+    "llama3": (
+        "{{ '<|begin_of_text|>' }}{%- if tools %}"
+        "{{ '<|start_header_id|>system<|end_header_id|>\\n\\n' }}"
+        "{%- for t in tools %}{{ t | tojson }}{%- endfor %}{{ '<|eot_id|>' }}{%- endif %}"
+        "{%- for m in messages %}{%- if m.role == 'tool' or m.role == 'ipython' %}"
+        "{{ '<|start_header_id|>ipython<|end_header_id|>\\n\\n' }}"
+        "{%- if m.content is mapping or m.content is iterable %}{{ m.content | tojson }}"
+        "{%- else %}{{ m.content }}{%- endif %}{{ '<|eot_id|>' }}{%- else %}"
+        "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim"
+        " + '<|eot_id|>' }}{%- endif %}{%- endfor %}{%- if add_generation_prompt %}"
+        "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"
+    ),
+    "mistral": (  # it counts turns without calls, and wants ids of nine characters
+        "{{ '<s>' }}{%- set ns = namespace(n=0) %}{%- for m in messages %}"
+        "{%- if not (m.role == 'tool' or m.tool_calls is defined) %}"
+        "{%- if (m.role == 'user') != (ns.n % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{%- endif %}"
+        "{%- set ns.n = ns.n + 1 %}{%- endif %}{%- endfor %}"
+        "{%- for m in messages %}{%- if m.role == 'user' %}"
+        "{%- if tools and loop.first %}{{ '[AVAILABLE_TOOLS]' + tools | tojson }}{%- endif %}"
+        "{{ '[INST]' + m.content + '[/INST]' }}"
+        "{%- elif m.tool_calls is defined %}{{ '[TOOL_CALLS][' }}{%- for c in m.tool_calls %}"
+        "{%- if c.id | length != 9 %}{{ raise_exception('ids have nine characters') }}{%- endif %}"
+        '{{ \'{"name": "\' + c.function.name + \'", "arguments": \' }}'
+        "{{ c.function.arguments | tojson }}{{ ', \"id\": \"' + c.id + '\"}' }}"
+        "{%- if not loop.last %}{{ ', ' }}{%- endif %}{%- endfor %}{{ ']</s>' }}"
+        "{%- elif m.role == 'tool' %}{{ '[TOOL_RESULTS]{\"content\": ' + m.content"
+        " + ', \"call_id\": \"' + m.tool_call_id + '\"}[/TOOL_RESULTS]' }}"
+        "{%- else %}{{ m.content + '</s>' }}{%- endif %}{%- endfor %}"
+    ),
+}

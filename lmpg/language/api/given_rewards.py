@@ -70,11 +70,17 @@ def _is_function(value: Any) -> bool:
 
 
 def _named(function: Any, functions: dict[str, Callable]) -> str:
-    """What settings call a function."""
+    """What settings call a reward."""
+    if not isinstance(function, str | os.PathLike) and not callable(function):
+        raise UserError(f"rewards.functions holds a {type(function).__name__}, {EXPECTED}")
+    return named_object(function, functions)
+
+
+def named_object(function: Any, functions: dict[str, Callable]) -> str:
+    """What settings call a function, a class or an environment; what cannot be imported goes into
+    `functions` by that name."""
     if isinstance(function, str | os.PathLike):
         return str(function)
-    if not callable(function):
-        raise UserError(f"rewards.functions holds a {type(function).__name__}, {EXPECTED}")
     if (spec := importable(function)) is not None:
         return spec
     name, number = f"{IN_MEMORY}{name_of(function)}", 2

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lmpg.language.api.finished import Run
-from lmpg.language.api.given_rewards import rewards_section
+from lmpg.language.api.given_rewards import named_object, rewards_section
 from lmpg.language.api.saving import SAVES, saves
 from lmpg.language.models.paths import ADAPTER_IN_MEMORY
 from lmpg.settings.raw import IN_MEMORY, RawSettings, as_in_yaml, with_lists
@@ -37,6 +37,8 @@ def settings_and_objects(
         "rewards": rewards_section(rewards, parts, functions),
     }
     raw = {**{key: x for key, x in given.items() if x is not None}, **sections}
+    if raw.get("environment") is not None:
+        raw["environment"] = _environment_section(raw["environment"], functions)
     return with_lists(kind, as_in_yaml(raw)), Given(parts, functions, on_step)
 
 
@@ -76,6 +78,20 @@ def _model_section(model: Any, tokenizer: Any, parts: Parts) -> RawSettings | No
             section["tokenizer"] = f"{IN_MEMORY}tokenizer"
             parts[section["tokenizer"]] = saves(tokenizer, None)
     return section or None
+
+
+def _environment_section(environment: Any, functions: dict[str, Callable]) -> RawSettings:
+    """The section `environment`; classes, instances and tools that cannot be imported go into
+    `functions`, by the names that the section has for them."""
+    is_section = isinstance(environment, Mapping)
+    section = dict(environment) if is_section else {"path": environment}
+    if section.get("path") is not None:
+        section["path"] = named_object(section["path"], functions)
+    tools = section.get("tools")
+    if tools is not None:
+        listed = [tools] if isinstance(tools, str) or callable(tools) else list(tools)
+        section["tools"] = [named_object(tool, functions) for tool in listed]
+    return section
 
 
 def _is_model(value: Any) -> bool:

@@ -25,7 +25,7 @@ def train(
     *,
     tokenizer: Any = None,
     on_step: OnStep | None = None,
-    **settings: Mapping[str, Any],
+    **settings: Any,
 ) -> Run:
     """Train a language model, as `lmpg train NAME` does with these settings; returns the run.
 
@@ -36,7 +36,8 @@ def train(
     and reward model may be the `Run` that has made them.
     Each of these may also be its whole section, as data={"path": dataset, "answer_column": "a"}.
     on_step: called after every step with its number and metrics; returns "stop" to end the run.
-    settings: further sections, as update={"learning_rate": 1e-5}, run={"total_steps": 50}.
+    settings: further sections, as update={"learning_rate": 1e-5}, run={"total_steps": 50}; as
+    environment also a class with `reset` and `step`, as its tools functions.
 
     Bad settings raise `UserError`. Without model and data the run learns in a built-in world.
     """

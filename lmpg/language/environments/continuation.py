@@ -6,7 +6,8 @@ the conversation with a probe in the turn's place: all that the template writes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from lmpg.language.data.chat import ChatOptions, Messages, conversation, render_chat
@@ -21,6 +22,8 @@ from lmpg.language.data.tokenizing import (
     reads_special_tokens_as_text,
 )
 from lmpg.language.environments.interface import Outcome
+from lmpg.language.environments.tool_calls import calls_in
+from lmpg.language.environments.tools import as_object, call_id
 from lmpg.settings.said_once import say_once
 from lmpg.settings.section import UserError
 
@@ -34,8 +37,8 @@ class Continuation:
     """Ids of prompts and of what follows a turn; conversations are text or chat messages.
 
     eos_token_ids: what may end a turn. rewritten: as in the settings section `environment`.
-    with_calls: puts calls of tools that turns have in their text into `tool_calls`, where the chat
-    template wants them there.
+    calls_as_objects: the format of calls in the text of earlier turns that the chat template wants
+    under `tool_calls`; None where it takes them as text.
     """
 
     def __init__(
@@ -44,13 +47,14 @@ class Continuation:
         data: DataSettings,
         eos_token_ids: Sequence[int],
         rewritten: str = "refuse",
-        with_calls: Callable[[Messages], Messages] | None = None,
+        calls_as_objects: str | None = None,
     ):
         self._tokenizer, self._data = tokenizer, data
         self._ends = frozenset(eos_token_ids)
         self._rewritten = rewritten
-        self._with_calls = with_calls
+        self._calls_as_objects = calls_as_objects
         self._checked: set[tuple[str, ...]] = set()
+        self._rewriting: set[str] = set()
 
     def messages(self, outcome: Outcome, so_far: Messages | None = None) -> Messages | None:
         """The messages that an outcome adds to the conversation `so_far`; None for text.
@@ -68,8 +72,12 @@ class Continuation:
         """Ids of the prompt that a reset gives: those of the same text or messages as data."""
         opened, options = as_chat(outcome.observation, self._data), self._options(outcome)
         if not isinstance(opened, str):
-            role = "tool" if outcome.tools else "user"
-            self._look_for_rewriting(opened, [{"role": role, "content": _PROBE}], options)
+            reply = {"role": "user", "content": _PROBE}
+            if outcome.tools:
+                reply |= {"role": "tool", "name": "probe", "tool_call_id": call_id(1)}
+            with suppress(UserError):  # a template may want what only a real reply has
+                self._rewriting |= self._found_rewriting(opened, [reply], options)
+            self._tell_of_rewriting()
         return prompt_ids(self._tokenizer, opened, options)
 
     def after(self, so_far: Conversation, answer_ids: Sequence[int], outcome: Outcome) -> list[int]:
@@ -88,7 +96,8 @@ class Continuation:
             )
         observed = self.messages(outcome, so_far) or []
         options, written = self._options(outcome), self._written(so_far[:-1])
-        self._look_for_rewriting(written, observed, options)
+        self._rewriting |= self._found_rewriting(written, observed, options)
+        self._tell_of_rewriting()
         ids = self._behind_probe(written, answer_ids, observed, options)
         return self._without_end(ids) if ended else ids
 
@@ -106,7 +115,9 @@ class Continuation:
                 joined = conversation(joined, message["content"])
             else:
                 joined.append(message)
-        return self._with_calls(joined) if self._with_calls is not None else joined
+        if self._calls_as_objects is None:
+            return joined
+        return _with_objects(joined, self._calls_as_objects)
 
     def _behind_probe(
         self, before: Messages, answer_ids: Sequence[int], observed: Messages, options: ChatOptions
@@ -155,14 +166,14 @@ class Continuation:
                 break
         return ids
 
-    def _look_for_rewriting(
+    def _found_rewriting(
         self, before: Messages, observed: Messages, options: ChatOptions
-    ) -> None:
-        """Refuses a template that writes the conversation up to a turn, or the turn itself, anew
-        once something follows; looks once for each order of roles."""
+    ) -> set[str]:
+        """What a template writes anew, of the conversation up to a turn or of the turn itself, once
+        something follows; looks once for each order of roles."""
         roles = tuple(str(x.get("role")) for x in [*before, {"role": "turn"}, *observed])
         if roles in self._checked:
-            return
+            return set()
         self._checked.add(roles)
         head = render_chat(self._tokenizer, before, options, open_turn=True)
         thinks = "think" in str(self._tokenizer.get_chat_template(None, options.get("tools")))
@@ -170,14 +181,16 @@ class Continuation:
             whole = [*conversation(before, turn), *observed]
             text = render_chat(self._tokenizer, whole, options, open_turn=True)
             if not text.startswith(head + turn):
-                what = "what stands before" if turn == _PROBE else "the thinking of"
-                self._tell_of_rewriting(what)
-                return
+                return {"what stands before" if turn == _PROBE else "the thinking of"}
+        return set()
 
-    def _tell_of_rewriting(self, what: str) -> None:
+    def _tell_of_rewriting(self) -> None:
+        """Refuses a template that writes something anew, or says so."""
+        if not self._rewriting:
+            return
         said = (
-            f"environment: the chat template changes {what} an earlier turn once another message "
-            "follows it, so that the policy would read other text than it has sampled"
+            f"environment: the chat template changes {min(self._rewriting)} an earlier turn once "
+            "another message follows, so that the policy would read other text than it has sampled"
         )
         if self._rewritten == "refuse":
             raise UserError(
@@ -185,6 +198,22 @@ class Continuation:
                 "give a template that leaves earlier turns alone with --data.chat-template"
             )
         say_once(f"{said}; here it goes on reading what it has sampled (environment.rewritten)")
+
+
+def _with_objects(messages: Messages, call_format: str) -> Messages:
+    """The messages with the calls that turns have in their text under `tool_calls`, numbered as
+    `ToolEnvironment` numbers them."""
+    number, found = 0, []
+    for message in messages:
+        is_turn = message["role"] == "assistant" and not message.get("tool_calls")
+        calls = calls_in(message.get("content") or "", call_format) if is_turn else []
+        ids = [call_id(number + 1 + i) for i in range(len(calls))]
+        number += len(calls)
+        if any("problem" not in call for call in calls):
+            made = [as_object(call, name) for call, name in zip(calls, ids)]
+            message = {**message, "content": "", "tool_calls": made}
+        found.append(message)
+    return found
 
 
 def _shared_end(a: list[int], b: list[int]) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any
 from lmpg.language.data.chat import ChatOptions, chat_options, text_or_messages
 from lmpg.language.environments.interface import Outcome
 from lmpg.language.environments.local_rows import LocalRows
-from lmpg.language.environments.plan import Plan, plan_of
+from lmpg.language.environments.plan import Calls, Plan, plan_of
 from lmpg.language.environments.settings import EnvironmentSettings
 from lmpg.language.environments.text_episodes import Call, Result
 from lmpg.language.environments.worker_rows import WorkerRows
@@ -22,6 +22,7 @@ from lmpg.language.rewards.worker_process import plain
 from lmpg.settings.section import UserError
 
 logger = logging.getLogger(__name__)
+CALLS = Calls()
 
 
 class EnvironmentPool:
@@ -29,15 +30,15 @@ class EnvironmentPool:
 
     They live in worker processes; those given as objects of Python live here. A row whose
     environment throws, hangs, ends its process or returns nonsense is lost: its outcome has an
-    `error`, which is logged once. given: objects by their names in the settings. tool_format: how
-    the policy writes calls of tools.
+    `error`, which is logged once. given: objects by their names in the settings. calls: how the
+    policy calls tools.
     """
 
     def __init__(
         self,
         settings: EnvironmentSettings,
         given: Mapping[str, Callable] = MappingProxyType({}),
-        tool_format: str = "fenced",
+        calls: Calls = CALLS,
     ):
         self._settings = settings
         self._said: set[str] = set()
@@ -46,7 +47,7 @@ class EnvironmentPool:
         self._prompts: list[Any] = []
         self._lost: dict[int, str] = {}
         self.sources: dict[str, list[str]] = {}
-        plan = plan_of(settings, given, tool_format, self.sources)
+        plan = plan_of(settings, given, calls, self.sources)
         self.name = plan.name
         self._parts: Sequence[WorkerRows | LocalRows]
         self._parts = [LocalRows(plan)] if plan.is_local else self._started(plan)
@@ -72,7 +73,7 @@ class EnvironmentPool:
         calls = [{"row": row, "action": x} for row, x in actions.items() if row not in self._lost]
         outcomes = self._outcomes(calls)
         return {
-            row: Outcome(error=self._lost[row]) if row not in outcomes else outcomes[row]
+            row: outcomes[row] if row in outcomes else Outcome(error=self._lost[row])
             for row in actions
         }
 
@@ -144,6 +145,8 @@ class EnvironmentPool:
         tools, rest = options.get("tools"), {k: x for k, x in options.items() if k != "tools"}
         names = ("reward", "terminated", "truncated", "info")
         kept = {name: result[name] for name in names}
+        if kept["terminated"] or kept["truncated"]:
+            self._lost[row] = "its episode has ended"
         return Outcome(observation, tools=tools, template_kwargs=rest, **kept)
 
     def _warn_once(self, text: str) -> None:
