@@ -58,7 +58,7 @@ def work_of(
         rows=rows,
         prompt=longest,
         response=min(settings.sampling.max_new_tokens, policy.context_length - longest),
-        sampled=update.rollout_size,
+        sampled=0 if settings.sampling.server else update.rollout_size,
         rank=rank_of(policy.model),
         packed=is_packed(policy.model),
         kept=policy.frozen_dtype.itemsize,
