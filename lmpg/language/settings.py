@@ -285,10 +285,10 @@ class LanguageSettings(Section, Generic[A]):
         elif getattr(self.algorithm, "baseline", "") == "group_mean":
             whole = "algorithm.baseline = group_mean compares whole episodes. Leave one of them out"
             refuse_settings_of_turns(self.algorithm, whole)
-        name = algorithm_name(type(self.algorithm))
-        refuse_clip_fraction(self.update, self.algorithm, name)
+        called = self.algorithm, algorithm_name(type(self.algorithm))
+        refuse_clip_fraction(self.update, *called)
         alike = self.rewards.process == "none" and "critic" not in self._needs()
-        refuse_nothing_to_compare(self.update, self.algorithm, name, alike=alike)
+        refuse_nothing_to_compare(self.update, *called, alike=alike)
         return self
 
     @property
