@@ -294,8 +294,7 @@ class LanguageSettings(Section, Generic[A]):
     @property
     def gives_rewards(self) -> bool:
         """Whether there is a reward, by functions, models or an environment."""
-        rewards = self.rewards
-        return bool(rewards.functions or rewards.models or self.environment.path)
+        return bool(self.rewards.functions or self.rewards.models or self.environment.path)
 
     def _needs(self) -> frozenset[str]:
         return getattr(self.algorithm, "needs", frozenset())
