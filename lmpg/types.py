@@ -32,10 +32,9 @@ class Rollout(RowWise):
     next_values_BT: V of the state after the step; for a truncated episode that of its true last
         observation. `terminated_BT` stops the bootstrap, `ended_BT` the sum over later steps.
     times_BT: steps of the episode before this one (int64); None where every row begins one.
+    sampler_logprobs_BT: of the engine that sampled, where it rounds otherwise than `logprobs_BT`.
     turns_BT: the policy's turn that a step belongs to, from 0 (int64); None: a row is one turn.
     states_BT: what its turn starts from (int64): equal numbers are equal states; where asked for.
-    sampler_logprobs_BT: log-probs by the engine that sampled, where `logprobs_BT` are those of
-        another forward of the same policy; None where the two are not told apart.
     greedy_scores_B: score of the greedy response to the row's prompt, where it is asked for.
     baseline: running mean of earlier rollouts' returns (a scalar), None in the first one.
     """
@@ -52,9 +51,9 @@ class Rollout(RowWise):
     next_values_BT: Tensor | None = None
     ref_logprobs_BT: Tensor | None = None
     times_BT: Tensor | None = None
+    sampler_logprobs_BT: Tensor | None = None
     turns_BT: Tensor | None = None
     states_BT: Tensor | None = None
-    sampler_logprobs_BT: Tensor | None = None
     greedy_scores_B: Tensor | None = None
     baseline: Tensor | None = None
 
@@ -154,10 +153,7 @@ class Credit:
 
 @dataclass(frozen=True)
 class Minibatch(RowWise):
-    """Rows of a rollout with their credit: the fixed numbers that a loss compares with.
-
-    sampler_weights_BT: what the policy's loss is multiplied by, as another engine sampled.
-    """
+    """Rows of a rollout with their credit: the fixed numbers that a loss compares with."""
 
     inputs: dict[str, Tensor]
     mask_BT: Tensor
@@ -166,14 +162,11 @@ class Minibatch(RowWise):
     returns_BT: Tensor | None = None
     old_values_BT: Tensor | None = None
     ref_logprobs_BT: Tensor | None = None
-    sampler_weights_BT: Tensor | None = None
+    sampler_logprobs_BT: Tensor | None = None
 
     @classmethod
-    def of(
-        cls, rollout: Rollout, credit: Credit, sampler_weights_BT: Tensor | None = None
-    ) -> Minibatch:
-        """The rows of `rollout` to learn from as one minibatch; those not to learn from are masked
-        out.
+    def of(cls, rollout: Rollout, credit: Credit) -> Minibatch:
+        """The rows of `rollout` to learn from as one minibatch; the others are masked out.
 
         Their credit becomes 0 too: NaN times a zero weight would still be a NaN gradient.
         """
@@ -188,7 +181,7 @@ class Minibatch(RowWise):
             returns_BT=None if returns_BT is None else torch.where(mask_BT, returns_BT, 0),
             old_values_BT=rollout.values_BT,
             ref_logprobs_BT=rollout.ref_logprobs_BT,
-            sampler_weights_BT=sampler_weights_BT,
+            sampler_logprobs_BT=rollout.sampler_logprobs_BT,
         )
         if learned_B is None or not learned_B.any():  # without any row nothing could be divided
             return whole
@@ -199,20 +192,11 @@ class Minibatch(RowWise):
         advantages_BT = whitened(self.advantages_BT, self.mask_BT, WHITEN_EPS)
         return replace(self, advantages_BT=advantages_BT)
 
-    def corrected(self) -> Minibatch:
-        """The same rows with the sampler's weights in their advantages."""
-        if self.sampler_weights_BT is None:
-            return self
-        return replace(self, advantages_BT=self.advantages_BT * self.sampler_weights_BT)
-
     def split(self, count: int) -> Iterator[Minibatch]:
         """`count` parts of consecutive rows, of equal size as far as possible; no copies."""
-        columns, inputs = {}, {}
-        for name, x in vars(self).items():
-            if isinstance(x, Tensor):
-                columns[name] = x.tensor_split(count)
-        for name, x in self.inputs.items():
-            inputs[name] = x.tensor_split(count)
+        mine = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+        columns = {name: x.tensor_split(count) for name, x in mine.items()}
+        inputs = {name: x.tensor_split(count) for name, x in self.inputs.items()}
         for i in range(count):
             part = {name: pieces[i] for name, pieces in inputs.items()}
             yield Minibatch(inputs=part, **{name: pieces[i] for name, pieces in columns.items()})

@@ -30,7 +30,7 @@ LAYERS = {  # folder or module: (the layers it imports, the packages of others t
     "training": (f"{GROUND} algorithms runs", "bitsandbytes numpy pydantic torch transformers"),
     "language/data": ("settings runtime", "datasets numpy pydantic reasoning_gym"),
     "language/models": (
-        "functional settings types",
+        GROUND,
         "bitsandbytes peft pydantic safetensors torch transformers",
     ),
     "language/sampling": (f"{GROUND} models", "pydantic torch transformers"),

@@ -12,10 +12,11 @@ from torch import Tensor
 from lmpg.gym.classic.batches import BatchMethod
 from lmpg.gym.classic.incremental import IncrementalMethod
 from lmpg.gym.rollouts import GymSource
+from lmpg.runs.saved.run_progress import Progress
 from lmpg.runtime.machine import Stopwatch
 from lmpg.runtime.seeding import generator
 from lmpg.settings.section import RunStopped
-from lmpg.training.loop import Loop, Progress
+from lmpg.training.loop import Loop
 
 
 @dataclass(kw_only=True)

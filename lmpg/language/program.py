@@ -18,6 +18,7 @@ from lmpg.language.models.loading import load_policy, load_reference, tokenizer_
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.precision import num_weights
 from lmpg.language.models.reference import Reference
+from lmpg.language.models.start.shared_out import loaded
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rollouts.arithmetic import as_it_began, settle
 from lmpg.language.rollouts.collect import LanguageSource
@@ -38,6 +39,7 @@ from lmpg.runs.folder import RunFolder
 from lmpg.runs.tracking import Tracker
 from lmpg.runtime.machine import give_back_freed_memory
 from lmpg.runtime.processes import Processes
+from lmpg.runtime.spread import spread
 from lmpg.settings.section import UserError
 from lmpg.training.given import NOTHING, Given, kept
 from lmpg.training.old_logprobs import sampler_weights
@@ -97,18 +99,12 @@ def prepare(
     world, asked = world or built_world(settings, processes), settings.model.precision
     settings = as_it_began(with_world(settings, world) if world else settings, folder, processes)
     tokenizer = reading_tokenizer(tokenizer_of(settings.model), settings.data)
-    torch.manual_seed(settings.run.seed)  # LoRA's factors are drawn from the global generator
-    policy = load_policy(
-        settings.model,
-        tokenizer,
-        critic="critic" in settings.algorithm.needs,
-        temperature=settings.sampling.temperature,
-        device=processes.device,
-        reward_model=next(iter(settings.rewards.models), None),
-    )
+    spread(processes, settings.run.sharding, settings.update.optimizer)
+    policy = policy_for(settings, tokenizer, processes)
     facts = settle(asked, settings.model.precision, policy.causal_lm, folder, processes)
     policy.head.forbid_early(policy.eos_token_ids, settings.sampling.min_new_tokens)
-    own = load_reference(settings.model, tokenizer, policy)
+    with processes.in_turn():
+        own = load_reference(settings.model, tokenizer, policy)
     give_back_freed_memory()
     prompts = prompts_for(settings, policy, tokenizer, world)
     if processes.is_main:
@@ -125,6 +121,21 @@ def prepare(
         check(generator, first, ids_to_test(prompts.train))
     made, facts = assembled(settings, source, folder, given), facts | (world.facts if world else {})
     return PreparedRun(made, scorer, facts, inputs_of(settings, world, given.functions))
+
+
+def policy_for(settings: LanguageSettings, tokenizer: Any, processes: Processes) -> CausalLMPolicy:
+    """The policy, where it is to compute."""
+    torch.manual_seed(settings.run.seed)  # LoRA's factors are drawn from the global generator
+    load = partial(
+        load_policy,
+        settings.model,
+        tokenizer,
+        critic="critic" in settings.algorithm.needs,
+        temperature=settings.sampling.temperature,
+        device=processes.device,
+        reward_model=next(iter(settings.rewards.models), None),
+    )
+    return loaded(load, processes)
 
 
 def refuse_idle_processes(settings: LanguageSettings, processes: Processes) -> None:

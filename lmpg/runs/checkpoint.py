@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import re
 import shutil
@@ -17,16 +16,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from lmpg.runs.files import fsync, settle
+from lmpg.runs.saved.checkpoint_parts import METADATA, read_parts, write_parts
+from lmpg.runs.saved.state_encoding import Encoder, decoded
+from lmpg.runtime.processes import Processes
+from lmpg.runtime.sharding import Sharing
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
-FILES = {"tensors.safetensors", "state.json"}
+TENSORS, STATE = "tensors.safetensors", "state.json"
+PARTS_FORMAT = 2
+"""Of a checkpoint whose tensors lie in parts, each written by the process that had it."""
+FILES = {1: {TENSORS, STATE}, PARTS_FORMAT: {METADATA, STATE}}
+"""What a manifest lists at least, by its format."""
 DIVERGED = "diverged_"
 _TEMPORARY = ".tmp-"
 
@@ -43,12 +47,45 @@ def save(folder: Path, step: int, state: Any, keep: int) -> Path:
     target = folder / f"step_{step}"
     if not _is_whole(target):  # a whole one of this step holds this very state
         _write(folder, target, step, state)
+    _keep(folder, step, keep)
+    return target
+
+
+def save_parts(folder: Path, step: int, state: Any, keep: int, processes: Processes) -> None:
+    """The same by all processes together, of a state whose tensors are shared out over them."""
+    target = folder / f"step_{step}"
+    temporary = folder / f"{_TEMPORARY}{target.name}"
+
+    def begin() -> bool:
+        folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder, _TEMPORARY)
+        if _is_whole(target):
+            return False
+        temporary.mkdir()
+        return True
+
+    def end() -> None:
+        (temporary / STATE).write_text(json.dumps(tree, allow_nan=False), encoding="utf-8")
+        _seal(temporary, step, {**dict(of_all), STATE: _listed(temporary / STATE)}, PARTS_FORMAT)
+        _put_in_place(folder, temporary, target)
+
+    if processes.on_main(begin):
+        encoder = Encoder()
+        tree = encoder.encode(state, "state")
+        written = write_parts(temporary, encoder.tensors, processes)
+        listed = [(name, _listed(temporary / name)) for name in written]
+        of_all = processes.gather_list(listed)
+        processes.on_main(end)
+    processes.on_main(lambda: _keep(folder, step, keep))
+
+
+def _keep(folder: Path, step: int, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints up to a step."""
     steps = _steps(folder)
     earlier = [s for s in steps if s <= step]
     for unwanted in [*(s for s in steps if s > step), *earlier[keep:]]:
         _remove(folder / f"step_{unwanted}")
     _sweep(folder, DIVERGED)
-    return target
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -58,15 +95,16 @@ def prune(folder: Path, keep: int) -> None:
     _sweep(folder, _TEMPORARY)
 
 
-def whole(folder: Path) -> Iterator[tuple[int, Any]]:
+def whole(folder: Path, sharing: Sharing | None = None) -> Iterator[tuple[int, Any]]:
     """Steps and states of the whole checkpoints, newest first; torn ones are skipped with a
-    warning."""
+    warning. sharing: how tensors that were shared out are to be, else they are whole."""
     for step in _steps(folder):
         path = folder / f"step_{step}"
         try:
-            _verify(path)
-            tensors = load_file(path / "tensors.safetensors")
-            state = _decode(json.loads((path / "state.json").read_bytes()), tensors)
+            parts = _verify(path)["format"] == PARTS_FORMAT
+            tree = json.loads((path / STATE).read_bytes())
+            tensors = read_parts(path, tree, sharing) if parts else load_file(path / TENSORS)
+            state = decoded(tree, tensors)
         except Exception as error:  # whatever is wrong with one, the one before may be right
             log.warning("checkpoint %s is not whole (%s); trying the one before", path, error)
             continue
@@ -92,28 +130,6 @@ def newest_step(folder: Path) -> int | None:
     return next((step for step in _steps(folder) if _is_whole(folder / f"step_{step}")), None)
 
 
-def num_bytes(state: Any) -> int:
-    """Bytes that the tensors and arrays of a state take in a checkpoint, where each is once."""
-    found: dict[tuple, int] = {}
-    waiting = [state]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            waiting += value.values()
-        elif isinstance(value, list | tuple):
-            waiting += value
-        elif isinstance(value, np.ndarray):
-            found[id(value),] = value.nbytes
-        elif isinstance(value, Tensor):
-            found[_place(value)] = value.nbytes
-    return sum(found.values())
-
-
-def _place(tensor: Tensor) -> tuple:
-    """The same for the same numbers in memory alone, as long as the tensor lives."""
-    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device
-
-
 def _write(folder: Path, target: Path, step: int, state: Any) -> None:
     temporary = folder / f"{_TEMPORARY}{target.name}-{os.getpid()}"
     try:
@@ -121,6 +137,10 @@ def _write(folder: Path, target: Path, step: int, state: Any) -> None:
     except BaseException:  # a half would take room of a disk that is full
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    _put_in_place(folder, temporary, target)
+
+
+def _put_in_place(folder: Path, temporary: Path, target: Path) -> None:
     if target.exists():  # torn, or it would not be written again
         _remove(target)
     temporary.rename(target)
@@ -130,15 +150,20 @@ def _write(folder: Path, target: Path, step: int, state: Any) -> None:
 
 def _fill(temporary: Path, step: int, state: Any) -> None:
     temporary.mkdir()
-    encoder = _Encoder()
+    encoder = Encoder()
     tree = encoder.encode(state, "state")
-    save_file(encoder.tensors, temporary / "tensors.safetensors")
-    (temporary / "state.json").write_text(json.dumps(tree, allow_nan=False), encoding="utf-8")
-    files = {
-        path.name: {"size": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(temporary.iterdir())
-    }
-    manifest = {"format": 1, "step": step, "files": files}
+    save_file(encoder.tensors, temporary / TENSORS)
+    (temporary / STATE).write_text(json.dumps(tree, allow_nan=False), encoding="utf-8")
+    _seal(temporary, step, {path.name: _listed(path) for path in sorted(temporary.iterdir())})
+
+
+def _listed(path: Path) -> dict[str, Any]:
+    """What the manifest says of a file."""
+    return {"size": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _seal(temporary: Path, step: int, files: dict[str, Any], form: int = 1) -> None:
+    manifest = {"format": form, "step": step, "files": files}
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     settle(temporary)
 
@@ -169,12 +194,13 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _verify(path: Path) -> None:
-    """Raise if a file is missing, has another size, or other bytes than the manifest says."""
+def _verify(path: Path) -> dict[str, Any]:
+    """The manifest; raises if a file is missing, has another size, or other bytes than it says."""
     manifest = json.loads((path / MANIFEST).read_bytes())
-    if manifest["format"] != 1:
-        raise ValueError(f"format {manifest['format']}, this version reads format 1")
-    if missing := FILES - manifest["files"].keys():
+    if manifest["format"] not in FILES:
+        known = " and ".join(map(str, FILES))
+        raise ValueError(f"format {manifest['format']}, this version reads format {known}")
+    if missing := FILES[manifest["format"]] - manifest["files"].keys():
         raise ValueError(f"{MANIFEST} does not list {min(missing)}")
     for name, expected in manifest["files"].items():
         size = (path / name).stat().st_size
@@ -182,81 +208,9 @@ def _verify(path: Path) -> None:
             raise ValueError(f"{name} has {size} bytes, expected {expected['size']}")
         if _sha256(path / name) != expected["sha256"]:
             raise ValueError(f"{name} has another checksum than when it was written")
+    return manifest
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class _Encoder:
-    """Turns a state into JSON, with the tensors put aside under names."""
-
-    def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
-        self._names: dict[tuple, str] = {}
-        self._storages: set[int] = set()
-        self._alive: list[Tensor] = []  # addresses are unique only among living tensors
-
-    def encode(self, value: Any, path: str) -> Any:
-        """JSON for `value`; `path` names it in errors."""
-        if value is None or isinstance(value, bool | str):
-            return value
-        if isinstance(value, int):
-            return int(value)
-        if isinstance(value, float):
-            return float(value) if math.isfinite(value) else {"__float__": repr(float(value))}
-        if isinstance(value, Tensor):
-            return {"__tensor__": self._put(value)}
-        if isinstance(value, np.ndarray):
-            return {"__array__": self._put(torch.from_numpy(np.array(value)))}
-        if isinstance(value, dict):
-            return self._mapping(value, path)
-        if isinstance(value, list | tuple):
-            items = [self.encode(item, f"{path}[{i}]") for i, item in enumerate(value)]
-            return items if isinstance(value, list) else {"__tuple__": items}
-        raise TypeError(
-            f"{path} is a {type(value).__name__}; a checkpoint holds tensors, numpy arrays, "
-            "numbers, strings, None, and lists or dicts of them"
-        )
-
-    def _mapping(self, value: dict, path: str) -> Any:
-        pairs = [(key, self.encode(item, f"{path}.{key}")) for key, item in value.items()]
-        if all(isinstance(key, str) and not key.startswith("__") for key, _ in pairs):
-            return dict(pairs)
-        return {"__dict__": [[self.encode(key, f"{path} (key)"), item] for key, item in pairs]}
-
-    def _put(self, tensor: Tensor) -> str:
-        """A name for the tensor; one that is already there under another path is not repeated."""
-        tensor = tensor.detach()
-        place = _place(tensor)
-        if tensor.numel() and place in self._names:
-            return self._names[place]
-        name = f"t{len(self.tensors)}"
-        self._alive.append(tensor)
-        self._names[place] = name
-        copy = tensor.cpu().contiguous()
-        storage = copy.untyped_storage().data_ptr()
-        if storage in self._storages:  # safetensors refuses views that overlap
-            copy = copy.clone()
-        self._storages.add(storage)
-        self.tensors[name] = copy
-        return name
-
-
-def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, list):
-        return [_decode(item, tensors) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if "__float__" in value:
-        return float(value["__float__"])
-    if "__tensor__" in value:
-        return tensors[value["__tensor__"]]
-    if "__array__" in value:
-        return tensors[value["__array__"]].numpy()
-    if "__tuple__" in value:
-        return tuple(_decode(item, tensors) for item in value["__tuple__"])
-    if "__dict__" in value:
-        return {_decode(k, tensors): _decode(v, tensors) for k, v in value["__dict__"]}
-    return {key: _decode(item, tensors) for key, item in value.items()}

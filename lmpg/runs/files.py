@@ -57,6 +57,15 @@ def replace_folder(path: Path, fill: Callable[[Path], object]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def unwritable(action: Callable[[], object]) -> str | None:
+    """Does it; returns why it cannot be written (a full disk), None where it was."""
+    try:
+        action()
+    except UNWRITABLE as error:
+        return str(error)
+    return None
+
+
 def settle(folder: Path) -> None:
     """Give the folder's files the permissions that the umask leaves to new files (safetensors lets
     nobody else read its own), and flush all to the disk."""

@@ -21,6 +21,7 @@ MAY_DIFFER = {  # the number of steps, saving and trackers; and what changes mem
     "run.report_every",
     "run.rank_timeout",
     "run.push_to_hub",
+    "run.sharding",
     "update.microbatch_size",
     "update.microbatch_tokens",
     "update.memory_share",

@@ -12,6 +12,9 @@ from lmpg.settings.section import Section
 MOST_THREADS = 1024
 """No machine gains by more, and the system ends a process that asks for far too many."""
 
+Sharding = Literal["auto", "none", "full", "hybrid"]
+"""How models are spread over processes."""
+
 Tracking = Literal[
     "aim", "clearml", "comet_ml", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
 ]
@@ -121,6 +124,10 @@ class RunSettings(AnyRunSettings):
     """Iterations of rollout and update."""
     push_to_hub: str | None = None
     """Repository on the Hub that `final/` is uploaded to at the end; a new one is private."""
+    sharding: Sharding = "auto"
+    """How several processes hold what is trained and its reference. none: each a whole copy; full:
+    each a part of every weight, gradient and optimizer state (FSDP2); hybrid: so within each
+    machine, and machines hold copies; auto: as an accelerate launch says, else none."""
     rank_timeout: float = Field(600.0, ge=5, le=7200)
     """Seconds that the processes of a run wait for one that gives no sign of life, or does not come
     to where they exchange something; then all end, and the run can be resumed."""
@@ -138,6 +145,10 @@ class OfflineRunSettings(AnyRunSettings):
     """Optimizer steps at most."""
     push_to_hub: str | None = None
     """Repository on the Hub that `final/` is uploaded to at the end; a new one is private."""
+    sharding: Sharding = "auto"
+    """How several processes hold what is trained and its reference. none: each a whole copy; full:
+    each a part of every weight, gradient and optimizer state (FSDP2); hybrid: so within each
+    machine, and machines hold copies; auto: as an accelerate launch says, else none."""
     rank_timeout: float = Field(600.0, ge=5, le=7200)
     """Seconds that the processes of a run wait for one that gives no sign of life, or does not come
     to where they exchange something; then all end, and the run can be resumed."""

@@ -24,6 +24,7 @@ from lmpg.runtime import launcher
 from lmpg.runtime.gradient_sum import GradientSum
 from lmpg.runtime.launch import OF_MPI, Launch, is_on, launch_of, size
 from lmpg.runtime.machine import OWN_THREADS, SMALL_MODEL, limit_threads
+from lmpg.runtime.sharding import Sharing
 from lmpg.runtime.watch import Watch
 from lmpg.settings.section import UserError
 
@@ -43,9 +44,10 @@ class Processes:
 
     cpu: use the CPU even if the machine has a GPU. num_threads: CPU threads of each process, the
     same for the whole run, as results depend on them; 0 until they are fixed. why_so_many: the
-    reason, for the log.
+    reason, for the log. sharing: how weights are shared out; None where each process holds all.
     """
 
+    sharing: Sharing | None = None
     num_threads = 0
     _sum: tuple[tuple[int, ...], GradientSum] | None = None
     why_so_many = ""
@@ -130,18 +132,43 @@ class Processes:
         with self._meeting():
             return gather_object(items)
 
+    def in_step(self, parts: list[T], nothing: T) -> list[T]:
+        """What this rank computes with gradients, one part after the other; where weights are
+        shared out followed by `nothing`, until all ranks compute as often as one another."""
+        if self.sharing is None:
+            return parts
+        most = max(self.gather_list([len(parts)]))
+        return parts + [nothing] * (most - len(parts))
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """A block that the ranks of a machine come to one after the other where weights are shared
+        out, so that the memory holds one whole copy of them at a time. No meeting in it."""
+        own, turns = 0, 0
+        if self.sharing is not None:
+            own, count = local_rank_and_count()
+            turns = max(self.gather_list([count]))
+        for _ in range(own):
+            self.wait()
+        try:
+            yield
+        finally:
+            for _ in range(own, turns):
+                self.wait()
+
     @contextmanager
     def last_backward(self, parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
         """The last backward pass before `sum_gradients` of these: it may send them as they come."""
-        if self.count == 1:
+        if self.count == 1 or self.sharing is not None:
             yield
             return
         with self._sum_of(parameters).overlapped():
             yield
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Replace every gradient by its sum over ranks; one without a gradient counts as 0."""
-        if self.count > 1:
+        """Replace every gradient by its sum over ranks; one without a gradient counts as 0. Those
+        of weights that are shared out are summed already."""
+        if self.count > 1 and self.sharing is None:
             with self._meeting():
                 self._sum_of(parameters).finish()
 
@@ -165,10 +192,15 @@ class Processes:
             with self._meeting():
                 self._state.wait_for_everyone()
 
-    def _meeting(self) -> AbstractContextManager[None]:
-        """All processes come to the block; ends this process where one is lost."""
+    @contextmanager
+    def _meeting(self) -> Iterator[None]:
+        """All processes come to the block; ends this process where one is lost. Until all are here,
+        they help one another to gather weights."""
         assert Processes._watch is not None
-        return Processes._watch.meeting()
+        with Processes._watch.meeting():
+            if self.sharing is not None:
+                self.sharing.company.come_to()
+            yield
 
 
 def close_process_group(why: str = "") -> None:
@@ -192,6 +224,11 @@ class SingleProcess(Processes):
 
     def wait(self) -> None:
         """There is nobody to wait for."""
+
+
+def local_rank_and_count() -> tuple[int, int]:
+    """This process's place among those of its machine, and how many these are."""
+    return int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def on_cpu() -> bool:

@@ -13,48 +13,20 @@ from torch import Tensor
 
 from lmpg.runs import checkpoint
 from lmpg.runs.disk import disk_lines
-from lmpg.runs.files import UNWRITABLE, replace_folder
+from lmpg.runs.files import replace_folder, unwritable
 from lmpg.runs.lock import lock_of
+from lmpg.runs.saved.checkpoint_parts import has_parts
+from lmpg.runs.saved.run_progress import Progress
+from lmpg.runs.saved.state_encoding import num_bytes
 from lmpg.runs.settings import AnyRunSettings
 from lmpg.runs.tracking import Tracker
 from lmpg.runtime.machine import Stopwatch, peak_memory_gb
+from lmpg.runtime.parts import mine
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import Diverged, RunStopped
 from lmpg.training.on_step import OnStep, told
 from lmpg.training.source import Evaluable
 from lmpg.training.stop_request import StopRequest
-
-
-@dataclass
-class Progress:
-    """Plain numbers that say where a run stands; checkpointed beside the policy and optimizer.
-
-    iteration: how many are done. num_tokens_or_steps: tokens, or environment steps, that were
-    learned from so far. baseline: running mean of the rollouts' returns. coefs: coefficients of the
-    algorithm that have changed. before, best: held-out metrics. seconds: by phase. warnings: what
-    went wrong, by kind.
-    """
-
-    iteration: int = 0
-    num_tokens_or_steps: int = 0
-    baseline: float | None = None
-    coefs: dict[str, float] = field(default_factory=dict)
-    before: dict[str, float] = field(default_factory=dict)
-    best: dict[str, float] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    warnings: dict[str, str] = field(default_factory=dict)
-
-    def state(self) -> dict[str, Any]:
-        """For a checkpoint, where the first two are called `step` and `num_steps`."""
-        rest = dict(vars(self))
-        steps = rest.pop("iteration"), rest.pop("num_tokens_or_steps")
-        return {"step": steps[0], "num_steps": steps[1], **rest}
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Progress:
-        """The progress of the run that wrote this checkpoint."""
-        rest = dict(state)
-        return cls(rest.pop("step"), rest.pop("num_steps"), **rest)
 
 
 @dataclass(kw_only=True)
@@ -105,7 +77,7 @@ class Loop(ABC):
 
     def refuse_full_disk(self) -> list[str]:
         """Lines for the log about the disk that the run needs; UserError where it lacks room."""
-        checkpoint_bytes = checkpoint.num_bytes(self.state()) + self.bytes_to_come()
+        checkpoint_bytes = num_bytes(self.state()) + self.bytes_to_come()
         model, keep = sum(x.nbytes for x in self.weights()), self.settings.keep_checkpoints
         need = checkpoint_bytes, model, 2 if self.every else 1, keep
         return self.processes.on_main(lambda: disk_lines(self.folder, *need))
@@ -158,10 +130,18 @@ class Loop(ABC):
         self._refuse_ruined_weights()
         watch = Stopwatch()
         with watch("time/checkpoint"):
-            state, keep = self.state(), max(2, self.settings.keep_checkpoints)
-            step = self.progress.iteration
-            self.write(lambda: checkpoint.save(self._checkpoints, step, state, keep))
+            self._write_checkpoint(self.state(), max(2, self.settings.keep_checkpoints))
         self._log_later(watch.seconds)
+
+    def _write_checkpoint(self, state: dict[str, Any], keep: int) -> None:
+        """By the main process, or where the state is shared out by all of them."""
+        what = self._checkpoints, self.progress.iteration, state, keep
+        if not has_parts(state):
+            self.write(lambda: checkpoint.save(*what))
+            return
+        problem = unwritable(lambda: checkpoint.save_parts(*what, self.processes))
+        if found := next(filter(None, self.processes.gather_list([problem])), None):
+            raise self._cannot_be_written(found)
 
     def _save_unless_saved(self) -> None:
         """Save this step if it is not. One rank is asked: another may look once it is saved."""
@@ -172,18 +152,14 @@ class Loop(ABC):
         """Let the main process write into the run's folder; RunStopped on every rank where that is
         impossible (a full disk)."""
 
-        def problem() -> str | None:
-            try:
-                action()
-            except UNWRITABLE as error:
-                return str(error)
-            return None
+        if found := self.processes.on_main(lambda: unwritable(action)):
+            raise self._cannot_be_written(found)
 
-        if found := self.processes.on_main(problem):
-            raise RunStopped(
-                f"{self.folder} cannot be written: {found}. {self._last_checkpoint()}; make room, "
-                "then go on with the same command and --run.resume"
-            )
+    def _cannot_be_written(self, problem: str) -> RunStopped:
+        return RunStopped(
+            f"{self.folder} cannot be written: {problem}. {self._last_checkpoint()}; make room, "
+            "then go on with the same command and --run.resume"
+        )
 
     @property
     def _checkpoints(self) -> Path:
@@ -194,7 +170,10 @@ class Loop(ABC):
         return self.processes.on_main(lambda: checkpoint.newest_step(self._checkpoints))
 
     def _last_checkpoint(self) -> str:
-        step = self._newest_step()
+        return self.processes.on_main(self._newest_there)
+
+    def _newest_there(self) -> str:
+        step = checkpoint.newest_step(self._checkpoints)
         return "There is no checkpoint yet" if step is None else f"The last is of step {step}"
 
     def _problem(self) -> str | None:
@@ -206,11 +185,14 @@ class Loop(ABC):
                 f"{self.folder} was deleted while the run went on, and all that was saved with it"
             )
         if where != self.folder:
-            moved, self.folder = self.folder, where
+            moved, self.folder, state = self.folder, where, self.state()
             step, keep = self.progress.iteration, self.settings.keep_checkpoints
-            checkpoint.save(self._checkpoints, step, self.state(), keep)
+            saved = self._newest_there()
+            if not has_parts(state):  # which all processes would have to save together
+                checkpoint.save(self._checkpoints, step, state, keep)
+                saved = "It is saved there"
             return (
-                f"{moved} was moved to {where} while the run went on. It is saved there; go on "
+                f"{moved} was moved to {where} while the run went on. {saved}; go on "
                 f"with the same command, --run.output-dir {where} and --run.resume"
             )
         return self.tracker.problem
@@ -260,7 +242,8 @@ class Loop(ABC):
     def _refuse_ruined_weights(self) -> None:
         """RunStopped where a step has left weights that are inf or NaN: no step may follow whose
         gradients would tell."""
-        if not all(bool(x.isfinite().all()) for x in self.weights()):
+        sound = all(bool(mine(x).isfinite().all()) for x in self.weights())
+        if not all(self.processes.gather_list([sound])):
             said = _ruined(self.progress.iteration, "some of which are inf or NaN")
             raise self._without_these_weights(Diverged(said))
 

@@ -16,11 +16,19 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lmpg.runs.saved.run_progress import Progress
 from lmpg.runtime.machine import Stopwatch, widest
+from lmpg.runtime.parts import load_weights
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import Diverged
-from lmpg.training.loop import Loop, Progress
-from lmpg.training.optimizer import bytes_to_come, learning_rate, new_optimizer, take_step
+from lmpg.training.loop import Loop
+from lmpg.training.optimizer import (
+    bytes_to_come,
+    learning_rate,
+    load_optimizer,
+    new_optimizer,
+    take_step,
+)
 from lmpg.training.settings import OfflineSettings
 
 E = TypeVar("E")
@@ -110,16 +118,17 @@ class OfflineUpdater(Generic[E]):
         batch = self.minibatch(step)
         weight = sum(map(self.objective.weight, batch))
         sums: dict[str, Tensor] = {}
-        parts = self._microbatches(batch)
+        parts = self.processes.in_step(self._microbatches(batch), [])
         self.objective.prepare(batch, parts)
         for number, part in enumerate(parts, start=1):
-            found = self.objective.loss_sums(part)
+            # a rank without examples computes one that weighs nothing, for names and in step
+            found = self.objective.loss_sums(part or batch[:1])
+            loss = found["loss"] / weight if part else found["loss"] * 0
             last = number == len(parts)
             with self.processes.last_backward(self.parameters) if last else nullcontext():
-                if part:
-                    (found["loss"] / weight).backward()
+                loss.backward()
             for name, x in found.items():
-                sums[name] = sums.get(name, 0) + x.detach()
+                sums[name] = sums.get(name, 0) + (x.detach() if part else torch.zeros_like(x))
         norm = take_step(self.optimizer, self.settings, self.processes)
         wide = widest(self.processes.device)
         totals = self.processes.sum(torch.stack([x.to(wide) for x in sums.values()]))
@@ -137,8 +146,7 @@ class OfflineUpdater(Generic[E]):
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state` was taken."""
-        whole = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({**whole, "state": state["optimizer"]})
+        load_optimizer(self.optimizer, state["optimizer"])
         self.objective.counters.update(state.get("objective", {}))
 
     def _microbatches(self, batch: list[E]) -> list[list[E]]:
@@ -175,12 +183,10 @@ class Offline(Loop):
         """Bytes that a first step adds to the state: the optimizer's."""
         return bytes_to_come(self.updater.optimizer, self.updater.settings)
 
-    @torch.no_grad()
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state` was taken; the metrics are cut back to it."""
-        for name, parameter in self.source.module.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(state["module"][name])
+        named = self.source.module.named_parameters()
+        load_weights({n: p for n, p in named if p.requires_grad}, state["module"])
         self.updater.load_state(state["updater"])
         self.progress = Progress.from_state(state["progress"])
         self.tracker.cut_back(state["tracker"])

@@ -1,16 +1,19 @@
-"""Where the log-probs of π_old come from, the policy that an update's ratios compare with."""
+"""Where the log-probs of π_old come from, the policy that an update's ratios compare with, and what
+the policy's loss is multiplied by where the engine that sampled rounds otherwise."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
 from torch import Tensor
 
+from lmpg.functional.masking import masked_mean
 from lmpg.functional.sampler_correction import masked_weights, truncated_weights
 from lmpg.training.settings import AnyUpdateSettings, UpdateSettings
+from lmpg.types import Minibatch
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,15 @@ class OldLogprobs:
         )
 
 
-def sampler_weights(update: UpdateSettings) -> Callable[[Tensor], Tensor] | None:
-    """Weights of the policy's loss from log(π_old/μ), where μ has sampled; None leaves it as it
-    is."""
+RECOMPUTED = OldLogprobs("recomputed")
+"""The default: the log-probs of a rollout are those of the policy's own forward."""
+
+SamplerWeights = Callable[[Tensor], Tensor]
+"""Weights from log(π_old/μ), where μ has sampled."""
+
+
+def sampler_weights(update: UpdateSettings) -> SamplerWeights | None:
+    """As `update.sampler_correction` asks for; None leaves the loss as it is."""
     if update.sampler_correction == "truncated":
         return partial(truncated_weights, cap=update.sampler_cap or 2.0)
     if update.sampler_correction == "masked":
@@ -67,5 +76,24 @@ def sampler_weights(update: UpdateSettings) -> Callable[[Tensor], Tensor] | None
     return None
 
 
-RECOMPUTED = OldLogprobs("recomputed")
-"""The default: the log-probs of a rollout are those of the policy's own forward."""
+def corrected(
+    terms: dict[str, Tensor], batch: Minibatch, weights: SamplerWeights
+) -> tuple[dict[str, Tensor], Minibatch]:
+    """The terms with that of the policy weighed, and the minibatch with advantages weighed, so that
+    a step that teaches nothing is not counted as clipped."""
+    weights_BT = weights(batch.old_logprobs_BT - batch.sampler_logprobs_BT)  # type: ignore[operator]
+    weighed = replace(batch, advantages_BT=batch.advantages_BT * weights_BT)
+    if "policy" not in terms:
+        return terms, weighed
+    return terms | {"policy": terms["policy"] * weights_BT}, weighed
+
+
+def sampler_metrics(batch: Minibatch, weights: SamplerWeights | None) -> dict[str, float]:
+    """The mean weight of the steps, and the share of those that have none; {} without weights."""
+    if weights is None or batch.sampler_logprobs_BT is None:
+        return {}
+    weights_BT = weights(batch.old_logprobs_BT - batch.sampler_logprobs_BT)
+    return {
+        "sampler/weight_mean": float(masked_mean(weights_BT, batch.mask_BT)),
+        "sampler/left_out": float(masked_mean((weights_BT == 0).float(), batch.mask_BT)),
+    }

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from lmpg.functional.advantages import explained_variance
 from lmpg.functional.masking import masked_mean
+from lmpg.runs.saved.run_progress import Progress
 from lmpg.runtime.machine import Stopwatch
 from lmpg.settings.section import Diverged
 from lmpg.training.annealing import annealed, with_fields
 from lmpg.training.kl_controller import adapted
-from lmpg.training.loop import Loop, Progress
+from lmpg.training.loop import Loop
 from lmpg.training.optimizer import bytes_to_come
 from lmpg.training.settings import TARGETS
 from lmpg.training.source import Source

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lmpg.runtime.parts import is_shared_out, mine, spread_as, total_norm
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import UserError
 from lmpg.training.settings import AnyUpdateSettings, OptimizerSettings
@@ -75,6 +76,20 @@ def policy_parameters(policy: nn.Module) -> list[nn.Parameter]:
     return [p for name, p in named if p.requires_grad and not name.startswith(CRITIC)]
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Any]]) -> None:
+    """Give the optimizer the states of its parameters, by number, spread as these are."""
+    known = optimizer.state_dict()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    spread = {
+        i: {
+            name: spread_as(parameters[i], x) if is_shared_out(parameters[i]) and x.shape else x
+            for name, x in states.items()
+        }
+        for i, states in state.items()
+    }
+    optimizer.load_state_dict({**known, "state": spread})
+
+
 def learning_rate(settings: OptimizerSettings, step: int, total_steps: int) -> float:
     """Learning rate of step `step` (from 1): linear warm-up, then constant, linear or cosine."""
     rate, done = settings.learning_rate, min(1.0, (step - 1) / total_steps)
@@ -110,15 +125,20 @@ def take_step(
         p.grad = None
     processes.sum_gradients(parameters)
     if len(parameters) <= FEW and all(
-        p.device.type == "cpu" and p.dtype == torch.float32 and p.is_contiguous()
+        p.device.type == "cpu"
+        and p.dtype == torch.float32
+        and p.is_contiguous()
+        and not is_shared_out(p)
         for p in parameters
     ):
         norm = _clipped(parameters, settings.max_grad_norm)
     else:
-        total = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        grads = [p.grad for p in parameters if p.grad is not None]
+        total = total_norm(grads)
         norm = float(total)
         if norm > settings.max_grad_norm:
-            nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, total)
+            factor = (settings.max_grad_norm / (total + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_([mine(x) for x in grads], factor)
     if math.isfinite(norm):
         _step(optimizer)
     for p in parameters:

@@ -181,7 +181,7 @@ def resume(loop: Loop, folder: RunFolder) -> None:
     if folder.status != "resuming":
         return
     refused: Exception | None = None
-    for step, state in checkpoint.whole(folder.checkpoints):
+    for step, state in checkpoint.whole(folder.checkpoints, loop.processes.sharing):
         try:
             loop.load_state(state)
         except Exception as error:

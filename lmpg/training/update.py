@@ -11,13 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmpg.functional.masking import loss_weights, masked_mean
+from lmpg.functional.masking import loss_weights
 from lmpg.runtime.processes import Processes
 from lmpg.runtime.seeding import generator
 from lmpg.training.diagnostics import Diagnostics
-from lmpg.training.old_logprobs import RECOMPUTED, OldLogprobs
+from lmpg.training.old_logprobs import (
+    RECOMPUTED,
+    OldLogprobs,
+    SamplerWeights,
+    corrected,
+    sampler_metrics,
+)
 from lmpg.training.optimizer import (
     learning_rate,
+    load_optimizer,
     moving,
     policy_optimizer,
     policy_parameters,
@@ -25,6 +32,9 @@ from lmpg.training.optimizer import (
 )
 from lmpg.training.settings import AnyUpdateSettings
 from lmpg.types import Algorithm, Credit, Evaluation, Minibatch, Rollout
+
+_NOTHING = torch.zeros(0, dtype=torch.long)
+"""The rows of a micro-batch that is computed to keep in step alone."""
 
 
 class Updater:
@@ -49,7 +59,7 @@ class Updater:
         *,
         old_logprobs: OldLogprobs = RECOMPUTED,
         single_steps: bool = False,
-        sampler_weights: Callable[[Tensor], Tensor] | None = None,
+        sampler_weights: SamplerWeights | None = None,
     ) -> None:
         self.policy = policy
         self.settings = settings
@@ -68,7 +78,7 @@ class Updater:
         self, algorithm: Algorithm, rollout: Rollout, credit: Credit, iteration: int
     ) -> dict[str, float]:
         """Improve the policy on the rollout of `iteration` (from 1); returns the metrics."""
-        whole = Minibatch.of(rollout, credit, self._sampler_weights_of(rollout))
+        whole = Minibatch.of(rollout, credit)
         if self.single_steps:
             whole = whole.as_steps()
             whole = whole.rows(whole.mask_BT.squeeze(1).nonzero().squeeze(1))
@@ -86,8 +96,8 @@ class Updater:
                 minibatch = minibatch.whitened()
             if not self._optimizer_step(algorithm, minibatch, diagnostics):
                 break
-        corrected = sampler_metrics(whole)
-        return {**diagnostics.metrics(), **corrected, "learning_rate": rate}
+        sampler = sampler_metrics(whole, self.sampler_weights)
+        return {**diagnostics.metrics(), **sampler, "learning_rate": rate}
 
     def state(self) -> dict[str, Any]:
         """The optimizer's tensors and counters, for a checkpoint."""
@@ -95,13 +105,7 @@ class Updater:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state` was taken."""
-        whole = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({**whole, "state": state["optimizer"]})
-
-    def _sampler_weights_of(self, rollout: Rollout) -> Tensor | None:
-        if self.sampler_weights is None or rollout.sampler_logprobs_BT is None:
-            return None
-        return self.sampler_weights(rollout.logprobs_BT - rollout.sampler_logprobs_BT)
+        load_optimizer(self.optimizer, state["optimizer"])
 
     def _minibatches(self, whole: Minibatch, iteration: int) -> Iterator[Minibatch]:
         """The minibatches of all epochs; each epoch shuffles the rows anew, unless there is one
@@ -129,6 +133,7 @@ class Updater:
             weights_BT = _equal_weights(len(minibatch.mask_BT))
         else:
             weights_BT = loss_weights(minibatch.mask_BT, algorithm.reduction, self.max_length)
+        of_all = minibatch
         if self.processes.count > 1:  # with fewer rows than processes, some have none
             mine = torch.arange(self.processes.rank, len(weights_BT), self.processes.count)
             minibatch, weights_BT = minibatch.rows(mine), _rows(weights_BT, mine)
@@ -136,11 +141,15 @@ class Updater:
         parts: list[Tensor | None] = [None]  # all at once
         if tokens or not 0 < len(weights_BT) <= rows:
             parts = [*microbatches(minibatch.inputs, rows, tokens)]
+        parts = self.processes.in_step(parts, _NOTHING)
         resting = policy_parameters(self.policy) if self.critic_alone else ()
         for number, part in enumerate(parts, start=1):
-            batch = minibatch if part is None else minibatch.rows(part)
-            weights = weights_BT if part is None else _rows(weights_BT, part)
             with self._sending(number == len(parts), resting):
+                if part is _NOTHING:
+                    self._keep_in_step(algorithm, of_all)
+                    continue
+                batch = minibatch if part is None else minibatch.rows(part)
+                weights = weights_BT if part is None else _rows(weights_BT, part)
                 self._accumulate(algorithm, batch, weights, diagnostics)
         if self.limited and self._gone_far_enough(diagnostics):
             self.optimizer.zero_grad(set_to_none=True)
@@ -149,6 +158,12 @@ class Updater:
         norm = take_step(self.optimizer, self.settings, self.processes, resting)
         diagnostics.add_optimizer_step(norm)
         return True
+
+    def _keep_in_step(self, algorithm: Algorithm, minibatch: Minibatch) -> None:
+        """A micro-batch that weighs nothing: other ranks have one more than this one."""
+        row = minibatch.rows(torch.zeros(1, dtype=torch.long))
+        nothing_BT = torch.zeros(row.mask_BT.shape, device=row.mask_BT.device)
+        self._accumulate(algorithm, row, nothing_BT, None)
 
     def _sending(
         self, last: bool, resting: Collection[nn.Parameter]
@@ -171,17 +186,18 @@ class Updater:
         algorithm: Algorithm,
         batch: Minibatch,
         weights_BT: Tensor,
-        diagnostics: Diagnostics,
+        diagnostics: Diagnostics | None,
     ) -> None:
-        """Forward, loss and backward of one micro-batch."""
+        """Forward, loss and backward of one micro-batch; `diagnostics` counts it where given."""
         new, leaves, backward = _detached(self.policy, batch.inputs)
         if self.old_logprobs.source == "update":
             batch = replace(batch, old_logprobs_BT=new.logprobs_BT.detach())
         terms = algorithm.loss_terms(new, batch)
-        if batch.sampler_weights_BT is not None:
-            terms["policy"] = terms["policy"] * batch.sampler_weights_BT
+        if self.sampler_weights is not None and batch.sampler_logprobs_BT is not None:
+            terms, batch = corrected(terms, batch, self.sampler_weights)
         gradients = _gradients(terms, weights_BT, leaves)
-        diagnostics.add(new, batch.corrected(), terms, weights_BT, gradients)
+        if diagnostics is not None:
+            diagnostics.add(new, batch, terms, weights_BT, gradients)
         total: list[Tensor | None] = [None] * len(leaves)
         for of_term in gradients.values():
             for i, gradient in enumerate(of_term):
@@ -189,18 +205,6 @@ class Updater:
                     known = total[i]
                     total[i] = gradient if known is None else known + gradient
         backward(*total)
-
-
-def sampler_metrics(batch: Minibatch) -> dict[str, float]:
-    """The mean weight of the sampler's steps, and the share of those that have none; {} without a
-    correction."""
-    weights_BT, mask_BT = batch.sampler_weights_BT, batch.mask_BT
-    if weights_BT is None:
-        return {}
-    return {
-        "sampler/weight_mean": float(masked_mean(weights_BT, mask_BT)),
-        "sampler/left_out": float(masked_mean((weights_BT == 0).float(), mask_BT)),
-    }
 
 
 def microbatches(inputs: dict[str, Tensor], rows: int, tokens: int = 0) -> list[Tensor]:

@@ -9,6 +9,7 @@ import torch
 
 from lmpg.runs import checkpoint, disk
 from lmpg.runs.disk import disk_lines
+from lmpg.runs.saved.state_encoding import num_bytes
 from lmpg.settings.section import UserError
 from lmpg.training.loop import Loop
 from tests.support.agents import AGENT, agent, saved
@@ -26,23 +27,23 @@ def test_the_size_of_a_checkpoint_is_known_before_the_first_step(tmp_path, monke
     foretold = []
 
     def told(self):
-        foretold.append(checkpoint.num_bytes(self.state()) + self.bytes_to_come())
+        foretold.append(num_bytes(self.state()) + self.bytes_to_come())
         return []
 
     monkeypatch.setattr(Loop, "refuse_full_disk", told)
     folder = agent({**AGENT, "run.output-dir": tmp_path / "run"})
     _, state = checkpoint.newest(folder / "checkpoints")
-    weights = checkpoint.num_bytes(state["policy"])
+    weights = num_bytes(state["policy"])
     (path,) = (folder / "checkpoints" / "step_4").glob("*.safetensors")
     assert abs(foretold[0] - path.stat().st_size) < 0.1 * path.stat().st_size
-    moments = checkpoint.num_bytes(state["updater"])
+    moments = num_bytes(state["updater"])
     assert 2 * weights <= moments <= 2 * weights + 4 * len(state["policy"])  # and step counters
 
 
 def test_a_tensor_that_stands_at_two_places_is_counted_and_written_once(tmp_path):
     shared = torch.zeros(1000)
     state = {"a": shared, "b": [shared, shared.detach()], "c": torch.zeros(10)}
-    assert checkpoint.num_bytes(state) == 4040
+    assert num_bytes(state) == 4040
     path = checkpoint.save(tmp_path, 1, state, keep=2) / "tensors.safetensors"
     assert path.stat().st_size < 4040 + 500
 

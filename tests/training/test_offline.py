@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import nullcontext
 from itertools import chain
 
 import pytest
@@ -142,6 +143,9 @@ class Rank(SingleProcess):
         super().__init__()
         self.rank, self.count = rank, 2
         self.gradients: list[torch.Tensor] = []
+
+    def last_backward(self, parameters):
+        return nullcontext()
 
     def sum_gradients(self, parameters) -> None:
         self.gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]

@@ -189,7 +189,7 @@ def _layer(layer: Any, names: Names, norm_offset: float = 0.0, **numbers: Any) -
         part: found(part, x) if isinstance(x, str) else tuple(found(part, one) for one in x)
         for part, x in names.items()
     }
-    return DecoderLayer(**parts, **numbers)
+    return DecoderLayer(module=layer, **parts, **numbers)
 
 
 def _llama(trunk: Any) -> Architecture:

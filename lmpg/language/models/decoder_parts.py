@@ -51,9 +51,11 @@ class DecoderLayer:
     or one without a gate (`Architecture.gated`). q_norm, k_norm: of each head or of all together,
     whichever their weights are for. rotary: which rotation queries and keys get, "" where there is
     one for all layers, None for none. window: how many tokens a query sees, itself included; None
-    for all. scaling: what attention scores are multiplied with.
+    for all. scaling: what attention scores are multiplied with. module: the layer of transformers
+    that all of them are in.
     """
 
+    module: nn.Module
     attention_norm: Norm | None
     qkv: tuple[nn.Module, ...]
     out: nn.Module

@@ -37,6 +37,7 @@ from lmpg.language.models.pretrained import pretrained_model, pretrained_tokeniz
 from lmpg.language.models.reference import Reference
 from lmpg.language.models.settings import ModelSettings
 from lmpg.language.models.start.four_bits import refuse_packed
+from lmpg.language.models.start.shared_out import shared_out_like
 from lmpg.language.models.start.trained_adapter import (
     Place,
     base_key,
@@ -49,6 +50,7 @@ from lmpg.language.models.start.vocabulary import (
     refuse_other_vocabulary,
     refuse_smaller_vocabulary,
 )
+from lmpg.runtime.sharding import is_spread
 from lmpg.settings.section import UserError
 
 logger = logging.getLogger(__name__)
@@ -97,12 +99,13 @@ def load_policy(
     device: torch.device | str = "cpu",
     reward_model: str | None = None,
     key: str = "model.path",
+    moved: bool = True,
 ) -> CausalLMPolicy:
     """The model of `settings.path` as a policy; with `critic`, the one that the settings ask for:
     its saved one, one like `reward_model`, or a new one.
 
     LoRA factors are drawn from torch's global generator, nothing else is random. key: the setting
-    that the path comes from.
+    that the path comes from. device: where it is to compute; it is there, unless not `moved`.
     """
     model, base = _whole_model(settings, key)
     refuse_smaller_vocabulary(key, settings.path, model, tokenizer)
@@ -125,8 +128,8 @@ def load_policy(
         **dtypes,
         critic=separate,
         absent_ids=absent_ids(key, settings.path, model, tokenizer, eos_token_ids),
-    ).to(device)
-    return _ready(policy, settings)
+    )
+    return _ready(policy.to(device) if moved else policy, settings)
 
 
 def _ready(policy: CausalLMPolicy, settings: ModelSettings) -> CausalLMPolicy:
@@ -223,10 +226,11 @@ def load_reference(settings: ModelSettings, tokenizer, policy: CausalLMPolicy) -
         temperature=policy.temperature,
         device=policy.device,
         key=key,
+        moved=not is_spread(policy),
     )
     if own.context_length < policy.context_length:
         policy.context_length = own.context_length  # what it cannot read it cannot judge
-    return Reference(policy, own.frozen())
+    return Reference(policy, shared_out_like(own.frozen(), policy))
 
 
 def load_causal_lm(

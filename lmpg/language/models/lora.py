@@ -18,6 +18,7 @@ from lmpg.language.models.forward.kept_weights import copies_in
 from lmpg.language.models.precision import save_folder
 from lmpg.language.models.settings import LoraSettings
 from lmpg.language.models.start.four_bits import plain_layers
+from lmpg.runtime.parts import whole
 from lmpg.settings.section import UserError
 
 _ALL: tuple[tuple[str, ...], ...] = ((), ("all-linear",))
@@ -155,7 +156,7 @@ def learned_at_start(model: nn.Module) -> dict[str, Tensor]:
     """Copies of what learns, by name, where `model` without its adapter is another than it is now;
     {} where the adapter can be put aside, as one that starts at zero."""
     learning = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    moved = any("lora_B" in name and bool(p.any()) for name, p in learning.items())
+    moved = any("lora_B" in name and bool(whole(p).any()) for name, p in learning.items())
     if moved or _biases(model) or _replaced(model):
         return {name: p.clone() for name, p in learning.items()}
     return {}
@@ -174,7 +175,8 @@ def _replaced(model: nn.Module) -> bool:
             original: Any = module.original_module
             theirs = dict(original.named_parameters())
             mine = in_use(module).named_parameters()
-            if any(not torch.equal(p, theirs[name].to(p.dtype)) for name, p in mine):
+            pairs = ((whole(p), whole(theirs[name])) for name, p in mine)
+            if any(not torch.equal(p, known.to(p.dtype)) for p, known in pairs):
                 return True
     return False
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from lmpg.language.models.architectures import NATS, probe_ids, sliding_window, 
 from lmpg.language.models.forward.recompute import layers_recomputed
 from lmpg.language.models.inputs import accepted, language_inputs, pad_right
 from lmpg.language.models.policy import CausalLMPolicy
+from lmpg.runtime.sharding import as_forward
 from lmpg.settings.section import UserError
 
 Piece = tuple[list[int], list[bool]]
@@ -17,6 +20,10 @@ Piece = tuple[list[int], list[bool]]
 def packed_logprobs(policy: CausalLMPolicy, rows: list[list[Piece]]) -> tuple[Tensor, Tensor]:
     """log π and entropy of all tokens under the loss mask, [N] each, row by row, of rows of texts
     (ids and loss mask, whose first entry is False)."""
+    return as_forward(policy, partial(_packed_logprobs, policy, rows))
+
+
+def _packed_logprobs(policy: CausalLMPolicy, rows: list[list[Piece]]) -> tuple[Tensor, Tensor]:
     device = policy.device
     ids_RL = pad_right([[i for ids, _ in row for i in ids] for row in rows], policy.pad_token_id)
     positions_RL = pad_right([[p for ids, _ in row for p in range(len(ids))] for row in rows], 0)

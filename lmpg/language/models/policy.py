@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from lmpg.language.models.inputs import unpadded_rows
 from lmpg.language.models.lora import save_adapter_and_merged
 from lmpg.language.models.precision import in_float32, num_weights, save_folder
 from lmpg.language.models.reference import Reference
-from lmpg.settings.section import UserError
+from lmpg.language.models.start.shared_out import copy_of
+from lmpg.runtime.parts import load_weights
+from lmpg.runtime.sharding import as_forward, bare, held, whole_copy
 from lmpg.types import Evaluation
 
 _FEW = 50_000_000
@@ -111,9 +114,10 @@ class CausalLMPolicy(nn.Module):
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """The precision that sampling and evaluation compute in, whatever weights are kept in."""
+        """The precision that sampling and evaluation compute in, whatever weights are kept in, and
+        wherever."""
         chosen = torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-        with chosen, widened(self.low):
+        with held(self), chosen, widened(self.low):
             yield
 
     @contextmanager
@@ -121,7 +125,7 @@ class CausalLMPolicy(nn.Module):
         """A block in which all that the policy computes is float32, for probes that judge it."""
         rounds, (self.bf16, self.tf32) = (self.bf16, self.tf32), (False, False)
         try:
-            with in_float32(self):
+            with held(self), in_float32(self):
                 yield
         finally:
             self.bf16, self.tf32 = rounds
@@ -129,11 +133,14 @@ class CausalLMPolicy(nn.Module):
     def evaluate(self, inputs: dict[str, Tensor]) -> Evaluation:
         """Log-probs, entropy and values of the response tokens, and while learning from a teacher's
         distributions the divergence to these, [B, T] each, float32, 0 in padding."""
+        return Evaluation(*as_forward(self, partial(self._evaluation, inputs)))
+
+    def _evaluation(self, inputs: dict[str, Tensor]) -> tuple[Tensor | None, ...]:
         states, logprobs_BT, entropy_BT = self._evaluated(inputs)
         divergence_BT = None
         if self.teacher is not None and torch.is_grad_enabled():
             divergence_BT = self._divergence(inputs, states, *self.teacher)
-        return Evaluation(logprobs_BT, entropy_BT, self._values(inputs, states), divergence_BT)
+        return logprobs_BT, entropy_BT, self._values(inputs, states), divergence_BT
 
     def learn_from(self, teacher: Reference, beta: float) -> None:
         """Compare whole distributions with the teacher's from now on, by the generalised JSD."""
@@ -237,8 +244,9 @@ class CausalLMPolicy(nn.Module):
 
     def frozen_copy(self, dtype: torch.dtype) -> CausalLMPolicy:
         """The policy as it is now, with weights of its own that stay, and without a critic."""
-        return CausalLMPolicy(
-            copy.deepcopy(self.model, copies_in(dtype, self.model)),
+        model = bare(self).model
+        found = CausalLMPolicy(
+            copy.deepcopy(model, copies_in(dtype, model)),
             None,
             temperature=self.temperature,
             eos_token_ids=self.eos_token_ids,
@@ -248,6 +256,7 @@ class CausalLMPolicy(nn.Module):
             tf32=self.tf32,
             absent_ids=self.head.shape.absent,
         )
+        return copy_of(found, self)
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
@@ -260,21 +269,9 @@ class CausalLMPolicy(nn.Module):
         """Everything the optimizer changes, each tensor once, by parameter name."""
         return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
 
-    @torch.no_grad()
     def load_trainable_state(self, state: dict[str, Tensor]) -> None:
         """Copy in what `trainable_state` returned; names and shapes must be the same."""
-        mine = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        wrong = [f"{name} is missing" for name in mine if name not in state]
-        wrong += [f"{name} is unexpected" for name in state if name not in mine]
-        wrong += [
-            f"{name} has shape {tuple(state[name].shape)}, expected {tuple(p.shape)}"
-            for name, p in mine.items()
-            if name in state and state[name].shape != p.shape
-        ]
-        if wrong:
-            raise UserError("the saved weights are not this policy's: " + "; ".join(wrong[:5]))
-        for name, parameter in mine.items():
-            parameter.copy_(state[name])
+        load_weights({n: p for n, p in self.named_parameters() if p.requires_grad}, state)
 
     def save_pretrained(self, folder: Path | str, tokenizer) -> None:
         """A folder for plain transformers; with LoRA the adapter, and the whole model in merged/.
@@ -282,7 +279,10 @@ class CausalLMPolicy(nn.Module):
         The value head lies beside the model in value_head.safetensors; a critic with weights of
         its own is a folder critic/ with a value head of its own.
         """
-        folder = Path(folder)
+        with whole_copy(self) as policy:
+            policy._save(Path(folder), tokenizer)
+
+    def _save(self, folder: Path, tokenizer: Any) -> None:
         if self.model is self.causal_lm:
             save_folder(folder, self.model, tokenizer, self.saved_dtype)
         else:

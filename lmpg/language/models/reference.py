@@ -12,6 +12,7 @@ from torch import Tensor
 from lmpg.language.models.forward.response_states import ResponseStates
 from lmpg.language.models.head import Head
 from lmpg.language.models.lora import learned_at_start
+from lmpg.runtime.parts import exchanged, spread_as
 
 if TYPE_CHECKING:
     from lmpg.language.models.policy import CausalLMPolicy
@@ -69,12 +70,12 @@ class Reference:
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Become what `state` was taken from."""
-        mine = dict(self.policy.model.named_parameters())
-        self._refreshed = {name: x.to(mine[name].device) for name, x in state.items()}
+        its = dict(self.policy.model.named_parameters())
+        self._refreshed = {name: spread_as(its[name], x) for name, x in state.items()}
         if not self._shared:
             for name, weights in self._refreshed.items():
-                mine[name].copy_(weights)
-            self._refreshed = {name: mine[name] for name in self._refreshed}
+                its[name].copy_(weights)
+            self._refreshed = {name: its[name] for name in self._refreshed}
 
     @contextmanager
     def _its_weights(self) -> Iterator[None]:
@@ -86,12 +87,5 @@ class Reference:
             with self.policy.without_adapter():
                 yield
         else:
-            mine = dict(self.policy.model.named_parameters())
-            held = {name: mine[name].data for name in its}
-            try:
-                for name, weights in its.items():
-                    mine[name].data = weights
+            with exchanged(dict(self.policy.model.named_parameters()), its):
                 yield
-            finally:
-                for name, weights in held.items():
-                    mine[name].data = weights

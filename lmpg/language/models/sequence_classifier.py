@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from lmpg.language.models.forward.padding import bears_padding
 from lmpg.language.models.forward.recompute import layers_recomputed
 from lmpg.language.models.inputs import accepted, mask_and_positions, pad_left, pad_right
 from lmpg.language.models.loading import context_length
+from lmpg.runtime.sharding import as_forward
 from lmpg.settings.section import UserError
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,10 @@ def sequence_scores(model: nn.Module, ids: Sequence[Sequence[int]]) -> Tensor:
     """
     if not all(map(len, ids)):
         raise ValueError("a sequence without tokens has no score, expected at least one token each")
+    return as_forward(model, partial(_scores, model, ids))
+
+
+def _scores(model: nn.Module, ids: Sequence[Sequence[int]]) -> Tensor:
     device = next(model.parameters()).device
     lengths_N = torch.tensor([len(row) for row in ids], device=device)
     head = getattr(model, "score", None)

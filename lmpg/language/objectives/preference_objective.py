@@ -122,10 +122,7 @@ class PreferenceObjective(ABC, Generic[E, A]):
 
     def loss_sums(self, examples: list[E]) -> dict[str, Tensor]:
         """Summed loss and metrics."""
-        if examples:
-            return {name: x.sum() for name, x in self.metrics(examples).items()}
-        with torch.no_grad():  # for their names: a rank may have no part in a minibatch
-            return {name: x.sum() * 0 for name, x in self.metrics(list(self.train[:1])).items()}
+        return {name: x.sum() for name, x in self.metrics(examples).items()}
 
     def evaluate(self) -> dict[str, float]:
         """Metrics of the held-out examples, and of sampled responses where they are asked for."""

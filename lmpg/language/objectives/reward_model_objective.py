@@ -75,8 +75,6 @@ class RewardModelObjective:
     def loss_sums(self, examples: list[RewardPair]) -> dict[str, Tensor]:
         """Summed loss, the number of pairs that are ranked rightly, their margins and scores."""
         device = self.processes.device
-        if not examples:
-            return {name: torch.zeros((), device=device) for name in METRICS}
         ids = [pair.chosen_ids for pair in examples] + [pair.rejected_ids for pair in examples]
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
             scores_2N = sequence_scores(self.module, ids).view(2, -1)

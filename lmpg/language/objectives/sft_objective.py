@@ -80,7 +80,7 @@ class SFTObjective:
 
     def loss_sums(self, examples: list[PackedRow]) -> dict[str, Tensor]:
         """Summed loss, and the summed entropy of the predictions."""
-        if not self.packing or not examples:
+        if not self.packing:
             return self._sums([text for row in examples for text in row])
         rows = [[(text.ids, text.loss_mask) for text in row] for row in examples]
         logprobs_N, entropy_N = packed_logprobs(self.module, rows)
@@ -107,10 +107,7 @@ class SFTObjective:
         return []
 
     def _sums(self, texts: list[Text]) -> dict[str, Tensor]:
-        """The sums of texts in rows of their own; of no texts, zeros under the same names."""
-        if not texts:
-            zero = torch.zeros((), device=self.module.device)
-            return dict.fromkeys([*self.algorithm.loss_terms(zero), "entropy"], zero)
+        """The sums of texts in rows of their own."""
         new, mask_BT = evaluated_texts(self.module, texts)
         terms = {**self.algorithm.loss_terms(new.logprobs_BT), "entropy": new.entropy_BT}
         return {name: torch.where(mask_BT, x_BT, 0).sum() for name, x_BT in terms.items()}

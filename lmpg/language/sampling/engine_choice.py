@@ -8,8 +8,8 @@ from typing import Any
 
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.sampling.sampler import Sampler
-from lmpg.language.sampling.server.opening import server_sampler
 from lmpg.language.sampling.server.server_sampler import ServerSampler
+from lmpg.language.sampling.server.tried_servers import server_sampler
 from lmpg.language.sampling.settings import SamplingSettings
 from lmpg.language.sampling.stops import NewSearch
 from lmpg.runtime.processes import Processes

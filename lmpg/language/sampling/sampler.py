@@ -23,9 +23,10 @@ from lmpg.language.sampling.engines.cpu import CpuDecoder
 from lmpg.language.sampling.engines.cuda import CudaDecoder
 from lmpg.language.sampling.engines.cuda_rollouts import CudaRollouts
 from lmpg.language.sampling.engines.graphs import Capture, CudaGraphs
+from lmpg.language.sampling.engines.policy_weights import policy_weights
 from lmpg.language.sampling.engines.protocol import Decoder, Engine
 from lmpg.language.sampling.engines.transformers import refuse_unusable_cache, transformers_engine
-from lmpg.language.sampling.engines.weights import DecodeWeights, policy_weights
+from lmpg.language.sampling.engines.weights import DecodeWeights
 from lmpg.language.sampling.samples import DistinctPrompts, Samples, concatenated
 from lmpg.language.sampling.stops import NewSearch, StopSearch
 from lmpg.runtime.machine import worthwhile_threads

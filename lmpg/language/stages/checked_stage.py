@@ -20,6 +20,7 @@ from lmpg.language.stages.settings import OfflineLearningSettings
 from lmpg.language.stages.stage_memory import work_of
 from lmpg.runtime.processes import Processes
 from lmpg.runtime.room import room_of_each
+from lmpg.runtime.spread import spread
 
 SHOWN = 2
 """Examples that are shown."""
@@ -31,6 +32,7 @@ def check_stage(settings: OfflineLearningSettings, name: str) -> list[str]:
     processes.announce()
     settings = processes.launch.obeyed_by(settings)
     with passing_run(settings, name, processes) as folder:
+        spread(processes, settings.run.sharding, settings.update.optimizer)
         world = built(settings, processes)
         prepared = PREPARE[type(settings)](settings, world, processes)
         model = starting_model(settings.model, world)

@@ -44,7 +44,8 @@ def _prepared(
     objective: type[PreferenceObjective],
 ) -> Prepared:
     policy, tokenizer = loaded_policy(settings, world, processes)
-    reference = load_reference(settings.model, tokenizer, policy)
+    with processes.in_turn():
+        reference = load_reference(settings.model, tokenizer, policy)
     if world is None:
         data = load(settings.data, tokenizer, policy.context_length)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lmpg.language.models.loading import load_policy, tokenizer_of
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.precision import num_weights
 from lmpg.language.models.settings import ModelSettings
+from lmpg.language.models.start.shared_out import loaded
 from lmpg.language.rollouts.evaluation import Evaluator
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.sampling.sampler import Sampler
@@ -52,7 +54,8 @@ def loaded_policy(
     model = starting_model(settings.model, world)
     tokenizer = reading_tokenizer(tokenizer_of(model), settings.data)
     torch.manual_seed(settings.run.seed)  # LoRA's factors are drawn from the global generator
-    policy = load_policy(model, tokenizer, critic=False, temperature=1.0, device=processes.device)
+    start = {"critic": False, "temperature": 1.0, "device": processes.device}
+    policy = loaded(partial(load_policy, model, tokenizer, **start), processes)
     processes.suit_threads(num_weights(policy))
     give_back_freed_memory()
     return policy, tokenizer

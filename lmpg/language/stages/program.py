@@ -30,6 +30,7 @@ from lmpg.runs.folder import RunFolder
 from lmpg.runs.tracking import Tracker
 from lmpg.runtime.processes import Processes
 from lmpg.runtime.room import room_of_each
+from lmpg.runtime.spread import spread
 from lmpg.training.given import NOTHING, Given, kept
 from lmpg.training.offline import Offline, OfflineUpdater
 from lmpg.training.run import begin, nothing_left_before_the_first_step, run
@@ -64,6 +65,7 @@ def train_stage(
     with nothing_left_before_the_first_step(folder, processes):
         settings = kept(given, settings, folder, processes)
         world = world or built(settings, processes)
+        spread(processes, settings.run.sharding, settings.update.optimizer)
         asked, settings = settings.model.precision, as_it_began(settings, folder, processes)
         prepared = PREPARE[type(settings)](settings, world, processes)
         trained = getattr(prepared.objective.module, "causal_lm", prepared.objective.module)

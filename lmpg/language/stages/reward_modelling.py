@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from lmpg.language.models.loading import (
     tokenizer_of,
 )
 from lmpg.language.models.precision import allow_tf32, computes_in_bf16, num_weights, save_folder
+from lmpg.language.models.settings import ModelSettings
+from lmpg.language.models.start.shared_out import loaded
 from lmpg.language.models.start.vocabulary import refuse_smaller_vocabulary
 from lmpg.language.objectives.reward_model_objective import RewardModelObjective
 from lmpg.language.stages.prepared import Prepared, starting_model
 from lmpg.language.stages.settings import RewardModelSettings
 from lmpg.language.worlds.world import OfflineWorld
 from lmpg.runtime.processes import Processes
+from lmpg.runtime.sharding import whole_copy
 
 
 def reward_model(
@@ -33,15 +37,8 @@ def reward_model(
     start = starting_model(settings.model, world)
     tokenizer = reading_tokenizer(tokenizer_of(start), settings.data)
     torch.manual_seed(settings.run.seed)  # the new head is drawn from the global generator
-    model: Any = load_sequence_classifier(
-        str(start.path),
-        new_head=True,
-        trust_remote_code=start.trust_remote_code,
-        revision=start.revision,
-    )
-    refuse_smaller_vocabulary("model.path", start.path, model, tokenizer)
+    model: Any = loaded(partial(_new_scorer, start, tokenizer, processes.device), processes)
     saved_in = chosen_dtype(settings.model.final_dtype, exact_dtype(model.base_model))
-    model.to(processes.device)
     if settings.model.gradient_checkpointing:
         recompute_layers(model.base_model)
     processes.suit_threads(num_weights(model))
@@ -60,6 +57,19 @@ def reward_model(
     )
 
     def save(folder: Path) -> None:
-        save_folder(folder, model, tokenizer, saved_in)
+        with whole_copy(model) as whole:
+            save_folder(folder, whole, tokenizer, saved_in)
 
     return Prepared(objective, save, pairs.line())
+
+
+def _new_scorer(start: ModelSettings, tokenizer: Any, device: torch.device, *, moved: bool) -> Any:
+    """The model with its new head; on `device`, unless not `moved`."""
+    model = load_sequence_classifier(
+        str(start.path),
+        new_head=True,
+        trust_remote_code=start.trust_remote_code,
+        revision=start.revision,
+    )
+    refuse_smaller_vocabulary("model.path", start.path, model, tokenizer)
+    return model.to(device) if moved else model

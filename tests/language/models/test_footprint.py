@@ -26,7 +26,7 @@ from lmpg.language.models.lora import with_adapter
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.settings import LoraSettings
 from lmpg.language.sampling.engines.held_weights import _leaves
-from lmpg.language.sampling.engines.weights import policy_weights
+from lmpg.language.sampling.engines.policy_weights import policy_weights
 from tests.support.planted import catches
 from tests.support.tiny import tiny_model
 

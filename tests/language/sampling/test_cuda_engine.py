@@ -13,7 +13,7 @@ from lmpg.language.sampling.engines.cuda_batch import Choosing, CudaBatch
 from lmpg.language.sampling.engines.graphs import bucketed
 from lmpg.language.sampling.engines.held_weights import copy_weights_in_place
 from lmpg.language.sampling.engines.linear import DenseLinear
-from lmpg.language.sampling.engines.weights import policy_weights
+from lmpg.language.sampling.engines.policy_weights import policy_weights
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.sampling.samples import DistinctPrompts
 from tests.language.sampling.test_cpu_engine import (

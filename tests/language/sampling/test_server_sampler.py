@@ -13,7 +13,7 @@ from lmpg.language.models.lora import is_lora
 from lmpg.language.models.settings import LoraSettings, ModelSettings
 from lmpg.language.rollouts.generation import stop_search
 from lmpg.language.sampling.server.completions import own_logprobs, seed_of
-from lmpg.language.sampling.server.opening import server_sampler
+from lmpg.language.sampling.server.tried_servers import server_sampler
 from lmpg.language.sampling.settings import SamplingSettings
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import RunStopped, UserError

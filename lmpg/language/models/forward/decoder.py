@@ -19,6 +19,7 @@ from lmpg.language.models.decoder_parts import Architecture, DecoderLayer, Norm
 from lmpg.language.models.forward.attention import Attention
 from lmpg.language.models.forward.kept_weights import product
 from lmpg.language.models.forward.ragged import Ragged
+from lmpg.runtime.sharding import as_forward
 
 Run = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
 _WIDE = 32
@@ -51,7 +52,8 @@ def hidden_states(decoder: Architecture, ragged: Ragged, run: Run | None = None)
         return _added(decoder, x_ND, product(layer.down, inner_ND), layer.mlp_post_norm)
 
     for layer in decoder.layers:
-        x_ND = after(layer, x_ND) if run is None else run(partial(after, layer), x_ND)
+        compute = partial(after, layer) if run is None else partial(run, partial(after, layer))
+        x_ND = as_forward(layer.module, compute, x_ND)
     return _normed(x_ND, decoder.last_norm)
 
 

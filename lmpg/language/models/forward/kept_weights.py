@@ -16,6 +16,8 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from lmpg.runtime.parts import all_say, mine
+
 LOW = torch.bfloat16
 
 
@@ -23,7 +25,8 @@ def exact_dtype(model: nn.Module) -> torch.dtype:
     """The precision of a checkpoint, by its numbers: bfloat16 where that holds all of them exactly,
     else float32."""
     weights = [p for p in model.parameters() if p.is_floating_point()]
-    return LOW if weights and all(map(_fits, weights)) else torch.float32
+    fits = bool(weights) and all(_fits(mine(p)) for p in weights)
+    return LOW if all_say(fits, weights) else torch.float32
 
 
 def chosen_dtype(setting: str, own: torch.dtype) -> torch.dtype:

@@ -21,7 +21,7 @@ from lmpg.settings.section import UserError
 def recompute_layers(trunk: Any) -> None:
     """From now on the backward pass through `trunk` computes its layers again; UserError where
     they are not known."""
-    if type(trunk) not in READERS and not _layers(trunk):
+    if type(trunk) not in READERS and not layers_of(trunk):
         raise UserError(
             f"model.gradient_checkpointing is True, but the layers of {type(trunk).__name__} are "
             "none that transformers can compute again, expected a model with layers of its class "
@@ -54,7 +54,7 @@ def recomputed(trunk: Any, layer: Callable, *given: Any, **named: Any) -> Any:
 def layers_recomputed(trunk: Any) -> Iterator[None]:
     """A block in which the own forward of a trunk that recomputes leaves its layers to the backward
     pass. transformers would do so in training mode only, which switches dropout on."""
-    layers = _layers(trunk) if recomputes(trunk) else []
+    layers = layers_of(trunk) if recomputes(trunk) else []
     for layer in layers:
         layer.forward = partial(recomputed, trunk, layer.forward)
     try:
@@ -77,5 +77,6 @@ def _conditions(trunk: Any, attention: str | None) -> Iterator[None]:
             config._attn_implementation = now
 
 
-def _layers(trunk: nn.Module) -> list[Any]:
+def layers_of(trunk: nn.Module) -> list[Any]:
+    """The layers of a model that transformers can compute again, or gather, one by one."""
     return [x for x in trunk.modules() if isinstance(x, GradientCheckpointingLayer)]

@@ -12,7 +12,7 @@ from lmpg.language.sampling.engines.cuda import CudaDecoder
 from lmpg.language.sampling.engines.cuda_batch import Choosing, CudaBatch
 from lmpg.language.sampling.engines.graphs import Capture, Replays, bucketed
 from lmpg.language.sampling.engines.held_weights import copy_weights_in_place
-from lmpg.language.sampling.engines.weights import PolicyWeights, policy_weights
+from lmpg.language.sampling.engines.policy_weights import PolicyWeights, policy_weights
 from lmpg.language.sampling.samples import DistinctPrompts, Samples, recorded_samples
 from lmpg.language.sampling.stops import StopSearch
 

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
 
-from lmpg.functional.logprobs import LogitShape
 from lmpg.language.models.architectures import architecture
-from lmpg.language.models.decoder_parts import Architecture, DecoderLayer, Norm, in_use
+from lmpg.language.models.decoder_parts import Architecture, DecoderLayer, Norm
 from lmpg.language.models.forward.kept_weights import FourBit, unpacked
 from lmpg.language.models.lora import adapted_weight, is_lora
-from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.sampling.engines.linear import DenseLinear, PackedLinear, linear
+from lmpg.runtime.sharding import held
 
 Linear = DenseLinear | PackedLinear
 Matrix = tuple[Tensor, Tensor | None]
@@ -95,47 +95,8 @@ class DecodeWeights:
         return {layer.window for layer in self.layers if layer.window is not None}
 
 
-@dataclass(frozen=True)
-class PolicyWeights:
-    """A policy's weights of one moment; its head's product is in their precision."""
-
-    decoder: DecodeWeights
-    head: Linear
-    shape: LogitShape
-    value_head: nn.Linear | None
-
-    def logits(self, hidden_RD: Tensor) -> Tensor:
-        """[R, V], float32, temperature applied."""
-        shape, dtype = self.shape, self.decoder.dtype
-        if shape.softcap is not None:
-            return shape.logits(self.head(hidden_RD.to(dtype)))
-        scaled_RD = hidden_RD if shape.factor == 1 else hidden_RD * shape.factor
-        return shape.possible(self.head(scaled_RD.to(dtype)).float())
-
-    @property
-    def values(self) -> Callable[[Tensor], Tensor] | None:
-        """V [R] of hidden states, where the critic shares the trunk."""
-        head = self.value_head
-        return None if head is None else lambda hidden_RD: head(hidden_RD)[:, 0]
-
-
 Settle = Callable[[int, Any], Any]
 """What becomes of a part as soon as it is read: number of a layer (−1: the head), the part."""
-
-
-def policy_weights(
-    policy: CausalLMPolicy, length: int, settle: Settle = lambda _, part: part
-) -> PolicyWeights:
-    """The weights of `policy` as they are now, for contexts of `length` tokens."""
-    model: Any = policy.causal_lm
-    kept = model.get_input_embeddings().weight.dtype
-    dtype = torch.bfloat16 if policy.bf16 else torch.promote_types(kept, torch.float32)
-    shape = policy.head.shape
-    # without a softcap all factors of the logits are one, of the hidden states and of the bias
-    head = _head_weights(model, dtype, 1.0 if shape.softcap is not None else shape.factor)
-    head = settle(-1, head)
-    decoder = decode_weights(model, length, dtype, settle)
-    return PolicyWeights(decoder, head, shape, policy.value_head)
 
 
 @torch.no_grad()
@@ -158,7 +119,7 @@ def decode_weights(
             position_embedding=None if positions is None else positions.weight.detach(),
             rotations=rotations,
             layers=[
-                settle(i, _layer_weights(decoder, x, orders, length, dtype))
+                _settled(i, x, settle, partial(_layer_weights, decoder, x, orders, length, dtype))
                 for i, x in enumerate(decoder.layers)
             ],
             last_norm=_norm(decoder.last_norm),
@@ -173,11 +134,11 @@ def decode_weights(
         )
 
 
-def _head_weights(model: Any, dtype: torch.dtype, factor: float) -> Linear:
-    """The model's head; its bias, which is not multiplied with the input, times `factor`."""
-    head = in_use(model.get_output_embeddings())
-    bias = None if head.bias is None else head.bias.detach() * factor
-    return linear(head.weight.detach().to(dtype), None if bias is None else bias.to(dtype))
+def _settled(
+    number: int, layer: DecoderLayer, settle: Settle, read: Callable[[], LayerWeights]
+) -> LayerWeights:
+    with held(layer.module):
+        return settle(number, read())
 
 
 def _layer_weights(

@@ -1,0 +1,1 @@
+"""What a checkpoint is made of: its state as files, and where a run stands."""
