@@ -123,7 +123,9 @@ def prepare(
     with processes.in_turn():
         own = load_reference(settings.model, tokenizer, policy)
     give_back_freed_memory()
-    environments = environments_for(settings, tokenizer, policy.eos_token_ids, given.functions)
+    parts = settings.environment, settings.data, tokenizer, policy.eos_token_ids, given.functions
+    at_end = settings.rewards.truncated == "bootstrap"
+    environments = environments_for(*parts, observes_end=at_end)
     prompts = prompts_for(settings, policy, tokenizer, world, environments, processes.is_main)
     decode = partial(completion_text, tokenizer, eos_token_ids=policy.eos_token_ids)
     scorer = scorer_for(settings, prompts, decode, processes, given.functions)
@@ -133,7 +135,7 @@ def prepare(
     rest = processes, keep_engine, prompts, folder, environments
     generator = generator_for(settings, policy, tokenizer, *rest)
     source = source_of(settings, generator, scorer, prompts, world, own)
-    if checkpoint.newest_step(folder.checkpoints) is None:
+    if processes.on_main(lambda: checkpoint.newest_step(folder.checkpoints)) is None:
         first = (source.reference or source.evaluator.reference) if own is None else None
         check(generator, first, ids_to_test(prompts.train))
     made, facts = assembled(settings, source, folder, given), facts | (world.facts if world else {})
