@@ -33,7 +33,6 @@ from math import isfinite
 from typing import Any
 
 LONGEST_MESSAGE, MOST_FRAMES = 300, 100
-OUR_CODE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
 NO_NUMBERS = (str, bytes, bytearray, memoryview)
 SIGNALS = {str(128 + number) for number in (1, 2, 15)}
 """Exit codes by which a signal ends the whole program, while code of the user's runs."""
@@ -161,7 +160,8 @@ def described(error: BaseException) -> str:
     except BaseException:  # of its own __str__
         text = type(error).__name__
     text = text if len(text) <= LONGEST_MESSAGE else text[:LONGEST_MESSAGE] + "..."
-    not_theirs = (OUR_CODE, os.path.dirname(os.__file__), sys.prefix, "<frozen")
+    ours = os.path.join(os.path.dirname(os.path.dirname(__file__)), "environments")
+    not_theirs = (__file__, ours, os.path.dirname(os.__file__), sys.prefix, "<frozen")
     stack = traceback.extract_tb(error.__traceback__, limit=-MOST_FRAMES)
     frames = [frame for frame in stack if not frame.filename.startswith(not_theirs)]
     if not frames or isinstance(error, SyntaxError):
