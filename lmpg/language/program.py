@@ -11,7 +11,7 @@ import torch
 
 from lmpg.language.built_in import built_world, with_world
 from lmpg.language.data.examples import Split
-from lmpg.language.data.prompts import Prompt, load_prompts, prompts_from_rows
+from lmpg.language.data.prompts import EvalMetric, Prompt, load_prompts, prompts_from_rows
 from lmpg.language.data.tokenizing import completion_text, reading_tokenizer
 from lmpg.language.forecast import wants_reference, with_fitting_microbatches, work_of
 from lmpg.language.models.loading import load_policy, load_reference, tokenizer_of
@@ -169,6 +169,12 @@ def refuse_idle_processes(settings: LanguageSettings, processes: Processes) -> N
         )
 
 
+def metric_of(settings: LanguageSettings, world: World | None) -> EvalMetric | None:
+    """The world's own metric, which knows nothing of episodes in an environment of the user's."""
+    talks = settings.environment.wanted and not settings.environment.is_built_in
+    return None if world is None or talks else world.eval_metric
+
+
 def source_of(
     settings: LanguageSettings,
     generator: Generator,
@@ -199,7 +205,7 @@ def source_of(
             rows=rows,
             scorer=scorer,
             reference=compared,
-            eval_metric=world.eval_metric if world else None,
+            eval_metric=metric_of(settings, world),
             **settings.evaluation.model_dump(exclude={"every", "kl"}),
         ),
         samples_every=settings.run.samples_every,

@@ -11,6 +11,7 @@ import pytest
 
 from lmpg.cli.checking import check
 from lmpg.language.rollouts import traps
+from lmpg.language.rollouts.completed import Talk
 from lmpg.settings.section import UserError
 from tests.support.planted import catches
 from tests.support.programs import launched, words
@@ -191,6 +192,7 @@ class Alike:
 
     def __init__(self, text):
         self.texts, self.ids, self.finished = [text] * 4, [[3, 1]] * 4, [True] * 4
+        self.talks = []
         if text == "cut":
             self.texts, self.finished = list("abcd"), [False] * 4
 
@@ -208,6 +210,15 @@ def test_responses_of_which_nothing_can_be_learned_are_named(text, trap):
         totals, errors, messages = (1.0, 2.0, 3.0, 4.0), 0, ()
 
     assert [x.partition(":")[0] for x in traps.of_responses(Alike(text), Scores, 1)] == [trap]
+
+
+def test_episodes_that_their_environment_cuts_are_no_trap():
+    class Scores:
+        totals, errors, messages = (1.0, 2.0, 3.0, 4.0), 0, ()
+
+    cut = Alike("cut")
+    cut.talks = [Talk([], None, "truncated")] * 4
+    assert list(traps.of_responses(cut, Scores, 1)) == []
 
 
 def test_two_bos_are_named():

@@ -36,6 +36,8 @@ def step_ends(text: str, ids: list[int], separator: str, decode: Decode) -> list
 def token_widths(text: str, ids: list[int], decode: Decode) -> list[int]:
     """How many characters of `text` each token writes; a character that spans several tokens counts
     for the last of them."""
+    if not ids:  # of a row that its environment lost before the first turn
+        return []
     widths = [0] * len(ids)
     first, _ = _whole(ids, 0, decode)
     end = first

@@ -108,7 +108,7 @@ def of_prompts(lengths: Sequence[int], room: int, num_groups: int, cut: bool) ->
 def of_responses(completions: Completions, scores: Scores, group_size: int) -> Iterator[str]:
     """Traps of responses and their scores."""
     texts, count = completions.texts, len(completions.texts)
-    if not any(completions.finished):
+    if not any(completions.finished) and not completions.talks:
         longest = max(map(len, completions.ids))
         yield (
             f"all responses cut: none of {count} ended within {longest} tokens, EOS was never "

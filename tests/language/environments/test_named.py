@@ -16,6 +16,7 @@ from lmpg.language.run_inputs import inputs_of
 from lmpg.language.settings import LanguageSettings
 from lmpg.language.suitable import suitable_settings
 from lmpg.runs import fingerprints
+from lmpg.settings.raw import merged
 from lmpg.settings.section import UserError
 from tests.support.planted import catches
 
@@ -130,8 +131,10 @@ def test_an_environment_does_not_talk_to_the_world_of_a_preset():
     """GRPO's is addition; without a model of the user's the run is refused, in no world of its own
     choosing."""
     preset, given = {"data": {"world": "addition"}}, {"environment": {"path": "game.py:Game"}}
-    found = suitable_settings(GRPO, preset, given)
-    with pytest.raises(ValueError, match=r"model\.path missing: your own model and environment"):
-        settings_of(environment=given["environment"], model={}, data=found["data"])
-    asked = suitable_settings(GRPO, preset, {**given, "model": {"path": "m"}})
+    for method, below in ((GRPO, preset), (PPO, {})):
+        found = merged(suitable_settings(method, below, given), given)
+        assert found["data"] == {}
+        with pytest.raises(ValueError, match=r"model\.path missing: your own model and environ"):
+            LanguageSettings[method](**found, algorithm=method())
+    asked = suitable_settings(GRPO, preset, {**given, "data": {"world": "guess"}})
     assert asked["data"] == preset["data"]

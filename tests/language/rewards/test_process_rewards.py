@@ -180,3 +180,7 @@ def test_a_sample_without_a_score_has_no_steps_either(scorer):
     code = "def a(completions): return [[1]]\ndef b(completions): return ['x']"
     scores = scored(scorer(code, "a", "b"), "x")
     assert (scores.totals, scores.steps) == ([None], [[]])
+
+
+def test_a_row_that_was_lost_before_its_first_token_has_no_widths():
+    assert token_widths("", [], lambda ids: "") == []
