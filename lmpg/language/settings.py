@@ -47,26 +47,25 @@ class LanguageSettings(Section, Generic[A]):
             "data.path": self.data.path,
             rewards: self.rewards.functions or self.rewards.models,
         }
-        parts = "data and reward"
+        parts = "model, data and reward"
         if self.environment.path:  # which gives prompts and rewards where there are no others
             given = {"model.path": self.model.path, "environment.path": self.environment.path}
-            parts = "environment"
+            parts = "model and environment"
         elif self.environment.tools:
             given["environment.tools"] = self.environment.tools
         if "teacher" in self._needs() and self.model.path:  # who judges in place of a reward
             given = {k: v for k, v in given.items() if k != rewards}
             given["model.teacher"] = self.model.teacher
-            parts = parts.replace("reward", "teacher")
+            parts = parts.replace("reward", "teacher").replace("environment", "teacher")
         if self.model.path and str(self.data.path).startswith("world:"):
             return self  # the world's rewards go with its data
-        own_world = self.environment.wanted and "world" in self.data.model_fields_set
-        if not self.model.path and (self.environment.is_built_in or own_world):
-            return self  # over the model of a built-in world
+        if not self.model.path and self.environment.is_built_in:
+            return self  # of a built-in world, as the model is
         missing = [name for name, value in given.items() if not value]
         if missing and len(missing) < len(given):
             named = "; ".join(f"{name} = {value}" for name, value in given.items() if value)
             raise ValueError(
-                f"{named}, but {' and '.join(missing)} missing: your own model, {parts} "
+                f"{named}, but {' and '.join(missing)} missing: your own {parts} "
                 "are given together, or none of them for a built-in world"
             )
         return self
