@@ -56,7 +56,8 @@ class LanguageSettings(Section, Generic[A]):
         if "teacher" in self._needs() and self.model.path:  # who judges in place of a reward
             given = {k: v for k, v in given.items() if k != rewards}
             given["model.teacher"] = self.model.teacher
-            parts = parts.replace("reward", "teacher").replace("environment", "teacher")
+            parts = parts.replace("reward", "teacher")
+            parts = parts.replace(" and environment", ", environment and teacher")
         if self.model.path and str(self.data.path).startswith("world:"):
             return self  # the world's rewards go with its data
         if not self.model.path and self.environment.is_built_in:
