@@ -57,11 +57,11 @@ class LanguageSettings(Section, Generic[A]):
             given = {k: v for k, v in given.items() if k != rewards}
             given["model.teacher"] = self.model.teacher
             parts = parts.replace("reward", "teacher")
+            parts = parts.replace(" and environment", ", environment and teacher")
         if self.model.path and str(self.data.path).startswith("world:"):
             return self  # the world's rewards go with its data
-        own_world = self.environment.wanted and "world" in self.data.model_fields_set
-        if not self.model.path and (self.environment.is_built_in or own_world):
-            return self  # over the model of a built-in world
+        if not self.model.path and self.environment.is_built_in:
+            return self  # of a built-in world, as the model is
         missing = [name for name, value in given.items() if not value]
         if missing and len(missing) < len(given):
             named = "; ".join(f"{name} = {value}" for name, value in given.items() if value)
