@@ -133,7 +133,7 @@ def prepare(
     rest = processes, keep_engine, prompts, folder, environments
     generator = generator_for(settings, policy, tokenizer, *rest)
     source = source_of(settings, generator, scorer, prompts, world, own)
-    if checkpoint.newest_step(folder.checkpoints) is None:
+    if processes.on_main(lambda: checkpoint.newest_step(folder.checkpoints)) is None:
         first = (source.reference or source.evaluator.reference) if own is None else None
         check(generator, first, ids_to_test(prompts.train))
     made, facts = assembled(settings, source, folder, given), facts | (world.facts if world else {})
