@@ -279,12 +279,8 @@ class LanguageSettings(Section, Generic[A]):
     @model_validator(mode="after")
     def _refuse_changes_without_effect(self) -> LanguageSettings:
         refuse_what_cannot_change(self.update, self.algorithm)
-        if not self.environment.wanted:
-            alone = "every response is one turn here. Leave it out, or give --environment.path or"
-            refuse_settings_of_turns(self.algorithm, f"{alone} --environment.tools")
-        elif getattr(self.algorithm, "baseline", "") == "group_mean":
-            whole = "algorithm.baseline = group_mean compares whole episodes. Leave one of them out"
-            refuse_settings_of_turns(self.algorithm, whole)
+        alone = "every response is one turn here. Leave it out, or give --environment.path"
+        refuse_settings_of_turns(self.algorithm, None if self.environment.wanted else alone)
         called = self.algorithm, algorithm_name(type(self.algorithm))
         refuse_clip_fraction(self.update, *called)
         alike = self.rewards.process == "none" and "critic" not in self._needs()
