@@ -150,6 +150,24 @@ def test_turns_without_a_call_go_to_the_environment_beside_the_tools(mine):
         assert (right.reward, right.terminated) == (1.0, True)
 
 
+@catches("an environment beside tools whose close is async stays open")
+def test_an_environment_beside_tools_is_closed_though_that_is_async(mine):
+    closed = []
+    module = module_at(mine)
+
+    class Leaving(module.Quiz):
+        async def close(self):
+            closed.append(True)
+
+    given = {"memory:add": module.add, "memory:Leaving": Leaving}
+    settings = EnvironmentSettings(path="memory:Leaving", tools=("memory:add",))
+    with opened(settings, family_tokenizer("chatml"), DataSettings(), [0], given).pool as pool:
+        pool.reset([{"question": "2 + 2?"}], [0])
+        assert closed == []
+        assert pool.step({0: "4"})[0].terminated
+    assert closed == [True]
+
+
 def test_a_model_without_a_format_is_told_in_its_prompt_how_to_call(mine):
     tools = environment(mine, "add", call_format="fenced")
     text, _ = tools.reset(seed=0, options={"prompt": "1 + 2?"})
