@@ -6,16 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmpg.language.models.architectures import TOLERANCE, deviation, probe_ids, unsupported
-from lmpg.language.models.decoder_parts import is_replaced
 from lmpg.language.models.forward.padding import bears_padding
 from lmpg.language.models.inputs import of_equal_length
-from lmpg.language.models.lora import is_lora
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.precision import num_weights
 from lmpg.language.sampling.decoding import Decoding
@@ -23,9 +20,11 @@ from lmpg.language.sampling.engines.cpu import CpuDecoder
 from lmpg.language.sampling.engines.cuda import CudaDecoder
 from lmpg.language.sampling.engines.cuda_rollouts import CudaRollouts
 from lmpg.language.sampling.engines.graphs import Capture, CudaGraphs
-from lmpg.language.sampling.engines.policy_weights import policy_weights
+from lmpg.language.sampling.engines.policy_weights import PolicyWeights, policy_weights
 from lmpg.language.sampling.engines.protocol import Decoder, Engine
+from lmpg.language.sampling.engines.stored import Unread
 from lmpg.language.sampling.engines.transformers import refuse_unusable_cache, transformers_engine
+from lmpg.language.sampling.engines.unreadable import unreadable_layers
 from lmpg.language.sampling.engines.weights import DecodeWeights
 from lmpg.language.sampling.samples import DistinctPrompts, Samples, concatenated
 from lmpg.language.sampling.stops import NewSearch, StopSearch
@@ -35,8 +34,6 @@ from lmpg.settings.section import UserError
 
 NewDecoder = Callable[[DecodeWeights, int], Decoder]
 """A decoder over weights, for contexts of so many tokens."""
-_READ_VARIANTS = {"DoraLinearVariant"}
-"""Of LoRA layers, as peft calls them."""
 _PROBED = 8
 """Tokens of the texts on which an engine is tried."""
 _ROUNDING = 2.0
@@ -111,6 +108,17 @@ class Sampler:
         limits_B = self._limits(prompts).repeat_interleave(group_size)
         if uniforms_BT is not None:
             self._check_uniforms(uniforms_BT, len(limits_B))
+        return self.answered(prompts, group_size, limits_B, uniforms_BT)
+
+    def answered(
+        self,
+        prompts: list[list[int]],
+        group_size: int,
+        limits_B: Tensor,
+        uniforms_BT: Tensor | None,
+    ) -> Samples:
+        """As `sample` does, at most limits_B[b] tokens in row b."""
+        if uniforms_BT is not None:
             uniforms_BT = uniforms_BT.to(self.policy.device)
         if bears_padding(self.policy.trunk):
             return self._sampled(prompts, group_size, limits_B, uniforms_BT)
@@ -142,16 +150,29 @@ class Sampler:
             if not self._keep_engine:
                 self._cuda.let_go()
             return samples
-        return self._decoded(self._engine(reason, length), distinct, limits_B, uniforms_BT)
+        return self.decoded(self.engine(reason, length), distinct, limits_B, uniforms_BT).samples()
 
-    def _decoded(
-        self, engine: Engine, prompts: DistinctPrompts, limits_B: Tensor, uniforms_BT: Tensor | None
-    ) -> Samples:
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether rows may leave with what is cached of them, as far as lmpg's own engine goes."""
+        return self._cuda is None
+
+    def decoded(
+        self,
+        engine: Engine,
+        prompts: DistinctPrompts,
+        limits_B: Tensor,
+        uniforms_BT: Tensor | None,
+        unread: Unread | None = None,
+        stores: bool = False,
+    ) -> Decoding:
+        """A batch that is sampled to its end. unread, stores: as `Decoding` takes them."""
         num_steps = int(limits_B.max())
         work = num_weights(self.policy.causal_lm) * len(limits_B)
         with engine.precision(), worthwhile_threads(work):
             limits_B = limits_B.to(self.policy.device)
-            decoding = Decoding(engine, self.policy, prompts, limits_B, self._search(prompts))
+            search = self._search(prompts)
+            decoding = Decoding(engine, self.policy, prompts, limits_B, search, unread, stores)
             for step in range(num_steps):
                 uniforms_B = None if uniforms_BT is None else uniforms_BT[:, step]
                 decoding.choose(uniforms_B, self.top_k, self.top_p)
@@ -159,7 +180,7 @@ class Sampler:
                     break
                 if step + 1 < num_steps:
                     decoding.advance()
-        return decoding.samples()
+        return decoding
 
     def why_slower(self, length: int) -> str | None:
         """Why the model's own forward samples; None where lmpg's engine does."""
@@ -176,11 +197,15 @@ class Sampler:
     def _search(self, prompts: DistinctPrompts) -> StopSearch | None:
         return None if self._stops is None else self._stops(prompts)
 
-    def _engine(self, reason: str | None, length: int) -> Engine:
-        """The weights are read here, anew for each rollout: an update has changed them."""
+    def engine(
+        self, reason: str | None, length: int, weights: PolicyWeights | None = None
+    ) -> Engine:
+        """lmpg's for the CPU where no `reason` speaks against it, in contexts of `length` tokens.
+        Weights are read here, anew for each rollout, unless they are given: an update has changed
+        them."""
         if reason is None:
             self.backend = "by the CPU engine"
-            return own_engine(self.policy, length)
+            return own_engine(self.policy, length, weights=weights)
         self.backend = f"by the model's own forward, which is slower, because {reason}"
         if not self._tried:
             refuse_unusable_cache(self.policy)
@@ -222,16 +247,22 @@ class Sampler:
             )
 
 
-def own_engine(policy: CausalLMPolicy, length: int, decoder: NewDecoder = CpuDecoder) -> Engine:
-    """lmpg's decoder over the model's weights of this moment, for contexts of `length` tokens."""
-    weights = policy_weights(policy, length)
+def own_engine(
+    policy: CausalLMPolicy,
+    length: int,
+    decoder: NewDecoder = CpuDecoder,
+    weights: PolicyWeights | None = None,
+) -> Engine:
+    """lmpg's decoder for contexts of `length` tokens, over the model's weights of this moment if
+    none are given."""
+    weights = weights or policy_weights(policy, length)
     new = decoder(weights.decoder, length)
     return Engine(new, weights.logits, weights.values, nullcontext, 0.0)
 
 
 def why_transformers(policy: CausalLMPolicy, length: int) -> str | None:
     """Why transformers must compute a policy in contexts of `length` tokens; None if lmpg can."""
-    return unsupported(policy.causal_lm, length) or _unreadable_layers(policy.causal_lm)
+    return unsupported(policy.causal_lm, length) or unreadable_layers(policy.causal_lm)
 
 
 @torch.no_grad()
@@ -266,27 +297,3 @@ def _hidden_after_steps(policy: CausalLMPolicy, engine: Engine) -> Tensor:
         hidden = [engine.decoder.prefill(ids_RL[:, :-steps], lengths, rows)]
         hidden += [engine.decoder.advance(ids) for ids in ids_RL[:, -steps:].T]
     return torch.stack(hidden)
-
-
-def _unreadable_layers(model: nn.Module) -> str | None:
-    """Which layers' weights cannot be read (quantised, unknown adapters), in words; None if all
-    can."""
-    unknown = {type(x).__name__ for x in model.modules() if _is_unknown_linear(x)}
-    return f"it has layers of type {', '.join(sorted(unknown))}" if unknown else None
-
-
-def _is_unknown_linear(module: nn.Module) -> bool:
-    """A layer that is not what its place in these families is made of (quantised, other adapters);
-    only those that hold a weight matrix of their own matter."""
-    layer: Any = module
-    if is_lora(module):
-        variants = {type(x).__name__ for x in layer.lora_variant.values()} - _READ_VARIANTS
-        biased = any(layer.lora_bias.values())
-        return bool(variants) or biased or type(module).__name__ != "Linear"
-    if is_replaced(module):  # what it holds is looked at by itself
-        return False
-    weight, name = getattr(module, "weight", None), type(module).__name__
-    is_matrix = isinstance(weight, Tensor) and weight.dim() >= 2
-    return (
-        is_matrix and name not in ("Linear", "Conv1D", "FourBit") and not name.endswith("Embedding")
-    )
