@@ -186,8 +186,7 @@ class LanguageSettings(Section, Generic[A]):
             raise ValueError(
                 f"update.sampler_correction = {correction} with sampling.top_k = "
                 f"{sampling.top_k}, sampling.top_p = {sampling.top_p}: where tokens are cut off, "
-                "its ratio of what is left is wrong. Set top_k to 0 and top_p to 1, or leave "
-                "update.sampler_correction out"
+                "its ratio of what is left is wrong. Leave the one or the other out"
             )
         return self
 
