@@ -112,6 +112,7 @@ def test_several_calls_of_a_turn_have_a_result_each_in_their_order(mine):
     assert [x["function"]["arguments"]["a"] for x in info["tool_calls"]] == [1, 2]
 
 
+@pytest.mark.slow
 def test_tools_of_files_run_in_a_worker_and_a_slow_one_is_told_to_the_policy(mine):
     settings = EnvironmentSettings(
         tools=tuple(f"{mine}:{name}" for name in ("add", "sleep", "later")), timeout=0.5

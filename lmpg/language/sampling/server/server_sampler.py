@@ -200,7 +200,9 @@ class ServerSampler:
                         f"sampling.server: weights were sent {_ATTEMPTS} times {self._said} and "
                         f"have not arrived: {error}"
                     ) from None
+                print(f"warning: {error}; it gets the weights once it is back", flush=True)
                 server.wait()
+                self._transfer.forget(server)
         if not found <= self._most:
             raise RunStopped(
                 f"sampling.server = {server.url}: after weights were sent {self._said}, its "
