@@ -99,7 +99,11 @@ def test_rollouts_sampled_ahead_are_one_update_old_and_their_ratios_say_so(parts
         ("reinforce", {"sampling.top-k": 5, "update.sampler-correction": "masked"}, "cut off"),
         ("gkd", {"update.sampler-correction": "masked"}, "whole distributions"),
         ("dapo", {"sampling.ahead": 1, "sampling.max-refills": 1}, "known too late"),
-        ("ppo", {"environment.path": "games.py:Chess"}, "in this process alone"),
+        (
+            "ppo",
+            {"environment.path": "games.py:Chess"},
+            "conversations are sampled in this process",
+        ),
         ("ppo", {"sampling.engine": "native"}, "samples in the process"),
         ("ppo", {"sampling.server": "localhost:8000"}, "expected a URL"),
         ("ppo", {"update.sampler-cap": 3.0}, "no effect"),

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from lmpg.language.models.policy import CausalLMPolicy
@@ -23,7 +24,6 @@ from lmpg.language.sampling.server.connection import Server, ServerGone
 from lmpg.language.sampling.server.threads import Threads
 from lmpg.language.sampling.settings import SamplingSettings
 from lmpg.language.sampling.stops import NewSearch
-from lmpg.runs.files import UNWRITABLE
 from lmpg.runtime.parts import mine
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import RunStopped
@@ -267,7 +267,7 @@ def _problem(action: Callable[[], float]) -> tuple[str | None, float]:
         return None, action()
     except RunStopped as error:
         return str(error), 0.0
-    except UNWRITABLE as error:
+    except (OSError, SafetensorError) as error:
         return f"sampling.transfer_folder cannot be written: {error}. Make room there", 0.0
 
 
