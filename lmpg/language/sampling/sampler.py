@@ -52,6 +52,7 @@ class Sampler:
     comparable = True
     remote = False
     ahead = 0
+    max_deviation = None
 
     def __init__(
         self,

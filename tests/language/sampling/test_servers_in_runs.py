@@ -153,6 +153,24 @@ def test_weights_that_stop_arriving_stop_the_run_which_is_saved(parts, tmp_path)
 
 
 @pytest.mark.slow
+@catches("responses of other weights learned from")
+def test_a_server_that_was_started_anew_unseen_is_not_learned_from(parts, tmp_path):
+    with serving(parts["model.path"]) as server:
+        completions = server.completions
+
+        def with_first_weights(body):
+            if "return_token_ids" in body and server.asked.count("/collective_rpc") == 2:
+                server.start_anew()
+            return completions(body)
+
+        server.completions = with_first_weights
+        given = flags(parts, server, tmp_path, **{"update.learning-rate": 0.1})
+        with pytest.raises(RunStopped, match="step 2: log-probs of what servers sampled deviate"):
+            train_by_name("ppo", words(given))
+        let_go()
+
+
+@pytest.mark.slow
 def test_lmpg_check_says_which_engine_samples(parts, tmp_path, capsys):
     with serving(parts["model.path"]) as server:
         with suppress(SystemExit):  # 1: it has found traps

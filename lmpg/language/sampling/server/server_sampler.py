@@ -64,7 +64,7 @@ class ServerSampler:
         """rows: the texts whose tokens' log-probs are compared after each transfer."""
         self.policy, self.backend = policy, backend
         self.max_new_tokens, self.ahead = settings.max_new_tokens, settings.ahead
-        self.comparable = comparable
+        self.comparable, self.max_deviation = comparable, settings.max_deviation
         self.restarts = 0
         self._servers, self._transfer, self._rows = servers, transfer, rows
         self._stops, self._settings, self._seeded = stops, settings, seeded
