@@ -47,26 +47,26 @@ class LanguageSettings(Section, Generic[A]):
             "data.path": self.data.path,
             rewards: self.rewards.functions or self.rewards.models,
         }
-        parts = "data and reward"
+        parts = "model, data and reward"
         if self.environment.path:  # which gives prompts and rewards where there are no others
             given = {"model.path": self.model.path, "environment.path": self.environment.path}
-            parts = "environment"
+            parts = "model and environment"
         elif self.environment.tools:
             given["environment.tools"] = self.environment.tools
         if "teacher" in self._needs() and self.model.path:  # who judges in place of a reward
             given = {k: v for k, v in given.items() if k != rewards}
             given["model.teacher"] = self.model.teacher
             parts = parts.replace("reward", "teacher")
+            parts = parts.replace(" and environment", ", environment and teacher")
         if self.model.path and str(self.data.path).startswith("world:"):
             return self  # the world's rewards go with its data
-        own_world = self.environment.wanted and "world" in self.data.model_fields_set
-        if not self.model.path and (self.environment.is_built_in or own_world):
-            return self  # over the model of a built-in world
+        if not self.model.path and self.environment.is_built_in:
+            return self  # of a built-in world, as the model is
         missing = [name for name, value in given.items() if not value]
         if missing and len(missing) < len(given):
             named = "; ".join(f"{name} = {value}" for name, value in given.items() if value)
             raise ValueError(
-                f"{named}, but {' and '.join(missing)} missing: your own model, {parts} "
+                f"{named}, but {' and '.join(missing)} missing: your own {parts} "
                 "are given together, or none of them for a built-in world"
             )
         return self
@@ -186,8 +186,7 @@ class LanguageSettings(Section, Generic[A]):
             raise ValueError(
                 f"update.sampler_correction = {correction} with sampling.top_k = "
                 f"{sampling.top_k}, sampling.top_p = {sampling.top_p}: where tokens are cut off, "
-                "its ratio of what is left is wrong. Set top_k to 0 and top_p to 1, or leave "
-                "update.sampler_correction out"
+                "its ratio of what is left is wrong. Leave the one or the other out"
             )
         return self
 
@@ -279,23 +278,18 @@ class LanguageSettings(Section, Generic[A]):
     @model_validator(mode="after")
     def _refuse_changes_without_effect(self) -> LanguageSettings:
         refuse_what_cannot_change(self.update, self.algorithm)
-        if not self.environment.wanted:
-            alone = "every response is one turn here. Leave it out, or give --environment.path or"
-            refuse_settings_of_turns(self.algorithm, f"{alone} --environment.tools")
-        elif getattr(self.algorithm, "baseline", "") == "group_mean":
-            whole = "algorithm.baseline = group_mean compares whole episodes. Leave one of them out"
-            refuse_settings_of_turns(self.algorithm, whole)
-        name = algorithm_name(type(self.algorithm))
-        refuse_clip_fraction(self.update, self.algorithm, name)
+        alone = "every response is one turn here. Leave it out, or give --environment.path"
+        refuse_settings_of_turns(self.algorithm, None if self.environment.wanted else alone)
+        called = self.algorithm, algorithm_name(type(self.algorithm))
+        refuse_clip_fraction(self.update, *called)
         alike = self.rewards.process == "none" and "critic" not in self._needs()
-        refuse_nothing_to_compare(self.update, self.algorithm, name, alike=alike)
+        refuse_nothing_to_compare(self.update, *called, alike=alike)
         return self
 
     @property
     def gives_rewards(self) -> bool:
         """Whether there is a reward, by functions, models or an environment."""
-        rewards = self.rewards
-        return bool(rewards.functions or rewards.models or self.environment.path)
+        return bool(self.rewards.functions or self.rewards.models or self.environment.path)
 
     def _needs(self) -> frozenset[str]:
         return getattr(self.algorithm, "needs", frozenset())
