@@ -132,6 +132,11 @@ class Processes:
         with self._meeting():
             return gather_object(items)
 
+    @property
+    def shards(self) -> int:
+        """How many ranks hold a copy of all weights together; 1 where each has one."""
+        return 1 if self.sharing is None else self.sharing.shards
+
     def in_step(self, parts: list[T], nothing: T) -> list[T]:
         """What this rank computes with gradients, one part after the other; where weights are
         shared out followed by `nothing`, until all ranks compute as often as one another."""

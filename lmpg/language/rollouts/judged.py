@@ -83,12 +83,13 @@ def judged(
     uniforms_BT = None if greedy else generator.uniforms(KEY, len(prompts), samples)
     mine, found = generator.processes.share(prompts), Judged(samples)
     together = max(1, rows // samples)
-    for start in range(0, len(mine), together):
-        part = mine[start : start + together]
-        of_part = slice(start * samples, (start + len(part)) * samples)
-        uniforms = None if uniforms_BT is None else uniforms_BT[of_part]
-        found.add(_of_part(generator, part, samples, uniforms, scorer, reference))
-        progress(start + len(part))
+    with generator.sampler.reading_once():
+        for start in range(0, len(mine), together):
+            part = mine[start : start + together]
+            of_part = slice(start * samples, (start + len(part)) * samples)
+            uniforms = None if uniforms_BT is None else uniforms_BT[of_part]
+            found.add(_of_part(generator, part, samples, uniforms, scorer, reference))
+            progress(start + len(part))
     whole = Judged(samples, [prompt for prompt in prompts for _ in range(samples)])
     for part_of_rank in generator.processes.gather_list([found]):
         whole.add(part_of_rank)

@@ -3,8 +3,8 @@ forward."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from lmpg.language.sampling.engines.cpu import CpuDecoder
 from lmpg.language.sampling.engines.cuda import CudaDecoder
 from lmpg.language.sampling.engines.cuda_rollouts import CudaRollouts
 from lmpg.language.sampling.engines.graphs import Capture, CudaGraphs
-from lmpg.language.sampling.engines.policy_weights import policy_weights
+from lmpg.language.sampling.engines.policy_weights import PolicyWeights, Reading, policy_weights
 from lmpg.language.sampling.engines.protocol import Decoder, Engine
 from lmpg.language.sampling.engines.transformers import refuse_unusable_cache, transformers_engine
 from lmpg.language.sampling.engines.weights import DecodeWeights
@@ -75,6 +75,17 @@ class Sampler:
         if capture is None and policy.device.type == "cuda":
             capture = CudaGraphs()
         self._cuda = None if capture is None else CudaRollouts(policy, top_k, top_p, capture)
+        self._reading = Reading(policy)
+
+    @contextmanager
+    def reading_once(self) -> Iterator[None]:
+        """A block in which the policy does not learn: its weights are read once, by the first of
+        all responses in it."""
+        try:
+            with self._reading.once():
+                yield
+        finally:
+            self._after_sampling()
 
     @torch.no_grad()
     def sample(
@@ -116,10 +127,16 @@ class Sampler:
             search = self._search(distinct)
             samples = self._cuda.sample(distinct, limits_B, uniforms_BT, self.check_every, search)
             self.backend = f"by the CUDA engine, {self._cuda.backend}"
-            if not self._keep_engine:
-                self._cuda.let_go()
+            self._after_sampling()
             return samples
         return self._decoded(self._engine(reason, length), distinct, limits_B, uniforms_BT)
+
+    def _after_sampling(self) -> None:
+        """What the CUDA engine has read serves as long as the policy does not learn."""
+        if self._cuda is not None:
+            self._cuda.is_current = self._reading.inside
+            if not (self._keep_engine or self._reading.inside):
+                self._cuda.let_go()
 
     def _decoded(
         self, engine: Engine, prompts: DistinctPrompts, limits_B: Tensor, uniforms_BT: Tensor | None
@@ -145,7 +162,7 @@ class Sampler:
         """The weights are read here, anew for each rollout: an update has changed them."""
         if reason is None:
             self.backend = "by the CPU engine"
-            return own_engine(self.policy, length)
+            return own_engine(self._reading(length), length)
         self.backend = f"by the model's own forward, which is slower, because {reason}"
         if not self._tried:
             refuse_unusable_cache(self.policy)
@@ -187,9 +204,8 @@ class Sampler:
             )
 
 
-def own_engine(policy: CausalLMPolicy, length: int, decoder: NewDecoder = CpuDecoder) -> Engine:
-    """lmpg's decoder over the model's weights of this moment, for contexts of `length` tokens."""
-    weights = policy_weights(policy, length)
+def own_engine(weights: PolicyWeights, length: int, decoder: NewDecoder = CpuDecoder) -> Engine:
+    """lmpg's decoder over weights that were read, for contexts of `length` tokens."""
     new = decoder(weights.decoder, length)
     return Engine(new, weights.logits, weights.values, nullcontext, 0.0)
 
@@ -204,7 +220,7 @@ def engine_deviation(policy: CausalLMPolicy, decoder: NewDecoder = CpuDecoder) -
     """How far a decoder's hidden states, in the policy's precision, are from transformers' in
     float32."""
     length = min(policy.context_length, _PROBED)
-    ours = _hidden_after_steps(policy, own_engine(policy, length, decoder))
+    ours = _hidden_after_steps(policy, own_engine(policy_weights(policy, length), length, decoder))
     with policy.in_float32():
         return deviation(ours, _hidden_after_steps(policy, transformers_engine(policy)))
 
