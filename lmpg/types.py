@@ -16,38 +16,12 @@ from torch import Tensor
 
 from lmpg.functional.advantages import gae
 from lmpg.functional.masking import WHITEN_EPS, Reduction, whitened
+from lmpg.functional.row_wise import RowWise
 from lmpg.functional.turns import between_turns
 
 
-class _Rows:
-    """Row-wise operations shared by the dataclasses whose tensors all start with dimension B."""
-
-    def rows(self, index: Tensor):
-        """The same object with only the rows in `index` (int64 [N]), in that order."""
-        return self._map(lambda x: x.index_select(0, index.to(x.device)))
-
-    def to(self, device: torch.device | str):
-        """The same object with every tensor on `device`."""
-        return self._map(lambda x: x.to(device))
-
-    def as_steps(self):
-        """Every step a row of its own: [B, T, …] → [B·T, 1, …]; for policies without memory."""
-        return self._map(lambda x: x.reshape(x.shape[0] * x.shape[1], 1, *x.shape[2:]))
-
-    def _map(self, f):
-        """The same object with `f` of every tensor that has rows."""
-        changed = {}
-        for field in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if isinstance(value, dict):
-                changed[field.name] = {k: f(v) for k, v in value.items()}
-            elif isinstance(value, Tensor) and value.ndim > 0:
-                changed[field.name] = f(value)
-        return replace(self, **changed)  # type: ignore[type-var]
-
-
 @dataclass(frozen=True)
-class Rollout(_Rows):
+class Rollout(RowWise):
     """B rows of T steps, as they were sampled. Values are read *before* each step.
 
     inputs: whatever the policy needs to evaluate the rows again; every tensor starts with B. One
@@ -58,6 +32,7 @@ class Rollout(_Rows):
     next_values_BT: V of the state after the step; for a truncated episode that of its true last
         observation. `terminated_BT` stops the bootstrap, `ended_BT` the sum over later steps.
     times_BT: steps of the episode before this one (int64); None where every row begins one.
+    sampler_logprobs_BT: of the engine that sampled, where it rounds otherwise than `logprobs_BT`.
     turns_BT: the policy's turn that a step belongs to, from 0 (int64); None: a row is one turn.
     states_BT: what its turn starts from (int64): equal numbers are equal states; where asked for.
     greedy_scores_B: score of the greedy response to the row's prompt, where it is asked for.
@@ -76,6 +51,7 @@ class Rollout(_Rows):
     next_values_BT: Tensor | None = None
     ref_logprobs_BT: Tensor | None = None
     times_BT: Tensor | None = None
+    sampler_logprobs_BT: Tensor | None = None
     turns_BT: Tensor | None = None
     states_BT: Tensor | None = None
     greedy_scores_B: Tensor | None = None
@@ -176,7 +152,7 @@ class Credit:
 
 
 @dataclass(frozen=True)
-class Minibatch(_Rows):
+class Minibatch(RowWise):
     """Rows of a rollout with their credit: the fixed numbers that a loss compares with."""
 
     inputs: dict[str, Tensor]
@@ -186,11 +162,11 @@ class Minibatch(_Rows):
     returns_BT: Tensor | None = None
     old_values_BT: Tensor | None = None
     ref_logprobs_BT: Tensor | None = None
+    sampler_logprobs_BT: Tensor | None = None
 
     @classmethod
     def of(cls, rollout: Rollout, credit: Credit) -> Minibatch:
-        """The rows of `rollout` to learn from as one minibatch; those not to learn from are masked
-        out.
+        """The rows of `rollout` to learn from as one minibatch; the others are masked out.
 
         Their credit becomes 0 too: NaN times a zero weight would still be a NaN gradient.
         """
@@ -205,6 +181,7 @@ class Minibatch(_Rows):
             returns_BT=None if returns_BT is None else torch.where(mask_BT, returns_BT, 0),
             old_values_BT=rollout.values_BT,
             ref_logprobs_BT=rollout.ref_logprobs_BT,
+            sampler_logprobs_BT=rollout.sampler_logprobs_BT,
         )
         if learned_B is None or not learned_B.any():  # without any row nothing could be divided
             return whole
@@ -217,12 +194,9 @@ class Minibatch(_Rows):
 
     def split(self, count: int) -> Iterator[Minibatch]:
         """`count` parts of consecutive rows, of equal size as far as possible; no copies."""
-        columns, inputs = {}, {}
-        for name, x in vars(self).items():
-            if isinstance(x, Tensor):
-                columns[name] = x.tensor_split(count)
-        for name, x in self.inputs.items():
-            inputs[name] = x.tensor_split(count)
+        mine = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+        columns = {name: x.tensor_split(count) for name, x in mine.items()}
+        inputs = {name: x.tensor_split(count) for name, x in self.inputs.items()}
         for i in range(count):
             part = {name: pieces[i] for name, pieces in inputs.items()}
             yield Minibatch(inputs=part, **{name: pieces[i] for name, pieces in columns.items()})

@@ -37,7 +37,7 @@ LAYERS = {  # folder or module: (the layers it imports, the packages of others t
     "language/rewards": ("settings data models", "math_verify pydantic reasoning_gym transformers"),
     "language/environments": (
         "settings data rewards",
-        "gymnasium pydantic reasoning_gym transformers",
+        "gymnasium openenv pydantic textarena transformers verifiers",
     ),
     "language/rollouts": (
         f"{SHARED} data models sampling rewards language/environments",

@@ -17,7 +17,7 @@ from lmpg.gym.networks.settings import PolicySettings
 from lmpg.runs.settings import GymEvaluationSettings, GymRunSettings
 from lmpg.runtime.machine import Stopwatch
 from lmpg.runtime.seeding import generator
-from lmpg.training.settings import BatchSettings, UpdateSettings
+from lmpg.training.settings import AnyUpdateSettings, BatchSettings
 from lmpg.training.source import Collected
 
 _log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class GymSource:
     policy: MLPPolicy
     runner: Runner
     env: EnvSettings
-    update: UpdateSettings | BatchSettings
+    update: AnyUpdateSettings | BatchSettings
     evaluation: GymEvaluationSettings
     run: GymRunSettings
     best_metric: str = "return_mean"
@@ -119,7 +119,7 @@ def make_source(
     env: EnvSettings,
     policy: PolicySettings,
     algorithm: Learner,
-    update: UpdateSettings | BatchSettings,
+    update: AnyUpdateSettings | BatchSettings,
     evaluation: GymEvaluationSettings,
     run: GymRunSettings,
 ) -> GymSource:
@@ -139,7 +139,7 @@ def make_source(
     return GymSource(agent, runner, env, update, evaluation, run)
 
 
-def num_iterations(run: GymRunSettings, update: UpdateSettings | BatchSettings) -> int:
+def num_iterations(run: GymRunSettings, update: AnyUpdateSettings | BatchSettings) -> int:
     """Rollouts until `run.total_timesteps`; the last one may be shorter."""
     return -(-run.total_timesteps // update.rollout_size)
 

@@ -17,8 +17,8 @@ from lmpg.settings.raw import RawSettings, merged, paths_of
 from lmpg.settings.section import Section, UserError
 from lmpg.settings.yaml_files import read_yaml
 from lmpg.training.settings import (
+    AnyUpdateSettings,
     BatchSettings,
-    UpdateSettings,
     refuse_clip_fraction,
     refuse_critic_settings,
     refuse_nothing_to_compare,
@@ -36,7 +36,7 @@ class GymSettings(Section, Generic[A]):
     env: EnvSettings = EnvSettings()
     policy: PolicySettings = PolicySettings()
     algorithm: A
-    update: UpdateSettings = UpdateSettings()
+    update: AnyUpdateSettings = AnyUpdateSettings()
     evaluation: GymEvaluationSettings = GymEvaluationSettings()
     run: GymRunSettings = GymRunSettings()
 

@@ -24,13 +24,13 @@ from lmpg.language.rollouts.arithmetic import as_it_began, settle
 from lmpg.language.rollouts.collect import LanguageSource
 from lmpg.language.rollouts.dynamic_sampling import DynamicSampling
 from lmpg.language.rollouts.evaluation import Evaluator
-from lmpg.language.rollouts.generation import Generator, stop_search
+from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.preflight import check, ids_to_test
 from lmpg.language.rollouts.score_processing import ScoreProcessing
 from lmpg.language.rollouts.scoring import GroupSampler
+from lmpg.language.run_generator import generator_for
 from lmpg.language.run_inputs import inputs_of
 from lmpg.language.run_rewards import scorer_for
-from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.settings import LanguageSettings
 from lmpg.language.worlds.world import World
 from lmpg.runs import checkpoint
@@ -42,7 +42,7 @@ from lmpg.runtime.processes import Processes
 from lmpg.runtime.spread import spread
 from lmpg.settings.section import UserError
 from lmpg.training.given import NOTHING, Given, kept
-from lmpg.training.old_logprobs import OldLogprobs
+from lmpg.training.old_logprobs import sampler_weights
 from lmpg.training.online import Online
 from lmpg.training.run import begin, nothing_left_before_the_first_step, run
 from lmpg.training.update import Updater
@@ -115,7 +115,7 @@ def prepare(
     spread_over = processes.count, processes.shards
     work = work_of(settings, policy, own, scorer.num_bytes, prompts, *spread_over)
     settings, keep_engine = with_fitting_microbatches(settings, work, processes)
-    generator = generator_for(settings, policy, tokenizer, processes, keep_engine)
+    generator = generator_for(settings, policy, tokenizer, processes, keep_engine, prompts, folder)
     source = source_of(settings, generator, scorer, prompts, world, own)
     if checkpoint.newest_step(folder.checkpoints) is None:
         first = (source.reference or source.evaluator.reference) if own is None else None
@@ -192,36 +192,6 @@ def source_of(
     )
 
 
-def generator_for(
-    settings: LanguageSettings,
-    policy: CausalLMPolicy,
-    tokenizer: Any,
-    processes: Processes,
-    keep_engine: bool = True,
-) -> Generator:
-    """The generator of completions, for training and evaluation."""
-    update, sampling = settings.update, settings.sampling
-    limits = sampling.max_new_tokens, sampling.top_k, sampling.top_p
-    stops = stop_search(sampling.stop, tokenizer, policy)
-    return Generator(
-        policy=policy,
-        sampler=Sampler(policy, *limits, stops=stops, keep_engine=keep_engine),
-        tokenizer=tokenizer,
-        seed=settings.run.seed,
-        processes=processes,
-        microbatch_size=update.microbatch_size,
-        microbatch_tokens=update.most_tokens,
-        old_logprobs=old_logprobs_of(settings, policy.rounds is None, processes.count),
-    )
-
-
-def old_logprobs_of(settings: LanguageSettings, exact: bool, num_processes: int) -> OldLogprobs:
-    """Where old log-probs come from; `exact` says that those of the sampler are."""
-    in_order = num_processes == 1 and settings.sampling.max_refills == 0
-    needs, update = settings.algorithm.needs, settings.update
-    return OldLogprobs.decided(needs, update, exact=exact, same_rows=in_order)
-
-
 def references(
     settings: LanguageSettings, policy: CausalLMPolicy, own: Reference | None = None
 ) -> tuple[Reference | None, Reference | None]:
@@ -266,6 +236,7 @@ def assembled(
             processes=processes,
             max_length=settings.sampling.max_new_tokens,
             old_logprobs=generator.old_logprobs,
+            sampler_weights=sampler_weights(settings.update),
         ),
         tracker=Tracker(folder.path, run.total_steps, main_process=processes.is_main),
         folder=folder.path,

@@ -122,6 +122,38 @@ class LanguageSettings(Section, Generic[A]):
         return self
 
     @model_validator(mode="after")
+    def _refuse_engines_unfit_for_the_algorithm(self) -> LanguageSettings:
+        sampling, name = self.sampling, algorithm_name(type(self.algorithm))
+        if sampling.ahead and "ratios" not in self._needs():
+            raise ValueError(
+                f"sampling.ahead = {sampling.ahead} with algorithm.name = {name}, which has no "
+                "ratio to correct for rollouts of an older policy. Set sampling.ahead to 0, or "
+                "take an algorithm with ratios, as ppo or grpo"
+            )
+        correction = self.update.sampler_correction
+        if correction == "none":
+            return self
+        if sampling.ahead:
+            raise ValueError(
+                f"update.sampler_correction = {correction} with sampling.ahead = "
+                f"{sampling.ahead}, where the algorithm's own ratio is to the sampler already. "
+                "Leave update.sampler_correction out"
+            )
+        if "divergence" in self._needs():
+            raise ValueError(
+                f"update.sampler_correction = {correction} with algorithm.name = {name}, which "
+                "compares whole distributions and weighs no token. Leave it out"
+            )
+        if sampling.top_k or sampling.top_p < 1:
+            raise ValueError(
+                f"update.sampler_correction = {correction} with sampling.top_k = "
+                f"{sampling.top_k}, sampling.top_p = {sampling.top_p}: where tokens are cut off, "
+                "its ratio of what is left is wrong. Set top_k to 0 and top_p to 1, or leave "
+                "update.sampler_correction out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _refuse_rewards_unfit_for_the_algorithm(self) -> LanguageSettings:
         rewards, name = self.rewards, algorithm_name(type(self.algorithm))
         if rewards.process != "none" and not getattr(self.algorithm, "per_step", True):

@@ -5,12 +5,12 @@ An algorithm is frozen, so each change makes a new one, validated anew.
 
 from __future__ import annotations
 
-from lmpg.training.settings import UpdateSettings
+from lmpg.training.settings import AnyUpdateSettings
 from lmpg.types import Algorithm
 
 
 def annealed(
-    algorithm: Algorithm, settings: UpdateSettings, iteration: int, total_steps: int
+    algorithm: Algorithm, settings: AnyUpdateSettings, iteration: int, total_steps: int
 ) -> Algorithm:
     """The algorithm of `iteration` (from 1): the fields in `update.anneal` go linearly to 0."""
     left = 1 - (iteration - 1) / total_steps

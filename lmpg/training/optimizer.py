@@ -13,7 +13,7 @@ from torch import nn
 from lmpg.runtime.parts import is_shared_out, mine, spread_as, total_norm
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import UserError
-from lmpg.training.settings import OptimizerSettings, UpdateSettings
+from lmpg.training.settings import AnyUpdateSettings, OptimizerSettings
 
 CRITIC = ("critic.", "value_head.")  # how the parameters of a policy's critic are called
 FEW = 8
@@ -55,7 +55,7 @@ def bytes_to_come(optimizer: torch.optim.Optimizer, settings: OptimizerSettings)
     )
 
 
-def policy_optimizer(policy: nn.Module, settings: UpdateSettings) -> torch.optim.Optimizer:
+def policy_optimizer(policy: nn.Module, settings: AnyUpdateSettings) -> torch.optim.Optimizer:
     """The optimizer of a policy. Each group has a `scale`: its learning rate divided by the
     policy's, which differs from 1 for a critic with a learning rate of its own."""
     named = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]

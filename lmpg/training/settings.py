@@ -55,7 +55,7 @@ class BatchSettings(Section):
     that learn after each step or episode, what lies between two lines of the log."""
 
 
-class UpdateSettings(OptimizerSettings):
+class AnyUpdateSettings(OptimizerSettings):
     """One iteration: how much is sampled, and how the policy learns from it."""
 
     rollout_size: int = Field(64, ge=1)
@@ -100,7 +100,7 @@ class UpdateSettings(OptimizerSettings):
         return number if number == "auto" else int(number)
 
     @model_validator(mode="after")
-    def _refuse_a_share_of_nothing(self) -> UpdateSettings:
+    def _refuse_a_share_of_nothing(self) -> AnyUpdateSettings:
         given = self.memory_share != type(self).model_fields["memory_share"].default
         if given and self.microbatch_tokens != "auto":
             raise ValueError(
@@ -117,7 +117,7 @@ class UpdateSettings(OptimizerSettings):
         return self.microbatch_tokens
 
     @model_validator(mode="after")
-    def _require_whole_minibatches(self) -> UpdateSettings:
+    def _require_whole_minibatches(self) -> AnyUpdateSettings:
         if self.rollout_size % self.minibatch_size:
             raise ValueError(
                 f"update.rollout_size = {self.rollout_size} is not a multiple of "
@@ -127,8 +127,34 @@ class UpdateSettings(OptimizerSettings):
         return self
 
 
+class UpdateSettings(AnyUpdateSettings):
+    """One iteration of a language model: how much is sampled, and how it learns from it."""
+
+    sampler_correction: Literal["none", "truncated", "masked"] = "none"
+    """What is done where the engine that samples rounds otherwise than the training forward does,
+    with w = π_old/μ: truncated weighs the policy's loss of a token by min(w, sampler_cap); masked
+    by w, and by 0 where w is below sampler_floor or above sampler_cap."""
+    sampler_cap: float | None = Field(None, gt=1)
+    """The largest weight; none takes 2 for truncated, 5 for masked."""
+    sampler_floor: float = Field(0.5, ge=0, lt=1)
+    """The smallest weight of a token that masked learns from."""
+
+    @model_validator(mode="after")
+    def _refuse_bounds_of_no_correction(self) -> UpdateSettings:
+        kind = self.sampler_correction
+        given = {"sampler_cap": self.sampler_cap, "sampler_floor": self.sampler_floor}
+        used = {"none": (), "truncated": ("sampler_cap",), "masked": given.keys()}[kind]
+        for key, value in given.items():
+            if key not in used and value != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"update.{key} = {value} has no effect with update.sampler_correction = "
+                    f"{kind}. Leave it out, or set update.sampler_correction to masked"
+                )
+        return self
+
+
 def refuse_critic_settings(
-    update: UpdateSettings, needs: frozenset[str], name: str, iterations: int
+    update: AnyUpdateSettings, needs: frozenset[str], name: str, iterations: int
 ) -> None:
     """ValueError where there are settings for a critic but none, or where all `iterations` train
     the critic alone."""
@@ -147,7 +173,7 @@ def refuse_critic_settings(
 
 
 def refuse_nothing_to_compare(
-    update: UpdateSettings, algorithm: Section, name: str, *, alike: bool
+    update: AnyUpdateSettings, algorithm: Section, name: str, *, alike: bool
 ) -> None:
     """ValueError where advantages are relative to a rollout, or a minibatch, that holds but one
     element: they would all be 0, and nothing learned. alike: whether the steps of a row have the
@@ -177,7 +203,7 @@ def refuse_settings_of_turns(algorithm: Section, why: str) -> None:
             raise ValueError(f"algorithm.{key} = {getattr(algorithm, key)}, but {why}")
 
 
-def refuse_clip_fraction(update: UpdateSettings, algorithm: Section, name: str) -> None:
+def refuse_clip_fraction(update: AnyUpdateSettings, algorithm: Section, name: str) -> None:
     """ValueError where an update is to end when most steps are clipped, but none ever is."""
     if update.target_clip_fraction is not None and getattr(algorithm, "clip", None) is None:
         raise ValueError(
@@ -187,7 +213,7 @@ def refuse_clip_fraction(update: UpdateSettings, algorithm: Section, name: str) 
         )
 
 
-def refuse_what_cannot_change(update: UpdateSettings, algorithm: Section) -> None:
+def refuse_what_cannot_change(update: AnyUpdateSettings, algorithm: Section) -> None:
     """ValueError where a coefficient that is to be annealed or adapted cannot be."""
     for name in update.anneal:
         _refuse_to_anneal(name, algorithm)

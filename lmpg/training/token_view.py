@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lmpg.training.old_logprobs import OldLogprobs
-from lmpg.training.settings import UpdateSettings
+from lmpg.training.settings import AnyUpdateSettings
 from lmpg.training.update import microbatches
 from lmpg.types import Credit, Policy, Rollout
 
@@ -78,7 +78,9 @@ def shows_tokens(samples: list[dict[str, Any]]) -> bool:
 
 
 @torch.no_grad()
-def logprobs_now(policy: Policy, rollout: Rollout, count: int, settings: UpdateSettings) -> Tensor:
+def logprobs_now(
+    policy: Policy, rollout: Rollout, count: int, settings: AnyUpdateSettings
+) -> Tensor:
     """log π of the present policy for the first `count` rows, [count, T]."""
     inputs = {name: x[:count].cpu() for name, x in rollout.inputs.items()}
     logprobs_BT = torch.zeros(rollout.mask_BT[:count].shape)
@@ -89,7 +91,7 @@ def logprobs_now(policy: Policy, rollout: Rollout, count: int, settings: UpdateS
 
 
 def logprobs_before(
-    policy: Policy, rollout: Rollout, count: int, settings: UpdateSettings, old: OldLogprobs
+    policy: Policy, rollout: Rollout, count: int, settings: AnyUpdateSettings, old: OldLogprobs
 ) -> Tensor:
     """log π_old of the first `count` rows: the rollout's, unless the update takes its own."""
     if old.source == "update":

@@ -15,7 +15,13 @@ from lmpg.functional.masking import loss_weights
 from lmpg.runtime.processes import Processes
 from lmpg.runtime.seeding import generator
 from lmpg.training.diagnostics import Diagnostics
-from lmpg.training.old_logprobs import RECOMPUTED, OldLogprobs
+from lmpg.training.old_logprobs import (
+    RECOMPUTED,
+    OldLogprobs,
+    SamplerWeights,
+    corrected,
+    sampler_metrics,
+)
 from lmpg.training.optimizer import (
     learning_rate,
     load_optimizer,
@@ -24,7 +30,7 @@ from lmpg.training.optimizer import (
     policy_parameters,
     take_step,
 )
-from lmpg.training.settings import UpdateSettings
+from lmpg.training.settings import AnyUpdateSettings
 from lmpg.types import Algorithm, Credit, Evaluation, Minibatch, Rollout
 
 _NOTHING = torch.zeros(0, dtype=torch.long)
@@ -38,13 +44,14 @@ class Updater:
     max_length: steps that a row can have at most, for the reduction `fixed_length`.
     old_logprobs: if "update", the log-probs of an optimizer step's own forward stand in place of
     the rollout's. single_steps: the policy has no memory, so each step in the mask becomes a row.
-    critic_alone: whether the critic alone takes this iteration's steps.
+    critic_alone: whether the critic alone takes this iteration's steps. sampler_weights: from the
+    log-ratios of π_old and the engine that sampled; None does not tell them apart.
     """
 
     def __init__(
         self,
         policy: nn.Module,
-        settings: UpdateSettings,
+        settings: AnyUpdateSettings,
         total_steps: int,
         seed: int,
         processes: Processes,
@@ -52,6 +59,7 @@ class Updater:
         *,
         old_logprobs: OldLogprobs = RECOMPUTED,
         single_steps: bool = False,
+        sampler_weights: SamplerWeights | None = None,
     ) -> None:
         self.policy = policy
         self.settings = settings
@@ -61,6 +69,7 @@ class Updater:
         self.max_length = max_length
         self.old_logprobs = old_logprobs
         self.single_steps = single_steps
+        self.sampler_weights = sampler_weights
         self.optimizer = policy_optimizer(policy, settings)
         self.limited = not (settings.target_kl is None and settings.target_clip_fraction is None)
         self.critic_alone = False
@@ -87,7 +96,8 @@ class Updater:
                 minibatch = minibatch.whitened()
             if not self._optimizer_step(algorithm, minibatch, diagnostics):
                 break
-        return {**diagnostics.metrics(), "learning_rate": rate}
+        sampler = sampler_metrics(whole, self.sampler_weights)
+        return {**diagnostics.metrics(), **sampler, "learning_rate": rate}
 
     def state(self) -> dict[str, Any]:
         """The optimizer's tensors and counters, for a checkpoint."""
@@ -183,6 +193,8 @@ class Updater:
         if self.old_logprobs.source == "update":
             batch = replace(batch, old_logprobs_BT=new.logprobs_BT.detach())
         terms = algorithm.loss_terms(new, batch)
+        if self.sampler_weights is not None and batch.sampler_logprobs_BT is not None:
+            terms, batch = corrected(terms, batch, self.sampler_weights)
         gradients = _gradients(terms, weights_BT, leaves)
         if diagnostics is not None:
             diagnostics.add(new, batch, terms, weights_BT, gradients)

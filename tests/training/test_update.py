@@ -10,7 +10,7 @@ from lmpg.algorithms.grpo import GRPO
 from lmpg.algorithms.ppo import PPO
 from lmpg.algorithms.reinforce import REINFORCE
 from lmpg.cli.main import settings_of
-from lmpg.language.program import old_logprobs_of
+from lmpg.language.run_generator import old_logprobs_of
 from lmpg.training.diagnostics import Diagnostics
 from lmpg.training.old_logprobs import OldLogprobs
 from lmpg.training.optimizer import learning_rate

@@ -16,6 +16,10 @@ _ADAPTERS = "lmpg.language.environments.adapters"
 GYMNASIUM = f"{_ADAPTERS}.gymnasium_text:GymnasiumText"
 BUILTIN: dict[str, str] = {
     "gymnasium": GYMNASIUM,
+    "openenv": f"{_ADAPTERS}.openenv_session:OpenEnvSession",
+    "reasoning_gym": f"{_ADAPTERS}.reasoning_attempts:ReasoningAttempts",
+    "textarena": f"{_ADAPTERS}.textarena_games:TextArena",
+    "verifiers": f"{_ADAPTERS}.verifiers_rollout:VerifiersRollout",
 }
 
 

@@ -73,7 +73,7 @@ class EnvironmentPool:
         calls = [{"row": row, "action": x} for row, x in actions.items() if row not in self._lost]
         outcomes = self._outcomes(calls)
         return {
-            row: Outcome(error=self._lost[row]) if row not in outcomes else outcomes[row]
+            row: outcomes[row] if row in outcomes else Outcome(error=self._lost[row])
             for row in actions
         }
 
@@ -145,6 +145,8 @@ class EnvironmentPool:
         tools, rest = options.get("tools"), {k: x for k, x in options.items() if k != "tools"}
         names = ("reward", "terminated", "truncated", "info")
         kept = {name: result[name] for name in names}
+        if kept["terminated"] or kept["truncated"]:
+            self._lost[row] = "its episode has ended"
         return Outcome(observation, tools=tools, template_kwargs=rest, **kept)
 
     def _warn_once(self, text: str) -> None:

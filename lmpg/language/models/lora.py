@@ -233,12 +233,17 @@ def save_adapter_and_merged(model: Any, folder: Path, tokenizer, dtype: torch.dt
     """
     model.save_pretrained(str(folder), save_embedding_layers=False)
     tokenizer.save_pretrained(folder)
+    whole = merged_copy(model, dtype)
+    save_folder(folder / "merged", whole, tokenizer, dtype)
+
+
+def merged_copy(model: Any, dtype: torch.dtype) -> Any:
+    """A plain model with weights of its own, into which the adapter is merged."""
     wide = copies_in(dtype, model) if dtype == torch.float32 else {}
     wide |= plain_layers(model, dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # peft tells where weights are tied no more
-        whole = copy.deepcopy(model, wide).merge_and_unload()
-    save_folder(folder / "merged", whole, tokenizer, dtype)
+        return copy.deepcopy(model, wide).merge_and_unload()
 
 
 def _has_transposed_layers(model: nn.Module) -> bool:

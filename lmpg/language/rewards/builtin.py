@@ -79,8 +79,8 @@ def reasoning_gym(completions: list, reasoning_gym: list) -> list[float]:
     """The score of the task's own `score_answer`, for what is between <answer> tags, or for all."""
     scores = []
     for completion, item in zip(completions, reasoning_gym):
-        task = _task(item["task"], json.dumps(item["arguments"]))
-        answer = _tagged(_text(completion))
+        task = reasoning_task(item["task"], item["arguments"])
+        answer = tagged(_text(completion))
         scores.append(float(task.score_answer(answer, entry=task[item["index"]])))
     return scores
 
@@ -102,9 +102,15 @@ def _repeated_share(ids: list[int], n: int) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def _tagged(text: str) -> str:
+def tagged(text: str) -> str:
+    """What stands between the last <answer> tags, else all of the text."""
     found = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
     return found[-1].strip() if found else text.strip()
+
+
+def reasoning_task(name: str, arguments: dict[str, Any]) -> Any:
+    """A task of reasoning-gym, made once for equal arguments."""
+    return _task(name, json.dumps(arguments))
 
 
 @functools.cache

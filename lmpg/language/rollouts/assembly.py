@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from lmpg.functional.advantages import next_in_mask
+from lmpg.functional.kl import k3
+from lmpg.functional.losses import log_ratio
 from lmpg.functional.masking import masked_mean
 from lmpg.language.models.reference import Reference
 from lmpg.language.rewards.results.scores import Step
@@ -107,6 +109,7 @@ def _rollout(
     # after the reference, as this may keep a graph for the update
     old = generator.old_evaluation(samples)
     values_BT = None if old.values_BT is None else old.values_BT.cpu()
+    compared = generator.old_logprobs.compared and generator.sampler.comparable
     mask_BT = samples.mask_BT.cpu()
     last_BT = mask_BT & (mask_BT.flip(1).cumsum(1).flip(1) == 1)
     totals_B, scorable_B = score_tensors(totals)
@@ -121,6 +124,7 @@ def _rollout(
         values_BT=values_BT,
         next_values_BT=None if values_BT is None else next_in_mask(values_BT, mask_BT),
         ref_logprobs_BT=ref_logprobs_BT,
+        sampler_logprobs_BT=samples.logprobs_BT.cpu() if compared else None,
     )
 
 
@@ -177,6 +181,12 @@ def rollout_metrics(part: RolloutPart, *, processed: bool) -> dict[str, float]:
     if rollout.ref_logprobs_BT is not None:
         log_ratio_BT = rollout.logprobs_BT - rollout.ref_logprobs_BT
         metrics["objective/kl"] = _mean_sum(log_ratio_BT, rollout.mask_BT)
+    if rollout.sampler_logprobs_BT is not None:
+        old_BT, mask_BT = rollout.logprobs_BT, rollout.mask_BT
+        apart_BT = k3(rollout.sampler_logprobs_BT, old_BT)
+        ratio_BT = log_ratio(old_BT, rollout.sampler_logprobs_BT).exp()
+        metrics["sampler/kl"] = float(masked_mean(apart_BT, mask_BT))
+        metrics["sampler/ratio_max"] = float(torch.where(mask_BT, ratio_BT, 0).max())
     return metrics
 
 

@@ -63,6 +63,8 @@ class LanguageSource:
         with self.generator.sampler.reading_once():
             sampled = self.sampler.sample(iteration, self.processing, watch)
         self.processing = sampled.processing
+        if self.generator.sampler.ahead and iteration < self.total_steps:
+            self.sampler.ask_ahead(iteration + 1, self.processing.settings.chunks)
         with watch("time/reference"):
             part = self._assembled(sampled.groups, iteration)
         if not self.generator.policy.is_small:

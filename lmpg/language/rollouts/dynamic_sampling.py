@@ -47,6 +47,10 @@ class DynamicSampling:
             missing = missing[len(found) :]
         return _joined(rounds, filled_by)
 
+    def ask_ahead(self, iteration: int, chunks: int) -> None:
+        """Not here: which prompts replace others is known too late."""
+        raise ValueError("sampling.ahead with sampling.max_refills")
+
 
 def _joined(rounds: list[Sampled], filled_by: list[tuple[int, int]]) -> Sampled:
     """All rounds as one: the groups that fill a slot, and the scores of all groups."""

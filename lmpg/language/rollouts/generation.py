@@ -19,6 +19,7 @@ from lmpg.language.models.reference import Reference
 from lmpg.language.rewards.scorer import PendingScores, Scorer
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.sampling.samples import Samples, concatenated
+from lmpg.language.sampling.server.server_sampler import ServerSampler
 from lmpg.language.sampling.stops import NewSearch, stopping
 from lmpg.runtime.machine import give_back_freed_memory
 from lmpg.runtime.processes import Processes
@@ -105,7 +106,7 @@ class Generator:
     """
 
     policy: CausalLMPolicy
-    sampler: Sampler
+    sampler: Sampler | ServerSampler
     tokenizer: Any
     seed: int
     processes: Processes
@@ -144,9 +145,24 @@ class Generator:
         if self.old_logprobs.source == "recomputed":
             return Evaluation(*self._before_update(samples.inputs, self._stacked))
         values_BT = samples.values_BT
-        if self.policy.critic is not None:
+        unread = values_BT is None and self.policy.value_head is not None
+        if self.policy.critic is not None or unread:
             values_BT = self._before_update(samples.inputs, self.policy.state_values)
-        return Evaluation(samples.logprobs_BT, samples.entropy_BT, values_BT)
+        entropy_BT = samples.entropy_BT
+        if entropy_BT is None:  # servers tell none; nobody reads that of a rollout
+            entropy_BT = torch.zeros_like(samples.logprobs_BT)
+        return Evaluation(samples.logprobs_BT, entropy_BT, values_BT)
+
+    def publish(self) -> None:
+        """Let the sampler have the policy's weights of this moment; every rank must come here."""
+        self.sampler.publish(self.processes)
+
+    @torch.no_grad()
+    def entropy(self, samples: Samples) -> Tensor:
+        """Entropy of the distribution that each token was drawn from, [B, T] in nats."""
+        if samples.entropy_BT is not None:
+            return samples.entropy_BT
+        return self.evaluated(samples.inputs, lambda x: self.policy.evaluate(x).entropy_BT)
 
     @torch.no_grad()
     def values_after(self, samples: Samples) -> Tensor:
@@ -163,7 +179,7 @@ class Generator:
     def token_kl(self, reference: Reference, samples: Samples) -> Tensor:
         """log π − log π_ref of each token, [B, T] in nats, 0 in padding."""
         logprobs_BT = samples.logprobs_BT
-        if self.policy.rounds:  # the sampler's own differ from the training forward's there
+        if not self.sampler.exact:  # the sampler's own differ from the training forward's there
             logprobs_BT = self.evaluated(samples.inputs, self.policy.logprobs)
         difference_BT = logprobs_BT - self.evaluated(samples.inputs, reference.logprobs)
         return torch.where(samples.mask_BT, difference_BT, 0)

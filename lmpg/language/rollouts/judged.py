@@ -80,6 +80,7 @@ def judged(
     once on each. greedy: the likeliest completion instead. progress: told how many prompts of this
     rank are done.
     """
+    generator.publish()
     uniforms_BT = None if greedy else generator.uniforms(KEY, len(prompts), samples)
     mine, found = generator.processes.share(prompts), Judged(samples)
     together = max(1, rows // samples)

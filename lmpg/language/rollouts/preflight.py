@@ -41,7 +41,8 @@ class SelfTest:
     old_logprobs, backend: where the old log-probs of this run come from, and how completions are
     sampled, in words. temperature: one below 1 magnifies logits, and with them their rounding.
     products: what they are rounded to, bf16 or TF32. rounding: how far the model's own forward then
-    is from its fp32 one (a root mean square); None in fp32.
+    is from its fp32 one (a root mean square); None in fp32. remote: a server has sampled, whose
+    log-probs were compared as its weights arrived.
     """
 
     ratio: float
@@ -57,6 +58,7 @@ class SelfTest:
     temperature: float = 1.0
     rounding: float | None = None
     products: str = "fp32"
+    remote: bool = False
 
     def line(self) -> str:
         """One line for the log."""
@@ -102,7 +104,8 @@ class SelfTest:
                 f"log-probs differ by {self.logits:.1e} from the model's own logits: it changes "
                 "them after its output layer, which lmpg does not know of"
             )
-        if not (self.sampler <= worst and abs(self.ratio - 1) <= mean):
+        sampled = self.remote or self.sampler <= worst
+        if not (sampled and abs(self.ratio - 1) <= mean):
             found.append(
                 f"sampled log-probs differ by {self.sampler:.1e} from a fresh forward's: the "
                 "model's key-value cache does not give what its plain forward gives"
@@ -130,7 +133,9 @@ def self_test(
     samples = sampler.sample(chosen, 1, drawn)
     new = policy.evaluate(samples.inputs)
     plain_BT = policy.plain_logprobs(samples.inputs)
-    old_BT = new.logprobs_BT if policy.rounds else samples.logprobs_BT
+    exact = sampler.exact
+    sampled_BT = samples.logprobs_BT if exact or sampler.comparable else new.logprobs_BT
+    old_BT = samples.logprobs_BT if exact else new.logprobs_BT
     mask_BT = samples.mask_BT
     ref_BT = new.logprobs_BT if reference is None else reference.logprobs(samples.inputs)
     head = policy.value_head if policy.critic is None else policy.critic.head
@@ -142,7 +147,7 @@ def self_test(
     return SelfTest(
         ratio=float((new.logprobs_BT - old_BT)[mask_BT].exp().mean()),
         reference_kl=float((new.logprobs_BT - ref_BT)[mask_BT].mean()),
-        sampler=distance(samples.logprobs_BT, new.logprobs_BT, mask_BT),
+        sampler=distance(sampled_BT, new.logprobs_BT, mask_BT),
         padding=distance(_one_by_one(policy, samples.inputs), new.logprobs_BT, mask_BT),
         logits=distance(plain_BT, new.logprobs_BT, mask_BT),
         old_logprobs=f"{IN_WORDS[generator.old_logprobs.source]} ({policy.rounds or 'fp32'})",
@@ -153,6 +158,7 @@ def self_test(
         temperature=policy.temperature,
         rounding=rounding,
         products=policy.rounds or "fp32",
+        remote=sampler.remote,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -99,6 +99,7 @@ class GroupSampler:
     ) -> Sampled:
         """One group for each of `prompts`, shared out among the ranks."""
         gather = self.generator.processes.gather_list
+        self.generator.publish()
         mine = self._groups(key, prompts, processing.settings.chunks, watch)
         found = []  # of each rank that has a prompt
         for groups in mine:
@@ -163,18 +164,34 @@ class GroupSampler:
         generated, and only the wait after the last counts as time/score. The completions are the
         same whatever the number of parts.
         """
-        size = -(-len(prompts) // chunks)
         parts, pending = [], []
         with watch("time/sample"):
-            for start in range(0, len(prompts), size):
-                part = [self.prompts[i] for i in prompts[start : start + size]]
-                rows = slice(start * group_size, (start + size) * group_size)
-                uniforms = None if uniforms_BT is None else uniforms_BT[rows]
+            for part, uniforms in self._chunked(prompts, group_size, uniforms_BT, chunks):
                 parts.append(self.generator.generate(part, group_size, uniforms))
                 pending.append(parts[-1].submit_to(self.scorer))
             completions = Completions.joined(parts, self.generator.policy.pad_token_id)
         with watch("time/score"):
             return completions, Scores.joined([x.result() for x in pending])
+
+    def ask_ahead(self, iteration: int, chunks: int) -> None:
+        """Let servers sample this rank's share of `iteration` already; `sample` asks for the
+        same."""
+        prompts, group_size = self.prompts_of(iteration), self.algorithm.group_size
+        share = self.generator.processes.share_of(len(prompts))
+        uniforms_BT = self.generator.uniforms(("sample", iteration), len(prompts), group_size)
+        mine, sampler = prompts[share.start : share.stop], self.generator.sampler
+        for part, uniforms in self._chunked(mine, group_size, uniforms_BT, chunks):
+            sampler.ask_ahead([prompt.ids for prompt in part], group_size, uniforms)
+
+    def _chunked(
+        self, prompts: list[int], group_size: int, uniforms_BT: Tensor | None, chunks: int
+    ) -> Iterator[tuple[list[Prompt], Tensor | None]]:
+        """The prompts in `chunks` parts, with the random numbers of their completions."""
+        size = max(1, -(-len(prompts) // chunks))
+        for start in range(0, len(prompts), size):
+            rows = slice(start * group_size, (start + size) * group_size)
+            uniforms = None if uniforms_BT is None else uniforms_BT[rows]
+            yield [self.prompts[i] for i in prompts[start : start + size]], uniforms
 
 
 def _has_spread(groups: ScoredGroups) -> list[bool]:

@@ -79,7 +79,7 @@ def with_tokens(
         return rows
     samples = raw.completions.samples.rows(torch.tensor(shown))
     lengths = [len(raw.completions.ids[b]) for b in shown]
-    columns = {"entropy": of_rows(samples.entropy_BT, lengths)}
+    columns = {"entropy": of_rows(generator.entropy(samples), lengths)}
     if reference is not None:
         columns["kl"] = of_rows(generator.token_kl(reference, samples), lengths)
     made = list(rows)

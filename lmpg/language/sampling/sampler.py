@@ -30,6 +30,8 @@ from lmpg.language.sampling.engines.weights import DecodeWeights
 from lmpg.language.sampling.samples import DistinctPrompts, Samples, concatenated
 from lmpg.language.sampling.stops import NewSearch, StopSearch
 from lmpg.runtime.machine import worthwhile_threads
+from lmpg.runtime.processes import Processes
+from lmpg.settings.section import UserError
 
 NewDecoder = Callable[[DecodeWeights, int], Decoder]
 """A decoder over weights, for contexts of so many tokens."""
@@ -46,8 +48,13 @@ class Sampler:
     """Samples at most `max_new_tokens` per response, fewer where the model's context ends.
 
     With top_k or top_p tokens are drawn from fewer; what is recorded is of the whole distribution.
-    backend: how the newest rollout was computed, in words.
+    backend: how the newest rollout was computed, in words. comparable: its log-probs are of the
+    distribution that tokens were drawn from, unless it was cut off.
     """
+
+    comparable = True
+    remote = False
+    ahead = 0
 
     def __init__(
         self,
@@ -58,14 +65,16 @@ class Sampler:
         capture: Capture | None = None,
         stops: NewSearch | None = None,
         keep_engine: bool = True,
+        engine: str = "auto",
     ):
         """capture: what repeats decode steps; if none is given, CUDA graphs where there is CUDA.
         stops: begins the search for stop strings in a batch. keep_engine: whether the CUDA engine's
-        memory stays between rollouts, which saves time."""
+        memory stays between rollouts, which saves time. engine: native or transformers, where one
+        of them is asked for."""
         self.policy = policy
         self.max_new_tokens = max_new_tokens
         self.top_k, self.top_p = top_k, top_p
-        self._stops, self._keep_engine = stops, keep_engine
+        self._stops, self._keep_engine, self._asked = stops, keep_engine, engine
         # Asking which rows have finished waits for a GPU; computing them a while longer is cheaper
         self.check_every = 1 if policy.device.type == "cpu" else 16
         self._deviation: float | None = None
@@ -86,6 +95,20 @@ class Sampler:
                 yield
         finally:
             self._after_sampling()
+
+    @property
+    def exact(self) -> bool:
+        """Whether its log-probs are the training forward's, up to rounding."""
+        return self.policy.rounds is None
+
+    def publish(self, processes: Processes) -> None:
+        """Its engines read the policy's weights anew for each rollout."""
+
+    def ask_ahead(
+        self, prompts: list[list[int]], group_size: int, uniforms_BT: Tensor | None
+    ) -> None:
+        """Servers alone can sample while this process learns."""
+        raise ValueError("sampling.ahead without a server")
 
     @torch.no_grad()
     def sample(
@@ -122,7 +145,7 @@ class Sampler:
         device = self.policy.device
         distinct = DistinctPrompts.of(prompts, group_size, self.policy.pad_token_id).to(device)
         length = distinct.ids_PL.shape[1] + int(limits_B.max())
-        reason = why_transformers(self.policy, length) or self._why_distrusted()
+        reason = self.why_slower(length)
         if reason is None and self._cuda is not None:
             search = self._search(distinct)
             samples = self._cuda.sample(distinct, limits_B, uniforms_BT, self.check_every, search)
@@ -154,6 +177,18 @@ class Sampler:
                 if step + 1 < num_steps:
                     decoding.advance()
         return decoding.samples()
+
+    def why_slower(self, length: int) -> str | None:
+        """Why the model's own forward samples; None where lmpg's engine does."""
+        if self._asked == "transformers":
+            return "sampling.engine asks for it"
+        reason = why_transformers(self.policy, length) or self._why_distrusted()
+        if reason is not None and self._asked == "native":
+            raise UserError(
+                "sampling.engine = native, but lmpg's engine cannot compute this model, because "
+                f"{reason}; expected transformers or auto"
+            )
+        return reason
 
     def _search(self, prompts: DistinctPrompts) -> StopSearch | None:
         return None if self._stops is None else self._stops(prompts)

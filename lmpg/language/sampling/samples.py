@@ -49,6 +49,7 @@ class DistinctPrompts:
 class Samples:
     """B responses, prompt-major, with what was recorded while they were sampled (0 in padding).
 
+    entropy_BT: None where the engine tells none.
     finished_B: ended by an EOS token, part of the response and of the mask, or by the token
         in which a stop string is complete.
     """
@@ -56,7 +57,7 @@ class Samples:
     inputs: dict[str, Tensor]
     mask_BT: Tensor
     logprobs_BT: Tensor
-    entropy_BT: Tensor
+    entropy_BT: Tensor | None
     values_BT: Tensor | None
     finished_B: Tensor
 
@@ -77,7 +78,7 @@ class Recorded:
 
     ids_BT: Tensor
     logprobs_BT: Tensor
-    entropy_BT: Tensor
+    entropy_BT: Tensor | None
     values_BT: Tensor | None
 
 
@@ -92,7 +93,7 @@ def recorded_samples(
 
     stop_B: the index of a token that ends the row just as EOS does, or T and more for none.
     """
-    ids_BT, values_BT = recorded.ids_BT, recorded.values_BT
+    ids_BT, entropy_BT, values_BT = recorded.ids_BT, recorded.entropy_BT, recorded.values_BT
     ends_BT = torch.isin(ids_BT, ids_BT.new_tensor(policy.eos_token_ids))
     first_B = torch.where(ends_BT.any(1), ends_BT.int().argmax(1), ids_BT.shape[1])
     if stop_B is not None:
@@ -110,7 +111,7 @@ def recorded_samples(
         prompts.of_rows() | response,
         mask_BT,
         cut(recorded.logprobs_BT),
-        cut(recorded.entropy_BT),
+        None if entropy_BT is None else cut(entropy_BT),
         None if values_BT is None else cut(values_BT),
         finished_B,
     )
@@ -127,11 +128,12 @@ def concatenated(parts: Sequence[Samples], pad_token_id: int) -> Samples:
         "response_lengths": torch.cat([x.inputs["response_lengths"] for x in parts]),
     }
     values = [x.values_BT for x in parts if x.values_BT is not None]
+    entropies = [x.entropy_BT for x in parts if x.entropy_BT is not None]
     return Samples(
         inputs=inputs,
         mask_BT=stacked([x.mask_BT for x in parts], False),
         logprobs_BT=stacked([x.logprobs_BT for x in parts], 0),
-        entropy_BT=stacked([x.entropy_BT for x in parts], 0),
+        entropy_BT=stacked(entropies, 0) if entropies else None,
         values_BT=stacked(values, 0) if values else None,
         finished_B=torch.cat([x.finished_B for x in parts]),
     )

@@ -31,6 +31,7 @@ ORDER = (  # metrics that share a chart stand together; the first five that a ru
     ("policy/approx_kl",),
     ("policy/clip_fraction",),
     ("policy/ratio_max",),
+    ("sampler/kl",),
     ("reward_std",),
     ("loss/total",),
     ("loss/policy",),

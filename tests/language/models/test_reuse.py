@@ -11,7 +11,7 @@ from lmpg.algorithms.ppo import PPO
 from lmpg.cli.main import settings_of
 from lmpg.language.models.critic import critic_like
 from lmpg.language.models.inputs import language_inputs
-from lmpg.language.program import old_logprobs_of
+from lmpg.language.run_generator import old_logprobs_of
 from lmpg.runtime.processes import Processes
 from lmpg.training.old_logprobs import OldLogprobs
 from lmpg.training.settings import UpdateSettings

@@ -1,0 +1,164 @@
+"""Whole runs whose responses come from a server's double."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+
+import pytest
+
+from lmpg.cli.checking import check
+from lmpg.cli.main import settings_of, train_by_name
+from lmpg.settings.section import RunStopped, UserError
+from tests.support.planted import catches
+from tests.support.programs import let_go, metrics, own_parts, run_here, words
+from tests.support.vllm_double import serving
+
+GROUPS = {"algorithm.group-size": 4, "algorithm.kl-coef": 0.1}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return own_parts(tmp_path_factory.mktemp("parts"))
+
+
+def flags(parts, server, folder, **changes):
+    given = {"sampling.server": server.url, "model.precision": "fp32"}
+    return {**parts, **given, "run.output-dir": folder / "run", **changes}
+
+
+@catches("old log-probs of the server's rounding", "values of a rollout left out")
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("ppo", {"update.sampler-correction": "truncated"}),
+        ("grpo", GROUPS | {"sampling.temperature": 0.7}),
+        pytest.param("ppo", {"sampling.ahead": 1}, marks=pytest.mark.slow),
+        pytest.param("rloo", {"algorithm.group-size": 4}, marks=pytest.mark.slow),
+        pytest.param(
+            "ppo", {"model.lora.rank": 4, "sampling.transfer": "lora"}, marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_run_on_a_server_learns_from_the_policys_own_numbers(
+    parts, tmp_path, capsys, method, changes
+):
+    with serving(parts["model.path"], processed=True) as server:
+        folder = run_here(method, flags(parts, server, tmp_path, **changes))
+        sent = server.asked.count("/collective_rpc") + server.asked.count("/v1/load_lora_adapter")
+    assert sent == 1 + 3  # the first weights, and those after each update
+    told = capsys.readouterr().out
+    assert f"sampled by {server.url} (vLLM 0.0.double), weights sent" in told
+    lines = metrics(folder)
+    assert len(lines) == 3
+    for line in lines:
+        assert "sampling.ahead" in changes or abs(line["sampler/kl"]) < 1e-6
+        assert line["policy/ratio_mean"] == pytest.approx(1, abs=0.2)
+    rows = [json.loads(x) for x in (folder / "samples.jsonl").read_text().splitlines()]
+    assert any(row["tokens"]["entropy"][0] for row in rows if "tokens" in row)
+
+
+def test_a_server_that_dies_amid_a_run_costs_no_step(parts, tmp_path, capsys):
+    with serving(parts["model.path"]) as server:
+        plain = run_here("ppo", flags(parts, server, tmp_path / "plain"))
+        server.start_anew()
+        server.breaks = 0
+
+        order, sent = server.order, []
+
+        def dying(path, body):
+            sent.append(path)
+            if sent.count("/collective_rpc") == 3:
+                server.breaks = 1
+            return order(path, body)
+
+        server.order = dying
+        killed = run_here("ppo", flags(parts, server, tmp_path / "killed"))
+    assert "asked for again once it is back" in capsys.readouterr().out
+    assert metrics(killed) == metrics(plain)
+
+
+@catches("a rollout sampled after the update counted as sampled ahead")
+def test_rollouts_sampled_ahead_are_one_update_old_and_their_ratios_say_so(parts, tmp_path):
+    changes = {
+        "sampling.ahead": 1,
+        "update.epochs": 1,
+        "update.minibatch-size": 8,
+        "update.learning-rate": 3e-3,
+        "run.total-steps": 3,
+    }
+    with serving(parts["model.path"]) as server:
+        lines = metrics(run_here("ppo", flags(parts, server, tmp_path, **changes)))
+    assert lines[0]["policy/approx_kl"] == pytest.approx(0, abs=1e-6)
+    assert min(line["policy/approx_kl"] for line in lines[1:]) > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "said"),
+    [
+        ("rloo", {"sampling.ahead": 1}, "no ratio to correct"),
+        ("ppo", {"sampling.ahead": 1, "update.sampler-correction": "masked"}, "own ratio is to"),
+        ("reinforce", {"sampling.top-k": 5, "update.sampler-correction": "masked"}, "cut off"),
+        ("gkd", {"update.sampler-correction": "masked"}, "whole distributions"),
+        ("dapo", {"sampling.ahead": 1, "sampling.max-refills": 1}, "known too late"),
+        ("ppo", {"sampling.engine": "native"}, "samples in the process"),
+        ("ppo", {"sampling.server": "localhost:8000"}, "expected a URL"),
+        ("ppo", {"update.sampler-cap": 3.0}, "no effect"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(method, given, said):
+    base = {"sampling.server": "http://localhost:8000"}
+    with pytest.raises(UserError, match=said):
+        settings_of(method, words(base | given))
+
+
+@pytest.mark.parametrize("key", ["ahead", "transfer", "server-timeout"])
+def test_settings_of_servers_without_any_are_refused(key):
+    value = {"ahead": 1, "transfer": "folder", "server-timeout": 3}[key]
+    with pytest.raises(UserError, match=r"no effect without sampling\.server"):
+        settings_of("ppo", words({f"sampling.{key}": value}))
+    with pytest.raises(UserError, match=r"without sampling\.server"):
+        settings_of("ppo", words({"sampling.engine": "vllm"}))
+
+
+def test_a_server_that_does_not_suit_leaves_nothing_behind(parts, tmp_path):
+    with serving(parts["model.path"], wide=True) as server:
+        with pytest.raises(UserError, match="another tokenizer"):
+            train_by_name("ppo", words(flags(parts, server, tmp_path)))
+        let_go()
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_stop_arriving_stop_the_run_which_is_saved(parts, tmp_path):
+    changes = {"update.learning-rate": 0.1, "run.total-steps": 5}
+    with serving(parts["model.path"]) as server:
+        order, seen = server.order, []
+
+        def failing(path, body):
+            seen.append(path)
+            server.ignores = "/collective_rpc" if seen.count("/collective_rpc") > 2 else ""
+            return order(path, body)
+
+        server.order = failing
+        with pytest.raises(RunStopped, match="deviate from the policy's"):
+            train_by_name("ppo", words(flags(parts, server, tmp_path, **changes)))
+        let_go()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert "deviate" in summary["exit_reason"]
+    assert (tmp_path / "run" / "checkpoints").is_dir()
+
+
+def test_lmpg_check_says_which_engine_samples(parts, tmp_path, capsys):
+    with serving(parts["model.path"]) as server:
+        with suppress(SystemExit):  # 1: it has found traps
+            check(["ppo", *words(flags(parts, server, tmp_path))])
+        let_go()
+    assert f"by {server.url} (vLLM" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("engine", ["native", "transformers"])
+def test_an_engine_that_is_asked_for_samples(parts, tmp_path, capsys, engine):
+    given = {"sampling.engine": engine, "run.total-steps": 1, "run.output-dir": tmp_path / "run"}
+    run_here("ppo", {**parts, **given})
+    by = {"native": "by the CPU engine", "transformers": "because sampling.engine asks for it"}
+    assert by[engine] in capsys.readouterr().out
