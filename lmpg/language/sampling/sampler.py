@@ -6,16 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lmpg.language.models.architectures import TOLERANCE, deviation, probe_ids, unsupported
-from lmpg.language.models.decoder_parts import is_replaced
+from lmpg.language.models.architectures import TOLERANCE, deviation, probe_ids
 from lmpg.language.models.forward.padding import bears_padding
 from lmpg.language.models.inputs import of_equal_length
-from lmpg.language.models.lora import is_lora
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.precision import num_weights
 from lmpg.language.sampling.decoding import Decoding
@@ -23,6 +20,7 @@ from lmpg.language.sampling.engines.cpu import CpuDecoder
 from lmpg.language.sampling.engines.cuda import CudaDecoder
 from lmpg.language.sampling.engines.cuda_rollouts import CudaRollouts
 from lmpg.language.sampling.engines.graphs import Capture, CudaGraphs
+from lmpg.language.sampling.engines.known_layers import why_transformers
 from lmpg.language.sampling.engines.policy_weights import PolicyWeights, Reading, policy_weights
 from lmpg.language.sampling.engines.protocol import Decoder, Engine
 from lmpg.language.sampling.engines.transformers import refuse_unusable_cache, transformers_engine
@@ -35,8 +33,6 @@ from lmpg.settings.section import UserError
 
 NewDecoder = Callable[[DecodeWeights, int], Decoder]
 """A decoder over weights, for contexts of so many tokens."""
-_READ_VARIANTS = {"DoraLinearVariant"}
-"""Of LoRA layers, as peft calls them."""
 _PROBED = 8
 """Tokens of the texts on which an engine is tried."""
 _ROUNDING = 2.0
@@ -245,11 +241,6 @@ def own_engine(weights: PolicyWeights, length: int, decoder: NewDecoder = CpuDec
     return Engine(new, weights.logits, weights.values, nullcontext, 0.0)
 
 
-def why_transformers(policy: CausalLMPolicy, length: int) -> str | None:
-    """Why transformers must compute a policy in contexts of `length` tokens; None if lmpg can."""
-    return unsupported(policy.causal_lm, length) or _unreadable_layers(policy.causal_lm)
-
-
 @torch.no_grad()
 def engine_deviation(policy: CausalLMPolicy, decoder: NewDecoder = CpuDecoder) -> float:
     """How far a decoder's hidden states, in the policy's precision, are from transformers' in
@@ -282,27 +273,3 @@ def _hidden_after_steps(policy: CausalLMPolicy, engine: Engine) -> Tensor:
         hidden = [engine.decoder.prefill(ids_RL[:, :-steps], lengths, rows)]
         hidden += [engine.decoder.advance(ids) for ids in ids_RL[:, -steps:].T]
     return torch.stack(hidden)
-
-
-def _unreadable_layers(model: nn.Module) -> str | None:
-    """Which layers' weights cannot be read (quantised, unknown adapters), in words; None if all
-    can."""
-    unknown = {type(x).__name__ for x in model.modules() if _is_unknown_linear(x)}
-    return f"it has layers of type {', '.join(sorted(unknown))}" if unknown else None
-
-
-def _is_unknown_linear(module: nn.Module) -> bool:
-    """A layer that is not what its place in these families is made of (quantised, other adapters);
-    only those that hold a weight matrix of their own matter."""
-    layer: Any = module
-    if is_lora(module):
-        variants = {type(x).__name__ for x in layer.lora_variant.values()} - _READ_VARIANTS
-        biased = any(layer.lora_bias.values())
-        return bool(variants) or biased or type(module).__name__ != "Linear"
-    if is_replaced(module):  # what it holds is looked at by itself
-        return False
-    weight, name = getattr(module, "weight", None), type(module).__name__
-    is_matrix = isinstance(weight, Tensor) and weight.dim() >= 2
-    return (
-        is_matrix and name not in ("Linear", "Conv1D", "FourBit") and not name.endswith("Embedding")
-    )

@@ -16,6 +16,7 @@ from lmpg.language.models.lora import merged_copy
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.precision import quiet
 from lmpg.language.sampling.server.connection import Server
+from lmpg.runtime.sharding import whole_copy
 from lmpg.settings.section import RunStopped
 
 
@@ -35,11 +36,12 @@ class FolderTransfer:
         self.said = f"through {folder}, which servers must see by the same path"
 
     def write(self, policy: CausalLMPolicy, is_main: bool) -> None:
-        """Put the weights of this moment there; every rank of a sharded policy must come here."""
-        model = plain_model(policy)
-        state = sent_state(policy, model)
+        """Put the weights of this moment there; the other ranks of a sharded policy must come to a
+        meeting after it."""
         if is_main:
-            save(model, self.folder, state, self._tokenizer)
+            with whole_copy(policy) as whole:
+                model = plain_model(whole)
+                save(model, self.folder, sent_state(whole, model), self._tokenizer)
 
     def send(self, server: Server) -> None:
         """Let the server read them. What it has kept of prompts is of the old weights."""
