@@ -173,6 +173,24 @@ def test_growth_measures_sampling_and_an_update_of_one_case(module):
     assert len(row) == len(growth.HEADER)
 
 
+def test_scaling_compares_what_is_sent_with_the_least_possible(module, monkeypatch):
+    bench = module("bench_scaling")
+
+    def started(command, env, **options):
+        assert (env["WORLD_SIZE"], env["MASTER_ADDR"]) == ("4", "localhost")
+        told = {"seconds": 1.0 + int(env["RANK"]), "cpu": 0.5, "sent": 33e6, "gradients": 20e6}
+        return Namespace(communicate=lambda: (f"a warning\n{json.dumps(told)}\n", None))
+
+    monkeypatch.setattr(bench.subprocess, "Popen", started)
+    given = bench.arguments([])
+    found = bench.figures(given, 4)
+    assert found["of_least"] == pytest.approx(1.1)  # 2 · 3/4 · 20 MB are 30 MB
+    row = bench.line(given, found, 8.0)
+    assert len(row) == len(bench.HEADER)
+    assert "4.00     2.00x" in row
+    assert bench.bytes_sent() >= 0
+
+
 def test_the_gym_benchmark_gives_the_first_sides_speed_in_that_of_the_others(module):
     bench = module("bench_gym")
     turns = {"lmpg": [0.5, 0.1, 0.2], "sb3": [0.6, 0.7, 9.0]}

@@ -24,7 +24,7 @@ def main(function: Callable[[], object]) -> None:
     130, SIGTERM with 143, SIGHUP with 129. A console that goes away ends nothing."""
     with lasting_console():
         code, why = _code_of(function)
-        _close_process_group(why)
+        _close_process_group(why, code)
     if code:
         sys.exit(code)
 
@@ -52,11 +52,11 @@ def _how_to_go_on() -> str:
     return f"; go on with the same command and --run.output-dir {folders[-1]} --run.resume"
 
 
-def _close_process_group(why: str) -> None:
+def _close_process_group(why: str, code: int) -> None:
     if "lmpg.runtime.processes" in sys.modules:  # else nothing began: --help, or a refusal
         from lmpg.runtime.processes import close_process_group
 
-        close_process_group(why)
+        close_process_group(why, code)
 
 
 def train_by_name(name: str, argv: Sequence[str] | None = None) -> None:

@@ -25,6 +25,7 @@ from lmpg.settings.hints import did_you_mean_setting
 from lmpg.settings.presets import named_preset
 from lmpg.settings.raw import RawSettings, checked, layered, merged, paths_of, validated
 from lmpg.settings.section import Problems, Section, UserError
+from lmpg.training.disks.copied_folders import copied
 
 Flags = dict[str, list[str]]
 OWN = ("--run.output-dir", "--run.resume")
@@ -114,6 +115,7 @@ def _carry_out(stages: list[PipelineStage], folder: Path, processes: Processes) 
             print(_how_to_go_on(folder), file=sys.stderr)
             raise
         processes.wait()
+        copied(stage.folder / "final", processes)
 
 
 def _own_flags(given: list[tuple[str, list[str]]], processes: Processes) -> tuple[Path, Flags]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from lmpg.language.models.settings import ModelSettings
 from lmpg.language.rewards.settings import RewardSettings
 from lmpg.language.settings import LanguageSettings
+from lmpg.language.worlds.made_by_main import made_by_main
 from lmpg.language.worlds.registry import WORLDS, world_asked_for
 from lmpg.language.worlds.world import World
 from lmpg.runtime.processes import Processes
@@ -23,11 +24,15 @@ def built_world(settings: LanguageSettings, processes: Processes) -> World | Non
     if processes.is_main:
         print(f"built-in world: {name} (data.world)", flush=True)
 
-    def build() -> World:
-        return WORLDS[name].build(start, not own_rewards)
+    learns = "teacher" in settings.algorithm.needs and not settings.model.teacher
 
-    processes.on_main(lambda: build() and None)
-    return build()
+    def build() -> World:
+        world = WORLDS[name].build(start, not own_rewards)
+        if learns and world.teacher is not None:
+            world.teacher()
+        return world
+
+    return made_by_main(processes, build)
 
 
 def with_world(settings: LanguageSettings, world: World) -> LanguageSettings:

@@ -32,7 +32,7 @@ def check_language(settings: LanguageSettings, name: str) -> list[str]:
     settings = processes.launch.obeyed_by(settings)
     with passing_run(settings, name, processes) as folder:
         prepared = prepare(settings, folder, processes)
-        with prepared.scorer, closing(prepared.online.tracker):
+        with prepared, closing(prepared.online.tracker):
             source: Any = prepared.online.source
             group_sampler = getattr(source.sampler, "sampler", source.sampler)
             sampled = _some(group_sampler, source.processing)
@@ -67,13 +67,18 @@ def _before(settings: LanguageSettings, source: Any, sampler: GroupSampler) -> I
     policy, tokenizer = source.generator.policy, source.generator.tokenizer
     update, parts = settings.update, (sampler.prompts, source.evaluator.prompts)
     ends = policy.eos_token_ids
-    if world_asked_for(settings.model_dump()) is None:  # a world has been tried
-        yield from traps.of_data(parts, tokenizer, settings.data, ends)
+    in_world = world_asked_for(settings.model_dump()) is not None
+    seeded = settings.environment.wanted and settings.data.path is None and not in_world
+    if not in_world:  # a world has been tried
+        if not seeded:
+            yield from traps.of_data(parts, tokenizer, settings.data, ends)
         adapters = policy.model is not policy.causal_lm
         suiting = UpdateSettings.model_fields["learning_rate"].default
         suiting *= ADAPTERS_FASTER if adapters else 1
         yield from traps.of_rate(update.learning_rate, suiting, num_weights(policy), adapters)
     yield from traps.of_warmup(update.warmup_steps, settings.run.total_steps)
+    if seeded:  # every episode begins from a seed of its own
+        return
     room = policy.context_length - settings.sampling.max_new_tokens
     cut = settings.data.overlong == "truncate-left"
     lengths = lengths_of(sampler.prompts).tolist()

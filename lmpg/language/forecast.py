@@ -59,7 +59,7 @@ def work_of(
         model=model,
         rows=rows,
         prompt=longest,
-        response=min(settings.sampling.max_new_tokens, policy.context_length - longest),
+        response=_response(settings, longest, policy.context_length),
         sampled=update.rollout_size,
         rank=rank_of(policy.model),
         packed=is_packed(policy.model),
@@ -77,6 +77,14 @@ def work_of(
     )
     tokens = update.microbatch_tokens
     return work if tokens == "auto" else fitted(work, tokens)
+
+
+def _response(settings: LanguageSettings, prompt: int, context: int) -> int:
+    """Tokens behind a prompt at most, with the observations between several turns."""
+    asked = settings.environment
+    if asked.wanted and asked.max_turns > 1:
+        return max(1, min(asked.max_tokens or context, context) - prompt)
+    return min(settings.sampling.max_new_tokens, context - prompt)
 
 
 def fitted(work: Work, tokens: int) -> Work:

@@ -28,6 +28,8 @@ from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.preflight import check, ids_to_test
 from lmpg.language.rollouts.score_processing import ScoreProcessing
 from lmpg.language.rollouts.scoring import GroupSampler
+from lmpg.language.rollouts.several_turns import Environments
+from lmpg.language.run_environments import environments_for, longest_response, prompts_of
 from lmpg.language.run_generator import generator_for
 from lmpg.language.run_inputs import inputs_of
 from lmpg.language.run_rewards import scorer_for
@@ -69,8 +71,8 @@ def train_language(
     with nothing_left_before_the_first_step(folder, processes):
         settings = kept(given, settings, folder, processes)
         prepared = prepare(settings, folder, processes, world, given)
-        with prepared.scorer as scorer:
-            keep = partial(scorer.keep_sources, folder.path / "reward_sources")
+        with prepared:
+            keep = partial(prepared.keep_sources, folder.path / "reward_sources")
             rest = prepared.facts, prepared.inputs, keep, "text-generation"
             run(prepared.online, folder, name, *rest)
     return folder.path
@@ -78,13 +80,28 @@ def train_language(
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run about to start. scorer is closed at its end; facts go into its summary; inputs are
-    what it must find unchanged when it is resumed."""
+    """A run about to start. scorer and environments are closed at its end; facts go into its
+    summary; inputs are what it must find unchanged when it is resumed."""
 
     online: Online
     scorer: Scorer
+    environments: Environments | None
     facts: dict[str, Any]
     inputs: Inputs
+
+    def keep_sources(self, folder: Path) -> None:
+        """Writes to `folder` the local modules that rewards and environments have imported."""
+        self.scorer.keep_sources(folder)
+        if self.environments is not None:
+            self.environments.pool.keep_sources(folder)
+
+    def __enter__(self) -> PreparedRun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.scorer.close()
+        if self.environments is not None:
+            self.environments.pool.close()
 
 
 def prepare(
@@ -106,22 +123,23 @@ def prepare(
     with processes.in_turn():
         own = load_reference(settings.model, tokenizer, policy)
     give_back_freed_memory()
-    prompts = prompts_for(settings, policy, tokenizer, world)
-    if processes.is_main:
-        print(prompts.line(), flush=True)
+    environments = environments_for(settings, tokenizer, policy.eos_token_ids, given.functions)
+    prompts = prompts_for(settings, policy, tokenizer, world, environments, processes.is_main)
     decode = partial(completion_text, tokenizer, eos_token_ids=policy.eos_token_ids)
     scorer = scorer_for(settings, prompts, decode, processes, given.functions)
     processes.suit_threads(num_weights(policy) + scorer.num_weights)
     spread_over = processes.count, processes.shards
     work = work_of(settings, policy, own, scorer.num_bytes, prompts, *spread_over)
     settings, keep_engine = with_fitting_microbatches(settings, work, processes)
-    generator = generator_for(settings, policy, tokenizer, processes, keep_engine, prompts, folder)
+    rest = processes, keep_engine, prompts, folder, environments
+    generator = generator_for(settings, policy, tokenizer, *rest)
     source = source_of(settings, generator, scorer, prompts, world, own)
-    if checkpoint.newest_step(folder.checkpoints) is None:
+    if processes.on_main(lambda: checkpoint.newest_step(folder.checkpoints)) is None:
         first = (source.reference or source.evaluator.reference) if own is None else None
         check(generator, first, ids_to_test(prompts.train))
     made, facts = assembled(settings, source, folder, given), facts | (world.facts if world else {})
-    return PreparedRun(made, scorer, facts, inputs_of(settings, world, given.functions))
+    inputs = inputs_of(settings, world, given.functions)
+    return PreparedRun(made, scorer, environments, facts, inputs)
 
 
 def policy_for(settings: LanguageSettings, tokenizer: Any, processes: Processes) -> CausalLMPolicy:
@@ -167,7 +185,7 @@ def source_of(
     reference, compared = references(settings, generator.policy, own)
     if "divergence" in algorithm.needs and own is not None:
         generator.policy.learn_from(own, algorithm.beta)
-    judged = settings.rewards.functions or settings.rewards.models or compared is None
+    judged = settings.gives_rewards or compared is None
     return LanguageSource(
         generator=generator,
         sampler=DynamicSampling(sampler, refills) if refills else sampler,
@@ -205,14 +223,27 @@ def references(
 
 
 def prompts_for(
-    settings: LanguageSettings, policy: CausalLMPolicy, tokenizer: Any, world: World | None
+    settings: LanguageSettings,
+    policy: CausalLMPolicy,
+    tokenizer: Any,
+    world: World | None,
+    environments: Environments | None = None,
+    tell: bool = False,
 ) -> Split[Prompt]:
-    """The user's prompts or the world's, none so long that the context leaves no response."""
+    """The user's prompts or the world's, none so long that the context leaves no response; without
+    either, those that environments begin with. tell: whether to say how many there are."""
     room = policy.context_length - settings.sampling.max_new_tokens
-    if world is None:
-        return load_prompts(settings.data, tokenizer, room)
-    train = prompts_from_rows(world.train_rows, tokenizer, room)
-    return Split(train, prompts_from_rows(world.held_out_rows, tokenizer, room))
+    found: Split[Prompt]
+    if world is not None:
+        train = prompts_from_rows(world.train_rows, tokenizer, room)
+        found = Split(train, prompts_from_rows(world.held_out_rows, tokenizer, room))
+    elif environments is not None and settings.data.path is None:
+        found = prompts_of(environments, settings.run.seed)
+    else:
+        found = load_prompts(settings.data, tokenizer, room)
+    if tell:
+        print(found.line(), flush=True)
+    return found
 
 
 def assembled(
@@ -234,7 +265,7 @@ def assembled(
             total_steps=run.total_steps,
             seed=run.seed,
             processes=processes,
-            max_length=settings.sampling.max_new_tokens,
+            max_length=longest_response(settings),
             old_logprobs=generator.old_logprobs,
             sampler_weights=sampler_weights(settings.update),
         ),

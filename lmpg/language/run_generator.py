@@ -9,6 +9,7 @@ from lmpg.language.data.prompts import Prompt
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.rollouts.generation import Generator, stop_search
 from lmpg.language.rollouts.preflight import ids_to_test
+from lmpg.language.rollouts.several_turns import Environments
 from lmpg.language.sampling.engine_choice import said_of, sampler_of
 from lmpg.language.settings import LanguageSettings
 from lmpg.runs.folder import RunFolder
@@ -24,6 +25,7 @@ def generator_for(
     keep_engine: bool,
     prompts: Split[Prompt],
     folder: RunFolder,
+    environments: Environments | None = None,
 ) -> Generator:
     """The generator of completions, for training and evaluation. prompts: servers are tried with
     some of them. folder: of the run, where weights for servers may lie."""
@@ -52,6 +54,7 @@ def generator_for(
         microbatch_size=update.microbatch_size,
         microbatch_tokens=update.most_tokens,
         old_logprobs=old_logprobs_of(settings, sampler.exact, processes.count),
+        environments=environments,
     )
 
 

@@ -27,9 +27,10 @@ def inputs_of(
 
     given: rewards and environments that cannot be imported, by their names in the settings.
     """
-    if world is None:
+    data: Inputs = {}
+    if world is None and settings.data.path is not None:
         data = data_inputs(settings.data)
-    else:
+    elif world is not None:
         rows = partial(rows_text, [*world.train_rows, *world.held_out_rows])
         data = {"data.world": {"its rows": rows}}
     sources = [_sources(text, given, _reward_source) for text in settings.rewards.functions]

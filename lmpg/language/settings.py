@@ -19,6 +19,7 @@ from lmpg.training.settings import (
     refuse_clip_fraction,
     refuse_critic_settings,
     refuse_nothing_to_compare,
+    refuse_settings_of_turns,
     refuse_what_cannot_change,
 )
 
@@ -40,31 +41,63 @@ class LanguageSettings(Section, Generic[A]):
 
     @model_validator(mode="after")
     def _require_model_data_and_reward_together(self) -> LanguageSettings:
+        rewards = "rewards.functions or rewards.models"
         given = {
             "model.path": self.model.path,
             "data.path": self.data.path,
-            "rewards.functions or rewards.models": self.rewards.functions or self.rewards.models,
+            rewards: self.rewards.functions or self.rewards.models,
         }
-        judge = "reward"
+        parts = "data and reward"
+        if self.environment.path:  # which gives prompts and rewards where there are no others
+            given = {"model.path": self.model.path, "environment.path": self.environment.path}
+            parts = "environment"
+        elif self.environment.tools:
+            given["environment.tools"] = self.environment.tools
         if "teacher" in self._needs() and self.model.path:  # who judges in place of a reward
-            judge = "teacher"
-            del given["rewards.functions or rewards.models"]
+            given = {k: v for k, v in given.items() if k != rewards}
             given["model.teacher"] = self.model.teacher
-        if self.environment.wanted:  # it brings rewards, and may bring prompts
-            del given["data.path"]
-            given.pop("rewards.functions or rewards.models", None)
-            if not self.environment.is_built_in:
-                given["environment.path or environment.tools"] = (
-                    self.environment.path or self.environment.tools
-                )
+            parts = parts.replace("reward", "teacher")
         if self.model.path and str(self.data.path).startswith("world:"):
             return self  # the world's rewards go with its data
+        own_world = self.environment.wanted and "world" in self.data.model_fields_set
+        if not self.model.path and (self.environment.is_built_in or own_world):
+            return self  # over the model of a built-in world
         missing = [name for name, value in given.items() if not value]
         if missing and len(missing) < len(given):
             named = "; ".join(f"{name} = {value}" for name, value in given.items() if value)
             raise ValueError(
-                f"{named}, but {' and '.join(missing)} missing: your own model, data and {judge} "
+                f"{named}, but {' and '.join(missing)} missing: your own model, {parts} "
                 "are given together, or none of them for a built-in world"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_what_several_turns_cannot_have(self) -> LanguageSettings:
+        environment, rewards = self.environment, self.rewards
+        if not environment.wanted:
+            return self
+        if rewards.process != "none":
+            raise ValueError(
+                f"rewards.process = {rewards.process} with environment.path or environment.tools, "
+                "whose rewards per turn are such already. Set rewards.process to none"
+            )
+        if rewards.overlong_tokens:
+            raise ValueError(
+                f"rewards.overlong_tokens = {rewards.overlong_tokens} with environment.path or "
+                "environment.tools: it knows the length of one turn alone. Set it to 0, and let "
+                "the environment's reward tell what is too long"
+            )
+        if self.sampling.server:
+            raise ValueError(
+                f"sampling.server = {list(self.sampling.server)} with environment.path or "
+                "environment.tools: conversations are sampled in this process, which keeps what "
+                "it has read of them. Leave sampling.server and sampling.engine out"
+            )
+        if 0 < environment.max_tokens <= self.sampling.max_new_tokens:
+            raise ValueError(
+                f"environment.max_tokens = {environment.max_tokens} is no more than "
+                f"sampling.max_new_tokens = {self.sampling.max_new_tokens}, those of one turn. "
+                "Set environment.max_tokens to what a whole row may have, or to 0 for no limit"
             )
         return self
 
@@ -241,11 +274,23 @@ class LanguageSettings(Section, Generic[A]):
     @model_validator(mode="after")
     def _refuse_changes_without_effect(self) -> LanguageSettings:
         refuse_what_cannot_change(self.update, self.algorithm)
+        if not self.environment.wanted:
+            alone = "every response is one turn here. Leave it out, or give --environment.path or"
+            refuse_settings_of_turns(self.algorithm, f"{alone} --environment.tools")
+        elif getattr(self.algorithm, "baseline", "") == "group_mean":
+            whole = "algorithm.baseline = group_mean compares whole episodes. Leave one of them out"
+            refuse_settings_of_turns(self.algorithm, whole)
         name = algorithm_name(type(self.algorithm))
         refuse_clip_fraction(self.update, self.algorithm, name)
         alike = self.rewards.process == "none" and "critic" not in self._needs()
         refuse_nothing_to_compare(self.update, self.algorithm, name, alike=alike)
         return self
+
+    @property
+    def gives_rewards(self) -> bool:
+        """Whether there is a reward, by functions, models or an environment."""
+        rewards = self.rewards
+        return bool(rewards.functions or rewards.models or self.environment.path)
 
     def _needs(self) -> frozenset[str]:
         return getattr(self.algorithm, "needs", frozenset())

@@ -36,6 +36,15 @@ def told() -> dict[str, Any]:
     return {}
 
 
+def has_shutdown_timeout() -> bool:
+    """Whether torch's launcher, the parent, was told how long to wait after SIGTERM."""
+    try:
+        words = psutil.Process().parent().cmdline()  # type: ignore[union-attr]
+    except (psutil.Error, AttributeError):
+        return False
+    return any(re.match("--shutdown[-_]timeout", word) for word in words)
+
+
 def words_for_launcher(words: list[str]) -> list[str] | None:
     """What stands on a command line after `accelerate launch`; None where it is another program."""
     for i, word in enumerate(words):

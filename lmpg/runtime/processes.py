@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -44,7 +45,8 @@ class Processes:
 
     cpu: use the CPU even if the machine has a GPU. num_threads: CPU threads of each process, the
     same for the whole run, as results depend on them; 0 until they are fixed. why_so_many: the
-    reason, for the log. sharing: how weights are shared out; None where each process holds all.
+    reason, for the log. machines: how many there are; is_first_here: of the processes of its own.
+    sharing: how weights are shared out; None where each process holds all.
     """
 
     sharing: Sharing | None = None
@@ -62,7 +64,9 @@ class Processes:
         self.count = self._state.num_processes
         self.device = self._state.device
         self.is_main = self.rank == 0
-        self.launch.refuse_fewer(self.count, num_machines())
+        self.machines = num_machines()
+        self.is_first_here = os.environ.get("LOCAL_RANK", "0") == "0"
+        self.launch.refuse_fewer(self.count, self.machines)
         if self.count > 1 and Processes._watch is None:
             board = dist.distributed_c10d._get_default_store()
             Processes._watch = Watch(self.rank, self.count, board, os.environ["MASTER_ADDR"])
@@ -191,6 +195,15 @@ class Processes:
                 dist.all_reduce(x)
         return x
 
+    def from_main(self, x: Tensor) -> Tensor:
+        """The main process's `x`, on the CPU; elsewhere `x` says its shape and type."""
+        if self.count == 1:
+            return x
+        moved = x.to(self.device).contiguous()
+        with self._meeting():  # as bytes: a backend need not know every type
+            dist.broadcast(moved.reshape(-1).view(torch.uint8), src=0)
+        return moved.cpu()
+
     def wait(self) -> None:
         """Wait until every rank has come here."""
         if self.count > 1:
@@ -208,13 +221,15 @@ class Processes:
             yield
 
 
-def close_process_group(why: str = "") -> None:
+def close_process_group(why: str = "", code: int = 1) -> None:
     """Leave the other processes and torch.distributed in order, where a launcher started several;
-    torch warns at exit otherwise. why: what this process ends with, where it is not all's."""
+    torch warns at exit otherwise. why, code: what this process ends with."""
     if Processes._watch is not None:
         Processes._watch.finish(why)
-        if Processes._watch.lost:  # who is left may wait for it for ever
-            return
+        if Processes._watch.lost:  # torch waits for it once more as Python ends
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
@@ -224,7 +239,7 @@ class SingleProcess(Processes):
 
     def __init__(self) -> None:
         self.rank, self.count, self.is_main = 0, 1, True
-        self.launch = Launch()
+        self.launch, self.machines, self.is_first_here = Launch(), 1, True
         self.device = torch.device("cpu")
 
     def wait(self) -> None:

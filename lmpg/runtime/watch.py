@@ -25,7 +25,7 @@ from lmpg.settings.section import UserError
 EVERY = 1.0
 """Seconds between two signs."""
 
-GRACE = 10.0
+GRACE = 4.0
 """Seconds that this process has to end by itself once another is lost; most find out by torch."""
 
 TIMEOUT = 600.0
@@ -93,10 +93,14 @@ class Watch:
 
     def finish(self, why: str = "") -> None:
         """The process ends in order, for this reason; nobody is to wait for it."""
+        if self.lost and self._says() and not self._said:
+            self._said = True
+            print(f"error: {self._message()}", file=sys.stderr)
         if self._thread.is_alive():
             unhandled = getattr(sys, "last_value", None)
             self._why = why or (repr(unhandled) if unhandled else "")
-            self._ring.send(b"1")
+            with suppress(OSError):  # it has seen it by itself
+                self._ring.send(b"1")
             self._thread.join(EVERY)
 
     @contextmanager
@@ -108,7 +112,7 @@ class Watch:
         try:
             yield
         except RuntimeError:  # so torch tells of a connection that was closed
-            deadline = time.monotonic() + GRACE / 2
+            deadline = time.monotonic() + GRACE
             while self.lost is None and time.monotonic() < deadline:
                 time.sleep(0.1)
             self.end_if_lost()

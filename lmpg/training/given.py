@@ -18,6 +18,7 @@ from lmpg.runs.folder import GIVEN, RunFolder
 from lmpg.runtime.processes import Processes
 from lmpg.settings.raw import IN_MEMORY
 from lmpg.settings.section import Section, UserError
+from lmpg.training.disks.copied_folders import copied
 from lmpg.training.on_step import OnStep
 
 S = TypeVar("S", bound=Section)
@@ -52,6 +53,7 @@ def kept(given: Given, settings: S, folder: RunFolder, processes: Processes) -> 
     if not given.parts:
         return settings
     processes.on_main(lambda: _write(given, folder))
+    copied(folder.path / GIVEN, processes)
     places = {name: str(place_of(name, folder.path)) for name in given.parts}
     folder.settings.update(placed(folder.settings, places))
     return type(settings).model_validate(placed(settings.model_dump(), places))

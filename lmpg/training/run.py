@@ -9,7 +9,6 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lmpg.runs import checkpoint
 from lmpg.runs.console import lasting_console
 from lmpg.runs.files import replace_folder
 from lmpg.runs.fingerprints import Inputs
@@ -30,7 +29,13 @@ from lmpg.runtime.machine import (
 )
 from lmpg.runtime.processes import Processes
 from lmpg.runtime.watch import TIMEOUT
-from lmpg.settings.section import RunStopped, UserError
+from lmpg.settings.section import RunStopped
+from lmpg.training.disks.resuming import resume
+from lmpg.training.disks.same_files import (
+    refuse_other_files,
+    refuse_run_elsewhere,
+    require_one_disk,
+)
 from lmpg.training.loop import Loop
 from lmpg.training.stop_request import interruption
 
@@ -45,6 +50,7 @@ def begin(settings: Any, name: str, processes: Processes) -> RunFolder:
     if repository:
         processes.on_main(lambda: require_repository(repository))
     folder = processes.on_main(lambda: open_run(settings, name))
+    refuse_run_elsewhere(folder, processes)
     go_on = f"the same command and --run.output-dir {folder.path} --run.resume go on"
     processes.watch(getattr(settings.run, "rank_timeout", TIMEOUT), go_on)
     if folder.status == "finished" and processes.is_main:
@@ -125,6 +131,8 @@ def _start(loop: Loop, folder: RunFolder, inputs: Inputs, on_start: Callable[[],
     """Writes what the run begins with, and goes on where a resumed one has been."""
     if loop.processes.is_main:
         folder.fix_threads(loop.processes.num_threads)
+    require_one_disk(folder, loop.processes)
+    refuse_other_files(inputs, loop.processes)
     lines = loop.processes.on_main(lambda: folder.start(inputs))
     if loop.processes.is_main:
         on_start()
@@ -174,29 +182,6 @@ def thread_lines(processes: Processes) -> list[str]:
             "slow, but with other threads the results would be others"
         )
     return lines
-
-
-def resume(loop: Loop, folder: RunFolder) -> None:
-    """Go on from the newest whole checkpoint that fits; start over where there is none yet."""
-    if folder.status != "resuming":
-        return
-    refused: Exception | None = None
-    for step, state in checkpoint.whole(folder.checkpoints, loop.processes.sharing):
-        try:
-            loop.load_state(state)
-        except Exception as error:
-            refused = error
-            log.warning("step %d of %s does not fit: %r", step, folder.checkpoints, error)
-            continue
-        loop.tracker.say(f"resumed {folder.path} at step {step}")
-        return
-    if refused is not None:  # starting over would delete what was learned
-        raise UserError(
-            f"no checkpoint in {folder.checkpoints} fits the model and the settings ({refused!r}); "
-            "restore what has changed, or choose another --run.output-dir"
-        )
-    loop.tracker.cut_back({})
-    loop.tracker.say(f"no checkpoint in {folder.path} yet: starting over")
 
 
 def _conclude(

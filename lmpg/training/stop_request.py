@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
 from types import FrameType
 from typing import Any
 
+from lmpg.runtime import launcher
 from lmpg.runtime.processes import Processes
 
+GRACE = 30.0
+"""Seconds that torch's launcher gives its processes after SIGTERM, unless it is told otherwise."""
 ECHO_SECONDS = 1.0  # a launcher passes on the Ctrl-C that the terminal has sent to all already
 
 
@@ -22,6 +26,7 @@ class StopRequest:
         self._asked: int | None = None
         self._asked_at = 0.0
         self._old: dict[int, Any] = {}
+        self._last, self._said = time.monotonic(), False
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is not threading.main_thread():
@@ -39,8 +44,23 @@ class StopRequest:
     def requested(self, problem: str | None = None) -> tuple[int | None, list[str | None]]:
         """The signal by which any rank was asked to stop, and every rank's problem; every rank must
         call this together."""
+        self._say_what_is_too_long(time.monotonic())
         found = self._processes.gather_list([(self._asked, problem)])
         return next((number for number, _ in found if number), None), [text for _, text in found]
+
+    def _say_what_is_too_long(self, now: float) -> None:
+        """Once: an iteration that the launcher's grace is too short for ends unsaved."""
+        seconds, self._last = now - self._last, now
+        if seconds < GRACE / 2 or self._said or "TORCHELASTIC_RUN_ID" not in os.environ:
+            return
+        self._said = True
+        if self._processes.is_main and not launcher.has_shutdown_timeout():
+            print(
+                f"an iteration takes {seconds:.0f} s, but the launcher kills its processes "
+                f"{GRACE:.0f} s after SIGTERM, saved or not: torchrun --shutdown-timeout "
+                f"{2 * seconds + GRACE:.0f} gives them time",
+                flush=True,
+            )
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

@@ -42,9 +42,13 @@ def short(x: Tensor) -> list[float | None]:
     return [four_digits(v) if math.isfinite(v) else None for v in x.double().tolist()]
 
 
-def of_rows(x_BT: Tensor, lengths: list[int]) -> list[list[float | None]]:
-    """The kept tokens of each row, short."""
+def of_rows(
+    x_BT: Tensor, lengths: list[int], mask_BT: Tensor | None = None
+) -> list[list[float | None]]:
+    """The kept tokens of each row, short; None for those that are not in the mask."""
     x_BT = x_BT.detach().cpu()
+    if mask_BT is not None:
+        x_BT = torch.where(mask_BT.cpu(), x_BT, torch.nan)
     return [short(x_BT[b, kept(length)]) for b, length in enumerate(lengths)]
 
 
@@ -61,9 +65,11 @@ def with_credit(
         "logprob": rollout.logprobs_BT,
         "ratio": ratio_BT,
     }
-    lengths = rollout.mask_BT[: len(samples)].sum(1).tolist()
+    lengths = [row[TOKENS]["length"] for row in samples]
     found = {
-        name: of_rows(x[: len(samples)], lengths) for name, x in columns.items() if x is not None
+        name: of_rows(x[: len(samples)], lengths, rollout.mask_BT[: len(samples)])
+        for name, x in columns.items()
+        if x is not None
     }
     made = []
     for b, row in enumerate(samples):

@@ -274,6 +274,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
         ({"learning_rate": 1}, "f: unknown setting learning_rate = 1; did you mean "
          "update.learning_rate?"),
         ({"train": {"seed": 1}}, "f: unknown section train; expected one of model, data, rewards, "
+         "environment, "
          "sampling, algorithm, update, evaluation, run"),
         ({"model": {"lora": {"rnk": 8}}}, "f: unknown setting model.lora.rnk = 8; did you mean "
          "model.lora.rank?"),

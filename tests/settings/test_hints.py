@@ -63,7 +63,7 @@ def test_every_entry_of_the_table_answers_users_of_some_method():
         ("grpo", "--data.max_response_length", "--sampling.max-new-tokens"),
         ("ppo", "--trainer.test_freq", "--evaluation.every"),
         ("ppo", "--n_samples_per_prompt", None),
-        ("ppo", "--path", "--model.path or --data.path"),
+        ("ppo", "--path", "--model.path or --data.path or --environment.path"),
         ("gym:ppo", "--gae-lambda", "--algorithm.lam"),
         ("gym:ppo", "--n-envs", "--env.num-envs"),
         ("gym:ppo", "--total-timestep", "--run.total-timesteps"),

@@ -1,4 +1,5 @@
-"""Several processes of this one, which exchange tensors: `forked(2, function)`."""
+"""Several processes of this one, which exchange tensors: `forked(2, function)`, and such that do
+not see one another's disks: `on_machines(folder, function)`."""
 
 from __future__ import annotations
 
@@ -7,9 +8,13 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from accelerate import PartialState
+
+from lmpg.runtime.processes import Processes
 
 
 def forked(
@@ -46,6 +51,22 @@ def forked(
     failed = [x for x in found if isinstance(x, BaseException)]
     assert not failed, failed
     return found
+
+
+def on_machines(place: Path, function: Callable[[Processes], Any], seconds: float = 120) -> list:
+    """What `function` returns in each of two processes, each on a machine and in a folder of its
+    own: place/0 and place/1."""
+
+    def member(rank: int) -> Any:
+        os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", GROUP_WORLD_SIZE="2")
+        os.environ["LMPG_CACHE"] = str(place / str(rank) / "cache")
+        PartialState._reset_state()  # this process was alone before it was forked
+        os.chdir(place / str(rank))
+        return function(Processes())
+
+    for rank in (0, 1):
+        (place / str(rank)).mkdir(exist_ok=True)
+    return forked(2, member, seconds)
 
 
 def _member(

@@ -50,16 +50,18 @@ OPTIONS = {
     "update.target-kl": 0.005,
     "update.anneal": "clip",
 }
+# conversations: two methods learn from these, as one turn is what a response is
+TALKS = {"environment.path": "tests.support.asking:Asks", "environment.max-turns": 2}
 LEAN = {"model.dtype": "bf16", "model.gradient-checkpointing": True}
 KINDS = {
     "ppo": ("ppo", {}),
     "ppo with options": ("ppo", OPTIONS),
     "ppo_penalty": ("ppo_penalty", {}),
     "reinforce": ("reinforce", {"algorithm.baseline": "value"}),
-    "a2c": ("a2c", {}),
+    "a2c": ("a2c", TALKS | {"rewards.truncated": "bootstrap"}),
     "reinforce_plus_plus": ("reinforce_plus_plus", {}),
     "reinforce_plus_plus_baseline": ("reinforce_plus_plus_baseline", GROUPS),
-    "rloo": ("rloo", GROUPS),
+    "rloo": ("rloo", GROUPS | TALKS),
     "remax": ("remax", {}),
     "off_policy": ("off_policy", {"algorithm.ratio": "sequence"}),
     "grpo": ("grpo", GROUPS),

@@ -31,6 +31,8 @@ AGENT = {
     "run.save-every": 2,
     "run.total-timesteps": 1100,
 }
+TALKS = {"environment.path": "tests.support.asking:Asks", "environment.max-turns": 3}
+"""Conversations: a kill falls into the middle of an episode, too."""
 LEAN = {
     "model.lora.rank": 8,
     "model.dtype": "bf16",
@@ -39,7 +41,7 @@ LEAN = {
 }
 KINDS = {
     "ppo": ("ppo", {"algorithm.kl-target": 0.01}),
-    "reinforce": ("reinforce", {"algorithm.baseline": "ema"}),
+    "reinforce": ("reinforce", {"algorithm.baseline": "ema", **TALKS}),
     "lora": ("ppo", {"model.lora.rank": 8}),
     "lora over bf16": ("ppo", LEAN),
     "shaped": ("ppo", SHAPED),

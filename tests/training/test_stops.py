@@ -7,8 +7,10 @@ import json
 import os
 import shutil
 import signal
+import time
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -19,6 +21,7 @@ from lmpg.runtime.processes import Processes
 from lmpg.settings.section import RunStopped, UserError
 from lmpg.training import loop
 from lmpg.training.online import Online
+from lmpg.training.stop_request import StopRequest
 from tests.support.agents import AGENT, FINISHED, agent, resumed, saved
 from tests.support.planted import catches
 from tests.support.programs import metrics, own_parts, run_here
@@ -78,6 +81,22 @@ def test_whether_the_last_step_is_saved_is_asked_of_the_main_process_alone(flags
     agent(flags)
     monkeypatch.undo()
     assert resumed(flags) == FINISHED
+
+
+@catches("an iteration that a launcher's grace is too short for is killed unsaved, without a word")
+@pytest.mark.parametrize("told", [False, True])
+def test_who_runs_under_a_launcher_with_little_patience_is_told(monkeypatch, capsys, told):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    parent = SimpleNamespace(cmdline=lambda: ["torchrun", *["--shutdown-timeout=90"] * told])
+    stop, stop_began = StopRequest(Processes(cpu=True)), time.monotonic()
+    monkeypatch.setattr(psutil.Process, "parent", lambda self: parent)
+    for later in (1.0, 41.0, 81.0):
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "monotonic", lambda later=later: stop_began + later)
+            stop.requested()
+    said = capsys.readouterr().out
+    assert ("an iteration takes 40 s" in said) != told
+    assert said.count("--shutdown-timeout 110 gives") == (not told)
 
 
 def test_under_nohup_a_closed_terminal_is_nothing(flags, monkeypatch):

@@ -12,7 +12,7 @@ from lmpg.settings.section import Section
 class DataSettings(Section):
     """Where prompts, texts or preference pairs come from."""
 
-    world: Literal["reviews", "addition"] = "reviews"
+    world: Literal["reviews", "addition", "guess", "calculator", "rooms"] = "reviews"
     """Built-in world that gives model, data and reward where `model.path` is not set."""
     path: str | None = None
     """Hub name (NAME or NAME:CONFIG), a local json, jsonl, csv or parquet file or folder, or

@@ -8,7 +8,7 @@ from collections.abc import Awaitable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from lmpg.language.environments.text_episodes import Call, Episodes, Result
+from lmpg.language.environments.text_episodes import LATER, Call, Episodes, Result
 from lmpg.settings.said_once import say_once
 
 if TYPE_CHECKING:
@@ -35,8 +35,13 @@ class LocalRows:
         """What calls, one per row, give; `fresh` ends all earlier episodes first."""
         if fresh:
             self._episodes.forget()
+        left, found = copy.deepcopy(calls), list[Result]()
+        while left:  # once, unless they are slow
+            results = self._episodes.outcomes(left, self._timeout)
+            found += [result for result in results if result is not LATER]
+            left = left[len(results) - results.count(LATER) :]
         done: Future[list[Result]] = Future()
-        done.set_result(self._episodes.outcomes(copy.deepcopy(calls), self._timeout))
+        done.set_result(found)
         return done
 
     def close(self) -> None:

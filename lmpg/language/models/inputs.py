@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def language_inputs(
@@ -25,6 +26,22 @@ def language_inputs(
         "response_ids": pad_right(responses, pad_token_id),
         "response_lengths": torch.tensor([len(ids) for ids in responses]),
     }
+
+
+def chosen_steps(inputs: dict[str, Tensor]) -> Tensor:
+    """Which steps of responses the policy chose, bool [B, T]: all, but where `response_turns` says
+    which of its turns each belongs to (1, 2, …), those that belong to one (0: to none)."""
+    step_T = torch.arange(inputs["response_ids"].shape[1], device=inputs["response_ids"].device)
+    inside_BT = step_T < inputs["response_lengths"][:, None]
+    turns_BT = inputs.get("response_turns")
+    return inside_BT if turns_BT is None else inside_BT & (turns_BT > 0)
+
+
+def steps_in_turn(turns_BT: Tensor) -> Tensor:
+    """How many steps of its turn lie before each step, [B, T]."""
+    step_T = torch.arange(turns_BT.shape[1], device=turns_BT.device)
+    begins_BT = turns_BT != F.pad(turns_BT, (1, 0), value=-1)[:, :-1]
+    return step_T - torch.where(begins_BT, step_T, 0).cummax(1).values
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> Tensor:
@@ -64,11 +81,9 @@ def trimmed(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without the columns of padding that no row needs."""
     prompt = max(int(inputs["prompt_lengths"].max()), 1)
     response = max(int(inputs["response_lengths"].max()), 1)
-    return {
-        **inputs,
-        "prompt_ids": inputs["prompt_ids"][:, -prompt:],
-        "response_ids": inputs["response_ids"][:, :response],
-    }
+    of_steps = ("response_ids", "response_turns")
+    cut = {name: inputs[name][:, :response] for name in of_steps if name in inputs}
+    return {**inputs, **cut, "prompt_ids": inputs["prompt_ids"][:, -prompt:]}
 
 
 def forward_arguments(inputs: dict[str, Tensor], left: bool = True) -> dict[str, Tensor]:

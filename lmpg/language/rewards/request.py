@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from lmpg.language.data.chat import Messages
+
 GIVEN = ("prompts", "completions", "completion_ids")
 TOLD = ("trainer_state", "log_extra", "log_metric")
 """What TRL gives reward functions beside columns; given where a function names it."""
@@ -16,7 +18,7 @@ TOLD = ("trainer_state", "log_extra", "log_metric")
 class RewardRequest:
     """B responses to be scored; every list has (or holds lists with) one entry per response.
 
-    prompts: as the user wrote them. completions: as text.
+    prompts: as the user wrote them. completions: as text, or of several turns as messages.
     completion_steps: the pieces of each completion, where rewards may score each of them.
     token_indices: of each completion, the tokens that a process reward gives one number each; None
         if a reward may give one number per completion only.
@@ -24,7 +26,7 @@ class RewardRequest:
     """
 
     prompts: list
-    completions: list[str]
+    completions: list[str | Messages]
     completion_ids: list[list[int]]
     columns: dict[str, list]
     completion_steps: list[list[str]] | None = None
@@ -33,11 +35,12 @@ class RewardRequest:
 
     def arguments(self) -> dict[str, list]:
         """Everything that a function may ask for; where a prompt is chat messages, functions get
-        its completion as messages too: [{"role": "assistant", "content": ...}].
+        its completion as messages too: [{"role": "assistant", "content": ...}], of several turns
+        with what others wrote between them.
         """
         written = [
             completion
-            if isinstance(prompt, str)
+            if isinstance(prompt, str) or not isinstance(completion, str)
             else [{"role": "assistant", "content": completion}]
             for prompt, completion in zip(self.prompts, self.completions)
         ]

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lmpg.language.data.chat import ChatOptions, chat_options
+from lmpg.language.data.chat import ChatOptions, Messages, chat_options
 from lmpg.language.data.tokenizing import bos_ids, cut_left, scored_ids
 from lmpg.language.models.forward.kept_weights import chosen_dtype, exact_dtype, keep_frozen
 from lmpg.language.models.loading import (
@@ -85,7 +85,7 @@ class ModelReward:
             reply.notes.append(f"{said}, but each sample alone has a score, which is slow")
         return reply
 
-    def _scores(self, rows: list[tuple[Any, str, ChatOptions]]) -> RewardReply:
+    def _scores(self, rows: list[tuple[Any, str | Messages, ChatOptions]]) -> RewardReply:
         whole = [scored_ids(self.tokenizer, *row) for row in rows]
         scores = self.scorer.score([cut_left(ids, self.max_tokens, self._bos) for ids in whole])
         if len(scores) != len(rows):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from lmpg.language.data.chat import Messages
 from lmpg.language.data.tokenizing import read_special_tokens
 from lmpg.language.rewards.functions import FunctionReward
 from lmpg.language.rewards.local_functions import LocalFunction
@@ -82,16 +83,17 @@ class Scorer:
     def submit(
         self,
         prompts: list,
-        completions: list[str],
+        completions: Sequence[str | Messages],
         completion_ids: list[list[int]],
         columns: dict[str, list],
     ) -> PendingScores:
         """Starts scoring B responses: functions in the background, models when the result is asked.
 
         Every argument has (or holds lists with) one entry per response. prompts: as written.
+        completions: text, or of several turns all messages.
         """
         state = self._state_at(self.done)
-        request = RewardRequest(prompts, completions, completion_ids, columns, state=state)
+        request = RewardRequest(prompts, [*completions], completion_ids, columns, state=state)
         if self._settings.process != "none":
             request = self._with_token_indices(request)
         replies = {name: reward.submit(request) for name, reward in self._rewards.items()}
@@ -147,7 +149,8 @@ class Scorer:
             return replace(request, token_indices=[list(range(len(row))) for row in ids])
         if self._decode is None:
             raise ValueError("rewards.process = 'step' needs `decode`, to find the steps' tokens")
-        separator, texts = self._settings.step_separator, request.completions
+        separator = self._settings.step_separator
+        texts = [str(text) for text in request.completions]  # of one turn, see `LanguageSettings`
         return replace(
             request,
             completion_steps=[pieces(text, separator) for text in texts],

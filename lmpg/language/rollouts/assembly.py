@@ -3,7 +3,7 @@ and the metrics of a rollout."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from lmpg.functional.masking import masked_mean
 from lmpg.language.models.reference import Reference
 from lmpg.language.rewards.results.scores import Step
 from lmpg.language.rewards.settings import Truncated
+from lmpg.language.rollouts.completed import Talk
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.score_processing import score_tensors
 from lmpg.language.rollouts.scoring import ScoredGroups
@@ -28,7 +29,8 @@ class RolloutPart:
     """Rows of a rollout, with the raw scores and EOS flags that are logged but not learned from.
 
     slots: the place of each row's group in the rollout. shown: the row's entry in samples.jsonl, {}
-    for all but the first rows; nothing where none are written.
+    for all but the first rows; nothing where none are written. ends: of each row its turns, why it
+    ended and its tokens with observations; nothing where each is one turn.
     """
 
     slots: list[int]
@@ -36,6 +38,7 @@ class RolloutPart:
     raw: list[float | None]
     finished: list[bool]
     shown: list[dict[str, Any]]
+    ends: list[tuple[int, str, int]] = field(default_factory=list)
 
     @classmethod
     def joined(cls, parts: list[RolloutPart]) -> RolloutPart:
@@ -52,7 +55,7 @@ class RolloutPart:
             rows = [x for part in parts for x in getattr(part, name)]
             return [rows[i] for i in order if rows]
 
-        names = ("slots", "raw", "finished", "shown")
+        names = ("slots", "raw", "finished", "shown", "ends")
         return cls(rollout=rollout, **{name: ordered(name) for name in names})
 
 
@@ -85,11 +88,24 @@ def assembled(
     )
     if greedy is not None:
         rollout = replace(rollout, greedy_scores_B=score_tensors(greedy)[0].float())
+    if completions.talks:
+        rollout = _with_turns(rollout, completions.talks)
     if truncated == "mask_loss":
         rollout = replace(rollout, learned_B=completions.samples.finished_B.cpu())
     if truncated == "bootstrap":
         rollout = _bootstrapped(rollout, completions.samples, generator)
-    return RolloutPart(slots, rollout, raw.scores.totals, completions.finished, shown)
+    ends = [(len(x.turns), x.end, len(ids)) for x, ids in zip(completions.talks, completions.ids)]
+    return RolloutPart(slots, rollout, raw.scores.totals, completions.finished, shown, ends)
+
+
+def _with_turns(rollout: Rollout, talks: list[Talk]) -> Rollout:
+    """Which turn of the policy each of its steps belongs to, and from which state that started."""
+    numbers_BT = rollout.inputs["response_turns"]
+    states_BT = torch.zeros_like(numbers_BT)
+    for b, talk in enumerate(talks):
+        for turn in talk.turns:
+            states_BT[b, turn.start : turn.end] = turn.state
+    return replace(rollout, turns_BT=numbers_BT - 1, states_BT=states_BT)
 
 
 def _rollout(
@@ -187,7 +203,21 @@ def rollout_metrics(part: RolloutPart, *, processed: bool) -> dict[str, float]:
         ratio_BT = log_ratio(old_BT, rollout.sampler_logprobs_BT).exp()
         metrics["sampler/kl"] = float(masked_mean(apart_BT, mask_BT))
         metrics["sampler/ratio_max"] = float(torch.where(mask_BT, ratio_BT, 0).max())
-    return metrics
+    return metrics | _turn_metrics(part.ends)
+
+
+def _turn_metrics(ends: list[tuple[int, str, int]]) -> dict[str, float]:
+    """Of rows of several turns: means per row, and how many rows ended otherwise than their
+    environment says."""
+    if not ends:
+        return {}
+    turns, whys, tokens = zip(*ends)
+    return {
+        "environment/turns": sum(turns) / len(ends),
+        "environment/tokens": sum(tokens) / len(ends),
+        "environment/truncated": sum(x not in ("terminated", "error") for x in whys) / len(ends),
+        "environment/errors": float(whys.count("error")),
+    }
 
 
 def _mean_sum(x_BT: Tensor, mask_BT: Tensor) -> float:
@@ -206,6 +236,6 @@ def _joined(rollouts: list[Rollout]) -> Rollout:
             return values[0]
         return stacked(values, 0, left=name == "prompt_ids")
 
-    names = [f.name for f in fields(Rollout)]
+    names = [x.name for x in fields(Rollout)]
     found = {name: together(name, [getattr(r, name) for r in rollouts]) for name in names}
     return Rollout(**found)

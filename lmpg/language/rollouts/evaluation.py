@@ -43,9 +43,10 @@ class Evaluator:
         reward, reward_std: mean and std of the score. reward_errors: completions without one, if
         there are any. pass_at_k: mean chance that one of k passes, for k = 1, 2, 4 … `samples`,
         where there are several. greedy_reward: mean score of greedy completions, where asked for.
-        distinct: share of distinct completions. length: mean tokens. kl: mean nats per completion
-        to the reference. And what `eval_metric` adds. UserError if more completions than
-        `max_error_share` have no score. Diverged if a token's probability is NaN.
+        distinct: share of distinct completions. length: mean tokens of the policy. turns: their
+        mean, where there are environments. kl: mean nats per completion to the reference. And what
+        `eval_metric` adds. UserError if more completions than `max_error_share` have no score.
+        Diverged if a token's probability is NaN.
         """
         prompts = [self.prompts[i % len(self.prompts)] for i in range(self.size)]
         parts = self.generator, prompts
@@ -64,9 +65,11 @@ class Evaluator:
             likeliest = judged(*parts, 1, self.rows, self.scorer, greedy=True)
             metrics["greedy_reward"] = score_statistics(likeliest.scores)["reward"]
         metrics["distinct"] = found.distinct
-        metrics["length"] = mean([len(ids) for ids in found.ids])
+        metrics["length"] = mean(found.lengths)
         if self.reference is not None:
             metrics["kl"] = mean(found.kls)
+        if found.talks:
+            metrics["turns"] = mean([len(talk.turns) for talk in found.talks])
         gold = self.eval_metric(found.prompts, found.texts) if self.eval_metric else {}
         return metrics | gold
 

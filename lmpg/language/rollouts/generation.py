@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
@@ -16,69 +15,19 @@ from lmpg.language.data.tokenizing import completion_texts
 from lmpg.language.models.forward.response_states import one_token_more
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.reference import Reference
-from lmpg.language.rewards.scorer import PendingScores, Scorer
+from lmpg.language.rollouts.completed import Completions, Draw, Key
+from lmpg.language.rollouts.several_turns import Environments
 from lmpg.language.sampling.sampler import Sampler
-from lmpg.language.sampling.samples import Samples, concatenated
+from lmpg.language.sampling.samples import Samples
 from lmpg.language.sampling.server.server_sampler import ServerSampler
 from lmpg.language.sampling.stops import NewSearch, stopping
 from lmpg.runtime.machine import give_back_freed_memory
 from lmpg.runtime.processes import Processes
-from lmpg.runtime.seeding import generator
 from lmpg.training.old_logprobs import RECOMPUTED, OldLogprobs
 from lmpg.training.update import microbatches
 from lmpg.types import Evaluation
 
-Key = tuple[int | str, ...]
 Evaluate = Callable[[dict[str, Tensor]], Tensor]
-
-
-@dataclass(frozen=True)
-class Completions:
-    """What one rank generated; row b completes `prompts[b]`.
-
-    samples: padded token ids, with the numbers that the sampler recorded. ids: the same token ids
-    without padding, EOS included. finished: whether the row ended by EOS or a stop string, not at
-    the length limit.
-    """
-
-    prompts: list[Prompt]
-    samples: Samples
-    texts: list[str]
-    ids: list[list[int]]
-    finished: list[bool]
-
-    def submit_to(self, scorer: Scorer) -> PendingScores:
-        """Start scoring the completions; the result is there when the scorer has finished."""
-        names: set[str] = set()
-        for prompt in self.prompts:
-            names |= prompt.columns.keys()
-        columns = {}
-        for name in sorted(names):
-            columns[name] = [p.columns.get(name) for p in self.prompts]
-        return scorer.submit([p.prompt for p in self.prompts], self.texts, self.ids, columns)
-
-    def rows(self, index: list[int]) -> Completions:
-        """The completions with only the rows in `index`, in that order."""
-        return Completions(
-            [self.prompts[i] for i in index],
-            self.samples.rows(torch.tensor(index)),
-            [self.texts[i] for i in index],
-            [self.ids[i] for i in index],
-            [self.finished[i] for i in index],
-        )
-
-    @classmethod
-    def joined(cls, parts: list[Completions], pad_token_id: int) -> Completions:
-        """The rows of all parts, in their order."""
-        if len(parts) == 1:
-            return parts[0]
-
-        def together(name: str) -> list[Any]:
-            return list(chain.from_iterable(getattr(part, name) for part in parts))
-
-        samples = concatenated([x.samples for x in parts], pad_token_id)
-        names = ("prompts", "texts", "ids", "finished")
-        return cls(samples=samples, **{name: together(name) for name in names})
 
 
 def stop_search(
@@ -103,6 +52,7 @@ class Generator:
 
     microbatch_size, microbatch_tokens: rows and tokens per forward where completions are evaluated
     again; 0 tokens is no limit. old_logprobs: where the log-probs of a rollout come from.
+    environments: whom the policy talks to; None where a completion is one turn.
     """
 
     policy: CausalLMPolicy
@@ -113,6 +63,17 @@ class Generator:
     microbatch_size: int
     microbatch_tokens: int = 0
     old_logprobs: OldLogprobs = RECOMPUTED
+    environments: Environments | None = None
+
+    def completed(self, prompts: list[Prompt], draw: Draw) -> Completions:
+        """Completions of each of this rank's prompts, of several turns where there are
+        environments."""
+        if self.environments is None:
+            return self.generate(prompts, draw.group_size, draw.uniforms())
+        if not self.policy.is_small:
+            give_back_freed_memory()  # by loading and learning, in other sizes
+        assert isinstance(self.sampler, Sampler)  # no servers where there are environments
+        return self.environments.converse(self.sampler, self.tokenizer, prompts, draw)
 
     def generate(
         self, prompts: list[Prompt], group_size: int, uniforms_BT: Tensor | None
@@ -128,12 +89,15 @@ class Generator:
         texts = completion_texts(self.tokenizer, prompt_ids, ids, ends)
         return Completions(repeated, samples, texts, ids, samples.finished_B.tolist())
 
-    def uniforms(self, key: Key, num_prompts: int, group_size: int) -> Tensor:
-        """This rank's rows of the global batch's uniforms [B, T], one per (completion, token)."""
-        shape = (num_prompts * group_size, self.sampler.max_new_tokens)
-        drawn = torch.rand(shape, generator=generator(self.seed, *key))
+    def draw(self, key: Key, num_prompts: int, group_size: int, greedy: bool = False) -> Draw:
+        """Which random numbers this rank's share of `num_prompts` prompts takes."""
         mine = self.processes.share_of(num_prompts)
-        return drawn[mine.start * group_size : mine.stop * group_size]
+        shape = num_prompts, group_size, self.sampler.max_new_tokens
+        return Draw((self.seed, *key), *shape, range(mine.start, mine.stop), greedy)
+
+    def uniforms(self, key: Key, num_prompts: int, group_size: int) -> Tensor | None:
+        """This rank's rows of the global batch's uniforms [B, T], one per (completion, token)."""
+        return self.draw(key, num_prompts, group_size).uniforms()
 
     @torch.no_grad()
     def old_evaluation(self, samples: Samples) -> Evaluation:

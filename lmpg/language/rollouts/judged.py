@@ -12,8 +12,10 @@ from lmpg.functional.sampled_estimates import pass_at_k
 from lmpg.language.data.prompts import Prompt
 from lmpg.language.models.reference import Reference
 from lmpg.language.rewards.scorer import Scorer
+from lmpg.language.rollouts.completed import Draw, Talk
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.score_processing import score_tensors
+from lmpg.language.rollouts.scoring import with_rewards_of_turns
 
 KEY = ("evaluate",)
 """Of the random numbers: the same in every evaluation with the same seed."""
@@ -23,14 +25,18 @@ KEY = ("evaluate",)
 class Judged:
     """`samples` completions of each prompt, prompt-major, and what was found of each of them.
 
-    kls: nats to the reference, where there is one. by_reward: scores of each reward, none without
-    a scorer. messages: what the rewards said. ruined: whether a token's probability was NaN.
+    prompts: as each began. lengths: tokens that the policy wrote. talks: how they went on, [] where
+    each is one turn. kls: nats to the reference, where there is one. by_reward: scores of each
+    reward, none without a scorer. messages: what the rewards said. ruined: whether a token's
+    probability was NaN.
     """
 
     samples: int
     prompts: list[Prompt] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     ids: list[list[int]] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    talks: list[Talk] = field(default_factory=list)
     finished: list[bool] = field(default_factory=list)
     scores: list[float | None] = field(default_factory=list)
     by_reward: dict[str, list[float | None]] = field(default_factory=dict)
@@ -57,8 +63,9 @@ class Judged:
         return pass_at_k(passed_P, known_B.view(shape).sum(1), k)
 
     def add(self, other: Judged) -> None:
-        """Append the completions of further prompts, which `prompts` holds already."""
-        for name in ("texts", "ids", "finished", "scores", "kls", "messages"):
+        """Append the completions of further prompts."""
+        of_rows = ("prompts", "texts", "ids", "lengths", "finished", "talks", "scores", "kls")
+        for name in (*of_rows, "messages"):
             getattr(self, name).extend(getattr(other, name))
         for name, scores in other.by_reward.items():
             self.by_reward.setdefault(name, []).extend(scores)
@@ -81,17 +88,16 @@ def judged(
     rank are done.
     """
     generator.publish()
-    uniforms_BT = None if greedy else generator.uniforms(KEY, len(prompts), samples)
+    draw = generator.draw(KEY, len(prompts), samples, greedy)
     mine, found = generator.processes.share(prompts), Judged(samples)
     together = max(1, rows // samples)
     with generator.sampler.reading_once():
         for start in range(0, len(mine), together):
             part = mine[start : start + together]
-            of_part = slice(start * samples, (start + len(part)) * samples)
-            uniforms = None if uniforms_BT is None else uniforms_BT[of_part]
-            found.add(_of_part(generator, part, samples, uniforms, scorer, reference))
+            of_part = draw.part(start, start + together)
+            found.add(_of_part(generator, part, of_part, scorer, reference))
             progress(start + len(part))
-    whole = Judged(samples, [prompt for prompt in prompts for _ in range(samples)])
+    whole = Judged(samples)
     for part_of_rank in generator.processes.gather_list([found]):
         whole.add(part_of_rank)
     return whole
@@ -100,17 +106,18 @@ def judged(
 def _of_part(
     generator: Generator,
     prompts: list[Prompt],
-    samples: int,
-    uniforms_BT: Tensor | None,
+    draw: Draw,
     scorer: Scorer | None,
     reference: Reference | None,
 ) -> Judged:
-    completions = generator.generate(prompts, samples, uniforms_BT)
-    part = Judged(samples, texts=completions.texts, ids=completions.ids)
+    completions = generator.completed(prompts, draw)
+    part = Judged(draw.group_size, texts=completions.texts, ids=completions.ids)
+    part.prompts, part.talks = completions.prompts, completions.talks
+    part.lengths = completions.samples.mask_BT.sum(1).tolist()
     part.finished = completions.finished
     part.ruined = bool(completions.samples.logprobs_BT.isnan().any())
     if scorer is not None:
-        scores = completions.submit_to(scorer).result()
+        scores = with_rewards_of_turns(completions.submit_to(scorer).result(), completions)
         part.scores, part.by_reward = scores.totals, scores.by_reward
         part.messages = scores.messages
     if reference is not None:

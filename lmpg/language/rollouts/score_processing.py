@@ -4,6 +4,7 @@ from; and the metrics of raw scores."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from lmpg.functional.advantages import decoupled
 from lmpg.functional.score_statistics import RunningMoments, overlong_punishment
 from lmpg.language.rewards.results.scores import Scores
 from lmpg.language.rewards.settings import RewardSettings
-from lmpg.language.rollouts.generation import Completions
+from lmpg.language.rollouts.completed import Completions
 
 STD_EPS = 1e-8  # keeps the divisor above 0 where all scores are the same
 NO_SPREAD = 1e-6  # below this std, running scores are centred but not scaled
@@ -60,7 +61,8 @@ class ScoreProcessing:
         if self.settings.combine == "sum":
             return totals
         each = [self._counted(completions, x) for x in scores.by_reward.values()]
-        weights_K = torch.tensor(self.settings.weights or [1.0] * len(each), dtype=torch.float64)
+        weights = [*self.settings.weights, *[1.0] * len(each)][: len(each)]  # an environment's: 1
+        weights_K = torch.tensor(weights, dtype=torch.float64)
         scores_KPG = torch.stack([score_tensors(x)[0] for x in each]).view(
             len(each), -1, group_size
         )
@@ -112,7 +114,7 @@ class ScoreProcessing:
         return replace(self, seen=RunningMoments(**state["scores"])) if "scores" in state else self
 
 
-def mean(values: list[float]) -> float:
+def mean(values: Sequence[float]) -> float:
     """Mean of a list; NaN of an empty one."""
     return sum(values) / len(values) if values else math.nan
 

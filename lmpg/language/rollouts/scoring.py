@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-
-from torch import Tensor
 
 from lmpg.functional.advantages import group_centred
 from lmpg.language.data.order import prompts_for_step
 from lmpg.language.data.prompts import Prompt
 from lmpg.language.rewards.results.scores import Scores, listed
 from lmpg.language.rewards.scorer import Scorer
-from lmpg.language.rollouts.generation import Completions, Generator, Key
+from lmpg.language.rollouts.completed import Completions, Draw, Key
+from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.score_processing import ScoreProcessing, score_tensors
 from lmpg.runtime.machine import Stopwatch
 from lmpg.settings.section import RunStopped
 from lmpg.types import Algorithm
+
+ENVIRONMENT = "environment"
+"""What the rewards of turns are called beside others."""
 
 
 @dataclass(frozen=True)
@@ -140,25 +143,27 @@ class GroupSampler:
         if not share:
             return []
         group_size, mine = self.algorithm.group_size, prompts[share.start : share.stop]
-        uniforms_BT = self.generator.uniforms(key, len(prompts), group_size)
-        completions, scores = self._scored(mine, group_size, uniforms_BT, chunks, watch)
+        draw = self.generator.draw(key, len(prompts), group_size)
+        completions, scores = self._scored(mine, draw, chunks, watch)
         greedy = None
         if "greedy" in self.algorithm.needs:
-            distinct = list(dict.fromkeys(mine))
-            best, its_scores = self._scored(distinct, 1, None, 1, watch)
-            of_group = [distinct.index(i) for i in mine]
+            distinct, of_group = list(dict.fromkeys(mine)), list(range(len(mine)))
+            if self.generator.environments is not None:  # each begins as its group does
+                distinct = mine
+            else:
+                of_group = [distinct.index(i) for i in mine]
+            best, its_scores = self._scored(distinct, draw.greedily(), 1, watch)
             greedy = ScoredGroups(list(share), 1, best.rows(of_group), its_scores.rows(of_group))
         return [ScoredGroups(list(share), group_size, completions, scores, greedy)]
 
     def _scored(
         self,
         prompts: list[int],
-        group_size: int,
-        uniforms_BT: Tensor | None,
+        draw: Draw,
         chunks: int,
         watch: Stopwatch,
     ) -> tuple[Completions, Scores]:
-        """`group_size` completions of each prompt, with their scores.
+        """A group of completions of each prompt, with their scores.
 
         Prompts are divided into `chunks` parts; the rewards score one part while the next is
         generated, and only the wait after the last counts as time/score. The completions are the
@@ -166,32 +171,60 @@ class GroupSampler:
         """
         parts, pending = [], []
         with watch("time/sample"):
-            for part, uniforms in self._chunked(prompts, group_size, uniforms_BT, chunks):
-                parts.append(self.generator.generate(part, group_size, uniforms))
+            for part, of_part in self._chunked(prompts, draw, chunks):
+                parts.append(self.generator.completed(part, of_part))
                 pending.append(parts[-1].submit_to(self.scorer))
             completions = Completions.joined(parts, self.generator.policy.pad_token_id)
         with watch("time/score"):
-            return completions, Scores.joined([x.result() for x in pending])
+            found = Scores.joined([x.result() for x in pending])
+            return completions, with_rewards_of_turns(found, completions)
 
     def ask_ahead(self, iteration: int, chunks: int) -> None:
         """Let servers sample this rank's share of `iteration` already; `sample` asks for the
         same."""
         prompts, group_size = self.prompts_of(iteration), self.algorithm.group_size
         share = self.generator.processes.share_of(len(prompts))
-        uniforms_BT = self.generator.uniforms(("sample", iteration), len(prompts), group_size)
+        draw = self.generator.draw(("sample", iteration), len(prompts), group_size)
         mine, sampler = prompts[share.start : share.stop], self.generator.sampler
-        for part, uniforms in self._chunked(mine, group_size, uniforms_BT, chunks):
-            sampler.ask_ahead([prompt.ids for prompt in part], group_size, uniforms)
+        for part, of_part in self._chunked(mine, draw, chunks):
+            sampler.ask_ahead([prompt.ids for prompt in part], group_size, of_part.uniforms())
 
     def _chunked(
-        self, prompts: list[int], group_size: int, uniforms_BT: Tensor | None, chunks: int
-    ) -> Iterator[tuple[list[Prompt], Tensor | None]]:
+        self, prompts: list[int], draw: Draw, chunks: int
+    ) -> Iterator[tuple[list[Prompt], Draw]]:
         """The prompts in `chunks` parts, with the random numbers of their completions."""
         size = max(1, -(-len(prompts) // chunks))
         for start in range(0, len(prompts), size):
-            rows = slice(start * group_size, (start + size) * group_size)
-            uniforms = None if uniforms_BT is None else uniforms_BT[rows]
-            yield [self.prompts[i] for i in prompts[start : start + size]], uniforms
+            part = [self.prompts[i] for i in prompts[start : start + size]]
+            yield part, draw.part(start, start + size)
+
+
+def with_rewards_of_turns(scores: Scores, completions: Completions) -> Scores:
+    """The scores with what environments gave: each turn's reward on its last token, their sum as a
+    reward called `environment`; None for rows that they lost."""
+    talks = completions.talks
+    if not talks:
+        return scores
+    given = [None if talk.error else talk.reward for talk in talks]
+    pairs = list(zip(scores.totals, given))
+    totals = [None if total is None or x is None else total + x for total, x in pairs]
+    steps = [
+        [(turn.end - 1, turn.reward or 0.0) for turn in talk.turns] if total is not None else []
+        for total, talk in zip(totals, talks)
+    ]
+    lost = Counter(talk.error for talk in talks if talk.error)
+    said = [
+        f"{ENVIRONMENT}: {times} of {len(talks)} without a score: {error}"
+        for error, times in lost.items()
+    ]
+    return replace(
+        scores,
+        totals=totals,
+        by_reward={**scores.by_reward, ENVIRONMENT: given},
+        errors=totals.count(None),
+        messages=[*scores.messages, *said],
+        steps=steps,
+    )
 
 
 def _has_spread(groups: ScoredGroups) -> list[bool]:

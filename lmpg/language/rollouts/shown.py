@@ -10,6 +10,7 @@ import torch
 from lmpg.language.data.tokenizing import completion_text
 from lmpg.language.models.reference import Reference
 from lmpg.language.rewards.process_rewards import token_widths
+from lmpg.language.rollouts.completed import Talk
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.scoring import ScoredGroups
 from lmpg.training.token_view import TOKENS, kept, of_rows
@@ -62,8 +63,24 @@ def shown_rows(raw: ScoredGroups, processed: ScoredGroups, changed: bool) -> lis
         if changed:
             row["processed_score"] = processed.scores.totals[b]
         row["finished"] = completions.finished[b]
+        if completions.talks:
+            row |= _turns(completions.talks[b])
         found.append(row | ({"group": slot} if size > 1 else {}))
     return found
+
+
+def _turns(talk: Talk) -> dict[str, Any]:
+    """A row's turns with what they answered (the first one the prompt), and why it ended."""
+    turns = []
+    for turn in talk.turns:
+        shown: dict[str, Any] = {"text": turn.text, "reward": turn.reward}
+        if turn.before is not None:
+            shown = {"observation": turn.before} | shown
+        turns.append(shown | ({"calls": turn.calls} if turn.calls else {}))
+    if talk.error is not None and turns:
+        turns[-1]["error"] = talk.error
+    lost = {} if talk.error is None else {"error": talk.error}
+    return {"turns": turns, "end": talk.end, **lost}
 
 
 def with_tokens(
@@ -73,15 +90,22 @@ def with_tokens(
     reference: Reference | None,
 ) -> list[dict[str, Any]]:
     """The rows with the texts of their prompt and tokens as the model reads and writes them, the
-    entropy of each token's distribution, and its KL to the reference where there is one."""
+    entropy of each token's distribution, and its KL to the reference where there is one; of several
+    turns, also the number of the turn that the policy wrote each token in, −1 for others' tokens.
+    """
     shown = [b for b, row in enumerate(rows) if row]
     if not shown:
         return rows
     samples = raw.completions.samples.rows(torch.tensor(shown))
     lengths = [len(raw.completions.ids[b]) for b in shown]
-    columns = {"entropy": of_rows(generator.entropy(samples), lengths)}
+    mask_BT, turns_BT = samples.mask_BT, samples.inputs.get("response_turns")
+    entropy_BT = generator.entropy(samples)
+    columns: dict[str, list] = {"entropy": of_rows(entropy_BT, lengths, mask_BT)}
     if reference is not None:
-        columns["kl"] = of_rows(generator.token_kl(reference, samples), lengths)
+        columns["kl"] = of_rows(generator.token_kl(reference, samples), lengths, mask_BT)
+    if turns_BT is not None:
+        numbers = (turns_BT - 1).tolist()
+        columns["turn"] = [[row[t] for t in kept(n)] for row, n in zip(numbers, lengths)]
     made = list(rows)
     for i, b in enumerate(shown):
         ids, prompt = raw.completions.ids[b], raw.completions.prompts[b].ids

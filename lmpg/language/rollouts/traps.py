@@ -14,7 +14,7 @@ from typing import Any
 from lmpg.language.data.prompts import Prompt
 from lmpg.language.data.settings import DataSettings
 from lmpg.language.rewards.results.scores import Scores, listed
-from lmpg.language.rollouts.generation import Completions
+from lmpg.language.rollouts.completed import Completions
 from lmpg.runs.printable import printable
 
 MOST = 2000

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from lmpg.language.models.inputs import moved
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.sampling.choice import Choice, choose
 from lmpg.language.sampling.engines.protocol import Engine
+from lmpg.language.sampling.engines.stored import Stored, Unread
 from lmpg.language.sampling.samples import DistinctPrompts, Recorded, Samples, recorded_samples
 from lmpg.language.sampling.stops import StopSearch
 
@@ -23,9 +26,13 @@ class Decoding:
         prompts: DistinctPrompts,
         limits_B: Tensor,
         search: StopSearch | None = None,
+        unread: Unread | None = None,
+        stores: bool = False,
     ):
         """All on the policy's device: row b gets at most limits_B[b] tokens, or ends where `search`
-        finds a stop string."""
+        finds a stop string. unread: what is to be read of the prompts where some of them is stored;
+        then each has one row. stores: whether rows leave with what is cached of them, see `stored`.
+        """
         self._engine, self._policy, device = engine, policy, policy.device
         self._search, self._num_read = search, 0
         self._eos = torch.tensor(policy.eos_token_ids, device=device)
@@ -35,8 +42,13 @@ class Decoding:
         self._going_R = torch.ones(len(limits_B), dtype=torch.bool, device=device)
         self._records: list[tuple[Tensor, Choice, Tensor | None]] = []
         self._prompts = prompts
-        parts = prompts.ids_PL, prompts.lengths_P, prompts.prompt_B
-        self._hidden_RD = engine.decoder.prefill(*parts)
+        self._stores, self._stored = stores, dict[int, Stored]()
+        decoder: Any = engine.decoder
+        if unread is None:
+            parts = prompts.ids_PL, prompts.lengths_P, prompts.prompt_B
+            self._hidden_RD = decoder.prefill(*parts)
+        else:
+            self._hidden_RD = decoder.go_on(unread)
 
     def choose(self, uniforms_B: Tensor | None, top_k: int, top_p: float) -> None:
         """Samples and records the next token of every row still going."""
@@ -62,6 +74,7 @@ class Decoding:
         finished = num_rows - num_going
         if num_going and finished <= num_rows * self._engine.drop_share:
             return True
+        self._store(~going_R)
         holes = (~going_R[:num_going]).nonzero()[:, 0]
         tail = going_R[num_going:].nonzero()[:, 0] + num_going
         for name in ("_rows_R", "_limits_R", "_tokens_R", "_going_R"):
@@ -80,6 +93,20 @@ class Decoding:
         stop_B = None if self._search is None else self._search.last_tokens(len(self._records))
         given = self._limits_B, self._prompts, self._policy, stop_B
         return recorded_samples(self._recorded(), *given)
+
+    def stored(self) -> dict[int, Stored]:
+        """By row, what is cached of its prompt and of the tokens that it was given, of which the
+        last ones may lie behind its end; {} where nothing can be stored."""
+        self._store(torch.ones_like(self._going_R))
+        self._rows_R = self._rows_R[:0]
+        return self._stored
+
+    def _store(self, leaving_R: Tensor) -> None:
+        places = leaving_R.nonzero()[:, 0].tolist()
+        decoder: Any = self._engine.decoder
+        found = decoder.stored(places) if self._stores and places else None
+        if found is not None:
+            self._stored.update(zip(self._rows_R[places].tolist(), found))
 
     def _look_for_stops(self) -> None:
         """Ends the rows whose newest tokens complete a stop string."""

@@ -3,14 +3,14 @@ forward."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from lmpg.language.models.architectures import TOLERANCE, deviation, probe_ids
+from lmpg.language.models.architectures import TOLERANCE, unsupported
 from lmpg.language.models.forward.padding import bears_padding
 from lmpg.language.models.inputs import of_equal_length
 from lmpg.language.models.policy import CausalLMPolicy
@@ -20,21 +20,18 @@ from lmpg.language.sampling.engines.cpu import CpuDecoder
 from lmpg.language.sampling.engines.cuda import CudaDecoder
 from lmpg.language.sampling.engines.cuda_rollouts import CudaRollouts
 from lmpg.language.sampling.engines.graphs import Capture, CudaGraphs
-from lmpg.language.sampling.engines.known_layers import why_transformers
-from lmpg.language.sampling.engines.policy_weights import PolicyWeights, Reading, policy_weights
-from lmpg.language.sampling.engines.protocol import Decoder, Engine
+from lmpg.language.sampling.engines.policy_weights import PolicyWeights, Reading
+from lmpg.language.sampling.engines.protocol import Engine
+from lmpg.language.sampling.engines.stored import Unread
 from lmpg.language.sampling.engines.transformers import refuse_unusable_cache, transformers_engine
-from lmpg.language.sampling.engines.weights import DecodeWeights
+from lmpg.language.sampling.engines.unreadable import unreadable_layers
+from lmpg.language.sampling.own_engine import engine_deviation, own_engine, own_rounding
 from lmpg.language.sampling.samples import DistinctPrompts, Samples, concatenated
 from lmpg.language.sampling.stops import NewSearch, StopSearch
 from lmpg.runtime.machine import worthwhile_threads
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import UserError
 
-NewDecoder = Callable[[DecodeWeights, int], Decoder]
-"""A decoder over weights, for contexts of so many tokens."""
-_PROBED = 8
-"""Tokens of the texts on which an engine is tried."""
 _ROUNDING = 2.0
 """How far an engine may be from the model in float32, in multiples of what the model's own forward
 is in the policy's precision."""
@@ -118,6 +115,17 @@ class Sampler:
         limits_B = self._limits(prompts).repeat_interleave(group_size)
         if uniforms_BT is not None:
             self._check_uniforms(uniforms_BT, len(limits_B))
+        return self.answered(prompts, group_size, limits_B, uniforms_BT)
+
+    def answered(
+        self,
+        prompts: list[list[int]],
+        group_size: int,
+        limits_B: Tensor,
+        uniforms_BT: Tensor | None,
+    ) -> Samples:
+        """As `sample` does, at most limits_B[b] tokens in row b."""
+        if uniforms_BT is not None:
             uniforms_BT = uniforms_BT.to(self.policy.device)
         if bears_padding(self.policy.trunk):
             return self._sampled(prompts, group_size, limits_B, uniforms_BT)
@@ -148,7 +156,7 @@ class Sampler:
             self.backend = f"by the CUDA engine, {self._cuda.backend}"
             self._after_sampling()
             return samples
-        return self._decoded(self._engine(reason, length), distinct, limits_B, uniforms_BT)
+        return self.decoded(self.engine(reason, length), distinct, limits_B, uniforms_BT).samples()
 
     def _after_sampling(self) -> None:
         """What the CUDA engine has read serves as long as the policy does not learn."""
@@ -157,14 +165,27 @@ class Sampler:
             if not (self._keep_engine or self._reading.inside):
                 self._cuda.let_go()
 
-    def _decoded(
-        self, engine: Engine, prompts: DistinctPrompts, limits_B: Tensor, uniforms_BT: Tensor | None
-    ) -> Samples:
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether rows may leave with what is cached of them, as far as lmpg's own engine goes."""
+        return self._cuda is None
+
+    def decoded(
+        self,
+        engine: Engine,
+        prompts: DistinctPrompts,
+        limits_B: Tensor,
+        uniforms_BT: Tensor | None,
+        unread: Unread | None = None,
+        stores: bool = False,
+    ) -> Decoding:
+        """A batch that is sampled to its end. unread, stores: as `Decoding` takes them."""
         num_steps = int(limits_B.max())
         work = num_weights(self.policy.causal_lm) * len(limits_B)
         with engine.precision(), worthwhile_threads(work):
             limits_B = limits_B.to(self.policy.device)
-            decoding = Decoding(engine, self.policy, prompts, limits_B, self._search(prompts))
+            search = self._search(prompts)
+            decoding = Decoding(engine, self.policy, prompts, limits_B, search, unread, stores)
             for step in range(num_steps):
                 uniforms_B = None if uniforms_BT is None else uniforms_BT[:, step]
                 decoding.choose(uniforms_B, self.top_k, self.top_p)
@@ -172,7 +193,7 @@ class Sampler:
                     break
                 if step + 1 < num_steps:
                     decoding.advance()
-        return decoding.samples()
+        return decoding
 
     def why_slower(self, length: int) -> str | None:
         """Why the model's own forward samples; None where lmpg's engine does."""
@@ -189,11 +210,15 @@ class Sampler:
     def _search(self, prompts: DistinctPrompts) -> StopSearch | None:
         return None if self._stops is None else self._stops(prompts)
 
-    def _engine(self, reason: str | None, length: int) -> Engine:
-        """The weights are read here, anew for each rollout: an update has changed them."""
+    def engine(
+        self, reason: str | None, length: int, weights: PolicyWeights | None = None
+    ) -> Engine:
+        """lmpg's for the CPU where no `reason` speaks against it, in contexts of `length` tokens.
+        Weights are read here, anew for each rollout, unless they are given: an update has changed
+        them."""
         if reason is None:
             self.backend = "by the CPU engine"
-            return own_engine(self._reading(length), length)
+            return own_engine(self.policy, length, weights=weights or self._reading(length))
         self.backend = f"by the model's own forward, which is slower, because {reason}"
         if not self._tried:
             refuse_unusable_cache(self.policy)
@@ -235,41 +260,6 @@ class Sampler:
             )
 
 
-def own_engine(weights: PolicyWeights, length: int, decoder: NewDecoder = CpuDecoder) -> Engine:
-    """lmpg's decoder over weights that were read, for contexts of `length` tokens."""
-    new = decoder(weights.decoder, length)
-    return Engine(new, weights.logits, weights.values, nullcontext, 0.0)
-
-
-@torch.no_grad()
-def engine_deviation(policy: CausalLMPolicy, decoder: NewDecoder = CpuDecoder) -> float:
-    """How far a decoder's hidden states, in the policy's precision, are from transformers' in
-    float32."""
-    length = min(policy.context_length, _PROBED)
-    ours = _hidden_after_steps(policy, own_engine(policy_weights(policy, length), length, decoder))
-    with policy.in_float32():
-        return deviation(ours, _hidden_after_steps(policy, transformers_engine(policy)))
-
-
-@torch.no_grad()
-def own_rounding(policy: CausalLMPolicy) -> float:
-    """How far transformers' own hidden states, in the policy's precision, are from those in
-    float32."""
-    if not policy.bf16 and policy.device.type == "cpu":
-        return 0.0
-    rounded = _hidden_after_steps(policy, transformers_engine(policy))
-    with policy.in_float32():
-        return deviation(rounded, _hidden_after_steps(policy, transformers_engine(policy)))
-
-
-def _hidden_after_steps(policy: CausalLMPolicy, engine: Engine) -> Tensor:
-    """Hidden states after a few tokens of two prompts of different lengths."""
-    length = min(policy.context_length, _PROBED)
-    steps = length // 2
-    ids_RL = probe_ids(policy.causal_lm, 2, length).to(policy.device)
-    lengths = torch.tensor([length - steps, 1], device=policy.device)
-    rows = torch.arange(2, device=policy.device)
-    with engine.precision():
-        hidden = [engine.decoder.prefill(ids_RL[:, :-steps], lengths, rows)]
-        hidden += [engine.decoder.advance(ids) for ids in ids_RL[:, -steps:].T]
-    return torch.stack(hidden)
+def why_transformers(policy: CausalLMPolicy, length: int) -> str | None:
+    """Why transformers must compute a policy in contexts of `length` tokens; None if lmpg can."""
+    return unsupported(policy.causal_lm, length) or unreadable_layers(policy.causal_lm)

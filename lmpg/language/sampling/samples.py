@@ -49,6 +49,8 @@ class DistinctPrompts:
 class Samples:
     """B responses, prompt-major, with what was recorded while they were sampled (0 in padding).
 
+    Of several turns, inputs has `response_turns` [B, T], 1, 2, … in the policy's own turns and 0 in
+    what others wrote between them, which is no part of the mask.
     entropy_BT: None where the engine tells none.
     finished_B: ended by an EOS token, part of the response and of the mask, or by the token
         in which a stop string is complete.
@@ -127,6 +129,8 @@ def concatenated(parts: Sequence[Samples], pad_token_id: int) -> Samples:
         "response_ids": stacked([x.inputs["response_ids"] for x in parts], pad_token_id),
         "response_lengths": torch.cat([x.inputs["response_lengths"] for x in parts]),
     }
+    if "response_turns" in parts[0].inputs:
+        inputs["response_turns"] = stacked([x.inputs["response_turns"] for x in parts], 0)
     values = [x.values_BT for x in parts if x.values_BT is not None]
     entropies = [x.entropy_BT for x in parts if x.entropy_BT is not None]
     return Samples(

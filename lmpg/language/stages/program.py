@@ -23,6 +23,7 @@ from lmpg.language.stages.settings import (
 )
 from lmpg.language.stages.sft import sft
 from lmpg.language.stages.stage_memory import work_of
+from lmpg.language.worlds.made_by_main import made_by_main
 from lmpg.language.worlds.registry import world_asked_for, world_stage
 from lmpg.language.worlds.world import OfflineWorld
 from lmpg.runs.fingerprints import Inputs
@@ -102,8 +103,7 @@ def built(settings: OfflineLearningSettings, processes: Processes) -> OfflineWor
     if processes.is_main:
         print(f"built-in world: {name} (data.world)", flush=True)
     start = Path(settings.model.path) if settings.model.path else None
-    processes.on_main(lambda: build(start) and None)
-    return build(start)
+    return made_by_main(processes, lambda: build(start))
 
 
 def assembled(

@@ -23,6 +23,8 @@ from lmpg.settings.section import UserError
 
 MANIFEST = "manifest.json"
 FACTS = "facts.json"
+asked_for: list[str] = []
+"""Names of the folders that this process was given, in turn."""
 
 
 def cached(name: str, settings: dict[str, Any], make: Callable[[Path], None]) -> Path:
@@ -35,6 +37,7 @@ def cached(name: str, settings: dict[str, Any], make: Callable[[Path], None]) ->
     text = json.dumps({**settings, "threads": 1}, sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     folder = cache_folder() / f"{name}-{key}"
+    asked_for.append(folder.name)
     if is_whole(folder):
         return folder
     with _lock(folder):

@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
 
 from lmpg.algorithms.fixed_data.bradley_terry import BradleyTerry
 from lmpg.algorithms.fixed_data.maximum_likelihood import MaximumLikelihood
@@ -40,10 +45,15 @@ Stop = Callable[[CausalLMPolicy, Any, int], bool]
 
 
 def blank_model(
-    folder: Path, tokenizer: PreTrainedTokenizerFast, shape: dict[str, Any], seed: int
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    shape: dict[str, Any],
+    seed: int,
+    family: Callable[..., PretrainedConfig] = LlamaConfig,
 ) -> None:
-    """A random Llama with tied embeddings and the tokenizer's vocabulary, saved in `folder`."""
-    config = LlamaConfig(
+    """A random model (a Llama, or of another family's config) with tied embeddings and the
+    tokenizer's vocabulary, saved in `folder`."""
+    config = family(
         vocab_size=len(tokenizer),
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -53,7 +63,7 @@ def blank_model(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
+        model = AutoModelForCausalLM.from_config(config)
     save_folder(folder, model, tokenizer)
 
 

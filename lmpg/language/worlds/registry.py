@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 DEFAULT = "reviews"
 PREFIX = "world:"
 WORLDS: ByName[WorldModule] = ByName(
-    {"reviews": "lmpg.language.worlds.reviews", "addition": "lmpg.language.worlds.addition"}
+    {
+        "reviews": "lmpg.language.worlds.reviews",
+        "addition": "lmpg.language.worlds.addition",
+        "guess": "lmpg.language.worlds.guess",
+        "calculator": "lmpg.language.worlds.calculator",
+        "rooms": "lmpg.language.worlds.rooms",
+    }
 )
 
 

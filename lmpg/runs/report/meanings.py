@@ -21,6 +21,15 @@ REWARD: dict[str, Meaning] = {
     "frac_reward_zero_std": ("Groups without spread", "share",
         "Groups of responses to one prompt that all score alike; they teach nothing.",
         "Near 1: prompts are too hard, too easy, or the temperature is too low."),
+    "environment/turns": ("Turns", "turns of the policy", "Mean of an episode.",
+        "It stays at environment.max_turns: episodes do not end by themselves."),
+    "environment/tokens": ("Tokens of an episode", "tokens",
+        "Mean of all behind the first prompt: the policy's, and what it observes.", ""),
+    "environment/truncated": ("Episodes cut off", "share",
+        "Those that a limit ended, of the environment or of the settings.",
+        "Near 1: raise environment.max_turns or environment.max_tokens."),
+    "environment/errors": ("Episodes lost", "episodes", "Those whose environment failed.",
+        "It grows: the log names the error; such episodes teach nothing."),
     "objective/scores": ("Raw score", "score", "Mean score before score processing.", ""),
     "objective/shaped_scores": ("Processed score", "score",
         "Mean score after penalties, clipping and normalising, as learned from.",
@@ -173,6 +182,12 @@ HELD_OUT = {
     "distinct": "share of distinct responses",
     "length": "tokens per response",
     "accuracy": "share of right answers",
+    "turns": "turns of the policy in an episode",
+    "guesses": "guesses until the number is found",
+    "guesses_over_best": "the same, as a multiple of binary search's",
+    "tool_used": "share of the sums for which the tool was asked",
+    "accuracy_alone": "share of right answers where it was not",
+    "right": "share of the moves that go right; .586 is best",
     "pair_accuracy": "share of pairs ranked rightly",
     "margin": "mean reward, or score, of chosen less rejected",
     "gold": "share that is both positive and grammatical; never shown to training",
@@ -187,7 +202,8 @@ HELD_OUT = {
 """What evaluations measure; metrics.jsonl calls them eval/NAME."""
 
 HEADLINES = (
-    *("reward", "gold_positive", "accuracy", "pair_accuracy", "margin"),
+    *("reward", "gold_positive", "accuracy", "tool_used", "guesses", "right"),
+    *("pair_accuracy", "margin"),
     *("return_mean", "kl", "loss"),
 )
 """The held-out figures that matter first, in their order."""

@@ -10,6 +10,7 @@ from typing import Any
 from lmpg.runs.log_lines import is_number
 from lmpg.runs.report.charts import number
 from lmpg.runs.report.history import spread
+from lmpg.runs.report.shown_turns import conversation, notes, text_of
 from lmpg.runs.report.token_colours import coloured, scales, switch
 
 LONGEST = 4000
@@ -51,7 +52,8 @@ def _step(step: int, rows: Sequence[Row], span: tuple[float, float], scale: Mapp
     for group, members in groupby(rows, key=lambda row: row.get("group")):
         cards = [_card(row, span, scale, group is None) for row in members_of(members)]
         if group is None:
-            parts += cards
+            talks = any(row.get("turns") for row in rows)
+            parts += [f'<div class="members">{"".join(cards)}</div>'] if talks else cards
         else:
             first = next(row for row in rows if row.get("group") == group)
             parts.append(
@@ -76,16 +78,20 @@ def _card(row: Row, span: tuple[float, float], scale: Mapping, with_prompt: bool
         return _pair(row, span)
     prompt = _prompt(row, scale) if with_prompt else ""
     tokens = row.get("tokens")
-    if tokens and scale:
+    if row.get("turns"):
+        text = conversation(row, scale)
+    elif tokens and scale:
         text = coloured(tokens, scale, bool(row.get("finished")))
     else:
-        text = escape(_cut(_text(row.get("completion"))))
-    notes = [f"{name} {number(x)}" for name, x in _parts(row).items()]
-    if row.get("finished") is False:
-        notes.append("cut off")
+        text = escape(_cut(text_of(row.get("completion"))))
+    said = [f"{name} {number(x)}" for name, x in _parts(row).items()]
+    if row.get("turns"):
+        said += notes(row)
+    elif row.get("finished") is False:
+        said.append("cut off")
     if "label" in row:
-        notes.insert(0, str(row["label"]))
-    chips = _chip(row.get("score"), span, notes)
+        said.insert(0, str(row["label"]))
+    chips = _chip(row.get("score"), span, said)
     return f'<div class="sample"><div class="text">{prompt}{text}</div>{chips}</div>'
 
 
@@ -93,13 +99,13 @@ def _pair(row: Row, span: tuple[float, float]) -> str:
     """A chosen and a rejected text, side by side."""
     sides = [
         f'<div class="sample"><div class="text"><b class="muted">{side}</b>\n'
-        f"{escape(_cut(_text(row[side])))}</div>{_chip(row.get(f'score_{side}'), span, [])}</div>"
+        f"{escape(_cut(text_of(row[side])))}</div>{_chip(row.get(f'score_{side}'), span, [])}</div>"
         for side in ("chosen", "rejected")
         if side in row
     ]
     margin = row.get("margin")
     verdict = f'<p class="muted">margin {number(margin)}</p>' if is_number(margin) else ""
-    prompt = f'<span class="prompt">{escape(_cut(_text(row.get("prompt"))))}</span>'
+    prompt = f'<span class="prompt">{escape(_cut(text_of(row.get("prompt"))))}</span>'
     return (
         f'<div class="group"><div class="text">{prompt}</div>{verdict}'
         f'<div class="members">{"".join(sides)}</div></div>'
@@ -109,7 +115,7 @@ def _pair(row: Row, span: tuple[float, float]) -> str:
 def _prompt(row: Row, scale: Mapping) -> str:
     """The prompt, as the model reads it where tokens are shown."""
     read = row.get("tokens", {}).get("prompt") if scale else None
-    text = _text(row.get("prompt")) if read is None else read
+    text = text_of(row.get("prompt")) if read is None else read
     return f'<span class="prompt">{escape(_cut(text))}</span>'
 
 
@@ -136,17 +142,6 @@ def _span(rows: Any) -> tuple[float, float]:
     keys = ("score", "score_chosen", "score_rejected")
     scores = [row[key] for row in rows for key in keys if is_number(row.get(key))]
     return (min(scores), max(scores)) if scores else (0.0, 0.0)
-
-
-def _text(value: Any) -> str:
-    """Text as it is, chat messages as `role: content` lines."""
-    if isinstance(value, list):
-        return "".join(f"{_of(m, 'role', '?')}: {_of(m, 'content', '')}\n" for m in value)
-    return "" if value is None else str(value)
-
-
-def _of(message: Any, key: str, default: str) -> Any:
-    return message.get(key, default) if isinstance(message, dict) else message
 
 
 def _cut(text: str) -> str:

@@ -79,6 +79,17 @@ td.num, th.num { text-align: right; font-variant-numeric: tabular-nums; white-sp
 .score::before { content: ""; position: absolute; inset: 0; background: var(--c1);
   opacity: var(--share); }
 .score b { position: relative; font-weight: inherit; }
+.talk { display: grid; gap: 6px; min-width: 0; } .talk details { margin: 0; }
+.talk details > * + * { margin-top: 6px; }
+.told { color: var(--muted); white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13.5px; }
+.lost { color: var(--warn); }
+.turn { display: flex; gap: 10px; align-items: baseline; min-width: 0; padding: 2px 0 2px 10px;
+  border-left: 3px solid var(--c1); } .turn .text { flex: 0 1 auto; }
+.paid { flex: none; font-size: 12.5px; font-weight: 600; font-variant-numeric: tabular-nums;
+  color: var(--muted); }
+.call { margin-left: 13px; padding: 1px 8px; border-radius: 6px; width: fit-content;
+  max-width: 100%; border: 1px solid var(--line); overflow-wrap: anywhere;
+  font: 12.5px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 details { margin-top: 14px; } summary { cursor: pointer; color: var(--muted); }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 14px 18px; overflow-x: auto; font-size: 13px; line-height: 1.45; }

@@ -66,26 +66,43 @@ def _legend(key: str, size: float) -> str:
 
 def coloured(tokens: Tokens, scale: Mapping[str, float], finished: bool) -> str:
     """A response's tokens as HTML; the token that ends it stands in a frame."""
-    texts = tokens.get("texts", [])
+    marked = marks(tokens, scale)
+    if finished and marked:
+        marked[-1] = framed(marked[-1])
+    return "".join(with_gap(tokens, marked))
+
+
+def marks(tokens: Tokens, scale: Mapping[str, float]) -> list[str]:
+    """Each kept token as HTML, with its colours and the numbers that a hover shows."""
     strengths = {key: _strengths(tokens, key) for key in scale}
-    left_out = tokens.get("length", len(texts)) - len(texts)
     parts = []
-    for t, text in enumerate(texts):
-        if left_out > 0 and t == len(texts) // 2:
-            parts.append(f"<i-n> … {left_out:,} tokens left out … </i-n>")
+    for t, text in enumerate(tokens.get("texts", [])):
         style = ";".join(
             f"--{key}:{max(-1.0, min(1.0, strength / scale[key])):.2f}"
             for key, values in strengths.items()
             for strength in values[t : t + 1]
             if strength is not None
         )
-        last = ' class="end"' if finished and t == len(texts) - 1 else ""
         hover = escape(_numbers(tokens, t))
-        parts.append(f'<t-k{last} style="{style}" data-n="{hover}">{_visible(text)}</t-k>')
-    return "".join(parts)
+        parts.append(f'<t-k style="{style}" data-n="{hover}">{visible(text)}</t-k>')
+    return parts
 
 
-def _visible(text: Any) -> str:
+def framed(mark: str) -> str:
+    """The same token in a frame."""
+    return mark.replace("<t-k ", '<t-k class="end" ', 1)
+
+
+def with_gap(tokens: Tokens, parts: list[str]) -> list[str]:
+    """The parts of the kept tokens, and between their halves how many were left out."""
+    left_out = tokens.get("length", len(parts)) - len(parts)
+    if left_out <= 0:
+        return parts
+    half = len(parts) // 2
+    return [*parts[:half], f"<i-n> … {left_out:,} tokens left out … </i-n>", *parts[half:]]
+
+
+def visible(text: Any) -> str:
     """A token's text; line breaks and what writes nothing by itself are shown."""
     return escape(str(text) or UNFINISHED).replace("\n", "↵\n")
 

@@ -201,6 +201,16 @@ def test_an_instance_is_copied_for_every_episode(mine):
 
 
 @catches("rows beside one that ended the process begin anew", "asked twice after a death")
+@catches("rows that are to be asked again are lost")
+def test_slow_rows_in_this_process_all_have_their_outcomes(monkeypatch):
+    monkeypatch.setattr("lmpg.language.environments.text_episodes.TOGETHER", -1.0)
+    path = "lmpg.language.worlds.tasks.guessing:Guess"
+    with EnvironmentPool(EnvironmentSettings(path=path)) as games:
+        games.reset([{"number": n} for n in (1, 8, 15)], [0, 0, 0])
+        found = games.step({0: "8", 1: "8", 2: "8"})
+    assert [found[row].observation for row in range(3)] == ["lower\n", "right\n", "higher\n"]
+
+
 def test_rows_whose_process_was_ended_by_another_go_on_as_they_were(mine):
     settings = EnvironmentSettings(path=f"{mine}:Count", timeout=0.3)
     with EnvironmentPool(settings) as games:

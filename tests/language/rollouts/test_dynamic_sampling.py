@@ -169,11 +169,11 @@ def test_kept_groups_stay_in_their_places_beside_new_ones():
 
 @catches("every round of dynamic sampling draws the same random numbers")
 def test_every_round_has_random_numbers_of_its_own(monkeypatch):
-    keys, uniforms = [], Generator.uniforms
+    keys, draw = [], Generator.draw
     monkeypatch.setattr(
         Generator,
-        "uniforms",
-        lambda self, key, *rest: keys.append(key) or uniforms(self, key, *rest),
+        "draw",
+        lambda self, key, *rest: keys.append(key) or draw(self, key, *rest),
     )
     source = grouped(3)
     source.collect(3)

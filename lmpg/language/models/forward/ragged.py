@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmpg.language.models.inputs import uploaded
+from lmpg.language.models.inputs import chosen_steps, uploaded
 
 _SLACK = 6
 """Rows share a block while the shortest lacks at most a sixth of the longest: that fewer blocks
@@ -57,7 +57,7 @@ class Block:
 class Ragged:
     """All N tokens of a batch that a trunk reads, block by block, the shared prompts first.
 
-    num_shared: how many of them belong to shared prompts. Of each of the M response tokens:
+    num_shared: how many of them belong to shared prompts. Of each of the M tokens that were chosen:
     `state_M`, where the token before it lies, whose hidden state predicts it; its own id; its slot
     in [B·T].
     """
@@ -107,6 +107,7 @@ class _Plan:
         self._prompt_B, self._response_B = inputs["prompt_lengths"], inputs["response_lengths"]
         self._width = inputs["prompt_ids"].shape[1]
         self._response_ids_BT = inputs["response_ids"]
+        self._chosen_BT = chosen_steps(inputs)
         self._ids_BL = torch.cat([inputs["prompt_ids"], inputs["response_ids"]], 1)
         self._blocks: list[Block] = []
         self._tokens: list[Tensor] = []
@@ -127,8 +128,7 @@ class _Plan:
         return self._with_targets(last_B, after_B, shared)
 
     def _with_targets(self, last_B: Tensor, after_B: Tensor, shared: int) -> Ragged:
-        step_T = torch.arange(self._response_ids_BT.shape[1])
-        row_M, step_M = (step_T < self._response_B[:, None]).nonzero(as_tuple=True)
+        row_M, step_M = self._chosen_BT.nonzero(as_tuple=True)
         empty = [torch.zeros(0, dtype=torch.long)]
         return Ragged(
             ids_N=torch.cat(self._tokens or empty),
@@ -137,7 +137,7 @@ class _Plan:
             num_shared=shared,
             state_M=torch.where(step_M == 0, last_B[row_M], after_B[row_M] + step_M - 1),
             id_M=self._response_ids_BT[row_M, step_M],
-            slot_M=row_M * len(step_T) + step_M,
+            slot_M=row_M * self._chosen_BT.shape[1] + step_M,
         )
 
     def _placed_rows(self, going_B: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lmpg.language.models.architectures import (
     TOLERANCE,
@@ -26,7 +27,14 @@ from lmpg.language.models.forward.decoder import Run, hidden_states
 from lmpg.language.models.forward.padding import bears_padding
 from lmpg.language.models.forward.ragged import Ragged
 from lmpg.language.models.forward.recompute import layers_recomputed, recomputed, recomputes
-from lmpg.language.models.inputs import accepted, forward_arguments, trimmed, uploaded
+from lmpg.language.models.inputs import (
+    accepted,
+    chosen_steps,
+    forward_arguments,
+    steps_in_turn,
+    trimmed,
+    uploaded,
+)
 from lmpg.language.models.precision import in_float32
 
 logger = logging.getLogger(__name__)
@@ -35,18 +43,22 @@ _AGREES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class ResponseStates:
-    """Of the N response tokens of a batch: the hidden state before each, its id, and its place in
-    [B·T] of the batch's `shape`."""
+    """Of the N response tokens of a batch that the policy chose: the hidden state before each, its
+    id, and its place in [B·T] of the batch's `shape`. turns_BT: the batch's `response_turns`."""
 
     hidden_ND: Tensor
     ids_N: Tensor
     slots_N: Tensor
     shape: torch.Size
+    turns_BT: Tensor | None = None
 
     @property
     def step_N(self) -> Tensor:
-        """Which step of its response each token is."""
-        return self.slots_N % self.shape[1]
+        """Which step of its response, or of its turn, each token is."""
+        if self.turns_BT is None:
+            return self.slots_N % self.shape[1]
+        steps_BT = steps_in_turn(self.turns_BT).to(self.slots_N.device)
+        return steps_BT.flatten().index_select(0, self.slots_N)
 
     def spread(self, x_N: Tensor) -> Tensor:
         """One number per token as [B, T], 0 in padding."""
@@ -99,16 +111,16 @@ def _ragged_states(
     decoder: Architecture, inputs: dict[str, Tensor], run: Run | None = None
 ) -> ResponseStates:
     ragged = Ragged.of(inputs).to(decoder.embedding.weight.device)
-    shape = inputs["response_ids"].shape
-    return ResponseStates(hidden_states(decoder, ragged, run), ragged.id_M, ragged.slot_M, shape)
+    shape, turns_BT = inputs["response_ids"].shape, inputs.get("response_turns")
+    hidden_MD = hidden_states(decoder, ragged, run)
+    return ResponseStates(hidden_MD, ragged.id_M, ragged.slot_M, shape, turns_BT)
 
 
 def _padded_states(trunk: nn.Module, inputs: dict[str, Tensor]) -> ResponseStates:
     rows = trimmed(inputs)
-    response_BT, lengths_B = rows["response_ids"], rows["response_lengths"]
+    response_BT = rows["response_ids"]
     num_steps = response_BT.shape[1]
-    step_T = torch.arange(num_steps)
-    row_N, step_N = (step_T < lengths_B[:, None]).nonzero(as_tuple=True)
+    row_N, step_N = chosen_steps(rows).nonzero(as_tuple=True)
     shape = inputs["response_ids"].shape
     device = next(trunk.parameters()).device
     left = bears_padding(trunk)
@@ -129,6 +141,7 @@ def _padded_states(trunk: nn.Module, inputs: dict[str, Tensor]) -> ResponseState
         ids_N.to(device),
         slots_N.to(device),
         shape,
+        inputs.get("response_turns"),
     )
 
 
@@ -154,9 +167,12 @@ def one_token_more(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
     A forward leaves the added token out, so the model's context is not exceeded.
     """
-    ids_BT = inputs["response_ids"]
-    return {
-        **inputs,
+    ids_BT, lengths_B = inputs["response_ids"], inputs["response_lengths"]
+    longer = {
         "response_ids": torch.cat([ids_BT, torch.zeros_like(ids_BT[:, :1])], 1),
-        "response_lengths": inputs["response_lengths"] + 1,
+        "response_lengths": lengths_B + 1,
     }
+    if "response_turns" in inputs:  # as if the policy chose it
+        turns_BT = F.pad(inputs["response_turns"], (0, 1))
+        longer["response_turns"] = turns_BT.scatter(1, lengths_B[:, None], 1)
+    return {**inputs, **longer}

@@ -20,10 +20,13 @@ from lmpg.language.sampling.engines.prefill import (
     embedded,
     heads,
     normed,
+    read_on,
     read_prompts,
     rotations,
     softcapped,
+    visible_behind,
 )
+from lmpg.language.sampling.engines.stored import Stored, Unread
 from lmpg.language.sampling.engines.weights import DecodeWeights
 
 _GROWTH = 16
@@ -47,6 +50,7 @@ class CpuDecoder:
         """Reads prompts (padded left) and opens a row for each entry of prompt_R; hidden [R, D]
         after each row's prompt."""
         self._position_R = lengths_P.index_select(0, prompt_R)
+        self._start_R = ids_PL.shape[1] - self._position_R
         self._caches: list[_LayerCache] = []
         end_P = torch.full_like(lengths_P, ids_PL.shape[1])
         mask_PL, position_PL = mask_and_positions(end_P - lengths_P, end_P, ids_PL.shape[1])
@@ -57,11 +61,47 @@ class CpuDecoder:
         self._bias_RL = hidden_PL.index_select(0, prompt_R) if padded else hidden_PL[:1]
 
         def opened(key_value: Tensor) -> None:
-            cache = _LayerCache(key_value.index_select(0, prompt_R), self._longest)
-            self._caches.append(cache)
+            rows = key_value.index_select(0, prompt_R)
+            self._caches.append(_LayerCache(_halves(rows), self._longest))
 
         read = read_prompts(self._weights, ids_PL, mask_PL, position_PL, opened)
         return read.index_select(0, prompt_R)
+
+    def go_on(self, unread: Unread) -> Tensor:
+        """Opens a row for each text, of which only the tokens that are not stored are read; hidden
+        [R, D] after each.
+
+        All texts end in the last column, so that nothing lies between the tokens of a row.
+        """
+        w, width, new = self._weights, unread.width, unread.new
+        self._position_R, self._start_R = unread.lengths_R, width - unread.lengths_R
+        column_W, start_R1 = torch.arange(width), self._start_R[:, None]
+        self._bias_RL = torch.zeros(len(start_R1), width)
+        self._bias_RL.masked_fill_(column_W < start_R1, -torch.inf)
+        position_RM = (column_W[width - new :] - start_R1).clamp(min=0)
+        visible = {x: visible_behind(self._start_R, width, new, x) for x in (None, *w.windows)}
+        real_RM = column_W[width - new :] >= width - unread.new_R[:, None]
+        ends = (width - unread.new_R).tolist()
+        self._caches = []
+
+        def with_context(key_value: Tensor) -> tuple[Tensor, Tensor]:
+            read = _halves(key_value)
+            nothing = read.new_zeros(()).expand(*read.shape[:3], width, read.shape[4])
+            cache = _LayerCache(nothing, self._longest)
+            unread.place(cache.filled, len(self._caches), ends)
+            tail = cache.filled[:, :, :, width - new :]
+            tail.copy_(torch.where(real_RM[:, None, :, None], read, tail))
+            self._caches.append(cache)
+            keys, values = cache.filled
+            return keys, values
+
+        return read_on(w, unread.ids_RM, position_RM, visible, with_context)
+
+    def stored(self, places: list[int]) -> list[Stored]:
+        """What is cached of the rows in `places`."""
+        layers = [cache.filled[:, places] for cache in self._caches]
+        starts = self._start_R[places].tolist()
+        return [[x[:, i, :, start:] for x in layers] for i, start in enumerate(starts)]
 
     def advance(self, tokens_R: Tensor) -> Tensor:
         """Appends a token to each row; hidden [R, D] after it."""
@@ -83,6 +123,7 @@ class CpuDecoder:
         for cache in self._caches:
             cache.keep(holes, tail, num_rows)
         self._position_R = moved(self._position_R, holes, tail, num_rows)
+        self._start_R = moved(self._start_R, holes, tail, num_rows)
         if len(self._bias_RL) > 1:
             self._bias_RL = moved(self._bias_RL, holes, tail, num_rows)
 
@@ -120,6 +161,11 @@ def _attended(
     return torch.bmm(scores.softmax(-1), values).view(len(query), -1)
 
 
+def _halves(key_value: Tensor) -> Tensor:
+    """[R, K + K, …] as keys and values, [2, R, K, …]."""
+    return key_value.unflatten(1, (2, -1)).transpose(0, 1)
+
+
 class _LayerCache:
     """Keys and values of one layer, float32, in storage for the longest context.
 
@@ -128,12 +174,17 @@ class _LayerCache:
     at a time, so that few columns are read in vain; of the storage the system maps what is used.
     """
 
-    def __init__(self, key_value: Tensor, longest: int):
-        """key_value: [rows, heads of keys, then of values, columns, head size]."""
-        self.rows, heads, self.columns, size = key_value.shape
+    def __init__(self, x: Tensor, longest: int):
+        """x: [keys and values, rows, heads, columns, head size]."""
+        _, self.rows, heads, self.columns, size = x.shape
         self._longest = longest
-        self._storage = key_value.new_empty(self.rows * heads * longest * size)
-        self._x = self._with_more_room(key_value.unflatten(1, (2, -1)).transpose(0, 1))
+        self._storage = x.new_empty(2 * self.rows * heads * longest * size)
+        self._x = self._with_more_room(x)
+
+    @property
+    def filled(self) -> Tensor:
+        """The columns that are filled, of the rows that go on: [2, rows, heads, columns, size]."""
+        return self._x[:, : self.rows, :, : self.columns]
 
     @property
     def room(self) -> int:
@@ -150,7 +201,7 @@ class _LayerCache:
         if self.columns == self.room:
             self._x = self._with_more_room(self._x[:, : self.rows].clone())
         column = self._x[:, : self.rows, :, self.columns]
-        column.copy_(key_value.unflatten(1, (2, -1)).transpose(0, 1))
+        column.copy_(_halves(key_value))
         self.columns += 1
 
     def whole(self) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Prompts through `DecodeWeights`, on any device, and what a decode step on a CPU shares with that.
+"""Texts through `DecodeWeights`, on any device, and what a decode step on a CPU shares with that.
 
 N tokens (a step's rows, or all of a prefill), H heads of queries, K heads of keys and values, E
 numbers of a head, D hidden size.
@@ -29,22 +29,43 @@ def read_prompts(
 ) -> Tensor:
     """Hidden states [P, D] after prompts (padded left); hands each layer's keys and values,
     [P, K + K, L, E], to `take`, the first layer's first. On any device."""
-    shape_PL = ids_PL.shape
-    stream = embedded(w, ids_PL.flatten(), position_PL.flatten())
-    turn = rotations(w, position_PL.flatten())
     visible = {window: _visible(mask_PL, window) for window in (None, *w.windows)}
-    for layer in w.layers:
-        x = heads(w, layer, stream, turn).unflatten(0, shape_PL).transpose(1, 2)
-        query, key_value = x.split([w.heads, 2 * w.kv_heads], 1)
-        key, value = key_value.chunk(2, 1)
+
+    def alone(key_value: Tensor) -> tuple[Tensor, Tensor]:
         take(key_value)
-        if ids_PL.device.type != "cpu":  # there, no attention with a mask knows groups of heads
+        keys, values = key_value.chunk(2, 1)
+        return keys, values
+
+    return read_on(w, ids_PL, position_PL, visible, alone)
+
+
+def read_on(
+    w: DecodeWeights,
+    ids_RM: Tensor,
+    position_RM: Tensor,
+    visible: dict[int | None, Tensor],
+    with_context: Callable[[Tensor], tuple[Tensor, Tensor]],
+) -> Tensor:
+    """Hidden states [R, D] after texts (padded left) that may go on from others. On any device.
+
+    visible: by window, which tokens of the whole context each new token sees, [R, 1, M, W].
+    with_context: is handed each layer's keys and values of the new tokens, [R, K + K, M, E], the
+    first layer's first, and gives those of the whole context, [R, K, W, E] each.
+    """
+    shape_RM = ids_RM.shape
+    stream = embedded(w, ids_RM.flatten(), position_RM.flatten())
+    turn = rotations(w, position_RM.flatten())
+    for layer in w.layers:
+        x = heads(w, layer, stream, turn).unflatten(0, shape_RM).transpose(1, 2)
+        query, key_value = x.split([w.heads, 2 * w.kv_heads], 1)
+        key, value = with_context(key_value)
+        if ids_RM.device.type != "cpu":  # there, no attention with a mask knows groups of heads
             key, value = (x.repeat_interleave(w.shared_by, 1) for x in (key, value))
             query, key, value = (x.to(w.dtype) for x in (query, key, value))
         mask = visible[layer.window]
         mixed = _attended_prompts(query, key, value, mask, layer.scaling, w.softcap)
         stream = after_attention(w, layer, stream, mixed)
-    return normed(stream.unflatten(0, shape_PL)[:, -1], w.last_norm)
+    return normed(stream.unflatten(0, shape_RM)[:, -1], w.last_norm)
 
 
 def embedded(w: DecodeWeights, ids_N: Tensor, positions_N: Tensor) -> Tensor:
@@ -137,6 +158,18 @@ def _visible(mask_PL: Tensor, window: int | None) -> Tensor:
     if window is not None:
         causal_LL = causal_LL & ~causal_LL.tril(-window)
     return (causal_LL & (mask_PL[:, None] > 0) | itself_LL)[:, None]
+
+
+def visible_behind(start_R: Tensor, width: int, new: int, window: int | None) -> Tensor:
+    """[R, 1, M, W]: which tokens of contexts that begin in column start_R and end in the last of
+    `width` each of the last `new` columns sees, itself among them."""
+    column_W = torch.arange(width, device=start_R.device)
+    column_M1 = column_W[width - new :, None]
+    seen_MW = column_W <= column_M1
+    if window is not None:
+        seen_MW = seen_MW & (column_W > column_M1 - window)
+    inside_RMW = seen_MW & (column_W >= start_R[:, None, None])
+    return (inside_RMW | (column_W == column_M1))[:, None]
 
 
 def _attended_prompts(

@@ -9,6 +9,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from lmpg.language.sampling.engines.stored import Stored, Unread
+
 
 class Decoder(Protocol):
     """Computes the hidden state after each row's last token; keeps a cache of what came before.
@@ -26,6 +28,20 @@ class Decoder(Protocol):
 
     def keep(self, holes: Tensor, tail: Tensor, num_rows: int) -> None:
         """Moves the rows `tail` to the places `holes`; the first num_rows go on."""
+        ...
+
+
+class KeepingDecoder(Decoder, Protocol):
+    """One whose rows can leave with what is cached of them, and go on later."""
+
+    def stored(self, places: list[int]) -> list[Stored] | None:
+        """What is cached of the rows in `places`, of each the tokens that it was given so far; None
+        where the cache is of a kind that rows cannot be taken out of."""
+        ...
+
+    def go_on(self, unread: Unread) -> Tensor:
+        """Opens a row for each text, of which only the tokens that are not stored are read; hidden
+        [R, D] after each."""
         ...
 
 

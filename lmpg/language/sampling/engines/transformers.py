@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache, RwkvModel
+from transformers.cache_utils import DynamicLayer
 
 from lmpg.language.models.architectures import TOLERANCE, deviation, probe_ids
 from lmpg.language.models.forward.readable import refusing
@@ -21,6 +22,7 @@ from lmpg.language.sampling.engines.caches import (
     rwkv_step,
 )
 from lmpg.language.sampling.engines.protocol import Engine
+from lmpg.language.sampling.engines.stored import Stored, Unread
 from lmpg.settings.section import UserError
 
 
@@ -46,6 +48,41 @@ class TransformersDecoder:
         self._position_R = lengths_P.index_select(0, prompt_R)
         self._mask_RL = mask_PL.index_select(0, prompt_R)
         return hidden_PLD[:, -1].index_select(0, prompt_R)
+
+    def go_on(self, unread: Unread) -> Tensor:
+        """Opens a row for each text, of which only the tokens that are not stored are read; hidden
+        [R, D] after each.
+
+        What is stored ends in one column, new tokens in the last one; between them is padding.
+        """
+        most, new, device = max(unread.known), unread.new, unread.ids_RM.device
+        known_R1 = torch.tensor(unread.known, device=device)[:, None]
+        cache, ends = DynamicCache(), [most] * len(unread.known)
+        for i, like in enumerate(unread.stored[0]):
+            _, heads, _, size = like.shape
+            whole = like.new_zeros(2, len(ends), heads, most, size)
+            unread.place(whole, i, ends)
+            cache.update(whole[0], whole[1], i)
+        self._cache = {"past_key_values": cache}
+        column_L = torch.arange(most + new, device=device)
+        is_stored = (column_L < most) & (column_L >= most - known_R1)
+        self._mask_RL = (is_stored | (column_L >= most + new - unread.new_R[:, None])).long()
+        self._position_R = unread.lengths_R
+        positions_RM = unread.lengths_R[:, None] - new + torch.arange(new, device=device)
+        return self._forward(unread.ids_RM, self._mask_RL, positions_RM.clamp(min=0))[:, -1]
+
+    def stored(self, places: list[int]) -> list[Stored] | None:
+        """What is cached of the rows in `places`; None where a layer does not keep all tokens."""
+        cache = self._cache.get("past_key_values")
+        layers: list[Any] = cache.layers if type(cache) is DynamicCache else []
+        if set(map(type, layers)) != {DynamicLayer}:
+            return None
+        found = []
+        for place in places:
+            columns = self._mask_RL[place].nonzero()[:, 0]
+            pairs = [torch.stack([x.keys[place], x.values[place]]) for x in layers]
+            found.append([pair.index_select(2, columns) for pair in pairs])
+        return found
 
     def advance(self, tokens_R: Tensor) -> Tensor:
         """Appends a token to each row; hidden [R, D] after it."""

@@ -1,4 +1,4 @@
-"""Which policies lmpg's engines can compute, by their layers."""
+"""Which layers' weights lmpg's engines cannot read."""
 
 from __future__ import annotations
 
@@ -6,21 +6,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lmpg.language.models.architectures import unsupported
 from lmpg.language.models.decoder_parts import is_replaced
 from lmpg.language.models.lora import is_lora
-from lmpg.language.models.policy import CausalLMPolicy
 
 _READ_VARIANTS = {"DoraLinearVariant"}
 """Of LoRA layers, as peft calls them."""
 
 
-def why_transformers(policy: CausalLMPolicy, length: int) -> str | None:
-    """Why transformers must compute a policy in contexts of `length` tokens; None if lmpg can."""
-    return unsupported(policy.causal_lm, length) or _unreadable_layers(policy.causal_lm)
-
-
-def _unreadable_layers(model: nn.Module) -> str | None:
+def unreadable_layers(model: nn.Module) -> str | None:
     """Which layers' weights cannot be read (quantised, unknown adapters), in words; None if all
     can."""
     unknown = {type(x).__name__ for x in model.modules() if _is_unknown_linear(x)}

@@ -1,0 +1,41 @@
+"""Environments of text for the tests: episodes that follow from the seed and what is said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lmpg.language.data.settings import DataSettings
+from lmpg.language.environments.opening import opened
+from lmpg.language.environments.settings import EnvironmentSettings
+from lmpg.language.rollouts.several_turns import Environments
+
+
+class Asks:
+    """Ends after one to three turns, as the seed says. A turn's reward counts its letters a."""
+
+    def reset(self, *, seed: int, options: dict[str, Any]) -> tuple[Any, dict]:
+        self.taken, self.turns = 0, 1 + seed % 3
+        return options.get("prompt") or f"ask {seed % 7}: ", {}
+
+    def step(self, action: str) -> tuple[Any, float, bool, bool, dict]:
+        self.taken += 1
+        reward = action.count("a") - len(action) / 20
+        return f" ({self.taken}{action[:2]}) ", reward, self.taken == self.turns, False, {}
+
+
+class Once(Asks):
+    """Ends with the first turn, without a reward of its own."""
+
+    def step(self, action: str) -> tuple[Any, float, bool, bool, dict]:
+        return "", 0.0, True, False, {}
+
+
+def environments_of(
+    tokenizer: Any, ends: tuple[int, ...], kind: type, **asked: Any
+) -> Environments:
+    """Environments of a class, in this process."""
+    observes_end = asked.pop("observes_end", False)
+    settings = EnvironmentSettings(path="memory:kind", **asked)
+    found = opened(settings, tokenizer, DataSettings(), ends, {"memory:kind": kind})
+    limits = settings.max_turns, settings.max_tokens
+    return Environments(found.pool, found.continuation, *limits, observes_end)
