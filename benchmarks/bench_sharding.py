@@ -138,14 +138,15 @@ def main(words: list[str] | None = None) -> None:
             print(json.dumps(found), flush=True)
         close_process_group()
         return
-    figures = {count: of_count(count, asked.size) for count in asked.processes}
-    whole = figures[min(figures)]
+    figures: dict[int, dict[str, float]] = {}
     print("processes  weights (M)  state (MB)  of a replica's  peak above it (MB)")
-    for count, found in figures.items():
-        share_of = found["state"] / whole["state"]
+    for count in asked.processes:
+        found = figures[count] = of_count(count, asked.size)
+        share_of = found["state"] / figures[asked.processes[0]]["state"]
         print(
             f"{count:9}  {found['millions']:11.1f}  {found['state']:10.1f}  {share_of:14.3f}"
-            f"  {found['peak']:18.1f}"
+            f"  {found['peak']:18.1f}",
+            flush=True,
         )
     if asked.json:
         asked.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")

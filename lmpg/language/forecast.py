@@ -60,7 +60,7 @@ def work_of(
         rows=rows,
         prompt=longest,
         response=_response(settings, longest, policy.context_length),
-        sampled=update.rollout_size,
+        sampled=0 if settings.sampling.server else update.rollout_size,
         rank=rank_of(policy.model),
         packed=is_packed(policy.model),
         kept=policy.frozen_dtype.itemsize,

@@ -157,6 +157,11 @@ class LanguageSettings(Section, Generic[A]):
     @model_validator(mode="after")
     def _refuse_engines_unfit_for_the_algorithm(self) -> LanguageSettings:
         sampling, name = self.sampling, algorithm_name(type(self.algorithm))
+        if sampling.server and self.environment.wanted:
+            raise ValueError(
+                f"sampling.server = {list(sampling.server)} with an environment, whose turns are "
+                "sampled in this process alone. Leave sampling.server out"
+            )
         if sampling.ahead and "ratios" not in self._needs():
             raise ValueError(
                 f"sampling.ahead = {sampling.ahead} with algorithm.name = {name}, which has no "

@@ -25,7 +25,7 @@ def test_truncated_weights_are_the_ratio_up_to_the_cap():
     assert found.tolist() == pytest.approx([0.2, 0.5, 0.9, 1.0, 2.0, 2.0])
 
 
-@catches("steps within the bounds weigh 1", "the bounds themselves left out")
+@catches("steps within the bounds weigh 1", "weights above the cap cut to it")
 def test_masked_weights_are_the_ratio_within_the_bounds_and_nothing_beyond():
     found = masked_weights(RATIOS.log(), floor=0.5 - 1e-9, cap=5.0)
     assert found.tolist() == pytest.approx([0, 0.5, 0.9, 1.0, 2.5, 0])

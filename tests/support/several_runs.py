@@ -33,7 +33,7 @@ def forked(count: int, todo: Todo, log: Path) -> str:
     for rank in ranks:
         rank.start()
     for rank in ranks:
-        rank.join(240)
+        rank.join(280)
         if rank.is_alive():
             rank.kill()
     said = "".join(log.with_suffix(f".{rank}").read_text() for rank in range(count))

@@ -151,7 +151,7 @@ def self_test(
         padding=distance(_one_by_one(policy, samples.inputs), new.logprobs_BT, mask_BT),
         logits=distance(plain_BT, new.logprobs_BT, mask_BT),
         old_logprobs=f"{IN_WORDS[generator.old_logprobs.source]} ({policy.rounds or 'fp32'})",
-        backend=sampler.backend,
+        backend="by servers" if sampler.remote else sampler.backend,
         eos_token_ids=policy.eos_token_ids,
         critic="none" if head is None else getattr(policy.critic, "kind", "shared"),
         value_head=None if head is None else (head.in_features, head.out_features),

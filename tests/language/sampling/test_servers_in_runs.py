@@ -11,7 +11,7 @@ from lmpg.cli.checking import check
 from lmpg.cli.main import settings_of, train_by_name
 from lmpg.settings.section import RunStopped, UserError
 from tests.support.planted import catches
-from tests.support.programs import let_go, metrics, own_parts, run_here, words
+from tests.support.programs import launched, let_go, metrics, own_parts, run_here, words
 from tests.support.vllm_double import serving
 
 GROUPS = {"algorithm.group-size": 4, "algorithm.kl-coef": 0.1}
@@ -27,7 +27,6 @@ def flags(parts, server, folder, **changes):
     return {**parts, **given, "run.output-dir": folder / "run", **changes}
 
 
-@catches("old log-probs of the server's rounding", "values of a rollout left out")
 @pytest.mark.parametrize(
     ("method", "changes"),
     [
@@ -78,7 +77,7 @@ def test_a_server_that_dies_amid_a_run_costs_no_step(parts, tmp_path, capsys):
     assert metrics(killed) == metrics(plain)
 
 
-@catches("a rollout sampled after the update counted as sampled ahead")
+@catches("no rollout asked for ahead", "values of such a rollout left out")
 def test_rollouts_sampled_ahead_are_one_update_old_and_their_ratios_say_so(parts, tmp_path):
     changes = {
         "sampling.ahead": 1,
@@ -101,6 +100,7 @@ def test_rollouts_sampled_ahead_are_one_update_old_and_their_ratios_say_so(parts
         ("reinforce", {"sampling.top-k": 5, "update.sampler-correction": "masked"}, "cut off"),
         ("gkd", {"update.sampler-correction": "masked"}, "whole distributions"),
         ("dapo", {"sampling.ahead": 1, "sampling.max-refills": 1}, "known too late"),
+        ("ppo", {"environment.path": "games.py:Chess"}, "in this process alone"),
         ("ppo", {"sampling.engine": "native"}, "samples in the process"),
         ("ppo", {"sampling.server": "localhost:8000"}, "expected a URL"),
         ("ppo", {"update.sampler-cap": 3.0}, "no effect"),
@@ -162,3 +162,25 @@ def test_an_engine_that_is_asked_for_samples(parts, tmp_path, capsys, engine):
     run_here("ppo", {**parts, **given})
     by = {"native": "by the CPU engine", "transformers": "because sampling.engine asks for it"}
     assert by[engine] in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@catches("each process's prompts with the first rows' seeds")
+def test_processes_that_share_out_the_weights_ask_for_what_one_process_asks_for(parts, tmp_path):
+    with serving(parts["model.path"]) as server:
+        alone = run_here("ppo", flags(parts, server, tmp_path / "alone"))
+        given = flags(parts, server, tmp_path / "two", **{"run.sharding": "full"})
+        command = (
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            2,
+            "-m",
+            "lmpg",
+            "train",
+        )
+        done = launched(*command, "ppo", *words(given))
+        assert done.returncode == 0, done.stdout + done.stderr
+    for line, expected in zip(metrics(tmp_path / "two" / "run"), metrics(alone), strict=True):
+        assert line == pytest.approx(expected, rel=1e-3, abs=1e-5)

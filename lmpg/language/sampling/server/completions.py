@@ -105,8 +105,8 @@ def prompt_logprobs(server: Server, ids: list[int]) -> list[float]:
 def own_logprobs(
     policy: CausalLMPolicy, rows: list[list[int]], temperature: float = 1.0
 ) -> list[list[float]]:
-    """The policy's log-probs of all tokens but the first of each text, by the model's own forward;
-    every rank of a sharded policy must come here."""
+    """The policy's log-probs of all tokens but the first of each text, by the model's own
+    forward."""
     found = []
     for ids in rows:
         ids_L = torch.tensor(ids, device=policy.device)

@@ -27,16 +27,17 @@ class NcclTransfer:
     said = "by NCCL"
     model: str | None = None
     folder = None
+    version = 0
 
     def __init__(self) -> None:
         self._groups: dict[str, Any] = {}
         self._state: dict[str, Tensor] = {}
 
-    def write(self, policy: CausalLMPolicy, is_main: bool) -> None:
-        """Take the weights of this moment; every rank of a sharded policy must come here. They are
-        the policy's own tensors where these are whole and of the right precision already."""
-        state = sent_state(policy, plain_model(policy))
-        self._state = state if is_main else {}
+    def write(self, policy: CausalLMPolicy) -> None:
+        """Take the weights of this moment: the policy's own tensors, where these are whole and of
+        the right precision already."""
+        with plain_model(policy) as model:
+            self._state = sent_state(policy, model)
 
     def send(self, server: Server) -> None:
         """Broadcast them, between a pause and the end of all that the server knows of prompts."""
@@ -48,7 +49,7 @@ class NcclTransfer:
                 info = {"update_info": self._info()}
                 arrived = beside.submit(server.post, "/update_weights", info)
                 for x in self._state.values():
-                    nccl.broadcast([x.contiguous()], root=0, comms=[group])
+                    nccl.broadcast([x.cuda().contiguous()], root=0, comms=[group])
                 torch.cuda.synchronize()
                 arrived.result()
             server.post("/finish_weight_update")

@@ -24,6 +24,7 @@ from lmpg.language.sampling.server.connection import Server, ServerGone
 from lmpg.language.sampling.server.threads import Threads
 from lmpg.language.sampling.settings import SamplingSettings
 from lmpg.language.sampling.stops import NewSearch
+from lmpg.runtime.parts import mine
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import RunStopped
 
@@ -77,17 +78,17 @@ class ServerSampler:
     def publish(self, processes: Processes) -> None:
         """Send the policy's weights to all servers, if they have changed, and see that they have
         arrived; every rank must come here. RunStopped where they have not."""
+        wait([future for asked in self._ahead.values() for future in asked])
         mark = weights_mark(self.policy)
         if not any(processes.gather_list([mark != self._mark])):
             return
         self._rank = processes.rank
-        wait([future for asked in self._ahead.values() for future in asked])
-        self._transfer.write(self.policy, processes.is_main)
-        self._own = own_logprobs(self.policy, self._rows)
-        problem, most = processes.on_main(lambda: _problem(self._deliver_to_all))
+        problem, most = processes.on_main(lambda: _problem(self._send))
         if problem:
             raise RunStopped(problem)
         self._most, self._mark = most, mark
+        own, version = processes.on_main(lambda: (self._own, self._transfer.version))
+        self._own, self._transfer.version = own, version
         self._name_model()
 
     def ask_ahead(
@@ -181,8 +182,11 @@ class ServerSampler:
         room = [self.policy.context_length - len(ids) for ids in prompts]
         return [min(x, self.max_new_tokens) for x in room]
 
-    def _deliver_to_all(self) -> float:
-        """Send the weights to every server; returns how far log-probs may deviate from now on."""
+    def _send(self) -> float:
+        """Send the weights of this moment to every server; returns how far log-probs may deviate
+        from now on."""
+        self._transfer.write(self.policy)
+        self._own = own_logprobs(self.policy, self._rows)
         return max(self._deliver(server) for server in self._servers)
 
     def _deliver(self, server: Server) -> float:
@@ -247,7 +251,7 @@ class ServerSampler:
 def weights_mark(policy: CausalLMPolicy) -> tuple[float, ...]:
     """Numbers that change with the policy's weights, those of the critic aside."""
     learning: list[Any] = [p.detach() for p in policy.model.parameters() if p.requires_grad]
-    local = [x.to_local() if hasattr(x, "to_local") else x for x in learning]
+    local = [mine(x) for x in learning]
     sums = [x.sum(dtype=torch.float32) for x in local]
     norms = [x.float().norm() for x in local]
     return tuple(torch.stack([*sums, *norms]).tolist()) if local else (0.0,)

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import copy
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmpg.language.models.lora import merged_copy
 from lmpg.language.models.policy import CausalLMPolicy
@@ -24,24 +25,22 @@ class FolderTransfer:
     """The whole model in a folder, which servers read again. They need VLLM_SERVER_DEV_MODE=1.
 
     model: what servers call the model from then on; None leaves its name. can_send: whether this
-    process has what it would send.
+    process has what it would send. version: of what was written last, where it has a name.
     """
 
     model: str | None = None
     can_send = True
+    version = 0
 
     def __init__(self, folder: Path, tokenizer: Any) -> None:
         self.folder = folder
         self._tokenizer = tokenizer
         self.said = f"through {folder}, which servers must see by the same path"
 
-    def write(self, policy: CausalLMPolicy, is_main: bool) -> None:
-        """Put the weights of this moment there; the other ranks of a sharded policy must come to a
-        meeting after it."""
-        if is_main:
-            with whole_copy(policy) as whole:
-                model = plain_model(whole)
-                save(model, self.folder, sent_state(whole, model), self._tokenizer)
+    def write(self, policy: CausalLMPolicy) -> None:
+        """Put the weights of this moment there."""
+        with plain_model(policy) as model:
+            save(model, self.folder, sent_state(policy, model), self._tokenizer)
 
     def send(self, server: Server) -> None:
         """Let the server read them. What it has kept of prompts is of the old weights."""
@@ -66,28 +65,24 @@ class AdapterTransfer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.said = f"as a LoRA adapter through {folder}, which servers must see by the same path"
-        self._version = 0
+        self.version = 0
 
-    def write(self, policy: CausalLMPolicy, is_main: bool) -> None:
+    def write(self, policy: CausalLMPolicy) -> None:
         """Put the adapter of this moment there, under a name of its own, as servers keep what they
         know of prompts by the adapter's name."""
-        state = whole_state(policy.model)
-        self._version += 1
-        if is_main:
-            with quiet():
-                model: Any = policy.model
-                model.save_pretrained(
-                    str(self._path(self._version)), state_dict=state, save_embedding_layers=False
-                )
-            shutil.rmtree(self._path(self._version - 2), ignore_errors=True)
+        self.version += 1
+        with whole_copy(policy) as whole, quiet():
+            model: Any = whole.model
+            model.save_pretrained(str(self._path(self.version)), save_embedding_layers=False)
+        shutil.rmtree(self._path(self.version - 2), ignore_errors=True)
 
     def send(self, server: Server) -> None:
         """Let the server load it, and forget the one before."""
-        for number in (self._version, self._version - 1):  # the same once more after a time-out
+        for number in (self.version, self.version - 1):  # the same once more after a time-out
             with suppress(RunStopped):
                 server.post("/v1/unload_lora_adapter", {"lora_name": _name(number)})
-        path = str(self._path(self._version).absolute())
-        server.post("/v1/load_lora_adapter", {"lora_name": _name(self._version), "lora_path": path})
+        path = str(self._path(self.version).absolute())
+        server.post("/v1/load_lora_adapter", {"lora_name": _name(self.version), "lora_path": path})
 
     def forget(self, server: Server) -> None:
         """The server may have been started anew; it gets all that it needs by `send`."""
@@ -95,7 +90,7 @@ class AdapterTransfer:
     @property
     def model(self) -> str:
         """What the newest one is called."""
-        return _name(self._version)
+        return _name(self.version)
 
     def _path(self, version: int) -> Path:
         return self.folder / _name(version)
@@ -105,27 +100,19 @@ def _name(version: int) -> str:
     return f"lmpg-adapter-{version}"
 
 
-def plain_model(policy: CausalLMPolicy) -> Any:
-    """The policy as one model of transformers: itself, or a copy with its adapter merged."""
-    if policy.model is policy.causal_lm:
-        return policy.causal_lm
-    return merged_copy(policy.model, torch.float32)
-
-
-def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """The model's tensors by name, put together where ranks hold parts of them."""
-    found = {}
-    for name, x in model.state_dict().items():
-        gathered: Any = x
-        found[name] = gathered.full_tensor() if hasattr(x, "full_tensor") else x
-    return found
+@contextmanager
+def plain_model(policy: CausalLMPolicy) -> Iterator[Any]:
+    """The policy as one whole model of transformers: itself, or a copy with its adapter merged."""
+    with whole_copy(policy) as whole:
+        own = whole.model is whole.causal_lm
+        yield whole.causal_lm if own else merged_copy(whole.model, torch.float32)
 
 
 def sent_state(policy: CausalLMPolicy, model: Any) -> dict[str, Tensor]:
-    """What a server is given: whole tensors, untied, in the precision that the policy computes
+    """What a server is given: tensors by name, untied, in the precision that the policy computes
     in."""
     kept = torch.bfloat16 if policy.bf16 else torch.float32
-    return {name: x.to(kept) for name, x in untied(model, whole_state(model)).items()}
+    return {name: x.to(kept) for name, x in untied(model, model.state_dict()).items()}
 
 
 def untied(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -193,13 +193,17 @@ def _comparable(
     cut = settings.top_k > 0 or settings.top_p < 1
     if settings.temperature == 1 or cut:
         return not cut and settings.min_new_tokens == 0
-    found = processes.on_main(lambda: _tried(policy, settings, server, prompt))
-    ids, logprobs = prompt + found[0], found[1]
-    raw, processed = (
-        own_logprobs(policy, [ids], temperature)[0][-len(logprobs) :]
-        for temperature in (1.0, policy.temperature)
-    )
-    return deviation([processed], [logprobs]) < deviation([raw], [logprobs])
+
+    def processed() -> bool:
+        found = _tried(policy, settings, server, prompt)
+        ids, logprobs = prompt + found[0], found[1]
+        raw, other = (
+            own_logprobs(policy, [ids], temperature)[0][-len(logprobs) :]
+            for temperature in (1.0, policy.temperature)
+        )
+        return deviation([other], [logprobs]) < deviation([raw], [logprobs])
+
+    return processes.on_main(processed)
 
 
 def _tried(

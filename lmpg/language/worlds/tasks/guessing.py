@@ -72,8 +72,9 @@ def random_mean(most: int = MOST) -> float:
 
 
 def guesses(text: str) -> int:
-    """How many guesses a conversation holds: one a line, and one that no answer follows."""
-    return text.count("\n") + (not text.endswith("\n"))
+    """How many guesses a conversation holds: those that an answer follows, and one without."""
+    answers = (HIGHER, LOWER, WHAT)
+    return sum(map(text.count, answers)) + (not text.endswith(answers))
 
 
 def played(rng: random.Random, careless: float, most: int = MOST) -> str:
