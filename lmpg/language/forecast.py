@@ -80,11 +80,13 @@ def work_of(
 
 
 def _response(settings: LanguageSettings, prompt: int, context: int) -> int:
-    """Tokens behind a prompt at most, with the observations between several turns."""
-    asked = settings.environment
-    if asked.wanted and asked.max_turns > 1:
-        return max(1, min(asked.max_tokens or context, context) - prompt)
-    return min(settings.sampling.max_new_tokens, context - prompt)
+    """Tokens behind a prompt at most. Of several turns without a limit of their own, observations
+    are taken to be as long as turns."""
+    asked, one = settings.environment, settings.sampling.max_new_tokens
+    if not asked.wanted or asked.max_turns == 1:
+        return min(one, context - prompt)
+    most = asked.max_tokens or prompt + 2 * asked.max_turns * one
+    return max(1, min(most, context) - prompt)
 
 
 def fitted(work: Work, tokens: int) -> Work:

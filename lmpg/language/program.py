@@ -123,7 +123,9 @@ def prepare(
     with processes.in_turn():
         own = load_reference(settings.model, tokenizer, policy)
     give_back_freed_memory()
-    environments = environments_for(settings, tokenizer, policy.eos_token_ids, given.functions)
+    parts = settings.environment, settings.data, tokenizer, policy.eos_token_ids, given.functions
+    at_end = settings.rewards.truncated == "bootstrap"
+    environments = environments_for(*parts, observes_end=at_end)
     prompts = prompts_for(settings, policy, tokenizer, world, environments, processes.is_main)
     decode = partial(completion_text, tokenizer, eos_token_ids=policy.eos_token_ids)
     scorer = scorer_for(settings, prompts, decode, processes, given.functions)

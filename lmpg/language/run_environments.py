@@ -8,7 +8,9 @@ from typing import Any
 
 from lmpg.language.data.examples import Split
 from lmpg.language.data.prompts import Prompt
+from lmpg.language.data.settings import DataSettings
 from lmpg.language.environments.opening import opened
+from lmpg.language.environments.settings import EnvironmentSettings
 from lmpg.language.rollouts.several_turns import Environments
 from lmpg.language.settings import LanguageSettings
 from lmpg.runtime.seeding import generator
@@ -18,18 +20,19 @@ BEGUN = 8
 
 
 def environments_for(
-    settings: LanguageSettings,
+    asked: EnvironmentSettings,
+    data: DataSettings,
     tokenizer: Any,
     eos_token_ids: tuple[int, ...],
     given: Mapping[str, Callable] = MappingProxyType({}),
+    *,
+    observes_end: bool = False,
 ) -> Environments | None:
     """The environments, their workers started; None where completions are one turn. given: objects
     by their names in the settings."""
-    asked = settings.environment
     if not asked.wanted:
         return None
-    found = opened(asked, tokenizer, settings.data, eos_token_ids, given)
-    observes_end = settings.rewards.truncated == "bootstrap"
+    found = opened(asked, tokenizer, data, eos_token_ids, given)
     limits = asked.max_turns, asked.max_tokens
     return Environments(found.pool, found.continuation, *limits, observes_end)
 

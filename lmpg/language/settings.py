@@ -47,10 +47,10 @@ class LanguageSettings(Section, Generic[A]):
             "data.path": self.data.path,
             rewards: self.rewards.functions or self.rewards.models,
         }
-        parts = "data and reward"
+        parts = "model, data and reward"
         if self.environment.path:  # which gives prompts and rewards where there are no others
             given = {"model.path": self.model.path, "environment.path": self.environment.path}
-            parts = "environment"
+            parts = "model and environment"
         elif self.environment.tools:
             given["environment.tools"] = self.environment.tools
         if "teacher" in self._needs() and self.model.path:  # who judges in place of a reward
@@ -66,7 +66,7 @@ class LanguageSettings(Section, Generic[A]):
         if missing and len(missing) < len(given):
             named = "; ".join(f"{name} = {value}" for name, value in given.items() if value)
             raise ValueError(
-                f"{named}, but {' and '.join(missing)} missing: your own model, {parts} "
+                f"{named}, but {' and '.join(missing)} missing: your own {parts} "
                 "are given together, or none of them for a built-in world"
             )
         return self
@@ -285,17 +285,16 @@ class LanguageSettings(Section, Generic[A]):
         elif getattr(self.algorithm, "baseline", "") == "group_mean":
             whole = "algorithm.baseline = group_mean compares whole episodes. Leave one of them out"
             refuse_settings_of_turns(self.algorithm, whole)
-        name = algorithm_name(type(self.algorithm))
-        refuse_clip_fraction(self.update, self.algorithm, name)
+        called = self.algorithm, algorithm_name(type(self.algorithm))
+        refuse_clip_fraction(self.update, *called)
         alike = self.rewards.process == "none" and "critic" not in self._needs()
-        refuse_nothing_to_compare(self.update, self.algorithm, name, alike=alike)
+        refuse_nothing_to_compare(self.update, *called, alike=alike)
         return self
 
     @property
     def gives_rewards(self) -> bool:
         """Whether there is a reward, by functions, models or an environment."""
-        rewards = self.rewards
-        return bool(rewards.functions or rewards.models or self.environment.path)
+        return bool(self.rewards.functions or self.rewards.models or self.environment.path)
 
     def _needs(self) -> frozenset[str]:
         return getattr(self.algorithm, "needs", frozenset())

@@ -30,6 +30,7 @@ HERE = (
     "rewards.workers are for functions that can be imported, from a module of their own)"
 )
 _SCALARS = (str, bytes, int, float, bool, type(None))
+_UNREAD = ("__module__", "__doc__", "__qualname__", "__firstlineno__")  # of classes
 
 
 class LocalFunction:
@@ -139,12 +140,16 @@ def name_of(function: Callable) -> str:
 
 
 def fingerprint(function: Callable) -> str:
-    """What is known of a function or class: its source and the plain values that a function reads
-    from around it, but for those that it changes. What other objects hold is unknown."""
+    """What is known of a function, class or environment: its source and the plain values that a
+    function reads from around it, but for those that it changes, or that an environment holds.
+    What other objects hold is unknown."""
     while isinstance(function, functools.partial):
         function = function.func
     if inspect.isclass(function):
         return _of_class(function)
+    if not callable(function):  # an environment that is made already
+        held = {k: x for k, x in vars(function).items() if isinstance(x, _SCALARS)}
+        return json.dumps([_of_class(type(function)), sorted(held.items())], default=repr)
     called = function if inspect.isroutine(function) else type(function).__call__
     called = inspect.unwrap(getattr(called, "__func__", called))
     code = getattr(called, "__code__", None)
@@ -157,12 +162,16 @@ def fingerprint(function: Callable) -> str:
 
 
 def _of_class(kind: type) -> str:
-    """The source of a class, or what its methods are where a REPL keeps none."""
-    try:
-        return json.dumps([inspect.getsource(kind)])
-    except (OSError, TypeError):
-        methods = sorted((k, x) for k, x in vars(kind).items() if inspect.isfunction(x))
-        return json.dumps([[name, fingerprint(x)] for name, x in methods])
+    """The methods and plain values of a class, and of those of its module that it is made from."""
+    found = []
+    for part in (x for x in kind.__mro__ if x.__module__ == kind.__module__):
+        for name, value in sorted(vars(part).items()):
+            value = getattr(value, "__func__", value)  # of a class method
+            if inspect.isfunction(value):
+                found.append([part.__qualname__, name, fingerprint(value)])
+            elif isinstance(value, _SCALARS) and name not in _UNREAD:
+                found.append([part.__qualname__, name, repr(value)])
+    return json.dumps(found)
 
 
 def _read_from_around(function: FunctionType) -> dict[str, Any]:

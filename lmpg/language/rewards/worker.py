@@ -160,7 +160,8 @@ def described(error: BaseException) -> str:
     except BaseException:  # of its own __str__
         text = type(error).__name__
     text = text if len(text) <= LONGEST_MESSAGE else text[:LONGEST_MESSAGE] + "..."
-    not_theirs = (__file__, os.path.dirname(os.__file__), sys.prefix, "<frozen")
+    ours = os.path.join(os.path.dirname(os.path.dirname(__file__)), "environments")
+    not_theirs = (__file__, ours, os.path.dirname(os.__file__), sys.prefix, "<frozen")
     stack = traceback.extract_tb(error.__traceback__, limit=-MOST_FRAMES)
     frames = [frame for frame in stack if not frame.filename.startswith(not_theirs)]
     if not frames or isinstance(error, SyntaxError):

@@ -68,6 +68,20 @@ class Talk:
         return sum(turn.reward or 0.0 for turn in self.turns)
 
 
+def turns_shown(talk: Talk) -> dict[str, Any]:
+    """A row's turns with what they answered (the first one the prompt), and why it ended."""
+    turns = []
+    for turn in talk.turns:
+        shown: dict[str, Any] = {"text": turn.text, "reward": turn.reward}
+        if turn.before is not None:
+            shown = {"observation": turn.before} | shown
+        turns.append(shown | ({"calls": turn.calls} if turn.calls else {}))
+    if talk.error is not None and turns:
+        turns[-1]["error"] = talk.error
+    lost = {} if talk.error is None else {"error": talk.error}
+    return {"turns": turns, "end": talk.end, **lost}
+
+
 @dataclass(frozen=True)
 class Draw:
     """The random numbers of a batch of completions: they follow from the key, the prompt's place in

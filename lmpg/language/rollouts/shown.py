@@ -10,7 +10,7 @@ import torch
 from lmpg.language.data.tokenizing import completion_text
 from lmpg.language.models.reference import Reference
 from lmpg.language.rewards.process_rewards import token_widths
-from lmpg.language.rollouts.completed import Talk
+from lmpg.language.rollouts.completed import turns_shown
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.scoring import ScoredGroups
 from lmpg.training.token_view import TOKENS, kept, of_rows
@@ -64,23 +64,9 @@ def shown_rows(raw: ScoredGroups, processed: ScoredGroups, changed: bool) -> lis
             row["processed_score"] = processed.scores.totals[b]
         row["finished"] = completions.finished[b]
         if completions.talks:
-            row |= _turns(completions.talks[b])
+            row |= turns_shown(completions.talks[b])
         found.append(row | ({"group": slot} if size > 1 else {}))
     return found
-
-
-def _turns(talk: Talk) -> dict[str, Any]:
-    """A row's turns with what they answered (the first one the prompt), and why it ended."""
-    turns = []
-    for turn in talk.turns:
-        shown: dict[str, Any] = {"text": turn.text, "reward": turn.reward}
-        if turn.before is not None:
-            shown = {"observation": turn.before} | shown
-        turns.append(shown | ({"calls": turn.calls} if turn.calls else {}))
-    if talk.error is not None and turns:
-        turns[-1]["error"] = talk.error
-    lost = {} if talk.error is None else {"error": talk.error}
-    return {"turns": turns, "end": talk.end, **lost}
 
 
 def with_tokens(

@@ -29,10 +29,8 @@ class Turns:
     def __init__(self, sampler: Sampler, longest: int):
         """longest: tokens that a row has at most, in all its turns."""
         self._sampler, self._policy = sampler, sampler.policy
-        self._longest = min(longest, self._policy.context_length)
-        self._why = sampler.why_slower(self._longest)
-        own = self._why is None
-        self._keeps = sampler.keeps_rows if own else bears_padding(self._policy.trunk)
+        self._longest, self._fitting = min(longest, self._policy.context_length), 0
+        self._why: str | None = None
         self._weights: PolicyWeights | None = None
         self._stored: dict[int, tuple[int, Stored]] = {}
 
@@ -52,13 +50,16 @@ class Turns:
         rows: the names of the rows. A text begins with that of the row's last turn and what was
         sampled there. Neither which rows are together nor their order changes a row's tokens.
         """
-        if not self._keeps:
+        length = max(map(len, texts)) + int(limits_R.max())
+        self._prepare(length, last)
+        own = self._why is None
+        if not (self._sampler.keeps_rows if own else bears_padding(self._policy.trunk)):
             samples = self._sampler.answered(texts, 1, limits_R, uniforms_RT)
             self._sampler.backend += ANEW
             return samples
         device, pad = self._policy.device, self._policy.pad_token_id
         prompts = DistinctPrompts.of(texts, 1, pad).to(device)
-        engine = self._sampler.engine(self._why, self._length(texts, limits_R), self._own())
+        engine = self._sampler.engine(self._why, length, self._weights)
         uniforms_RT = None if uniforms_RT is None else uniforms_RT.to(device)
         unread = self._unread(rows, texts)
         decoding = self._sampler.decoded(engine, prompts, limits_R, uniforms_RT, unread, not last)
@@ -73,14 +74,18 @@ class Turns:
         }
         return samples
 
-    def _own(self) -> PolicyWeights | None:
-        """The weights of lmpg's engine, read one time for all turns."""
-        if self._why is None and self._weights is None:
-            self._weights = policy_weights(self._policy, self._longest)
-        return self._weights
-
-    def _length(self, texts: list[list[int]], limits_R: Tensor) -> int:
-        return max(map(len, texts)) + int(limits_R.max())
+    def _prepare(self, length: int, last: bool) -> None:
+        """Decides on an engine for contexts of `length` tokens and, where it is lmpg's, reads its
+        weights: one time, unless rows grow to more than twice what they began with."""
+        if length <= self._fitting:
+            return
+        self._fitting = length if last else min(self._longest, 2 * length)
+        why = self._sampler.why_slower(self._fitting)
+        if why != self._why:
+            self._stored = {}  # engines lay out what they keep in ways of their own
+        self._why, self._weights = why, None
+        if why is None and self._sampler.keeps_rows:
+            self._weights = policy_weights(self._policy, self._fitting)
 
     def _unread(self, rows: Sequence[int], texts: list[list[int]]) -> Unread | None:
         """What is to be read where anything is stored: not in the first turn."""

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from lmpg.language.data.settings import DataSettings
+from lmpg.language.environments.settings import EnvironmentSettings
 from lmpg.language.models.settings import LoadingSettings
 from lmpg.language.rewards.settings import ScoringSettings
 from lmpg.language.sampling.settings import DecodingSettings
@@ -52,7 +53,8 @@ class JudgedSettings(AskingSettings):
     data: DataSettings = DataSettings()
     rewards: ScoringSettings = ScoringSettings()
     size: int = Field(0, ge=0)
-    """Prompts at most, the same ones each time; 0 takes all."""
+    """Prompts at most, the same ones each time; 0 takes all. Of an environment without data so many
+    episodes, 64 for 0."""
     held_out: bool | None = None
     """Take the rows that training holds back of data.path, not all of them. none: where the data
     are those of the run that model.path names, or where data.eval_path or data.eval_split is
@@ -61,12 +63,15 @@ class JudgedSettings(AskingSettings):
     @model_validator(mode="after")
     def _require_data_and_a_reward(self) -> JudgedSettings:
         data, rewards = self.data, self.rewards
-        if data.path is None:
+        environment = getattr(self, "environment", None)
+        talks = environment is not None and environment.path is not None
+        if data.path is None and not talks:
             raise ValueError(
                 f"data.path is not set and {self.model.path} is no run whose data could be taken, "
                 "expected a Hub name or a local file: give --data.path"
             )
-        if not (rewards.functions or rewards.models or data.path.startswith("world:")):
+        in_world = str(data.path).startswith("world:")
+        if not (rewards.functions or rewards.models or in_world or talks):
             raise ValueError(
                 "no reward is given, expected one that scores the responses: give "
                 "--rewards.functions FILE.py:NAME, --rewards.models PATH, or both"
@@ -77,6 +82,7 @@ class JudgedSettings(AskingSettings):
 class EvaluateSettings(JudgedSettings):
     """Measure a model on held-out prompts: mean score, pass@k, greedy decoding, lengths."""
 
+    environment: EnvironmentSettings = EnvironmentSettings()
     samples: int = Field(1, ge=1)
     """Responses to each prompt; pass@k is reported for k = 1 … this."""
     pass_score: float = 1.0

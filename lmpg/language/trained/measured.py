@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +28,7 @@ from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.judged import Judged, judged, powers_up_to
 from lmpg.language.rollouts.score_processing import score_statistics
+from lmpg.language.run_environments import environments_for
 from lmpg.language.trained.command_settings import EvaluateSettings, JudgedSettings
 from lmpg.language.trained.loaded import began, loaded
 from lmpg.language.trained.of_run import START, model_folder, start_of
@@ -38,6 +40,8 @@ from lmpg.settings.section import UserError
 
 Interval = tuple[float, float]
 Functions = Mapping[str, Callable]
+EPISODES = 64
+"""Of an environment whose episodes begin from seeds, where no size is given."""
 NO_FUNCTIONS: Functions = MappingProxyType({})
 
 
@@ -140,8 +144,12 @@ def _measured(
 ) -> Measured:
     """The model of the settings, or the `other` one: loaded, asked and let go."""
     generator = loaded(settings, settings.data, processes, other)
+    parts = generator.tokenizer, generator.policy.eos_token_ids, functions
+    environments = environments_for(settings.environment, settings.data, *parts)
+    generator = replace(generator, environments=environments)
     prompts = prompts_of(settings, generator, world)
-    with scorer_of(settings, generator, prompts, world, functions) as scorer:
+    closed = nullcontext() if environments is None else closing(environments.pool)
+    with closed, scorer_of(settings, generator, prompts, world, functions) as scorer:
         ask = partial(judged, generator, prompts, rows=settings.batch_size, scorer=scorer)
         name = str(settings.compare if other else settings.model.path)
         tell = teller(f"prompts answered by {name}", len(processes.share_of(len(prompts))))
@@ -176,9 +184,11 @@ def figures(sampled: Judged, greedy: Judged | None, pass_score: float) -> dict[s
     if len(sampled.by_reward) > 1:
         for name, scores in sampled.by_reward.items():
             found[f"rewards/{name}"] = sampled.per_prompt(scores).nanmean(1)
-    found["length"] = sampled.per_prompt([len(ids) for ids in sampled.ids]).mean(1)
+    found["length"] = sampled.per_prompt(sampled.lengths).mean(1)
+    if sampled.talks:
+        found["turns"] = sampled.per_prompt([len(talk.turns) for talk in sampled.talks]).mean(1)
     if greedy is not None:
-        found["greedy_length"] = greedy.per_prompt([len(ids) for ids in greedy.ids])[:, 0]
+        found["greedy_length"] = greedy.per_prompt(greedy.lengths)[:, 0]
     found["cut_off"] = sampled.per_prompt([not ended for ended in sampled.finished]).mean(1)
     return found
 
@@ -188,6 +198,8 @@ def prompts_of(settings: JudgedSettings, generator: Generator, world: World | No
     data, tokenizer = settings.data, generator.tokenizer
     room = generator.policy.context_length - settings.sampling.max_new_tokens
     held_out = settings.held_out
+    if generator.environments is not None and data.path is None:
+        return [Prompt("", [])] * (settings.size or EPISODES)
     if held_out is None:
         held_out = data.eval_path is not None or data.eval_split is not None
     if world is not None:
@@ -221,5 +233,6 @@ def scorer_of(
         trust_remote_code=settings.model.trust_remote_code,
         decode=partial(completion_text, generator.tokenizer, eos_token_ids=ends),
         special_tokens=settings.data.special_tokens,
+        optional=getattr(settings, "environment", None) is not None,
         given=functions,
     )

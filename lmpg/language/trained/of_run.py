@@ -90,9 +90,9 @@ def below(kind: type[AskingSettings], given: RawSettings) -> RawSettings:
     evaluated = "held_out" in kind.model_fields
     own_data = evaluated and (given.get("data") or {}).get("path") is None
     parts = {
-        **{name: config.get(name) or {} for name in ("sampling", "rewards")},
+        **{name: config.get(name) or {} for name in ("sampling", "rewards", "environment")},
         "model": _loading(config.get("model") or {}),
-        "data": _data(config.get("data") or {}, own_data),
+        "data": {} if _is_seeded(config) else _data(config.get("data") or {}, own_data),
     }
     for name, section in kind.model_fields.items():
         known = getattr(section.annotation, "model_fields", {})
@@ -135,6 +135,13 @@ def _config(run: Path) -> RawSettings:
             "expected one of a language model"
         )
     return config
+
+
+def _is_seeded(config: RawSettings) -> bool:
+    """Whether the run had no data, as episodes of its environment begin from seeds."""
+    parts = (config.get(name) or {} for name in ("model", "environment", "data"))
+    model, environment, data = (part.get("path") for part in parts)
+    return model is not None and environment is not None and data is None
 
 
 def _loading(model: RawSettings) -> RawSettings:

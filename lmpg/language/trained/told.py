@@ -8,6 +8,7 @@ from typing import Any
 
 from lmpg import __version__
 from lmpg.language.data.chat import as_text
+from lmpg.language.rollouts.completed import turns_shown
 from lmpg.language.rollouts.judged import Judged
 from lmpg.language.trained.measured import Evaluated, Measured, shown_figures
 from lmpg.runs.printable import printable
@@ -88,7 +89,7 @@ def _samples(found: Measured, most: int) -> Iterator[str]:
 def _sample(judged: Judged, i: int, width: int, note: str = "") -> str:
     score = judged.scores[i]
     shown = f"{'none':>8}" if score is None else f"{score:8.3g}"
-    tokens = f"{len(judged.ids[i])}{'' if judged.finished[i] else '+'}"
+    tokens = f"{judged.lengths[i]}{'' if judged.finished[i] else '+'}"
     text = _one_line(judged.texts[i]) + note
     cut = text if len(text) <= width - 18 else text[: width - 19 - len(note)] + "…" + note
     return f"{shown}  {tokens:>6}  {cut}"
@@ -149,6 +150,7 @@ def _response(judged: Judged, i: int) -> dict[str, Any]:
         "text": judged.texts[i],
         "score": judged.scores[i],
         **({"rewards": parts} if len(parts) > 1 else {}),
-        "length": len(judged.ids[i]),
+        "length": judged.lengths[i],
         "ended": judged.finished[i],
+        **(turns_shown(judged.talks[i]) if judged.talks else {}),
     }

@@ -10,6 +10,7 @@ from lmpg.algorithms.ppo import PPO
 from lmpg.language.api.objects import settings_and_objects
 from lmpg.language.environments.named import GYMNASIUM, environment_spec, source_of
 from lmpg.language.missing import refuse_missing_paths
+from lmpg.language.rewards.local_functions import fingerprint
 from lmpg.language.run_inputs import inputs_of
 from lmpg.language.settings import LanguageSettings
 from lmpg.runs import fingerprints
@@ -89,6 +90,18 @@ def test_a_class_or_tool_of_python_is_named_and_what_cannot_be_imported_is_kept(
     assert not given.functions
 
 
+@catches("an instance known by its address")
+def test_an_instance_is_known_by_its_class_and_the_plain_values_that_it_holds():
+    class Game:
+        def __init__(self, size):
+            self.size, self.board = size, object()
+
+    small, again, large = (fingerprint(Game(size)) for size in (3, 3, 4))
+    assert small == again != large
+    changed = type("Game", (Game,), {"__module__": Game.__module__, "limit": 3})
+    assert fingerprint(changed(3)) != small
+
+
 def test_names_that_lead_nowhere_are_told_all_at_once():
     environment = {"path": "none.py:Game", "tools": ("other.py:add",)}
     with pytest.raises(UserError) as told:
@@ -103,7 +116,7 @@ def test_names_that_lead_nowhere_are_told_all_at_once():
 
 def test_an_environment_brings_prompts_and_rewards_but_no_model():
     assert settings_of(environment={"path": "game.py:Game"}).environment.wanted
-    with pytest.raises(ValueError, match=r"environment\.path or .* but model\.path missing"):
+    with pytest.raises(ValueError, match=r"model\.path missing: your own model and environment"):
         settings_of(environment={"path": "game.py:Game"}, model={})
     with pytest.raises(ValueError, match=r"data\.path and rewards\.functions .* missing"):
         settings_of()

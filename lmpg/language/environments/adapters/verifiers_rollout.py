@@ -95,6 +95,7 @@ class VerifiersRollout:
         rollout = getattr(self, "_rollout", None)
         if rollout is not None and not rollout.done():
             rollout.cancel()
+            await asyncio.wait({rollout})  # for what it does at its end
 
     def _failure(self) -> str:
         state = self._rollout.result()
