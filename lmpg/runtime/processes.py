@@ -136,6 +136,11 @@ class Processes:
         with self._meeting():
             return gather_object(items)
 
+    @property
+    def shards(self) -> int:
+        """How many ranks hold a copy of all weights together; 1 where each has one."""
+        return 1 if self.sharing is None else self.sharing.shards
+
     @contextmanager
     def stopped_alike(self) -> Iterator[None]:
         """A block that all ranks come to, which RunStopped leaves in all of them if it does in

@@ -62,7 +62,8 @@ class LanguageSource:
         if self.refresh_every and iteration > 1 and (iteration - 1) % self.refresh_every == 0:
             assert self.reference is not None
             self.reference.refresh(self.generator.policy)
-        sampled = self.sampler.sample(iteration, self.processing, watch)
+        with self.generator.sampler.reading_once():
+            sampled = self.sampler.sample(iteration, self.processing, watch)
         self.processing = sampled.processing
         if self.generator.sampler.ahead and iteration < self.total_steps:
             self.sampler.ask_ahead(iteration + 1, self.processing.settings.chunks)

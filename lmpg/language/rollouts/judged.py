@@ -91,7 +91,7 @@ def judged(
     draw = generator.draw(KEY, len(prompts), samples, greedy)
     mine, found = generator.processes.share(prompts), Judged(samples)
     together = max(1, rows // samples)
-    with generator.processes.stopped_alike():
+    with generator.processes.stopped_alike(), generator.sampler.reading_once():
         for start in range(0, len(mine), together):
             part = mine[start : start + together]
             of_part = draw.part(start, start + together)

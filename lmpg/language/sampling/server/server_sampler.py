@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -97,6 +98,10 @@ class ServerSampler:
         """Ask now for what `sample` will be asked for with the same arguments."""
         key = _key(prompts, group_size, uniforms_BT)
         self._ahead[key] = self._asked(prompts, group_size, uniforms_BT)
+
+    def reading_once(self) -> AbstractContextManager[None]:
+        """A block in which the policy does not learn; servers have its weights already."""
+        return nullcontext()
 
     @torch.no_grad()
     def sample(
