@@ -244,4 +244,6 @@ def tried(make: Callable[[], Any]) -> None:
             raise TypeError(f"a {type(environment).__name__} has no method {name}")
     close = getattr(environment, "close", None)
     if callable(close) and not inspect.iscoroutinefunction(close):
-        close()
+        closing = close()
+        if inspect.iscoroutine(closing):  # nothing has been opened yet
+            closing.close()

@@ -52,6 +52,7 @@ def preset(algorithm: type) -> dict[str, Any]:
             "max_tokens": 104,
         },
         "sampling": {"max_new_tokens": 20},
+        "update": {"learning_rate": 4e-4},  # larger ones can unlearn to copy, and all is 0
         "evaluation": {"size": 256, "every": 10},
         "run": {"total_steps": 40},
     }

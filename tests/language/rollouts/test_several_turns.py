@@ -188,6 +188,13 @@ def test_rows_end_at_the_last_turn_at_their_tokens_or_at_the_context_and_are_tru
     assert limited.ids == narrow.ids
 
 
+@catches("a last observation that outgrows environment.max_tokens is read by the critic")
+def test_a_last_observation_counts_among_the_tokens_of_its_row():
+    made, _ = talking(Endless, max_tokens=50, context=512, observes_end=True)
+    rows = zip(made.prompts, made.ids)
+    assert all(len(prompt.ids) + len(ids) <= 50 for prompt, ids in rows)
+
+
 def test_a_truncated_row_ends_with_its_last_observation_where_the_critic_reads_it():
     plain, _ = talking(Endless, max_turns=2, context=512)
     made, generator = talking(Endless, max_turns=2, context=512, observes_end=True)

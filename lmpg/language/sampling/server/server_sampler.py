@@ -23,6 +23,7 @@ from lmpg.language.sampling.server.connection import Server, ServerGone
 from lmpg.language.sampling.server.threads import Threads
 from lmpg.language.sampling.settings import SamplingSettings
 from lmpg.language.sampling.stops import NewSearch
+from lmpg.runs.files import UNWRITABLE
 from lmpg.runtime.parts import mine
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import RunStopped
@@ -199,7 +200,9 @@ class ServerSampler:
                         f"sampling.server: weights were sent {_ATTEMPTS} times {self._said} and "
                         f"have not arrived: {error}"
                     ) from None
+                print(f"warning: {error}; it gets the weights once it is back", flush=True)
                 server.wait()
+                self._transfer.forget(server)
         if not found <= self._most:
             raise RunStopped(
                 f"sampling.server = {server.url}: after weights were sent {self._said}, its "
@@ -264,6 +267,8 @@ def _problem(action: Callable[[], float]) -> tuple[str | None, float]:
         return None, action()
     except RunStopped as error:
         return str(error), 0.0
+    except UNWRITABLE as error:
+        return f"sampling.transfer_folder cannot be written: {error}. Make room there", 0.0
 
 
 def _key(prompts: list[list[int]], group_size: int, uniforms_BT: Tensor | None) -> Any:
