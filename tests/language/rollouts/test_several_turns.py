@@ -19,6 +19,7 @@ from lmpg.language.rollouts.judged import judged
 from lmpg.language.rollouts.scoring import with_rewards_of_turns
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.runtime.processes import Processes
+from lmpg.runtime.seeding import generator as seeded
 from tests.language.rollouts.test_collect import FakeScorer, source_of
 from tests.support.asking import Asks, Once, environments_of
 from tests.support.planted import catches
@@ -160,6 +161,9 @@ def test_parts_of_a_batch_say_what_the_whole_says():
     parts = [generator.completed(prompts[i : i + 1], draw.part(i, i + 1)) for i in range(4)]
     assert [ids for part in parts for ids in part.ids] == whole.ids
     assert [talk for part in parts for talk in part.talks] == whole.talks
+    drawn = torch.rand((8, 6), generator=seeded(0, *KEY))  # of a first turn as of a response
+    assert torch.equal(draw.uniforms(), drawn)
+    assert not torch.equal(draw.uniforms(1), drawn)
 
 
 class Endless(Asks):
