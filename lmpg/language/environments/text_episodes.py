@@ -129,11 +129,15 @@ def checked_step(value: Any) -> Result:
     """The outcome of a step; errors as of `checked_reset`."""
     expected = "(observation, reward, terminated, truncated, info)"
     observation, reward, terminated, truncated, info = _parts(value, 5, expected)
+    ends = {
+        "terminated": _flag(terminated, "terminated"),
+        "truncated": _flag(truncated, "truncated"),
+    }
+    observation = "" if observation is None and any(ends.values()) else observation
     return {
         "observation": _observation(observation),
         "reward": _reward(reward),
-        "terminated": _flag(terminated, "terminated"),
-        "truncated": _flag(truncated, "truncated"),
+        **ends,
         "info": _info(info),
     }
 
