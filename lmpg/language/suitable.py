@@ -24,10 +24,19 @@ def suitable_settings(
 
     given: the user's own settings, which win over all that.
     """
+    model, talks_to = given.get("model") or {}, given.get("environment") or {}
+    if not model.get("path") and (talks_to.get("path") or talks_to.get("tools")):
+        preset = _without_world(preset)
     world = world_asked_for(merged(preset, given))
     if world is not None:
         return merged(IN_A_WORLD, WORLDS[world].preset(algorithm), preset)
     return merged(own_reward(given), steps(algorithm, merged(preset, given)), preset)
+
+
+def _without_world(preset: RawSettings) -> RawSettings:
+    """The preset without its world, which knows nothing of an environment of the user's."""
+    data = {key: value for key, value in (preset.get("data") or {}).items() if key != "world"}
+    return {**preset, "data": data}
 
 
 def suitable_stage_settings(

@@ -155,9 +155,9 @@ def render_chat(
     """
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
-            "the data holds chat messages, but the tokenizer has no chat template. Use a chat "
-            "model, take another's template with --model.tokenizer, write one into "
-            "chat_template.jinja in the model's folder, or give the prompts as plain text."
+            "the data or the environment give chat messages, but the tokenizer has no chat "
+            "template. Use a chat model, take another's template with --model.tokenizer, write "
+            "one into chat_template.jinja in the model's folder, or give plain text."
         )
     begun = open_turn and is_begun(messages)
     try:

@@ -29,8 +29,8 @@ class EnvironmentSettings(Section):
     max_turns: int = Field(8, ge=1)
     """Turns of the policy in an episode; one that has not ended by then is truncated."""
     max_tokens: int = Field(0, ge=0)
-    """Tokens of a row, observations included; one that reaches them is truncated. A single turn has
-    at most sampling.max_new_tokens of them. 0: as many as the model's context holds."""
+    """Tokens of a row, prompt and observations included; one that reaches them is truncated. A
+    single turn has at most sampling.max_new_tokens. 0: as many as the model's context holds."""
     timeout: float = Field(60.0, gt=0)
     """Seconds one call of reset or step may take before its worker process is killed."""
     workers: int = Field(1, ge=1)

@@ -81,8 +81,9 @@ class Evaluator:
             )
         errors, count = found.scores.count(None), len(found.texts)
         if errors > max_error_share * count:
+            what = "environment or the reward" if found.talks else "reward"
             raise UserError(
                 f"before training: {errors} of {count} held-out responses could not be scored, "
-                f"more than rewards.max_error_share = {max_error_share} allows. Mend the reward "
-                f"and start again. The reward said:{listed(found.messages)}"
+                f"more than rewards.max_error_share = {max_error_share} allows. Mend the {what} "
+                f"and start again. What went wrong:{listed(found.messages)}"
             )

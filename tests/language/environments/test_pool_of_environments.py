@@ -80,6 +80,10 @@ class Halting:
     def reset(self, *, seed, options):
         return "", {}
 
+class Old(Count):
+    def reset(self):
+        return "", {}
+
 class Unmade:
     def __init__(self):
         raise OSError("no such server")
@@ -267,6 +271,12 @@ def test_a_worker_s_first_reply_says_what_cannot_be_made(name, arguments, messag
     start, _ = serving({"spec": f"{mine}:{name}", "arguments": arguments}, load, print)
     with pytest.raises((AttributeError, TypeError), match=message):
         start()
+
+
+def test_a_place_that_is_named_with_an_error_is_in_the_user_s_file(pool):
+    """`Old.reset` takes no seed, so that the last frame is one of lmpg's, of no use to the user."""
+    games = pool("Old")
+    assert games.reset([{}], [0])[0].error.endswith("unexpected keyword argument 'seed'")
 
 
 def test_a_row_that_cannot_be_passed_is_refused_with_what_it_holds(pool):
