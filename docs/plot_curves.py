@@ -27,6 +27,8 @@ LABELS = {
     "accuracy": "accuracy on held-out problems",
     "distinct": "share of distinct responses",
     "return_mean": "mean return",
+    "guesses": "mean guesses",
+    "tool_used": "share of sums for which the tool is asked",
 }
 
 

@@ -33,7 +33,7 @@ LAYERS = {  # folder or module: (the layers it imports, the packages of others t
         GROUND,
         "bitsandbytes peft pydantic safetensors torch transformers",
     ),
-    "language/sampling": (f"{GROUND} models", "pydantic torch transformers"),
+    "language/sampling": (f"{GROUND} models", "pydantic safetensors torch transformers"),
     "language/rewards": ("settings data models", "math_verify pydantic reasoning_gym transformers"),
     "language/environments": (
         "settings data rewards",

@@ -47,8 +47,10 @@ def work_of(
     reward_models: int,
     prompts: Split[Prompt],
     count: int,
+    shards: int = 1,
 ) -> Work:
-    """The sizes of a run. reward_models: their bytes. count: of processes."""
+    """The sizes of a run. reward_models: their bytes. count: of processes; shards: how many of
+    them share out weights."""
     longest = max(int(lengths_of(x).max(initial=0)) for x in (prompts.train, prompts.held_out))
     update, model = settings.update, shape_of(policy.causal_lm)
     of_minibatch = -(-update.minibatch_size // count)
@@ -70,6 +72,7 @@ def work_of(
         recompute=settings.model.gradient_checkpointing,
         several=of_minibatch > rows,
         count=count,
+        shards=shards,
         device=policy.device.type,
     )
     tokens = update.microbatch_tokens

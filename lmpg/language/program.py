@@ -130,7 +130,8 @@ def prepare(
     decode = partial(completion_text, tokenizer, eos_token_ids=policy.eos_token_ids)
     scorer = scorer_for(settings, prompts, decode, processes, given.functions)
     processes.suit_threads(num_weights(policy) + scorer.num_weights)
-    work = work_of(settings, policy, own, scorer.num_bytes, prompts, processes.count)
+    spread_over = processes.count, processes.shards
+    work = work_of(settings, policy, own, scorer.num_bytes, prompts, *spread_over)
     settings, keep_engine = with_fitting_microbatches(settings, work, processes)
     rest = processes, keep_engine, prompts, folder, environments
     generator = generator_for(settings, policy, tokenizer, *rest)

@@ -57,11 +57,11 @@ class LanguageSettings(Section, Generic[A]):
             given = {k: v for k, v in given.items() if k != rewards}
             given["model.teacher"] = self.model.teacher
             parts = parts.replace("reward", "teacher")
+            parts = parts.replace(" and environment", ", environment and teacher")
         if self.model.path and str(self.data.path).startswith("world:"):
             return self  # the world's rewards go with its data
-        own_world = self.environment.wanted and "world" in self.data.model_fields_set
-        if not self.model.path and (self.environment.is_built_in or own_world):
-            return self  # over the model of a built-in world
+        if not self.model.path and self.environment.is_built_in:
+            return self  # of a built-in world, as the model is
         missing = [name for name, value in given.items() if not value]
         if missing and len(missing) < len(given):
             named = "; ".join(f"{name} = {value}" for name, value in given.items() if value)
@@ -181,8 +181,7 @@ class LanguageSettings(Section, Generic[A]):
             raise ValueError(
                 f"update.sampler_correction = {correction} with sampling.top_k = "
                 f"{sampling.top_k}, sampling.top_p = {sampling.top_p}: where tokens are cut off, "
-                "its ratio of what is left is wrong. Set top_k to 0 and top_p to 1, or leave "
-                "update.sampler_correction out"
+                "its ratio of what is left is wrong. Leave the one or the other out"
             )
         return self
 
@@ -274,12 +273,8 @@ class LanguageSettings(Section, Generic[A]):
     @model_validator(mode="after")
     def _refuse_changes_without_effect(self) -> LanguageSettings:
         refuse_what_cannot_change(self.update, self.algorithm)
-        if not self.environment.wanted:
-            alone = "every response is one turn here. Leave it out, or give --environment.path or"
-            refuse_settings_of_turns(self.algorithm, f"{alone} --environment.tools")
-        elif getattr(self.algorithm, "baseline", "") == "group_mean":
-            whole = "algorithm.baseline = group_mean compares whole episodes. Leave one of them out"
-            refuse_settings_of_turns(self.algorithm, whole)
+        alone = "every response is one turn here. Leave it out, or give --environment.path"
+        refuse_settings_of_turns(self.algorithm, None if self.environment.wanted else alone)
         called = self.algorithm, algorithm_name(type(self.algorithm))
         refuse_clip_fraction(self.update, *called)
         alike = self.rewards.process == "none" and "critic" not in self._needs()

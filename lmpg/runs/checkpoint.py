@@ -12,18 +12,19 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors.torch import load_file, save_file
 
-from lmpg.runs.files import fsync, settle
+from lmpg.runs.files import fsync, settle, unwritable
 from lmpg.runs.saved.checkpoint_parts import METADATA, read_parts, write_parts
 from lmpg.runs.saved.state_encoding import Encoder, decoded
 from lmpg.runtime.processes import Processes
 from lmpg.runtime.sharding import Sharing
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 TENSORS, STATE = "tensors.safetensors", "state.json"
@@ -69,14 +70,23 @@ def save_parts(folder: Path, step: int, state: Any, keep: int, processes: Proces
         _seal(temporary, step, {**dict(of_all), STATE: _listed(temporary / STATE)}, PARTS_FORMAT)
         _put_in_place(folder, temporary, target)
 
-    if processes.on_main(begin):
+    if _by_main(begin, processes):
         encoder = Encoder()
         tree = encoder.encode(state, "state")
         written = write_parts(temporary, encoder.tensors, processes)
         listed = [(name, _listed(temporary / name)) for name in written]
         of_all = processes.gather_list(listed)
-        processes.on_main(end)
-    processes.on_main(lambda: _keep(folder, step, keep))
+        _by_main(end, processes)
+    _by_main(lambda: _keep(folder, step, keep), processes)
+
+
+def _by_main(action: Callable[[], T], processes: Processes) -> T:
+    """What it gives to the main process, on every rank; OSError on all where it cannot write."""
+    found: list[T] = []
+    found, problem = processes.on_main(lambda: (found, unwritable(lambda: found.append(action()))))
+    if problem is not None:
+        raise OSError(problem)
+    return found[0]
 
 
 def _keep(folder: Path, step: int, keep: int) -> None:

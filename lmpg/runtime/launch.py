@@ -24,7 +24,7 @@ PASSED_ON = (
     *("compute_environment", "distributed_type", "use_cpu", "cpu", "multi_gpu"),
     *("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port"),
     *("rdzv_backend", "rdzv_conf", "same_network", "gpu_ids", "enable_cpu_affinity"),
-    *("num_cpu_threads_per_process", "max_restarts", "monitor_interval", "tee", "log_dir"),
+    *("num_cpu_threads_per_process", "monitor_interval", "tee", "log_dir"),
     *("role", "debug", "quiet", "module", "no_python", "mpirun_hostfile", "mixed_precision"),
     *("use_fsdp", "use_deepspeed", "use_megatron_lm", "use_parallelism_config"),
     *("aws_access_key_id", "aws_secret_access_key"),
@@ -69,6 +69,10 @@ _TPUS = "TPUs are not supported, expected GPUs or CPUs: remove it"
 _ACCUMULATED = (
     "expected 1: a step has --update.minibatch-size responses however many fit into memory at "
     "once (--update.microbatch-size); set it to 1"
+)
+_RESTARTS = (
+    "expected 0: processes that the launcher starts anew cannot connect again; start the same "
+    "command once more, with --run.resume"
 )
 _NOTHING = frozenset(("", "none", "no", "false", "[]", "{}", "['']"))
 
@@ -208,6 +212,8 @@ def _refuse_options(
     """Refuses options of the launcher's that nobody obeys."""
     if environ.get(name := f"ACCELERATE_{ACCUMULATION.upper()}", "1") not in ("1", "auto"):
         told = {ACCUMULATION: environ[name], **told}
+    if is_on(environ, "TORCHELASTIC_RESTART_COUNT"):
+        told = {"max_restarts": environ["TORCHELASTIC_RESTART_COUNT"], **told}
     for name, value in told.items():
         if name in PASSED_ON or name.startswith(tuple(known)):
             continue
@@ -227,6 +233,8 @@ def _instead_of(name: str, value: Any, environ: Mapping[str, str]) -> str | None
     if name in PARALLELISM:
         used = is_on(environ, "ACCELERATE_USE_PARALLELISM_CONFIG")
         return None if used else f"{_UNUSED}use it with fsdp_version: 2"
+    if name == "max_restarts":
+        return None if str(value) == "0" else _RESTARTS
     if name == ACCUMULATION:
         return None if str(value) in ("1", "auto") else _ACCUMULATED
     if name in OF_TPUS:

@@ -27,7 +27,7 @@ from lmpg.runtime.launch import OF_MPI, Launch, is_on, launch_of, size
 from lmpg.runtime.machine import OWN_THREADS, SMALL_MODEL, limit_threads
 from lmpg.runtime.sharding import Sharing
 from lmpg.runtime.watch import Watch
-from lmpg.settings.section import UserError
+from lmpg.settings.section import RunStopped, UserError
 
 T = TypeVar("T")
 
@@ -135,6 +135,24 @@ class Processes:
             return items
         with self._meeting():
             return gather_object(items)
+
+    @property
+    def shards(self) -> int:
+        """How many ranks hold a copy of all weights together; 1 where each has one."""
+        return 1 if self.sharing is None else self.sharing.shards
+
+    @contextmanager
+    def stopped_alike(self) -> Iterator[None]:
+        """A block that all ranks come to, which RunStopped leaves in all of them if it does in
+        one: the others would wait for it at their next meeting."""
+        try:
+            yield
+        except RunStopped as error:
+            self.gather_list([str(error)])
+            raise
+        said: list[str | None] = self.gather_list([None])
+        if found := next(filter(None, said), None):
+            raise RunStopped(found)
 
     def in_step(self, parts: list[T], nothing: T) -> list[T]:
         """What this rank computes with gradients, one part after the other; where weights are

@@ -40,6 +40,11 @@ class Sharing:
     reshard: bool = True
     layer_classes: tuple[str, ...] = ()
 
+    @property
+    def shards(self) -> int:
+        """How many processes hold a whole copy together."""
+        return int(self.mesh.size(self.mesh.ndim - 1))
+
     def empty(self, size: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A tensor of any numbers, shared out."""
         from torch.distributed.tensor import Replicate, Shard, empty

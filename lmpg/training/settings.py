@@ -194,12 +194,14 @@ def refuse_nothing_to_compare(
         )
 
 
-def refuse_settings_of_turns(algorithm: Section, why: str) -> None:
-    """ValueError where a setting of the algorithm is about turns, of which a row has but one; `why`
-    says so, and what to do."""
+def refuse_settings_of_turns(algorithm: Section, why: str | None) -> None:
+    """ValueError where a setting of the algorithm is about turns and has no effect. why: says that
+    a row has but one, and what to do; None where it has several."""
+    if why is None and getattr(algorithm, "baseline", "") == "group_mean":
+        why = "algorithm.baseline = group_mean compares whole episodes. Leave one of them out"
     for key in ("turn_gamma", "turn_lam", "group_level"):
         field = type(algorithm).model_fields.get(key)
-        if field is not None and getattr(algorithm, key) != field.default:
+        if why and field is not None and getattr(algorithm, key) != field.default:
             raise ValueError(f"algorithm.{key} = {getattr(algorithm, key)}, but {why}")
 
 

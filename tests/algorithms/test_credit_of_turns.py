@@ -12,6 +12,7 @@ from lmpg.algorithms.off_policy import OffPolicy
 from lmpg.algorithms.ppo import PPO
 from lmpg.algorithms.reinforce import REINFORCE
 from lmpg.algorithms.reinforce_plus_plus import ReinforcePlusPlus
+from lmpg.cli.main import settings_class
 from lmpg.functional.advantages import next_in_mask
 from lmpg.gym.settings import gym_settings_class
 from tests.algorithms.test_algorithms import rollout_of
@@ -140,6 +141,24 @@ def test_settings_of_turns_that_do_nothing_are_refused(kind, fields, said):
 def test_an_agent_of_gym_is_told_that_its_steps_are_turns():
     with pytest.raises(pydantic.ValidationError, match=r"turn_lam = 0\.5, but every step"):
         gym_settings_class("ppo")(algorithm={"kl_coef": 0, "turn_lam": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "world", "said"),
+    [
+        ("ppo", {"turn_gamma": 0.5}, "addition", r"turn_gamma = 0\.5, but every response is one"),
+        ("grpo", {"group_level": "turn"}, "addition", "group_level = turn, but every response"),
+        ("reinforce_plus_plus", {"turn_gamma": 0.5, "baseline": "group_mean", "group_size": 2},
+         "guess", "group_mean compares whole episodes"),
+    ],
+)  # fmt: skip
+def test_a_language_model_without_turns_is_told_so(name, fields, world, said):
+    environment = (
+        {} if world == "addition" else {"path": "lmpg.language.worlds.tasks.guessing:Guess"}
+    )
+    given = {"data": {"world": world}, "environment": environment, "algorithm": fields}
+    with pytest.raises(pydantic.ValidationError, match=said):
+        settings_class(name)(**given)
 
 
 def test_a_step_of_the_policy_without_a_turn_is_refused():

@@ -183,6 +183,7 @@ REFUSED = {
         [],
         "dynamo_backend = INDUCTOR: expected no",
     ),
+    "restarts": (GPUS, ["--max_restarts", 3], "max_restarts = 3: expected 0"),
     "a worker of MPI's": ({**GPUS, "mpirun_config": {"mpirun_ccl": "2"}}, [], "mpirun_ccl = 2"),
 }
 FEWER = {
@@ -249,6 +250,12 @@ def test_what_shards_nothing_and_computes_otherwise_refuses_to_be_asked():
     for asked in (Launch(bf16=True), Launch(sharding=WHOLE)):
         with pytest.raises(UserError, match=r"this command .* without a launcher"):
             asked.refuse_what_is_not("auto", "this command")
+
+
+def test_processes_that_a_launcher_has_started_anew_are_told_to_resume():
+    assert launch_of({"TORCHELASTIC_RESTART_COUNT": "0"}, {}) == Launch()
+    with pytest.raises(UserError, match=r"max_restarts = 1: .* with --run.resume"):
+        launch_of({"TORCHELASTIC_RESTART_COUNT": "1"}, {})
 
 
 def test_several_processes_of_mpi_are_several():

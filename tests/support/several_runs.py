@@ -1,16 +1,60 @@
-"""Runs one after another in the processes that a launcher started: FILE.json of [name, flags]."""
+"""Runs one after another in several processes: those that a launcher started, given FILE.json of
+[name, flags], or forks of the test's own process, which have imported everything already."""
 
 import json
+import multiprocessing
+import os
+import socket
 import sys
 from pathlib import Path
+from typing import Any
+
+from accelerate.state import PartialState
 
 from lmpg.cli.main import main
+from lmpg.runtime.processes import Processes, close_process_group
 from tests.support.programs import run_here
+
+Todo = list[tuple[str, dict[str, Any]]]
 
 
 def run_all() -> None:
     for algorithm, flags in json.loads(Path(sys.argv[1]).read_text()):
         run_here(algorithm, flags)
+
+
+def forked(count: int, todo: Todo, log: Path) -> str:
+    """The runs over `count` processes; returns what they print, and raises if one of them fails."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=_rank, args=(r, count, port, todo, log)) for r in range(count)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(280)
+        if rank.is_alive():
+            rank.kill()
+    said = "".join(log.with_suffix(f".{rank}").read_text() for rank in range(count))
+    assert all(rank.exitcode == 0 for rank in ranks), said
+    return said
+
+
+def _rank(rank: int, count: int, port: int, todo: Todo, log: Path) -> None:
+    """One of the processes; as torchrun would have started it."""
+    values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    values |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    os.environ.update({name: str(value) for name, value in values.items()})
+    PartialState._reset_state()
+    Processes._watch = None
+    with log.with_suffix(f".{rank}").open("w", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        sys.stdout = sys.stderr = file
+        for algorithm, flags in todo:
+            run_here(algorithm, flags)
+        close_process_group()
 
 
 if __name__ == "__main__":

@@ -12,10 +12,12 @@ import torch
 
 from lmpg.language.models.loading import load_policy
 from lmpg.language.models.settings import LoraSettings, ModelSettings
+from lmpg.language.sampling.server import transfer
 from lmpg.language.sampling.server.tried_servers import server_sampler
 from lmpg.language.sampling.settings import SamplingSettings
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import RunStopped
+from tests.support.planted import catches
 from tests.support.programs import metrics, run_here
 from tests.support.tiny import tiny_tokenizer
 from tests.vllm.real_server import PROGRAM, real_server, small_llama
@@ -150,20 +152,22 @@ def test_a_server_killed_amid_a_run_and_started_again_costs_a_rollout(model, tmp
     assert "asked for again once it is back" in capsys.readouterr().out
 
 
-def test_tied_embeddings_that_do_not_arrive_are_told(tmp_path):
+@catches("tied embeddings written once")
+def test_tied_embeddings_arrive_as_they_are_written_apart(tmp_path, monkeypatch):
     tied = small_llama(tmp_path / "tied", tied=True)
     with real_server(tied, tmp_path) as server:
         policy = loaded(tied)
         sampler = sampler_for(server, policy, tmp_path)
-        sampler.publish(Processes())
-        moved(policy)
+        for _ in range(2):
+            sampler.publish(Processes())
+            moved(policy)
+        monkeypatch.setattr(transfer, "untied", without_an_output_layer)
         with pytest.raises(RunStopped, match="Embedding and output layer of this model are one"):
             sampler.publish(Processes())
-    with real_server(tmp_path / "weights", tmp_path) as server:  # as the message says
-        sampler = sampler_for(server, policy, tmp_path)
-        sampler.publish(Processes())
-        moved(policy)
-        sampler.publish(Processes())
+
+
+def without_an_output_layer(model, state):
+    return {name: x for name, x in state.items() if name != "lm_head.weight"}
 
 
 def test_adapters_are_loaded_at_run_time(model, tmp_path):

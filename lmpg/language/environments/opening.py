@@ -17,7 +17,7 @@ from lmpg.settings.said_once import say_once
 
 
 @dataclass(frozen=True)
-class Environments:
+class Opened:
     """The environments of a rollout's rows, and what the policy reads of them."""
 
     pool: EnvironmentPool
@@ -34,7 +34,7 @@ def opened(
     data: DataSettings,
     eos_token_ids: Sequence[int],
     given: Mapping[str, Callable] = MappingProxyType({}),
-) -> Environments:
+) -> Opened:
     """The environments that settings ask for, imported and tried; UserError where they are no good.
 
     given: those given as objects of Python, by their names in the settings.
@@ -43,7 +43,7 @@ def opened(
     objects = call_format if settings.tools and call_format == "mistral" else None
     continuation = Continuation(tokenizer, data, eos_token_ids, settings.rewritten, objects)
     calls = Calls(call_format, data.chat or data.system_prompt is not None)
-    return Environments(EnvironmentPool(settings, given, calls), continuation)
+    return Opened(EnvironmentPool(settings, given, calls), continuation)
 
 
 def call_format_of(settings: EnvironmentSettings, tokenizer: Any) -> str:

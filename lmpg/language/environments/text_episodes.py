@@ -129,11 +129,15 @@ def checked_step(value: Any) -> Result:
     """The outcome of a step; errors as of `checked_reset`."""
     expected = "(observation, reward, terminated, truncated, info)"
     observation, reward, terminated, truncated, info = _parts(value, 5, expected)
+    ends = {
+        "terminated": _flag(terminated, "terminated"),
+        "truncated": _flag(truncated, "truncated"),
+    }
+    observation = "" if observation is None and any(ends.values()) else observation
     return {
         "observation": _observation(observation),
         "reward": _reward(reward),
-        "terminated": _flag(terminated, "terminated"),
-        "truncated": _flag(truncated, "truncated"),
+        **ends,
         "info": _info(info),
     }
 
@@ -244,4 +248,6 @@ def tried(make: Callable[[], Any]) -> None:
             raise TypeError(f"a {type(environment).__name__} has no method {name}")
     close = getattr(environment, "close", None)
     if callable(close) and not inspect.iscoroutinefunction(close):
-        close()
+        closing = close()
+        if inspect.iscoroutine(closing):  # nothing has been opened yet
+            closing.close()

@@ -35,6 +35,10 @@ def serving(
     """What a worker process replies first: the schemas, for which alone it is started."""
 
     def start() -> dict[str, Any]:
+        from transformers.utils import chat_template_utils
+
+        # else it imports torch, for tools that take audio: seconds, and some hundred megabytes
+        chat_template_utils.is_torch_available = lambda: False
         return {"schemas": schemas_of([load_(tool) for tool in hello["arguments"]["tools"]])}
 
     return start, dict

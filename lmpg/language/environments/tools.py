@@ -78,11 +78,10 @@ class ToolEnvironment:
             return self._step_later(numbered)
         return self._observed(numbered, [self._result(x, len(calls)) for x in calls])
 
-    def close(self) -> None:
-        """Closes the inner environment."""
+    def close(self) -> Any:
+        """Closes the inner environment; what is to be awaited where that is async."""
         close = getattr(self._inner, "close", None)
-        if callable(close):
-            close()
+        return close() if callable(close) else None
 
     async def _step_later(self, calls: list[tuple[Call, str]]) -> Any:
         import asyncio

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+from lmpg.functional.masking import masked_mean
 from lmpg.language.models.reference import Reference
 from lmpg.language.rollouts.assembly import RolloutPart, assembled, rollout_metrics
 from lmpg.language.rollouts.dynamic_sampling import DynamicSampling
@@ -15,6 +16,7 @@ from lmpg.language.rollouts.score_processing import ScoreProcessing, reward_metr
 from lmpg.language.rollouts.scoring import GroupSampler, Sampled, ScoredGroups
 from lmpg.language.rollouts.shown import is_due, num_shown, shown_rows, views_tokens, with_tokens
 from lmpg.runtime.machine import Stopwatch, give_back_freed_memory
+from lmpg.settings.section import RunStopped
 from lmpg.training.source import Collected
 from lmpg.types import Algorithm, Rollout
 
@@ -60,7 +62,8 @@ class LanguageSource:
         if self.refresh_every and iteration > 1 and (iteration - 1) % self.refresh_every == 0:
             assert self.reference is not None
             self.reference.refresh(self.generator.policy)
-        sampled = self.sampler.sample(iteration, self.processing, watch)
+        with self.generator.sampler.reading_once():
+            sampled = self.sampler.sample(iteration, self.processing, watch)
         self.processing = sampled.processing
         if self.generator.sampler.ahead and iteration < self.total_steps:
             self.sampler.ask_ahead(iteration + 1, self.processing.settings.chunks)
@@ -68,6 +71,7 @@ class LanguageSource:
             part = self._assembled(sampled.groups, iteration)
         if not self.generator.policy.is_small:
             give_back_freed_memory()  # what sampling has left; learning needs other sizes
+        self._refuse_another_policys(part.rollout, iteration)
         self._warn_if_none_counts(part.rollout)
         metrics = self._metrics(part, sampled) | watch.seconds
         shown = part.shown[: num_shown(self.algorithm.group_size)]
@@ -139,6 +143,20 @@ class LanguageSource:
             has_spread = sampled.has_spread
             metrics["frac_reward_zero_std"] = has_spread.count(False) / len(has_spread)
         return metrics | sampled.metrics
+
+    def _refuse_another_policys(self, rollout: Rollout, iteration: int) -> None:
+        """RunStopped where a server has sampled with other weights than it was given."""
+        theirs_BT, most = rollout.sampler_logprobs_BT, self.generator.sampler.max_deviation
+        if theirs_BT is None or most is None:
+            return
+        apart = float(masked_mean((rollout.logprobs_BT - theirs_BT).abs(), rollout.mask_BT))
+        if not apart <= most:
+            raise RunStopped(
+                f"step {iteration}: log-probs of what servers sampled deviate from the policy's by "
+                f"{apart:.2g} nats per token, more than sampling.max_deviation = {most:g}: one has "
+                "other weights than it was given, as after a start in between. Everything up to "
+                f"step {iteration - 1} is saved; go on with --run.resume"
+            )
 
     def _warn_if_none_counts(self, rollout: Rollout) -> None:
         """Once: an iteration that teaches nothing looks like any other in the log."""

@@ -91,11 +91,12 @@ def judged(
     draw = generator.draw(KEY, len(prompts), samples, greedy)
     mine, found = generator.processes.share(prompts), Judged(samples)
     together = max(1, rows // samples)
-    for start in range(0, len(mine), together):
-        part = mine[start : start + together]
-        of_part = draw.part(start, start + together)
-        found.add(_of_part(generator, part, of_part, scorer, reference))
-        progress(start + len(part))
+    with generator.processes.stopped_alike(), generator.sampler.reading_once():
+        for start in range(0, len(mine), together):
+            part = mine[start : start + together]
+            of_part = draw.part(start, start + together)
+            found.add(_of_part(generator, part, of_part, scorer, reference))
+            progress(start + len(part))
     whole = Judged(samples)
     for part_of_rank in generator.processes.gather_list([found]):
         whole.add(part_of_rank)

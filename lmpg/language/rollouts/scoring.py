@@ -103,7 +103,8 @@ class GroupSampler:
         """One group for each of `prompts`, shared out among the ranks."""
         gather = self.generator.processes.gather_list
         self.generator.publish()
-        mine = self._groups(key, prompts, processing.settings.chunks, watch)
+        with self.generator.processes.stopped_alike():  # servers answer each rank by itself
+            mine = self._groups(key, prompts, processing.settings.chunks, watch)
         found = []  # of each rank that has a prompt
         for groups in mine:
             greedy_errors = 0 if groups.greedy is None else groups.greedy.scores.errors

@@ -246,7 +246,7 @@ class _Talking:
             row.end = "max_tokens"
         if not row.end:
             row.go_on(response, observed, outcome)
-        elif len(row.ids) + len(response) <= self.sampler.policy.context_length:
+        elif len(row.ids) + len(response) <= self._most:
             row.response = response if self.environments.observes_end else row.response
 
     def _room(self, row: _Row, response: list[int]) -> int:

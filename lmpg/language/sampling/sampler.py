@@ -3,14 +3,14 @@ forward."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from lmpg.language.models.architectures import TOLERANCE, deviation, probe_ids, unsupported
+from lmpg.language.models.architectures import TOLERANCE, unsupported
 from lmpg.language.models.forward.padding import bears_padding
 from lmpg.language.models.inputs import of_equal_length
 from lmpg.language.models.policy import CausalLMPolicy
@@ -20,22 +20,18 @@ from lmpg.language.sampling.engines.cpu import CpuDecoder
 from lmpg.language.sampling.engines.cuda import CudaDecoder
 from lmpg.language.sampling.engines.cuda_rollouts import CudaRollouts
 from lmpg.language.sampling.engines.graphs import Capture, CudaGraphs
-from lmpg.language.sampling.engines.policy_weights import PolicyWeights, policy_weights
-from lmpg.language.sampling.engines.protocol import Decoder, Engine
+from lmpg.language.sampling.engines.policy_weights import PolicyWeights, Reading
+from lmpg.language.sampling.engines.protocol import Engine
 from lmpg.language.sampling.engines.stored import Unread
 from lmpg.language.sampling.engines.transformers import refuse_unusable_cache, transformers_engine
 from lmpg.language.sampling.engines.unreadable import unreadable_layers
-from lmpg.language.sampling.engines.weights import DecodeWeights
+from lmpg.language.sampling.own_engine import engine_deviation, own_engine, own_rounding
 from lmpg.language.sampling.samples import DistinctPrompts, Samples, concatenated
 from lmpg.language.sampling.stops import NewSearch, StopSearch
 from lmpg.runtime.machine import worthwhile_threads
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import UserError
 
-NewDecoder = Callable[[DecodeWeights, int], Decoder]
-"""A decoder over weights, for contexts of so many tokens."""
-_PROBED = 8
-"""Tokens of the texts on which an engine is tried."""
 _ROUNDING = 2.0
 """How far an engine may be from the model in float32, in multiples of what the model's own forward
 is in the policy's precision."""
@@ -52,6 +48,7 @@ class Sampler:
     comparable = True
     remote = False
     ahead = 0
+    max_deviation = None
 
     def __init__(
         self,
@@ -81,6 +78,17 @@ class Sampler:
         if capture is None and policy.device.type == "cuda":
             capture = CudaGraphs()
         self._cuda = None if capture is None else CudaRollouts(policy, top_k, top_p, capture)
+        self._reading = Reading(policy)
+
+    @contextmanager
+    def reading_once(self) -> Iterator[None]:
+        """A block in which the policy does not learn: its weights are read once, by the first of
+        all responses in it."""
+        try:
+            with self._reading.once():
+                yield
+        finally:
+            self._after_sampling()
 
     @property
     def exact(self) -> bool:
@@ -147,10 +155,16 @@ class Sampler:
             search = self._search(distinct)
             samples = self._cuda.sample(distinct, limits_B, uniforms_BT, self.check_every, search)
             self.backend = f"by the CUDA engine, {self._cuda.backend}"
-            if not self._keep_engine:
-                self._cuda.let_go()
+            self._after_sampling()
             return samples
         return self.decoded(self.engine(reason, length), distinct, limits_B, uniforms_BT).samples()
+
+    def _after_sampling(self) -> None:
+        """What the CUDA engine has read serves as long as the policy does not learn."""
+        if self._cuda is not None:
+            self._cuda.is_current = self._reading.inside
+            if not (self._keep_engine or self._reading.inside):
+                self._cuda.let_go()
 
     @property
     def keeps_rows(self) -> bool:
@@ -205,7 +219,7 @@ class Sampler:
         them."""
         if reason is None:
             self.backend = "by the CPU engine"
-            return own_engine(self.policy, length, weights=weights)
+            return own_engine(self.policy, length, weights=weights or self._reading(length))
         self.backend = f"by the model's own forward, which is slower, because {reason}"
         if not self._tried:
             refuse_unusable_cache(self.policy)
@@ -247,53 +261,6 @@ class Sampler:
             )
 
 
-def own_engine(
-    policy: CausalLMPolicy,
-    length: int,
-    decoder: NewDecoder = CpuDecoder,
-    weights: PolicyWeights | None = None,
-) -> Engine:
-    """lmpg's decoder for contexts of `length` tokens, over the model's weights of this moment if
-    none are given."""
-    weights = weights or policy_weights(policy, length)
-    new = decoder(weights.decoder, length)
-    return Engine(new, weights.logits, weights.values, nullcontext, 0.0)
-
-
 def why_transformers(policy: CausalLMPolicy, length: int) -> str | None:
     """Why transformers must compute a policy in contexts of `length` tokens; None if lmpg can."""
     return unsupported(policy.causal_lm, length) or unreadable_layers(policy.causal_lm)
-
-
-@torch.no_grad()
-def engine_deviation(policy: CausalLMPolicy, decoder: NewDecoder = CpuDecoder) -> float:
-    """How far a decoder's hidden states, in the policy's precision, are from transformers' in
-    float32."""
-    length = min(policy.context_length, _PROBED)
-    ours = _hidden_after_steps(policy, own_engine(policy, length, decoder))
-    with policy.in_float32():
-        return deviation(ours, _hidden_after_steps(policy, transformers_engine(policy)))
-
-
-@torch.no_grad()
-def own_rounding(policy: CausalLMPolicy) -> float:
-    """How far transformers' own hidden states, in the policy's precision, are from those in
-    float32."""
-    if not policy.bf16 and policy.device.type == "cpu":
-        return 0.0
-    rounded = _hidden_after_steps(policy, transformers_engine(policy))
-    with policy.in_float32():
-        return deviation(rounded, _hidden_after_steps(policy, transformers_engine(policy)))
-
-
-def _hidden_after_steps(policy: CausalLMPolicy, engine: Engine) -> Tensor:
-    """Hidden states after a few tokens of two prompts of different lengths."""
-    length = min(policy.context_length, _PROBED)
-    steps = length // 2
-    ids_RL = probe_ids(policy.causal_lm, 2, length).to(policy.device)
-    lengths = torch.tensor([length - steps, 1], device=policy.device)
-    rows = torch.arange(2, device=policy.device)
-    with engine.precision():
-        hidden = [engine.decoder.prefill(ids_RL[:, :-steps], lengths, rows)]
-        hidden += [engine.decoder.advance(ids) for ids in ids_RL[:, -steps:].T]
-    return torch.stack(hidden)

@@ -40,7 +40,7 @@ def check_stage(settings: OfflineLearningSettings, name: str) -> list[str]:
         objective: Any = prepared.objective
         loop = assembled(settings, prepared, folder, processes)
         if processes.is_main:
-            said = lines(work_of(settings, prepared, processes.count), room_of_each(processes))
+            said = lines(work_of(settings, prepared, processes), room_of_each(processes))
             examples = [ids for x in islice(objective.train, SHOWN) for ids in traps.ids_of(x)]
             said += [f"text      {traps.in_a_line(tokenizer, ids)}" for ids in examples]
             print("\n".join([prepared.line, *said]), flush=True)

@@ -72,7 +72,7 @@ def train_stage(
         trained = getattr(prepared.objective.module, "causal_lm", prepared.objective.module)
         facts = settle(asked, settings.model.precision, trained, folder, processes)
         if processes.is_main:
-            said = lines(work_of(settings, prepared, processes.count), room_of_each(processes))
+            said = lines(work_of(settings, prepared, processes), room_of_each(processes))
             print("\n".join([prepared.line, *said]), flush=True)
         loop = assembled(settings, prepared, folder, processes)
         loop.on_step = given.on_step

@@ -13,10 +13,12 @@ from lmpg.language.models.lora import rank_of
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.stages.prepared import SAMPLED_TOGETHER, Prepared
 from lmpg.language.stages.settings import OfflineLearningSettings, SftSettings
+from lmpg.runtime.processes import Processes
 
 
-def work_of(settings: OfflineLearningSettings, prepared: Prepared, count: int) -> Work:
-    """The sizes of a stage. count: of processes."""
+def work_of(settings: OfflineLearningSettings, prepared: Prepared, processes: Processes) -> Work:
+    """The sizes of a stage."""
+    count = processes.count
     objective, update = prepared.objective, settings.update
     module: Any = objective.module
     policy = module if isinstance(module, CausalLMPolicy) else None
@@ -45,5 +47,6 @@ def work_of(settings: OfflineLearningSettings, prepared: Prepared, count: int) -
         recompute=settings.model.gradient_checkpointing,
         several=of_minibatch > rows,
         count=count,
+        shards=processes.shards,
         device=module.device.type if policy else next(module.parameters()).device.type,
     )

@@ -13,7 +13,6 @@ from lmpg.language.worlds.talkers import talker, turns_preset
 from lmpg.language.worlds.tasks import tool_sums as task
 from lmpg.language.worlds.world import World, WorldStage
 from lmpg.settings.raw import merged
-from lmpg.training.settings import OfflineSettings
 
 VERSION = 1
 """Of the code that makes the world: a new number makes everything in the cache again."""
@@ -31,15 +30,6 @@ SHAPE = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
 }
-SUPERVISED = OfflineSettings(
-    learning_rate=3e-3,
-    schedule="linear",
-    warmup_steps=10,
-    adam_eps=1e-5,
-    minibatch_size=32,
-    microbatch_size=32,
-    epochs=3,
-)
 STAGES: dict[str, WorldStage] = {}
 
 
@@ -52,6 +42,7 @@ def preset(algorithm: type) -> dict[str, Any]:
             "max_tokens": 104,
         },
         "sampling": {"max_new_tokens": 20},
+        "update": {"learning_rate": 4e-4},  # larger ones can unlearn to copy, and all is 0
         "evaluation": {"size": 256, "every": 10},
         "run": {"total_steps": 40},
     }
@@ -80,16 +71,15 @@ def tool_use(prompts: list[Prompt], completions: list[str]) -> dict[str, float]:
 
 
 def _started() -> Path:
-    parts = (
-        VERSION,
-        SEED,
-        task.CHARACTERS,
-        SHAPE,
-        [CHECKED, TRAINED, CALLS, task.DIGITS],
-        _conversations,
-        SUPERVISED,
+    return talker(
+        "calculator",
+        version=VERSION,
+        seed=SEED,
+        characters=task.CHARACTERS,
+        shape=SHAPE,
+        made_from=[CHECKED, TRAINED, CALLS, task.DIGITS],
+        conversations=_conversations,
     )
-    return talker("calculator", *parts)
 
 
 @cache

@@ -13,7 +13,6 @@ from lmpg.language.worlds.talkers import talker, turns_preset
 from lmpg.language.worlds.tasks import guessing as task
 from lmpg.language.worlds.world import World, WorldStage
 from lmpg.settings.raw import merged
-from lmpg.training.settings import OfflineSettings
 
 VERSION = 1
 """Of the code that makes the world: a new number makes everything in the cache again."""
@@ -30,15 +29,6 @@ SHAPE = {
     "num_key_value_heads": 4,
     "max_position_embeddings": 192,
 }
-SUPERVISED = OfflineSettings(
-    learning_rate=3e-3,
-    schedule="linear",
-    warmup_steps=10,
-    adam_eps=1e-5,
-    minibatch_size=32,
-    microbatch_size=32,
-    epochs=3,
-)
 STAGES: dict[str, WorldStage] = {}
 
 
@@ -78,16 +68,15 @@ def guesses(prompts: list[Prompt], completions: list[str]) -> dict[str, float]:
 
 
 def _started() -> Path:
-    parts = (
-        VERSION,
-        SEED,
-        task.CHARACTERS,
-        SHAPE,
-        [GAMES, HELD_OUT, CARELESS, MAX_TURNS],
-        _games,
-        SUPERVISED,
+    return talker(
+        "guess",
+        version=VERSION,
+        seed=SEED,
+        characters=task.CHARACTERS,
+        shape=SHAPE,
+        made_from=[GAMES, HELD_OUT, CARELESS, MAX_TURNS],
+        conversations=_games,
     )
-    return talker("guess", *parts)
 
 
 def _games() -> tuple[list[Row], list[Row]]:

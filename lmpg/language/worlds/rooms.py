@@ -9,11 +9,10 @@ from typing import Any
 
 from lmpg.language.data.prompts import Prompt
 from lmpg.language.data.rows import Row
-from lmpg.language.worlds.talkers import talker, turns_preset
+from lmpg.language.worlds.talkers import WARM_START, talker, turns_preset
 from lmpg.language.worlds.tasks import rooms_alike as task
 from lmpg.language.worlds.world import World, WorldStage
 from lmpg.settings.raw import merged
-from lmpg.training.settings import OfflineSettings
 
 VERSION = 1
 """Of the code that makes the world: a new number makes everything in the cache again."""
@@ -31,14 +30,8 @@ SHAPE = {
     # a layer sees a token and the one before it: of "room?", a line break and the "?"
     "sliding_window": 2,
 }
-SUPERVISED = OfflineSettings(
-    learning_rate=1e-2,
-    schedule="linear",
-    warmup_steps=10,
-    adam_eps=1e-5,
-    minibatch_size=64,
-    microbatch_size=64,
-    epochs=8,
+SUPERVISED = WARM_START.model_copy(
+    update={"learning_rate": 1e-2, "minibatch_size": 64, "microbatch_size": 64, "epochs": 8}
 )
 STAGES: dict[str, WorldStage] = {}
 
@@ -87,16 +80,16 @@ def walked(prompts: list[Prompt], completions: list[str]) -> dict[str, float]:
 
 
 def _started() -> Path:
-    parts = (
-        VERSION,
-        SEED,
-        task.CHARACTERS,
-        SHAPE,
-        [WALKS, HELD_OUT, TURNS, STARTS_RIGHT],
-        _walks,
-        SUPERVISED,
+    return talker(
+        "rooms",
+        version=VERSION,
+        seed=SEED,
+        characters=task.CHARACTERS,
+        shape=SHAPE,
+        made_from=[WALKS, HELD_OUT, TURNS, STARTS_RIGHT],
+        conversations=_walks,
+        update=SUPERVISED,
     )
-    return talker("rooms", *parts)
 
 
 def _walks() -> tuple[list[Row], list[Row]]:

@@ -13,16 +13,28 @@ from lmpg.training.settings import OfflineSettings
 
 # What brings transformers along is imported where it is used: the settings need not wait for it.
 
+WARM_START = OfflineSettings(
+    learning_rate=3e-3,
+    schedule="linear",
+    warmup_steps=10,
+    adam_eps=1e-5,
+    minibatch_size=32,
+    microbatch_size=32,
+    epochs=3,
+)
+"""How it learns, unless a world has its own."""
+
 
 def talker(
     world: str,
+    *,
     version: int,
     seed: int,
     characters: str,
     shape: dict[str, Any],
     made_from: Any,
     conversations: Callable[[], tuple[list[Row], list[Row]]],
-    update: OfflineSettings,
+    update: OfflineSettings = WARM_START,
 ) -> Path:
     """The folder of a world's model, from the cache where it has been made before.
 

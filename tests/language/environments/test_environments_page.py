@@ -73,6 +73,7 @@ def test_the_page_trains_in_its_environment(here):
     assert text.count('class="turn"') >= sum(len(row["turns"]) for row in rows[:4])
 
 
+@pytest.mark.slow
 def test_the_page_trains_with_its_tool(here):
     (here / "sums.jsonl").write_text('{"prompt": "1 + 2", "answer": "3"}\n' * 8)
     flags = {"data.path": "sums.jsonl", "rewards.functions": "numeric_answer", "data.num-eval": 2}

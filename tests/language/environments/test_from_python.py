@@ -43,6 +43,7 @@ def train(folder, environment, **run):
     )
 
 
+@pytest.mark.slow
 @catches("a class of Python that is changed between a run and its resumption")
 def test_a_class_of_python_is_learned_in_and_must_be_the_same_when_the_run_is_resumed(tmp_path):
     class Here(Echo):

@@ -8,7 +8,7 @@ import pytest
 
 from lmpg.language.environments.pool import EnvironmentPool
 from lmpg.language.environments.settings import EnvironmentSettings
-from lmpg.language.environments.text_episodes import serving
+from lmpg.language.environments.text_episodes import checked_step, serving
 from lmpg.language.rewards.worker import load
 from lmpg.settings.section import UserError
 from tests.support.planted import catches
@@ -179,6 +179,13 @@ def test_a_reset_that_fails_or_has_no_prompt_costs_its_row(pool):
     assert first[1].error == "reset gave no observation, and the row has no prompt"
     assert [x.observation for x in first[2:]] == ["Hi", "seed 4 None"]
     assert games.step({0: "x", 3: "x"})[0].error == first[0].error
+
+
+@pytest.mark.parametrize("ends", [(True, False), (False, True)])
+def test_an_episode_may_end_without_a_last_observation(ends):
+    assert checked_step((None, 1, *ends, {}))["observation"] == ""
+    with pytest.raises(TypeError, match="a NoneType as observation"):
+        checked_step((None, 1, False, False, {}))
 
 
 def test_async_steps_of_all_rows_go_on_at_the_same_time(pool, monkeypatch):

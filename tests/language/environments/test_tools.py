@@ -112,6 +112,7 @@ def test_several_calls_of_a_turn_have_a_result_each_in_their_order(mine):
     assert [x["function"]["arguments"]["a"] for x in info["tool_calls"]] == [1, 2]
 
 
+@pytest.mark.slow
 def test_tools_of_files_run_in_a_worker_and_a_slow_one_is_told_to_the_policy(mine):
     settings = EnvironmentSettings(
         tools=tuple(f"{mine}:{name}" for name in ("add", "sleep", "later")), timeout=0.5
@@ -147,6 +148,24 @@ def test_turns_without_a_call_go_to_the_environment_beside_the_tools(mine):
         wrong, right = pool.step({0: "5"})[0], pool.step({0: "4"})[0]
         assert (wrong.observation, wrong.terminated) == ("no", False)
         assert (right.reward, right.terminated) == (1.0, True)
+
+
+@catches("an environment beside tools whose close is async stays open")
+def test_an_environment_beside_tools_is_closed_though_that_is_async(mine):
+    closed = []
+    module = module_at(mine)
+
+    class Leaving(module.Quiz):
+        async def close(self):
+            closed.append(True)
+
+    given = {"memory:add": module.add, "memory:Leaving": Leaving}
+    settings = EnvironmentSettings(path="memory:Leaving", tools=("memory:add",))
+    with opened(settings, family_tokenizer("chatml"), DataSettings(), [0], given).pool as pool:
+        pool.reset([{"question": "2 + 2?"}], [0])
+        assert closed == []
+        assert pool.step({0: "4"})[0].terminated
+    assert closed == [True]
 
 
 def test_a_model_without_a_format_is_told_in_its_prompt_how_to_call(mine):

@@ -19,6 +19,7 @@ from lmpg.language.rollouts.judged import judged
 from lmpg.language.rollouts.scoring import with_rewards_of_turns
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.runtime.processes import Processes
+from lmpg.runtime.seeding import generator as seeded
 from tests.language.rollouts.test_collect import FakeScorer, source_of
 from tests.support.asking import Asks, Once, environments_of
 from tests.support.planted import catches
@@ -160,6 +161,9 @@ def test_parts_of_a_batch_say_what_the_whole_says():
     parts = [generator.completed(prompts[i : i + 1], draw.part(i, i + 1)) for i in range(4)]
     assert [ids for part in parts for ids in part.ids] == whole.ids
     assert [talk for part in parts for talk in part.talks] == whole.talks
+    drawn = torch.rand((8, 6), generator=seeded(0, *KEY))  # of a first turn as of a response
+    assert torch.equal(draw.uniforms(), drawn)
+    assert not torch.equal(draw.uniforms(1), drawn)
 
 
 class Endless(Asks):
@@ -182,6 +186,13 @@ def test_rows_end_at_the_last_turn_at_their_tokens_or_at_the_context_and_are_tru
         rows = zip(found.prompts, found.ids)
         assert all(len(prompt.ids) + len(ids) <= 50 for prompt, ids in rows)
     assert limited.ids == narrow.ids
+
+
+@catches("a last observation that outgrows environment.max_tokens is read by the critic")
+def test_a_last_observation_counts_among_the_tokens_of_its_row():
+    made, _ = talking(Endless, max_tokens=50, context=512, observes_end=True)
+    rows = zip(made.prompts, made.ids)
+    assert all(len(prompt.ids) + len(ids) <= 50 for prompt, ids in rows)
 
 
 def test_a_truncated_row_ends_with_its_last_observation_where_the_critic_reads_it():

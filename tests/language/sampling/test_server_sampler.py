@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 
 import pytest
 import torch
@@ -222,6 +221,17 @@ def test_a_server_that_dies_costs_a_rollouts_restart(model, tmp_path, capsys):
     assert "asked for again once it is back" in capsys.readouterr().out
 
 
+def test_a_folder_that_takes_no_weights_ends_the_run_with_the_reason(model, tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        serving(model) as server,
+        pytest.raises(
+            RunStopped, match=r"sampling\.transfer_folder cannot be written: .*Not a dir"
+        ),
+    ):
+        asking(server, loaded(model), tmp_path / "file", transfer="folder")
+
+
 def test_a_server_that_does_not_come_back_or_is_too_slow_ends_the_run(model, tmp_path):
     policy = loaded(model)
     with serving(model) as server:
@@ -229,10 +239,8 @@ def test_a_server_that_does_not_come_back_or_is_too_slow_ends_the_run(model, tmp
         server.busy = 0.6
         with pytest.raises(RunStopped, match=r"failed 3 times.*server_timeout = 0\.2"):
             sampler.sample(PROMPTS[:1], 1, uniforms(1))
-    started = time.monotonic()
-    with pytest.raises(RunStopped, match="Start it again"):
+    with pytest.raises(RunStopped, match=r"server_timeout = 0\.2 s are over\. Start it again"):
         sampler.sample(PROMPTS, 1, uniforms(3))
-    assert time.monotonic() - started < 3
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,12 @@ def numbers(turn, rows):
     return drawn[list(rows)]
 
 
-def talked(policy, capture=None, order=range(4), leaves=(), turns=3):
+def talked(policy, capture=None, order=range(4), leaves=(), turns=3, check_every=1):
     """Rows over several turns, in an order: (texts, recorded, places, sampler); the row `leaves`
-    takes the first turn alone."""
+    takes the first turn alone. check_every: steps after which rows that have ended may leave."""
     sampler = Sampler(policy, STEPS, capture=capture)
+    if capture is None:
+        sampler.check_every = check_every
     taken = Turns(sampler, 60)
     texts = {b: list(PROMPTS[b]) for b in order}
     places = {b: [] for b in order}
@@ -79,7 +81,7 @@ def engine(request, monkeypatch):
 @pytest.mark.parametrize("family", ["llama", "mistral, short window", "gpt2", "gemma2", "qwen3"])
 def test_what_is_recorded_over_several_turns_equals_a_fresh_forward(family, engine):
     policy = policy_of(tiny_family(family))
-    texts, recorded, places, sampler = talked(policy, leaves=(1,))
+    texts, recorded, places, sampler = talked(policy, leaves=(1,), check_every=4)
     samples = whole(policy, texts, recorded, places)
     assert len({len(x) for x in texts.values()}) > 2
     assert ("anew" in sampler.backend) == (

@@ -104,15 +104,20 @@ def test_a_folder_is_copied_where_it_differs_piece_by_piece(tmp_path, monkeypatc
         folder = tmp_path / str(rank) / "final"
         folder.mkdir(parents=True)
         (folder / "model").write_text(text)
-        (folder / ("own" if rank else "empty")).touch()
+        (folder / "empty").touch()
 
     def copy(processes):
-        copied(Path("final"), processes)
-        return listing(Path("final"))
+        found = []
+        for name in ("empty", "one more" if processes.rank else "empty"):
+            Path("final", name).touch()
+            copied(Path("final"), processes)
+            found.append(listing(Path("final")))
+        return found
 
     first, second = on_machines(tmp_path, copy)
     assert first == second
-    assert [name for name, _, _ in second] == ["empty", "model"]
+    assert second[0] == second[1]
+    assert [name for name, _, _ in second[0]] == ["empty", "model"]
 
 
 @catches("a full disk of another machine is found out by nobody")

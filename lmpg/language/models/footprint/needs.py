@@ -23,6 +23,8 @@ LIBRARIES = 0.65e9
 STATES: dict[str, float] = {"adamw": 2 * FP32, "adamw_8bit": 2.0, "adafactor": 0.0}
 """Bytes of an optimizer's states for each weight that learns; those of rows and columns, or of
 blocks, are no matter."""
+WHOLE = {"reward models"}
+"""Frozen models that every process holds, however others are shared out."""
 _PLAIN_UP_TO = {dtype.itemsize: keys for dtype, keys in PLAIN_UP_TO.items()}
 """Keys up to which attention on a CPU keeps its weights, by the bytes of a number."""
 _OWN_FORWARD = 2.0
@@ -37,7 +39,7 @@ class Work:
     with weights of its own. frozen: bytes of other models. rows: of a micro-batch, each with
     `prompt` tokens and then `response`; sampled: rows of a rollout. several: whether a minibatch
     has several micro-batches. engine_stays: whether a CUDA engine keeps its memory while learning.
-    count: of processes.
+    count: of processes; shards: how many of them share out weights, 1 where each holds all.
     """
 
     model: Shape
@@ -57,6 +59,7 @@ class Work:
     several: bool = True
     engine_stays: bool = True
     count: int = 1
+    shards: int = 1
     device: str = "cpu"
 
     @property
@@ -109,18 +112,18 @@ def largest_rows(work: Work, budget: float) -> int:
 
 def staying(work: Work) -> Parts:
     """What is there from the first optimizer step to the end."""
-    learns = work.learning
+    learns, n = work.learning, work.shards
     frozen = _frozen(work, work.kept) if work.rank else 0
     parts = {
         "libraries": LIBRARIES,
-        "weights": frozen + FP32 * learns,
-        "optimizer": STATES[work.optimizer] * learns,
+        "weights": (frozen + FP32 * learns) / n,
+        "optimizer": STATES[work.optimizer] * learns / n,
     }
     if work.critic_shape is not None:
         critic = work.critic_shape.trunk
-        parts["weights of the critic"] = FP32 * critic
-        parts["optimizer of the critic"] = STATES[work.optimizer] * critic
-    return parts | work.frozen
+        parts["weights of the critic"] = FP32 * critic / n
+        parts["optimizer of the critic"] = STATES[work.optimizer] * critic / n
+    return parts | {k: x if k in WHOLE else x / n for k, x in work.frozen.items()}
 
 
 def _frozen(work: Work, kept: int) -> float:
@@ -134,7 +137,8 @@ def _loading(work: Work) -> Parts:
     critic = 0 if work.critic_shape is None else work.critic_shape.trunk
     return {
         "libraries": LIBRARIES,
-        "weights": _frozen(work, FP32) + FP32 * critic,
+        # those that share out load one after the other
+        "weights": (_frozen(work, FP32) + FP32 * critic) * (2 - 1 / work.shards) / work.shards,
         "files": work.saved * work.model.weights,
     }
 
@@ -148,7 +152,10 @@ def engine(work: Work) -> Parts:
     steps = 4 * rows * model.vocabulary * FP32
     if not model.known:  # its own weights serve
         copied = 0
-    return {"engine": work.product * copied, "cache": cache, "logits": steps}
+    found: Parts = {"engine": work.product * copied, "cache": cache, "logits": steps}
+    if work.shards == 1 or not model.known:
+        return found
+    return found | {"gathered weights": FP32 * (model.head + model.block)}
 
 
 def _learning(work: Work) -> Parts:
@@ -157,9 +164,13 @@ def _learning(work: Work) -> Parts:
         critic = work.critic_shape
         graphs.append((graph(work, critic), FP32 * critic.trunk))
     kept, gradients = (_sums if work.several else _in_turn)(graphs)
-    exchanged = sum(x for _, x in graphs) if work.count > 1 else 0
-    parts = {"gradients": gradients, "activations": kept, "logits": logits(work)}
-    others = {"exchange of gradients": float(exchanged), "widened weights": widened(work)}
+    exchanged = sum(x for _, x in graphs) if work.count > work.shards == 1 else 0
+    parts = {"gradients": gradients / work.shards, "activations": kept, "logits": logits(work)}
+    others = {
+        "exchange of gradients": float(exchanged),
+        "gathered weights": gathered(work),
+        "widened weights": widened(work),
+    }
     return parts | {name: x for name, x in others.items() if x}
 
 
@@ -185,6 +196,16 @@ def graph(work: Work, model: Shape) -> float:
     if work.recompute:  # the stream before each layer, and one layer as it is computed again
         return tokens * model.layers * model.hidden * FP32 + inside
     return model.layers * inside
+
+
+def gathered(work: Work) -> float:
+    """Of weights that are shared out: two layers, as one is fetched while the other computes, and
+    what lies outside of layers; a layer's gradients and those on their way; the outside's."""
+    if work.shards == 1:
+        return 0.0
+    model = work.model
+    outside = model.head * (1 if model.tied else 2)
+    return FP32 * ((2 + 2) * model.block + (1 if work.rank else 2) * outside)
 
 
 def widened(work: Work) -> float:
@@ -230,6 +251,7 @@ def logits(work: Work) -> float:
 
 def _saved_copy(work: Work) -> float:
     """`final/` in another precision than what is kept, or an adapter's merged model."""
-    if work.rank:
-        return work.saved * work.model.weights
-    return work.saved * work.model.weights if work.saved != FP32 else 0
+    whole = work.saved * work.model.weights
+    if work.shards > 1:  # the main process gathers all of them on the host
+        return FP32 * work.model.weights + whole if work.device == "cpu" else 0
+    return whole if work.rank or work.saved != FP32 else 0

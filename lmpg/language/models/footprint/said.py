@@ -60,6 +60,8 @@ def remedies(work: Work) -> dict[str, float]:
         found["--model.quantisation nf4"] = total(replace(work, packed=True))
     if not work.recompute:
         found["--model.gradient-checkpointing True"] = total(replace(work, recompute=True))
+    if work.count > work.shards == 1 and not work.packed and work.optimizer == "adamw":
+        found["--run.sharding full"] = total(replace(work, shards=work.count))
     if work.rows > 1:
         found["--update.microbatch-size 1"] = total(replace(work, rows=1, several=True))
     if work.critic_shape is not None:

@@ -43,6 +43,11 @@ class Shape:
         return self.trunk == self.weights
 
     @property
+    def block(self) -> float:
+        """Weights of a layer."""
+        return (self.trunk - self.head) / self.layers
+
+    @property
     def head(self) -> int:
         """Weights of the output layer."""
         return self.vocabulary * self.hidden

@@ -25,7 +25,7 @@ class CudaRollouts:
 
     Memory is allocated for the largest rollout so far and stays until `let_go`: the cache of all
     its rows, and the weights in the precision of products. Each rollout copies the weights of now
-    into it.
+    into it, unless it `is_current`, and has them.
     """
 
     def __init__(self, policy: CausalLMPolicy, top_k: int, top_p: float, capture: Capture):
@@ -34,6 +34,7 @@ class CudaRollouts:
         self._replays = Replays(capture)
         self._room = (0, 0, 0)
         self._held: tuple[PolicyWeights, CudaBatch] | None = None
+        self.is_current = False
 
     @property
     def backend(self) -> str:
@@ -97,6 +98,8 @@ class CudaRollouts:
         rows, columns, steps = room = tuple(map(max, self._room, map(bucketed, needed)))
         if room == self._room and self._held is not None:
             held, batch = self._held
+            if self.is_current:
+                return batch
             weights = policy_weights(self._policy, columns, partial(self._settled, held))
             if copy_weights_in_place(held, weights, self._policy):
                 return batch

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmpg.functional.logprobs import LogitShape
+from lmpg.language.models.architectures import architecture, unsupported
 from lmpg.language.models.decoder_parts import in_use
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.sampling.engines.linear import linear
@@ -48,6 +50,44 @@ def policy_weights(
     """The weights of `policy` as they are now, for contexts of `length` tokens."""
     with held(policy):
         return _policy_weights(policy, length, settle)
+
+
+class Reading:
+    """Reads a policy's weights anew each time, but once within `once`."""
+
+    def __init__(self, policy: CausalLMPolicy) -> None:
+        self._policy = policy
+        self.inside = False
+        self._known: tuple[int, PolicyWeights] | None = None
+
+    @contextmanager
+    def once(self) -> Iterator[None]:
+        """A block in which the weights do not change; what is read of them stays for its time."""
+        outer, self.inside = self.inside, True
+        try:
+            yield
+        finally:
+            self.inside = outer
+            if not outer:
+                self._known = None
+
+    def __call__(self, length: int) -> PolicyWeights:
+        """The weights for contexts of `length` tokens."""
+        if self._known is not None and self._serve(*self._known, length):
+            return self._known[1]
+        if not self.inside:
+            return policy_weights(self._policy, length)
+        model, longer = self._policy.causal_lm, min(self._policy.context_length, 2 * length)
+        windows = (layer.window or 0 for layer in architecture(model).layers)
+        if unsupported(model, longer) or any(length <= x < longer for x in windows):
+            longer = length
+        self._known = longer, policy_weights(self._policy, longer)  # longer prompts may follow
+        return self._known[1]
+
+    def _serve(self, read: int, weights: PolicyWeights, length: int) -> bool:
+        """Whether weights for `read` tokens are those for `length`: a window as long as the context
+        is none."""
+        return length <= read and not any(x >= length for x in weights.decoder.windows)
 
 
 def _policy_weights(policy: CausalLMPolicy, length: int, settle: Settle) -> PolicyWeights:

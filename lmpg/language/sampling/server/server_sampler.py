@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from lmpg.language.models.policy import CausalLMPolicy
@@ -63,7 +65,7 @@ class ServerSampler:
         """rows: the texts whose tokens' log-probs are compared after each transfer."""
         self.policy, self.backend = policy, backend
         self.max_new_tokens, self.ahead = settings.max_new_tokens, settings.ahead
-        self.comparable = comparable
+        self.comparable, self.max_deviation = comparable, settings.max_deviation
         self.restarts = 0
         self._servers, self._transfer, self._rows = servers, transfer, rows
         self._stops, self._settings, self._seeded = stops, settings, seeded
@@ -96,6 +98,10 @@ class ServerSampler:
         """Ask now for what `sample` will be asked for with the same arguments."""
         key = _key(prompts, group_size, uniforms_BT)
         self._ahead[key] = self._asked(prompts, group_size, uniforms_BT)
+
+    def reading_once(self) -> AbstractContextManager[None]:
+        """A block in which the policy does not learn; servers have its weights already."""
+        return nullcontext()
 
     @torch.no_grad()
     def sample(
@@ -199,7 +205,9 @@ class ServerSampler:
                         f"sampling.server: weights were sent {_ATTEMPTS} times {self._said} and "
                         f"have not arrived: {error}"
                     ) from None
+                print(f"warning: {error}; it gets the weights once it is back", flush=True)
                 server.wait()
+                self._transfer.forget(server)
         if not found <= self._most:
             raise RunStopped(
                 f"sampling.server = {server.url}: after weights were sent {self._said}, its "
@@ -264,6 +272,8 @@ def _problem(action: Callable[[], float]) -> tuple[str | None, float]:
         return None, action()
     except RunStopped as error:
         return str(error), 0.0
+    except (OSError, SafetensorError) as error:
+        return f"sampling.transfer_folder cannot be written: {error}. Make room there", 0.0
 
 
 def _key(prompts: list[list[int]], group_size: int, uniforms_BT: Tensor | None) -> Any:
