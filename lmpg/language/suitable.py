@@ -24,27 +24,10 @@ def suitable_settings(
 
     given: the user's own settings, which win over all that.
     """
-    if _has_environment_alone(given):
-        preset, world = _without_world(preset), None
-    else:
-        world = world_asked_for(merged(preset, given))
+    world = world_asked_for(merged(preset, given))
     if world is not None:
         return merged(IN_A_WORLD, WORLDS[world].preset(algorithm), preset)
     return merged(own_reward(given), steps(algorithm, merged(preset, given)), preset)
-
-
-def _has_environment_alone(given: RawSettings) -> bool:
-    """Whether there is an environment of the user's, with neither model nor world; it is refused
-    when all settings are checked, as no world knows anything of it."""
-    model, data, environment = (given.get(x) or {} for x in ("model", "data", "environment"))
-    has_parts = model.get("path") or data.get("path") or data.get("world")
-    return bool(environment.get("path") or environment.get("tools")) and not has_parts
-
-
-def _without_world(preset: RawSettings) -> RawSettings:
-    """The preset without its world."""
-    data = {key: value for key, value in (preset.get("data") or {}).items() if key != "world"}
-    return {**preset, "data": data}
 
 
 def suitable_stage_settings(

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from lmpg.algorithms.grpo import GRPO
 from lmpg.algorithms.ppo import PPO
 from lmpg.language.api.objects import settings_and_objects
 from lmpg.language.environments.named import GYMNASIUM, environment_spec, source_of
@@ -14,9 +13,7 @@ from lmpg.language.missing import refuse_missing_paths
 from lmpg.language.rewards.local_functions import fingerprint
 from lmpg.language.run_inputs import inputs_of
 from lmpg.language.settings import LanguageSettings
-from lmpg.language.suitable import suitable_settings
 from lmpg.runs import fingerprints
-from lmpg.settings.raw import merged
 from lmpg.settings.section import UserError
 from tests.support.planted import catches
 
@@ -130,11 +127,6 @@ def test_an_environment_brings_prompts_and_rewards_but_no_model():
 def test_an_environment_does_not_talk_to_the_world_of_a_preset():
     """GRPO's is addition; without a model of the user's the run is refused, in no world of its own
     choosing."""
-    preset, given = {"data": {"world": "addition"}}, {"environment": {"path": "game.py:Game"}}
-    for method, below in ((GRPO, preset), (PPO, {})):
-        found = merged(suitable_settings(method, below, given), given)
-        assert found["data"] == {}
+    for data in ({"world": "addition"}, {}):
         with pytest.raises(ValueError, match=r"model\.path missing: your own model and environ"):
-            LanguageSettings[method](**found, algorithm=method())
-    asked = suitable_settings(GRPO, preset, {**given, "data": {"world": "guess"}})
-    assert asked["data"] == preset["data"]
+            settings_of(environment={"path": "game.py:Game"}, model={}, data=data)
