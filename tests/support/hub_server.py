@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants
+from transformers.utils import hub as transformers_hub
 
 TOKEN = "hf_secret"
 USER = "me"
@@ -52,6 +53,7 @@ def hub_server(patch: pytest.MonkeyPatch, token: str | None = TOKEN) -> Iterator
     patch.setattr(constants, "ENDPOINT", server.url)
     template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    patch.setattr(transformers_hub, "_hf_api", None)  # it would go on asking the Hub that it knows
     patch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # which speaks to yet another server
     patch.setattr(constants, "HF_TOKEN_PATH", "/nowhere")
     patch.delenv("HF_TOKEN", raising=False)
@@ -82,6 +84,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(403, {"error": "access is restricted"}, "GatedRepo")
         elif "/resolve/" in path:
             self._file(path)
+        elif "/tree/" in path:  # of a folder, of which no repository has any
+            name, _, place = path.removeprefix("/api/models/").partition("/tree/")
+            missing = self._missing(name, place.partition("/")[0])
+            self._answer(404, {"error": "not found"}, f"{missing}NotFound")
         elif path == "/api/whoami-v2":
             self._answer(200, {"name": USER, "type": "user", "orgs": []})
         elif path.endswith("/auth-check/write"):
@@ -158,16 +164,20 @@ class _Handler(BaseHTTPRequestHandler):
         url = f"{hub.url}/{name}/commit/{COMMIT}"
         self._answer(200, {"commitUrl": url, "commitOid": COMMIT, "success": True})
 
+    def _missing(self, name: str, revision: str) -> str:
+        """What is not there where a file or folder is not."""
+        if not self.server.repositories.get(name):
+            return "Repo"
+        return "Entry" if revision in ("main", COMMIT) else "Revision"
+
     def _file(self, path: str) -> None:
         """A file of a repository, of the one commit that each has."""
         name, _, place = path[1:].partition("/resolve/")
         revision, _, file = place.partition("/")
-        held = self.server.repositories.get(name, {})
-        known = revision in ("main", COMMIT)
-        content = held.get(file) if known else None
+        missing = self._missing(name, revision)
+        content = self.server.repositories[name].get(file) if missing == "Entry" else None
         self.send_response(404 if content is None else 200)
         if content is None:
-            missing = "Repo" if not held else "Entry" if known else "Revision"
             self.send_header("X-Error-Code", f"{missing}NotFound")
         content = content or b""
         self.send_header("X-Repo-Commit", COMMIT)

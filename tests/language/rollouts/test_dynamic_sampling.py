@@ -203,7 +203,7 @@ def test_a_rank_without_a_prompt_in_a_round_samples_nothing():
     processes = source.generator.processes
     processes.rank, processes.count = 0, 2  # a single group is the last rank's
     scores = Scores([1.0] * 4, {}, 0, [], [[]] * 4)
-    theirs = iter([[(scores, 0, scores.totals)], [False]])  # what the other rank tells, in order
+    theirs = iter([[None], [(scores, 0, scores.totals)], [False]])  # what the other tells, in order
     processes.gather_list = lambda items: items + next(theirs)
     key, sampler = ("sample", 1, "refill", 1), source.sampler.sampler
     sampled = sampler.sample_round(key, [3], source.processing, Stopwatch())

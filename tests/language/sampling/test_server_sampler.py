@@ -89,7 +89,8 @@ def test_rows_have_seeds_of_their_own_that_follow_from_their_random_numbers(mode
         other = sampler.sample(PROMPTS, 2, uniforms(6, seed=1))
         seeds = server.seeds
     assert len(set(seeds[:3])) == 3
-    assert seeds[3:5] == seeds[1:3]
+    assert set(seeds[3:5]) < set(seeds[:3])  # requests arrive in any order
+    assert not set(seeds[5:]) & set(seeds[:3])
     assert all(0 <= x < 2**48 for x in seeds)
     ids = whole.inputs["response_ids"]
     rest = part.inputs["response_ids"]
