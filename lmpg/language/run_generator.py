@@ -43,8 +43,9 @@ def generator_for(
         folder=folder.path / "server_weights",
     )
     sampler.publish(processes)
+    lines = said_of(sampler, sampling, tried)  # tries the engine: all processes gather weights
     if processes.is_main:
-        print("\n".join(said_of(sampler, sampling, tried)), flush=True)
+        print("\n".join(lines), flush=True)
     return Generator(
         policy=policy,
         sampler=sampler,

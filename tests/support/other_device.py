@@ -159,7 +159,7 @@ def other_device(monkeypatch: Any, **rules: Any) -> Iterator[Rules]:
     that is transformers' own, which takes what lies on `meta` for missing.
     """
     state = SimpleNamespace(process_index=0, num_processes=1, device=DEVICE)
-    monkeypatch.setattr(processes, "PartialState", lambda cpu: state)
+    monkeypatch.setattr(processes, "PartialState", lambda cpu, **_: state)
     for module in (loading, reward_models):
         for name in ("pretrained_model", "load_sequence_classifier"):
             _outside(monkeypatch, module, name)

@@ -152,7 +152,7 @@ def test_a_server_killed_amid_a_run_and_started_again_costs_a_rollout(model, tmp
     assert "asked for again once it is back" in capsys.readouterr().out
 
 
-@catches("tied embeddings written once")
+@catches("tied embeddings written as one for a real server")
 def test_tied_embeddings_arrive_as_they_are_written_apart(tmp_path, monkeypatch):
     tied = small_llama(tmp_path / "tied", tied=True)
     with real_server(tied, tmp_path) as server:

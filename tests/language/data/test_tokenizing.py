@@ -51,7 +51,7 @@ def test_a_chat_prompt_that_ends_with_the_assistant_goes_on_with_that_turn():
 
 
 def test_chat_without_a_template_is_refused_with_the_fix():
-    with pytest.raises(UserError, match=r"no chat template.*as plain text"):
+    with pytest.raises(UserError, match=r"no chat template.*give plain text"):
         prompt_ids(character_tokenizer(), [{"role": "user", "content": "hi"}])
 
 
