@@ -6,7 +6,6 @@ and SHA-256 sums tells a torn one from a whole one. So the process may die at an
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ from typing import Any, TypeVar
 
 from safetensors.torch import load_file, save_file
 
-from lmpg.runs.files import fsync, settle, unwritable
+from lmpg.runs.files import fsync, settle, sha256, unwritable
 from lmpg.runs.saved.checkpoint_parts import METADATA, read_parts, write_parts
 from lmpg.runs.saved.state_encoding import Encoder, decoded
 from lmpg.runtime.processes import Processes
@@ -169,7 +168,7 @@ def _fill(temporary: Path, step: int, state: Any) -> None:
 
 def _listed(path: Path) -> dict[str, Any]:
     """What the manifest says of a file."""
-    return {"size": path.stat().st_size, "sha256": _sha256(path)}
+    return {"size": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _seal(temporary: Path, step: int, files: dict[str, Any], form: int = 1) -> None:
@@ -216,11 +215,6 @@ def _verify(path: Path) -> dict[str, Any]:
         size = (path / name).stat().st_size
         if size != expected["size"]:
             raise ValueError(f"{name} has {size} bytes, expected {expected['size']}")
-        if _sha256(path / name) != expected["sha256"]:
+        if sha256(path / name) != expected["sha256"]:
             raise ValueError(f"{name} has another checksum than when it was written")
     return manifest
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

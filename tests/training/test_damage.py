@@ -12,6 +12,7 @@ import pytest
 
 from lmpg.gym.environments.agent import Agent
 from lmpg.runs import checkpoint
+from lmpg.runs.files import sha256
 from lmpg.runs.folder import read_summary
 from lmpg.runs.report.write import write_report
 from lmpg.settings.section import UserError
@@ -39,7 +40,7 @@ def rewritten(path: Path, text: str) -> None:
     found = json.loads(manifest.read_text())
     found["files"][path.name] = {
         "size": path.stat().st_size,
-        "sha256": checkpoint._sha256(path),
+        "sha256": sha256(path),
     }
     manifest.write_text(json.dumps(found))
 

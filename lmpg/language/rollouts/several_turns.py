@@ -60,6 +60,10 @@ class Environments:
     max_tokens: int
     observes_end: bool = False
 
+    def most_tokens(self, policy: CausalLMPolicy) -> int:
+        """Tokens that a whole row may have."""
+        return min(self.max_tokens or policy.context_length, policy.context_length)
+
     def first_prompts(self, prompts: Sequence[Prompt], seeds: list[int]) -> list[Prompt]:
         """The prompts with the ids that their episodes begin with; UserError where one cannot."""
         found = []
@@ -100,7 +104,7 @@ class Environments:
             row = _Row.begun(prompt, outcome, self.continuation)
         except UserError as error:
             return _Row(nothing, replace(outcome, error=str(error)), end="error")
-        most = min(self.max_tokens or policy.context_length, policy.context_length)
+        most = self.most_tokens(policy)
         if 0 < len(row.ids) < most:
             return row
         nowhere = (
@@ -197,8 +201,7 @@ class _Talking:
     recorded: list[tuple[list[int], Samples]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        context = self.sampler.policy.context_length
-        self._most = min(self.environments.max_tokens or context, context)
+        self._most = self.environments.most_tokens(self.sampler.policy)
         longest = self._most
         if self.environments.max_turns == 1:
             first = max(len(row.ids) for row in self.rows)

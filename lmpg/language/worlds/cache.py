@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lmpg.runs.files import fsync, settle
+from lmpg.runs.files import fsync, settle, sha256
 from lmpg.runs.lock import Held, locked
 from lmpg.runtime.machine import one_thread
 from lmpg.settings.section import UserError
@@ -58,7 +58,7 @@ def is_whole(folder: Path) -> bool:
     """Whether every file is there as it was written."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
-        return all(_sha256(folder / name) == digest for name, digest in manifest["files"].items())
+        return all(sha256(folder / name) == digest for name, digest in manifest["files"].items())
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return False
 
@@ -80,7 +80,7 @@ def _fill(folder: Path, make: Callable[[Path], None], settings: str) -> None:
     with one_thread():
         make(temporary)
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
-    digests = {str(path.relative_to(temporary)): _sha256(path) for path in files}
+    digests = {str(path.relative_to(temporary)): sha256(path) for path in files}
     manifest = {"settings": json.loads(settings), "files": digests}
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     settle(temporary)
@@ -107,8 +107,3 @@ def _lock(folder: Path) -> Iterator[None]:
             print(f"waiting for another process that is making {folder.name}", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

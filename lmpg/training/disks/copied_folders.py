@@ -6,7 +6,6 @@ processes read is copied to every machine where it is not the same already.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import socket
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lmpg.runs.files import TEMPORARY, UNWRITABLE
+from lmpg.runs.files import TEMPORARY, UNWRITABLE, sha256
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import UserError
 
@@ -60,9 +59,7 @@ def listing(folder: Path) -> Listing:
     found = []
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            found.append((str(path.relative_to(folder)), path.stat().st_size, digest))
+            found.append((str(path.relative_to(folder)), path.stat().st_size, sha256(path)))
     return found
 
 
