@@ -156,6 +156,15 @@ class OfflineRunSettings(AnyRunSettings):
     """Optimizer steps between checkpoints; 0 saves only at the end."""
 
 
+class PreferenceRunSettings(OfflineRunSettings):
+    """The run as a whole; it ends with the last epoch, or sooner after `total_steps`."""
+
+    token_view: bool = True
+    """Before training, after it and about 16 times in between, the held-out answers of
+    samples.jsonl get numbers of each token too, which the report shows in colour: log π, and by how
+    much it is above the reference's."""
+
+
 class GymRunSettings(AnyRunSettings):
     """The run as a whole; its length is counted in environment steps."""
 

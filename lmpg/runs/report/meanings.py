@@ -16,12 +16,13 @@ REWARD: dict[str, Meaning] = {
         "One rises while another falls: the weights trade them against each other."),
     "rewards/NAME/std": ("Spread of NAME", "score", "Standard deviation of one reward.",
         "0: this reward tells no response from another."),
+    "logged/NAME": ("NAME", "", "Mean of what a reward function logged by this name.", ""),
     "reward_errors": ("Without a score", "responses", "Responses that a reward gave no score.",
         "It grows: the log names the reward's error; such responses teach nothing."),
     "frac_reward_zero_std": ("Groups without spread", "share",
         "Groups of responses to one prompt that all score alike; they teach nothing.",
         "Near 1: prompts are too hard, too easy, or the temperature is too low."),
-    "environment/turns": ("Turns", "turns of the policy", "Mean of an episode.",
+    "environment/turns": ("Turns", "turns of the policy", "Mean number in an episode.",
         "It stays at environment.max_turns: episodes do not end by themselves."),
     "environment/tokens": ("Tokens of an episode", "tokens",
         "Mean of all behind the first prompt: the policy's, and what it observes.", ""),
@@ -145,7 +146,7 @@ MACHINE: dict[str, Meaning] = {
     "completions/min_length": ("Shortest response", "tokens", "", ""),
     "completions/max_length": ("Longest response", "tokens", "", ""),
     "completions/clipped_ratio": ("Cut off", "share",
-        "Responses that reached sampling.max_new_tokens without ending.",
+        "Responses, or turns, that reached sampling.max_new_tokens without ending.",
         "Near 1: nothing ends. Raise the limit, look for the EOS token and the template."),
     "episode/return_mean": ("Episode return", "reward",
         "Mean return of the last 100 episodes that ended.",
@@ -216,12 +217,15 @@ def meaning(name: str) -> Meaning | None:
     if reward := re.fullmatch(r"rewards/(.+)/(mean|std)", name):
         title, *rest = METRICS[f"rewards/NAME/{reward[2]}"]
         return (title.replace("NAME", reward[1]), *rest)  # type: ignore[return-value]
-    if name.startswith("loss/"):
-        title, *rest = METRICS["loss/NAME"]
-        return (title.replace("NAME", name.removeprefix("loss/")), *rest)  # type: ignore[return-value]
+    for start in ("loss/", "logged/"):
+        if name.startswith(start):
+            title, *rest = METRICS[f"{start}NAME"]
+            return (title.replace("NAME", name.removeprefix(start)), *rest)  # type: ignore[return-value]
     figure = name.removeprefix("eval/")
     if name != figure and figure in HELD_OUT:
         return (f"{figure}, held out", "", HELD_OUT[figure], "")
+    if name != figure and (known := meaning(figure)):
+        return (f"{known[0]}, held out", known[1], known[2], "")
     return None
 
 
