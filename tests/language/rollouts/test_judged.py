@@ -94,11 +94,11 @@ def test_one_completion_each_is_what_it_always_was(evaluator):
 
 
 class Logs(FakeScorer):
-    """The share that begins with a vowel, logged, and two rewards."""
+    """The share that has an a, e or i, logged, and two rewards."""
 
     def submit(self, prompts, completions, completion_ids, columns):
         totals = [float(len(c)) for c in completions]
-        vowels = [float(c[:1] in tuple("aeiou")) for c in completions]
+        vowels = [float(bool(set(c) & set("aei"))) for c in completions]
         by_reward = {"long": totals, "vowel": vowels}
         logged = {"vowels": [sum(vowels) / len(vowels)]}
         scores = Scores(totals, by_reward, 0, [], [[]] * len(totals), logged=logged)
@@ -107,7 +107,7 @@ class Logs(FakeScorer):
 
 @catches("means of what is logged that depend on how many completions are scored at once")
 def test_what_functions_log_and_the_parts_of_the_reward_are_held_out_figures_too(evaluator):
-    found = [replace(evaluator, scorer=Logs(), size=4, rows=n).evaluate() for n in (1, 3, 4)]
+    found = [replace(evaluator, scorer=Logs(), samples=3, rows=n).evaluate() for n in (3, 9, 12)]
     assert 0 < found[0]["logged/vowels"] < 1
     for metrics in found:
         assert metrics["logged/vowels"] == pytest.approx(found[0]["logged/vowels"], abs=1e-12)
