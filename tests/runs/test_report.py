@@ -201,30 +201,6 @@ def test_what_matters_most_comes_first_with_its_meaning(tmp_path):
     assert [x.title for x in panels_of(tmp_path, [rows[0] | held_out], {})[0]] == titles
 
 
-def test_a_run_of_several_turns_shows_how_many_they_are(tmp_path):
-    rows = [{"step": s, "reward": 0.5, "environment/turns": 3.0, "environment/truncated": 0.1,
-             "policy/entropy": 1.0, "completions/clipped_ratio": 0.0, "eval/turns": 2.5}
-            for s in (1, 2)]  # fmt: skip
-    shown, others = panels_of(tmp_path, rows, {})
-    titles = ["Reward", "Turns", "Entropy", "Cut off", "Episodes cut off"]
-    assert ([panel.title for panel in shown], others) == (titles, [])
-    assert [series.label for series in shown[1].series] == ["training", "held out"]
-
-
-def test_what_a_function_logs_is_one_chart_with_its_held_out_figures(tmp_path):
-    rows = [{"step": s, "reward": 0.5, "logged/a/b": 0.1, "eval/logged/a/b": 0.2} for s in (1, 2)]
-    _, others = panels_of(tmp_path, rows, {"before": {"logged/a/b": 0.0}})
-    assert [(panel.title, panel.hint[:16]) for panel in others] == [
-        ("logged/a/b", "Mean of what a r")
-    ]
-    assert [series.points for series in others[0].series] == [
-        [(1, 0.1), (2, 0.1)],
-        [(0, 0.0), (1, 0.2), (2, 0.2)],
-    ]
-    page = run(tmp_path, rows, summary={"before": {"logged/a/b": 0.0}})
-    assert "logged/a/b 0 – – Mean of what a reward function logged" in page.text
-
-
 def test_chat_prompts_are_shown_as_messages(tmp_path):
     prompt = [{"role": "user", "content": "How are you?"}]
     page = run(

@@ -110,7 +110,8 @@ LEARNING: dict[str, Meaning] = {
         "It rises on held-out data while it falls here: overfitting. Fewer epochs."),
     "loss/NAME": ("Part NAME of the loss", "", "One of several losses that are added up.", ""),
     "nll": ("Negative log-likelihood", "nats per token", "−log π of the data's tokens.", ""),
-    "entropy": ("Entropy", "nats per token", "How undecided the predictions are.", ""),
+    "entropy": ("Entropy", "nats per token", "How undecided the predictions are.",
+        "Near 0 while the held-out loss rises: the texts are known by heart. Fewer epochs."),
     "rewards/margin": ("Margin", "nats × β",
         "By how much the implicit reward β (log π − log π_ref) of chosen answers is higher.",
         "It soars while held-out accuracy stays: overfitting. Fewer epochs, larger β."),
@@ -136,7 +137,8 @@ LEARNING: dict[str, Meaning] = {
         "Spikes: lower the learning rate; far above update.max_grad_norm: always clipped."),
     "skipped_updates": ("Skipped steps", "optimizer steps", "Gradients that were inf or NaN.",
         "Above 0 again and again: lower the learning rate, or use fp32."),
-    "learning_rate": ("Learning rate", "", "Of the policy.", ""),
+    "learning_rate": ("Learning rate", "", "Of what is trained.",
+        "At 0 while the loss still falls: train longer, or begin higher."),
     "epoch": ("Epoch", "epochs", "How often the data have been seen.", ""),
 }  # fmt: skip
 
@@ -151,7 +153,8 @@ MACHINE: dict[str, Meaning] = {
     "episode/return_mean": ("Episode return", "reward",
         "Mean return of the last 100 episodes that ended.",
         "It falls back and stays: steps are too large, or the entropy has collapsed."),
-    "episode/length_mean": ("Episode length", "steps", "Mean length of those episodes.", ""),
+    "episode/length_mean": ("Episode length", "steps", "Mean length of those episodes.",
+        "It moves while the return does not: what ends episodes is not what pays."),
     "sampling/refills": ("Refills", "rounds", "Further rounds that filled the rollout.",
         "Always sampling.max_refills: prompts whose groups have a spread are rare."),
     "sampling/dropped_groups": ("Dropped groups", "groups", "Sampled, and not learned from.", ""),
@@ -202,6 +205,12 @@ HELD_OUT = {
 }
 """What evaluations measure; metrics.jsonl calls them eval/NAME."""
 
+HELD_OUT_WORRY = {
+    "distinct": "It falls towards 0: all responses become one. Raise kl_coef or entropy_coef.",
+    "perplexity": "It rises while the training loss falls: overfitting. Fewer epochs.",
+}
+"""When to worry about those that no training metric stands beside."""
+
 HEADLINES = (
     *("reward", "gold_positive", "accuracy", "tool_used", "guesses", "right"),
     *("pair_accuracy", "margin"),
@@ -223,7 +232,7 @@ def meaning(name: str) -> Meaning | None:
             return (title.replace("NAME", name.removeprefix(start)), *rest)  # type: ignore[return-value]
     figure = name.removeprefix("eval/")
     if name != figure and figure in HELD_OUT:
-        return (f"{figure}, held out", "", HELD_OUT[figure], "")
+        return (f"{figure}, held out", "", HELD_OUT[figure], HELD_OUT_WORRY.get(figure, ""))
     if name != figure and (known := meaning(figure)):
         return (f"{known[0]}, held out", known[1], known[2], "")
     return None

@@ -119,11 +119,13 @@ def _reward_name(metric: str) -> str:
 def _of_evaluations(used: set[str], history: History, summary: Mapping) -> list[Panel]:
     """Charts of what only evaluations measure; adds their names to `used`."""
     found = []
-    for figure, what in HELD_OUT.items():
+    for figure in HELD_OUT:
         dots = evaluations(history, figure, summary)
         if f"eval/{figure}" not in used and len(dots) > 2:
             used.add(f"eval/{figure}")
-            found.append(Panel(figure, [Series("held out", dots, dots=True)], what))
+            found.append(
+                Panel(figure, [Series("held out", dots, dots=True)], *words(f"eval/{figure}"))
+            )
     return found
 
 
