@@ -61,7 +61,7 @@ class WorkerRows:
             self._histories = {call["row"]: _History() for call in calls}
         found: dict[int, Result] = {}
         left, failure = calls, None
-        while left and failure is None:
+        while (left or fresh) and failure is None:  # those of earlier episodes are to be closed
             results, failure = self._asked(left, fresh)
             fresh = False
             for call, result in zip(left, results):
@@ -121,7 +121,8 @@ class WorkerRows:
         try:
             reply = self._process.ask(request, lambda reply: _fault(reply, len(calls)), limit)
         except WorkerTimeout:
-            return nothing, slow("step" if "action" in calls[0] else "reset", self._timeout)
+            is_step = any("action" in call for call in calls)
+            return nothing, slow("step" if is_step else "reset", self._timeout)
         except (WorkerDied, BrokenPipeError) as error:
             return nothing, str(error)
         if "error" in reply:  # some rows may have taken their step, and nobody knows which

@@ -103,10 +103,11 @@ def load(spec: str) -> Callable:
         names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
         near = difflib.get_close_matches(name, names, n=1)
         hint = f" Did you mean {near[0]}?" if near else f" It has: {', '.join(names) or 'none'}."
-        raise AttributeError(f"{source} has no function {name!r}.{hint}")
+        raise AttributeError(f"{source} has no function or class {name!r}.{hint}")
     function = getattr(module, name)
     if not callable(function):
-        raise TypeError(f"{name} in {source} is a {type(function).__name__}, not a function")
+        kind = type(function).__name__
+        raise TypeError(f"{name} in {source} is a {kind}, expected a function or a class")
     return function
 
 

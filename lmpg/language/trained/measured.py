@@ -28,7 +28,7 @@ from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.judged import Judged, judged, powers_up_to
 from lmpg.language.rollouts.score_processing import score_statistics
-from lmpg.language.run_environments import environments_for
+from lmpg.language.run_environments import environments_for, pool_for
 from lmpg.language.trained.command_settings import EvaluateSettings, JudgedSettings
 from lmpg.language.trained.loaded import began, loaded
 from lmpg.language.trained.of_run import START, model_folder, start_of
@@ -144,8 +144,9 @@ def _measured(
 ) -> Measured:
     """The model of the settings, or the `other` one: loaded, asked and let go."""
     generator = loaded(settings, settings.data, processes, other)
-    parts = generator.tokenizer, generator.policy.eos_token_ids, functions
-    environments = environments_for(settings.environment, settings.data, *parts)
+    parts = settings.environment, settings.data, generator.tokenizer
+    pool = pool_for(*parts, functions)
+    environments = environments_for(pool, *parts, generator.policy.eos_token_ids)
     generator = replace(generator, environments=environments)
     prompts = prompts_of(settings, generator, world)
     closed = nullcontext() if environments is None else closing(environments.pool)
@@ -198,7 +199,9 @@ def prompts_of(settings: JudgedSettings, generator: Generator, world: World | No
     """The prompts that the settings ask for, none too long for the model."""
     data, tokenizer = settings.data, generator.tokenizer
     room = generator.policy.context_length - settings.sampling.max_new_tokens
-    held_out = settings.held_out
+    held_out, of_data = settings.held_out, (data, tokenizer, room)
+    asked = getattr(settings, "environment", None)
+    bare = asked is not None and asked.path is not None
     if generator.environments is not None and data.path is None:
         return [Prompt("", [])] * (settings.size or EPISODES)
     if held_out is None:
@@ -207,9 +210,9 @@ def prompts_of(settings: JudgedSettings, generator: Generator, world: World | No
         rows = world.held_out_rows if held_out is not False else world.train_rows
         found = prompts_from_rows(rows, tokenizer, room)
     elif held_out:
-        found = load_prompts(data, tokenizer, room).held_out  # type: ignore[assignment]
+        found = load_prompts(*of_data, may_lack_prompts=bare).held_out  # type: ignore[assignment]
     else:
-        found = load_all_prompts(data, tokenizer, room)
+        found = load_all_prompts(*of_data, may_lack_prompts=bare)
     size = settings.size or len(found)
     return list(taken(found, subset(len(found), size)))
 
