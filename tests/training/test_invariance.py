@@ -30,6 +30,7 @@ from tests.support.programs import (
     with_kind,
     words,
 )
+from tests.support.several_runs import forked
 
 TOLERANCE = 1e-5
 GROUPS = {"update.rollout-size": 20, "algorithm.group-size": 4, "algorithm.kl-coef": 0.1}
@@ -220,11 +221,8 @@ def test_every_algorithm_is_here():
 def test_the_number_of_processes_does_not_change_the_result(runs, count, kinds):
     flags = {kind: runs.flags(kind, f"{count} processes") for kind in kinds}
     todo = [(KINDS[kind][0], flags[kind]) for kind in kinds]
-    (runs.folder / "todo.json").write_text(json.dumps(todo, default=str))
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count)
-    done = launched(*torchrun, "-m", "tests.support.several_runs", runs.folder / "todo.json")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count(f"{count} processes on cpu") == len(kinds)
+    said = forked(count, todo, runs.folder / f"log of {count}")
+    assert said.count(f"{count} processes on cpu") == len(kinds)
     for kind in kinds:
         assert_same_result(runs(kind, f"{count} processes"), runs(kind))
         assert_same_samples(runs(kind, f"{count} processes"), runs(kind))
