@@ -91,7 +91,9 @@ if importlib.util.find_spec("bitsandbytes"):
 AMONG_FOUR = ["ppo", "a2c", "rloo", "remax", "dapo", "grpo", "raft above a score", "gkd", "shaped"]
 """Runs with every way of sharing out rows: alone, in groups, refilled, in turns, left out."""
 every_kind = pytest.mark.parametrize(
-    "kind", ["ppo", *(pytest.param(kind, marks=pytest.mark.slow) for kind in list(KINDS)[1:])]
+    "kind",
+    ["ppo", *(pytest.param(kind, marks=pytest.mark.slow) for kind in list(KINDS)[1:])],
+    scope="module",  # all tests of a kind in turn: processes that share the tests share no runs
 )
 
 
