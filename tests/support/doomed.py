@@ -43,9 +43,9 @@ def moments(program: str, flags: dict[str, Any]) -> int:
 
 
 def _live(program: str, flags: dict[str, Any], at: int, within: str, log: Path) -> None:
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    sys.stdout = sys.stderr = log.open("w", buffering=1)
+    for descriptor in (1, 2):
+        os.dup2(sys.stdout.fileno(), descriptor)
     os.chdir(ROOT)
     clock = _Clock(str(flags["run.output-dir"]), within, at)
     sys.addaudithook(clock.audit)
