@@ -56,8 +56,9 @@ def check_stage(settings: OfflineLearningSettings, name: str) -> list[str]:
 def _of_data(settings: OfflineLearningSettings, objective: Any, tokenizer: Any) -> Iterator[str]:
     """Traps of the user's data, and of a learning rate for them."""
     parts, module = (objective.train, objective.held_out), objective.module
-    ends = getattr(module, "eos_token_ids", None) or (tokenizer.eos_token_id,)
+    ends = getattr(module, "eos_token_ids", ())  # a reward model writes no responses
     yield from traps.of_data(parts, tokenizer, settings.data, ends)
+    yield from traps.of_labels(objective.train)
     adapters = settings.model.lora.rank > 0
     suiting = type(settings).model_fields["update"].default.learning_rate
     suiting *= ADAPTERS_FASTER if adapters else 1
