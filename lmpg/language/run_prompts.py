@@ -43,8 +43,19 @@ def prompts_for(
     if environments is not None and settings.data.path and not settings.environment.is_built_in:
         environments.pool.try_episode(found.train[0].columns)
     if tell:
-        print(line or found.line(), flush=True)
+        print(line or found.line() + _again(len(found.held_out), settings), flush=True)
     return found
+
+
+def _again(held_out: int, settings: LanguageSettings) -> str:
+    """Where evaluations ask prompts more than once: that they do, for the log."""
+    size = settings.evaluation.size
+    if size <= held_out:
+        return ""
+    return (
+        f"; each held-out one is asked about {size / held_out:.0f} times in an evaluation "
+        f"(evaluation.size = {size})"
+    )
 
 
 def seeded_prompts(environments: Environments, seed: int) -> Split[Prompt]:

@@ -55,7 +55,8 @@ def test_prompts_that_only_environments_know_are_begun_to_see_what_they_are_like
     )
     policy = SimpleNamespace(context_length=512)
     found = prompts_for(settings, policy, tokenizer, None, environments, tell=True)  # type: ignore[arg-type]
-    assert "40 prompts to train on, 10 held out" in capsys.readouterr().out
+    said = "10 held out; each held-out one is asked about 26 times in an evaluation"
+    assert f"40 prompts to train on, {said} (evaluation.size = 256)" in capsys.readouterr().out
     shown = begun(found, environments, 0)
     assert [len(shown.train), len(shown.held_out)] == [8, 8]
     for one, row in zip(shown.train, found.train):

@@ -14,7 +14,7 @@ from lmpg.language.rewards.worker_process import WorkerDied, WorkerProcess, Work
 
 SERVER = "lmpg.language.environments.text_episodes"
 LEAST_WASTED = 30.0
-GRACE = 1.0  # seconds beside the timeout, for the calls before the one that hangs
+MARGIN = 1.0  # seconds beside the timeout, for the calls before the one that hangs
 _KEYS = ("observation", "reward", "terminated", "truncated")
 
 
@@ -117,7 +117,7 @@ class WorkerRows:
     def _asked(self, calls: list[Call], fresh: bool = False) -> tuple[list[Result], str | None]:
         """The outcomes of calls; none and what went wrong where the request failed as a whole."""
         request = {"calls": calls, "fresh": fresh, "timeout": self._timeout}
-        nothing, limit = [LATER for _ in calls], self._timeout + GRACE
+        nothing, limit = [LATER for _ in calls], self._timeout + MARGIN
         try:
             reply = self._process.ask(request, lambda reply: _fault(reply, len(calls)), limit)
         except WorkerTimeout:
