@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import random
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
+from accelerate.state import PartialState
 
 from lmpg.cli.checking import check
 from lmpg.language.rollouts import traps
 from lmpg.language.rollouts.completed import Talk
 from lmpg.settings.section import UserError
 from tests.support.planted import catches
-from tests.support.programs import launched, words
+from tests.support.programs import words
+from tests.support.ranks import forked
 from tests.support.tiny import save_tiny, tiny_tokenizer
 
 REWARDS = """
@@ -281,7 +285,14 @@ def test_all_processes_take_the_step_or_none(parts, tmp_path):
         "    return [None if failing else len(c) + ord((c or ' ')[0]) / 99 for c in completions]\n"
     )
     flags = parts() | {"rewards.functions": f"{tmp_path / 'half.py'}:half"}
-    start = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
-    done = launched(*start, "-m", "lmpg.cli.command", "check", "ppo", *words(flags), cwd=tmp_path)
-    assert "trap: reward fails: 8 of 8 responses have no score" in done.stdout
-    assert "a step takes" in done.stdout  # half of all responses is no more than the run allows
+
+    def checked(rank: int) -> str:
+        PartialState._reset_state()  # this process was alone before it was forked
+        with redirect_stdout(io.StringIO()) as said, pytest.raises(SystemExit):
+            check(["ppo", *words(flags)])
+        return said.getvalue()
+
+    said, _ = forked(2, checked)
+    assert said.startswith("2 processes on cpu\n")
+    assert "trap: reward fails: 8 of 8 responses have no score" in said
+    assert "a step takes" in said  # half of all responses is no more than the run allows
