@@ -83,7 +83,7 @@ def measured(case: str, place: Place, given: argparse.Namespace) -> list[dict[st
             "ratio": seconds[peer] / seconds[name],
             "ratio_to_fastest": min(seconds[x] for x in peers) / seconds[name],
             "peer_dtype": peer.split()[1],
-            "floor_seconds": step_seconds(case, place.shape, DTYPES[dtype]),
+            "floor_seconds": step_seconds(case, place.shape, DTYPES[dtype], given.length),
         }
         rows.append(row | details(told, name, peer) | {"all_seconds": seconds})
     return rows

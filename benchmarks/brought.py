@@ -19,14 +19,14 @@ def questions(count: int) -> list[str]:
 def save_endless(source: str, folder: Path) -> None:
     """Save model and tokenizer of `source` (a folder or Hub id) in `folder`, with another EOS.
 
-    EOS is the added token that the model finds least likely after a question, so neither side
-    samples it, and each does the work of full responses. Weights stay as they are.
+    EOS, and the padding by which TRL's PPO knows ends, is the added token that the model finds
+    least likely after a question, so neither side samples it, and each does the work of full
+    responses. Weights stay as they are.
     """
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = AutoModelForCausalLM.from_pretrained(source)
     end = _least_likely(model, tokenizer)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+    tokenizer.eos_token = tokenizer.pad_token = tokenizer.convert_ids_to_tokens(end)
     model.config.eos_token_id = model.generation_config.eos_token_id = end
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)

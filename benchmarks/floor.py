@@ -58,14 +58,16 @@ def decode_seconds(
     return length * forward_seconds(shape, rows, rows, dtype)
 
 
-def step_seconds(case: str, shape: dict[str, int], dtype: torch.dtype) -> float:
+def step_seconds(
+    case: str, shape: dict[str, int], dtype: torch.dtype, length: int = LENGTH
+) -> float:
     """A whole step: sampling, reference, and forward and backward (twice a forward) per epoch."""
-    tokens, chosen = RESPONSES * (PROMPT + LENGTH), RESPONSES * LENGTH
+    tokens, chosen = RESPONSES * (PROMPT + length), RESPONSES * length
     prompts = RESPONSES // GROUP if case == "grpo" else RESPONSES
     prefill = forward_seconds(shape, prompts * PROMPT, 0, dtype)
     once = forward_seconds(shape, tokens, chosen, dtype)
     trunk = forward_seconds(shape, tokens, 0, dtype)
-    sampled = prefill + decode_seconds(shape, dtype)
+    sampled = prefill + decode_seconds(shape, dtype, length=length)
     if case == "grpo":
         return sampled + once + 3 * once
     separate = (1 + 3 * EPOCHS) * trunk if case == "ppo_separate" else 0.0

@@ -62,6 +62,7 @@ class Place:
             "update.microbatch-size": 64,
             "update.epochs": 4 if critic else 1,
             "algorithm.kl-coef": 0.05 if critic else 0.04,
+            "update.learning-rate": 1e-6,
             "evaluation.size": 8,
             "run.total-steps": self.steps,
             "run.torch-threads": self.threads,

@@ -31,7 +31,7 @@ def settings(given: argparse.Namespace) -> GRPOConfig:
         max_completion_length=given.length,
         beta=0.04,
         max_steps=given.steps,
-        learning_rate=1e-4,
+        learning_rate=1e-6,
         lr_scheduler_type="constant",
         bf16=given.precision == "bf16",
         gradient_checkpointing=False,

@@ -39,7 +39,7 @@ def settings(given: argparse.Namespace) -> PPOConfig:
         response_length=given.length,
         temperature=1.0,
         kl_coef=0.05,
-        learning_rate=1e-4,
+        learning_rate=1e-6,  # as the other side: so small that no text of the model ends early
         lr_scheduler_type="constant",
         bf16=False,
         gradient_checkpointing=False,

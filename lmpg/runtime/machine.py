@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,7 @@ def keep_freed_memory() -> bool:
     kept = mallopt(_MMAP_THRESHOLD, _LARGEST) and mallopt(_TRIM_THRESHOLD, _NEVER)
     if kept:
         if _addresses_are_free():
-            _grow_heap(libc)
+            _grow_heap()
         with contextlib.suppress(OSError, AttributeError):  # a kernel without them
             _ask_for_large_pages(libc)
     return bool(kept)
@@ -176,8 +177,11 @@ def _addresses_are_free() -> bool:
     return all(x == resource.RLIM_INFINITY for x in limits) and not strict
 
 
-def _grow_heap(libc: Any) -> None:
-    """By addresses alone: memory comes with use."""
+@cache
+def _grow_heap() -> None:
+    """By addresses alone, and once in a process: memory comes with use, and what was asked for
+    again would be in large pages, of which each piece uses one."""
+    libc = ctypes.CDLL(None)
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
     memory = os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE

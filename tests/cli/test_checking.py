@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import random
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
+from accelerate.state import PartialState
 
 from lmpg.cli.checking import check
 from lmpg.language.rollouts import traps
 from lmpg.language.rollouts.completed import Talk
 from lmpg.settings.section import UserError
 from tests.support.planted import catches
-from tests.support.programs import launched, words
+from tests.support.programs import words
+from tests.support.ranks import forked
 from tests.support.tiny import save_tiny, tiny_tokenizer
 
 REWARDS = """
@@ -119,6 +123,28 @@ def test_a_stage_is_checked_by_its_data_and_a_step(parts, capsys, tmp_path):
     assert "a step takes" in said
     named, _ = found(capsys, "sft", flags | {"update.learning-rate": 3.0})
     assert named == ["learning rate too high"]
+
+
+@catches("labels of one kind are no trap")
+def test_labelled_answers_and_pairs_are_shown_as_what_they_are_taken_for(parts, capsys, tmp_path):
+    texts = [*zip(rows(20), rows(20, seed=1), rows(20, seed=2))]
+    data, model = tmp_path / "answers.jsonl", parts()["model.path"]
+    flags = {"model.path": model, "data.path": data, "update.minibatch-size": 8}
+    for labels, expected in ((True, False), []), ((True, True), ["labels of one kind"]):
+        answers = [
+            {"prompt": prompt, "completion": one, "label": labels[i % 2]}
+            for i, (prompt, one, _) in enumerate(texts)
+        ]
+        data.write_text("".join(json.dumps(row) + "\n" for row in answers))
+        named, said = found(capsys, "kto", flags)
+        assert named == expected, said
+        assert "\ndesirable   " in said
+    keys = ("prompt", "chosen", "rejected")
+    pairs = [json.dumps(dict(zip(keys, row))) for row in texts]
+    data.write_text("\n".join(pairs))
+    named, said = found(capsys, "reward_model", flags)
+    assert named == [], said
+    assert [said.count(f"\n{name:<11} ") for name in ("chosen", "rejected")] == [2, 2]
 
 
 @catches("held-out rows are not looked for in the training data")
@@ -259,7 +285,14 @@ def test_all_processes_take_the_step_or_none(parts, tmp_path):
         "    return [None if failing else len(c) + ord((c or ' ')[0]) / 99 for c in completions]\n"
     )
     flags = parts() | {"rewards.functions": f"{tmp_path / 'half.py'}:half"}
-    start = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
-    done = launched(*start, "-m", "lmpg.cli.command", "check", "ppo", *words(flags), cwd=tmp_path)
-    assert "trap: reward fails: 8 of 8 responses have no score" in done.stdout
-    assert "a step takes" in done.stdout  # half of all responses is no more than the run allows
+
+    def checked(rank: int) -> str:
+        PartialState._reset_state()  # this process was alone before it was forked
+        with redirect_stdout(io.StringIO()) as said, pytest.raises(SystemExit):
+            check(["ppo", *words(flags)])
+        return said.getvalue()
+
+    said, _ = forked(2, checked)
+    assert said.startswith("2 processes on cpu\n")
+    assert "trap: reward fails: 8 of 8 responses have no score" in said
+    assert "a step takes" in said  # half of all responses is no more than the run allows

@@ -1,13 +1,8 @@
-"""Whole gym runs: presets, what PPO learns, what survives kill -9."""
+"""Whole gym runs: presets, and what PPO learns."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import gymnasium
@@ -28,10 +23,10 @@ from lmpg.settings.section import UserError
 from lmpg.training.settings import UpdateSettings
 from lmpg.training.update import Updater
 from tests.support.planted import catches
+from tests.support.programs import let_go
 
 ROOT = Path(__file__).parents[2]
 PRESETS = ROOT / "lmpg" / "presets" / "gym"
-NORMALISED = ["--env.normalise-observations", "True", "--env.normalise-rewards", "True"]
 
 
 def settings(*argv: str) -> GymSettings:
@@ -159,8 +154,8 @@ def test_a_time_limit_does_not_lower_the_value():  # G3
 
 @pytest.mark.slow
 def test_ppo_balances_cartpole(tmp_path):
-    run = program("--run.output-dir", tmp_path / "run", "--run.seed", 11)
-    assert run.wait() == 0
+    train_agent(["--run.output-dir", str(tmp_path / "run"), "--run.seed", "11"])
+    let_go()
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["before"]["return_mean"] < 100
     assert summary["after"]["return_mean"] == 500
@@ -168,40 +163,3 @@ def test_ppo_balances_cartpole(tmp_path):
     assert "deterministic" in summary["evaluation"]
     tilted = np.array([[0, 0, 0.1, 0.5], [0, 0, -0.1, -0.5]], dtype=np.float32)
     assert load_mlp_policy(tmp_path / "run" / "final").act(tilted, None).tolist() == [1, 0]
-
-
-def program(*flags: object) -> subprocess.Popen:
-    command = [sys.executable, ROOT / "scripts" / "train_gym.py", *flags]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*map(str, command)], env=env, stdout=subprocess.DEVNULL)
-
-
-def comparable(run_dir: Path) -> tuple[list[dict], dict[str, torch.Tensor]]:
-    lines = [json.loads(x) for x in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    timed = ("time/", "perf/")
-    kept = [{k: v for k, v in line.items() if not k.startswith(timed)} for line in lines]
-    return kept, load_mlp_policy(run_dir / "final").trainable_state()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "env", [["CartPole-v1"], ["Pendulum-v1"], ["CartPole-v1", *NORMALISED]], ids=" ".join
-)
-def test_a_killed_run_that_is_resumed_equals_one_that_was_not(env, tmp_path):
-    flags = ["--env.id", *env, "--update.rollout-size", 256, "--update.minibatch-size", 128]
-    flags += ["--update.epochs", 4, "--env.num-envs", 4, "--run.save-every", 3]
-    flags += ["--run.total-timesteps", 10_000, "--evaluation.size", 4, "--run.output-dir"]
-    assert program(*flags, tmp_path / "whole").wait() == 0
-    killed = program(*flags, tmp_path / "killed")
-    metrics = tmp_path / "killed" / "metrics.jsonl"
-    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 11:
-        assert killed.poll() is None
-        time.sleep(0.005)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    assert not (tmp_path / "killed" / "final").exists()
-    assert program(*flags, tmp_path / "killed", "--run.resume").wait() == 0
-    expected_lines, expected = comparable(tmp_path / "whole")
-    lines, weights = comparable(tmp_path / "killed")
-    assert lines == expected_lines
-    assert all(torch.equal(x, weights[name]) for name, x in expected.items())

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from tests.support.programs import SMALL, launched, metrics, words
+from lmpg.settings.section import UserError
+from tests.support.programs import SMALL, launched, metrics, run_here, words
 from tests.support.tiny import save_tiny
 
 QUESTIONS = [
@@ -57,14 +58,11 @@ def test_another_name_for_the_answer_is_mapped_and_a_wrong_one_is_refused(flags,
         ({"data.prompt-column": "qestion"}, "Use --data.prompt-column question"),
     ]
     for changes, message in refused:
-        done = launched("scripts/train_reinforce.py", *words({**flags, **changes}))
-        assert done.returncode == 2
-        assert message in " ".join(done.stderr.split())
+        with pytest.raises(UserError, match=message):
+            run_here("reinforce", {**flags, **changes})
         assert not (tmp_path / "run").exists()
-    flags["data.answer-column"] = "solution"
-    done = launched("scripts/train_reinforce.py", *words(flags))
-    assert done.returncode == 0, done.stderr
-    assert metrics(tmp_path / "run")[0]["reward_errors"] == 0
+    folder = run_here("reinforce", {**flags, "data.answer-column": "solution"})
+    assert metrics(folder)[0]["reward_errors"] == 0
 
 
 @pytest.mark.slow
@@ -72,6 +70,5 @@ def test_a_task_of_reasoning_gym_trains_with_its_own_score(flags, tmp_path):
     pytest.importorskip("reasoning_gym")
     flags = {k: v for k, v in flags.items() if k not in ("data.prompt-column", "rewards.functions")}
     flags["data.path"] = "reasoning_gym:chain_sum(size=20, max_terms=3)"
-    done = launched("scripts/train_ppo.py", *words({**flags, "run.output-dir": tmp_path / "run"}))
-    assert done.returncode == 0, done.stderr
-    assert metrics(tmp_path / "run")[0]["rewards/reasoning_gym/mean"] >= 0
+    folder = run_here("ppo", {**flags, "run.output-dir": tmp_path / "run"})
+    assert metrics(folder)[0]["rewards/reasoning_gym/mean"] >= 0

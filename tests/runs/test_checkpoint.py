@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -231,29 +230,30 @@ def test_no_file_holds_a_pickle(tmp_path):
     json.loads((tmp_path / "step_1" / "state.json").read_text())
 
 
-WRITER = """
-import sys, torch
-from pathlib import Path
-from lmpg.runs import checkpoint, files
-for step in range(1, 10**6):
-    state = {"step": step, "x": [torch.full((20000,), float(step)) for _ in range(4)]}
-    checkpoint.save(Path(sys.argv[1]), step, state, keep=2)
-    print(step, flush=True)
-"""
+def write_until_killed(folder: Path, told: int) -> None:
+    """Checkpoints one after the other, each told to a descriptor when it is there."""
+    for step in range(1, 10**6):
+        state = {"step": step, "x": [torch.full((20000,), float(step)) for _ in range(4)]}
+        checkpoint.save(folder, step, state, keep=2)
+        os.write(told, f"{step}\n".encode())
 
 
 @pytest.mark.slow
 def test_kill_9_at_any_instant_leaves_the_last_or_the_one_before(tmp_path):
-    root = Path(__file__).parents[2]
-    env = {**os.environ, "PYTHONPATH": str(root)}
+    fork = multiprocessing.get_context("fork")
     for delay in (0.0, 0.003, 0.007, 0.013, 0.031):
         folder = tmp_path / str(delay)
-        command = [sys.executable, "-c", WRITER, str(folder)]
-        with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
-            told = [int(process.stdout.readline()) for _ in range(3)]
+        reading, writing = os.pipe()
+        process = fork.Process(target=write_until_killed, args=(folder, writing))
+        process.start()
+        os.close(writing)
+        with os.fdopen(reading) as lines:
+            told = [int(lines.readline()) for _ in range(3)]
             time.sleep(delay)
-            process.send_signal(signal.SIGKILL)
-            told += [int(line) for line in process.stdout.read().split("\n")[:-1]]
+            process.kill()
+            told += [int(line) for line in lines.read().split("\n")[:-1]]
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         step, state = checkpoint.newest(folder)
         assert step in (told[-1], told[-1] + 1)
         assert state["step"] == step

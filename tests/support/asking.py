@@ -1,13 +1,11 @@
-"""Environments of text for the tests: episodes that follow from the seed and what is said."""
+"""Environments of text for the tests: episodes that follow from the seed and what is said.
+
+A worker process imports this file for each run: nothing here loads torch.
+"""
 
 from __future__ import annotations
 
 from typing import Any
-
-from lmpg.language.data.settings import DataSettings
-from lmpg.language.environments.opening import opened
-from lmpg.language.environments.settings import EnvironmentSettings
-from lmpg.language.rollouts.several_turns import Environments
 
 
 class Asks:
@@ -30,12 +28,16 @@ class Once(Asks):
         return "", 0.0, True, False, {}
 
 
-def environments_of(
-    tokenizer: Any, ends: tuple[int, ...], kind: type, **asked: Any
-) -> Environments:
-    """Environments of a class, in this process."""
-    observes_end = asked.pop("observes_end", False)
+def environments_of(tokenizer: Any, ends: tuple[int, ...], kind: type, **asked: Any) -> Any:
+    """`Environments` of a class, in this process."""
+    from lmpg.language.data.settings import DataSettings
+    from lmpg.language.environments.settings import EnvironmentSettings
+    from lmpg.language.run_environments import environments_for, pool_for
+
+    observes_end, data = asked.pop("observes_end", False), DataSettings(**asked.pop("data", {}))
     settings = EnvironmentSettings(path="memory:kind", **asked)
-    found = opened(settings, tokenizer, DataSettings(), ends, {"memory:kind": kind})
-    limits = settings.max_turns, settings.max_tokens
-    return Environments(found.pool, found.continuation, *limits, observes_end)
+    parts = settings, data, tokenizer
+    pool = pool_for(*parts, {"memory:kind": kind})
+    found = environments_for(pool, *parts, ends, observes_end=observes_end)
+    assert found is not None
+    return found

@@ -1,8 +1,8 @@
 """Runs in processes of their own that kill themselves at a chosen moment.
 
 A moment is the n-th time that a run touches a file of its folder: opens, renames or deletes one,
-or has written a line of metrics or samples. Processes are forked from one that has imported
-everything, so each starts at once.
+or has written a line of metrics or samples. Processes are forks of the test's own, which has
+imported everything, so each starts at once.
 """
 
 from __future__ import annotations
@@ -18,17 +18,7 @@ from lmpg.cli.main import main, train_agent
 from lmpg.runs.tracking import Tracker
 from tests.support.programs import ROOT, run_here, words
 
-FORKING = multiprocessing.get_context("forkserver")
-FORKING.set_forkserver_preload(
-    [
-        "tests.support.doomed",
-        "lmpg.language.program",
-        "lmpg.language.stages.program",
-        "lmpg.language.models.lora",
-        "lmpg.gym.program",
-        "peft",
-    ]
-)
+FORKING = multiprocessing.get_context("fork")
 TOUCHES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 
 
@@ -53,9 +43,9 @@ def moments(program: str, flags: dict[str, Any]) -> int:
 
 
 def _live(program: str, flags: dict[str, Any], at: int, within: str, log: Path) -> None:
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    sys.stdout = sys.stderr = log.open("w", buffering=1)
+    for descriptor in (1, 2):
+        os.dup2(sys.stdout.fileno(), descriptor)
     os.chdir(ROOT)
     clock = _Clock(str(flags["run.output-dir"]), within, at)
     sys.addaudithook(clock.audit)

@@ -1,7 +1,6 @@
-"""Runs one after another in several processes: those that a launcher started, given FILE.json of
-[name, flags], or forks of the test's own process, which have imported everything already."""
+"""Runs one after another in several processes, which are forks of the test's own: they have
+imported everything already, and are told what torchrun would tell them."""
 
-import json
 import multiprocessing
 import os
 import socket
@@ -11,16 +10,10 @@ from typing import Any
 
 from accelerate.state import PartialState
 
-from lmpg.cli.main import main
 from lmpg.runtime.processes import Processes, close_process_group
 from tests.support.programs import run_here
 
 Todo = list[tuple[str, dict[str, Any]]]
-
-
-def run_all() -> None:
-    for algorithm, flags in json.loads(Path(sys.argv[1]).read_text()):
-        run_here(algorithm, flags)
 
 
 def forked(count: int, todo: Todo, log: Path, machines: int = 1) -> str:
@@ -64,7 +57,3 @@ def _rank(values: dict[str, str], todo: Todo, log: Path) -> None:
         for algorithm, flags in todo:
             run_here(algorithm, flags)
         close_process_group()
-
-
-if __name__ == "__main__":
-    main(run_all)

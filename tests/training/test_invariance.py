@@ -30,6 +30,7 @@ from tests.support.programs import (
     with_kind,
     words,
 )
+from tests.support.several_runs import forked
 
 TOLERANCE = 1e-5
 GROUPS = {"update.rollout-size": 20, "algorithm.group-size": 4, "algorithm.kl-coef": 0.1}
@@ -90,7 +91,9 @@ if importlib.util.find_spec("bitsandbytes"):
 AMONG_FOUR = ["ppo", "a2c", "rloo", "remax", "dapo", "grpo", "raft above a score", "gkd", "shaped"]
 """Runs with every way of sharing out rows: alone, in groups, refilled, in turns, left out."""
 every_kind = pytest.mark.parametrize(
-    "kind", ["ppo", *(pytest.param(kind, marks=pytest.mark.slow) for kind in list(KINDS)[1:])]
+    "kind",
+    ["ppo", *(pytest.param(kind, marks=pytest.mark.slow) for kind in list(KINDS)[1:])],
+    scope="module",  # all tests of a kind in turn: processes that share the tests share no runs
 )
 
 
@@ -216,15 +219,14 @@ def test_every_algorithm_is_here():
     "an update ends by the KL that one process sees",
 )
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "kinds"), [(2, [*KINDS]), (4, AMONG_FOUR)])
+@pytest.mark.parametrize(
+    ("count", "kinds"), [*((2, [*KINDS][start::3]) for start in range(3)), (4, AMONG_FOUR)]
+)
 def test_the_number_of_processes_does_not_change_the_result(runs, count, kinds):
     flags = {kind: runs.flags(kind, f"{count} processes") for kind in kinds}
     todo = [(KINDS[kind][0], flags[kind]) for kind in kinds]
-    (runs.folder / "todo.json").write_text(json.dumps(todo, default=str))
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count)
-    done = launched(*torchrun, "-m", "tests.support.several_runs", runs.folder / "todo.json")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count(f"{count} processes on cpu") == len(kinds)
+    said = forked(count, todo, runs.folder / f"log of {count} {kinds[0]}")
+    assert said.count(f"{count} processes on cpu") == len(kinds)
     for kind in kinds:
         assert_same_result(runs(kind, f"{count} processes"), runs(kind))
         assert_same_samples(runs(kind, f"{count} processes"), runs(kind))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import sys
 
@@ -21,7 +20,8 @@ from lmpg.training.optimizer import new_optimizer, policy_optimizer, take_step
 from lmpg.training.settings import OfflineSettings, UpdateSettings
 from tests.support.objectives import random_texts, tiny_policy
 from tests.support.planted import catches
-from tests.support.programs import bytes_of, launched, outcome, own_parts, run_here, weights
+from tests.support.programs import bytes_of, outcome, own_parts, run_here, weights
+from tests.support.several_runs import forked
 from tests.support.tiny import save_tiny, tiny_model
 
 needs_bitsandbytes = pytest.mark.skipif(
@@ -200,10 +200,7 @@ def test_two_processes_move_the_weights_as_one_but_for_rounding(name, within, tm
     flags = {**parts, "update.optimizer": name, "update.learning-rate": 1e-3, "update.epochs": 1}
     one = {**flags, "run.output-dir": tmp_path / "one", "run.total-steps": 2}
     two = {**one, "run.output-dir": tmp_path / "two"}
-    (tmp_path / "todo.json").write_text(json.dumps([("ppo", two)], default=str))
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
-    done = launched(*torchrun, "-m", "tests.support.several_runs", tmp_path / "todo.json")
-    assert done.returncode == 0, done.stderr
+    forked(2, [("ppo", two)], tmp_path / "log")
     found, expected = weights(tmp_path / "two"), weights(run_here("ppo", one))
     start = dict(tiny_model(**WIDE).named_parameters())
     for n, p in start.items():

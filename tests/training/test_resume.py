@@ -31,6 +31,7 @@ AGENT = {
     "run.save-every": 2,
     "run.total-timesteps": 1100,
 }
+NORMALISED = {"env.normalise-observations": True, "env.normalise-rewards": True}
 TALKS = {"environment.path": "tests.support.asking:Asks", "environment.max-turns": 3}
 """Conversations: a kill falls into the middle of an episode, too."""
 LEAN = {
@@ -51,6 +52,7 @@ KINDS = {
     ),
     "cartpole": ("gym", {"env.id": "CartPole-v1", **AGENT}),
     "pendulum": ("gym", {"env.id": "Pendulum-v1", **AGENT}),
+    "cartpole, normalised": ("gym", {"env.id": "CartPole-v1", **AGENT, **NORMALISED}),
 }
 
 

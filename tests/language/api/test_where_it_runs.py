@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import code
 import json
+import runpy
 import shutil
 from pathlib import Path
 
 import pytest
+from accelerate.state import PartialState
 
 import lmpg
 from tests.support.planted import catches
 from tests.support.programs import ROOT, launched, outcome
+from tests.support.ranks import forked
 from tests.support.tiny import save_tiny
 
 NOTEBOOK = ROOT / "examples" / "train_in_a_notebook.ipynb"
@@ -104,15 +107,28 @@ def test_a_repl_trains_twice_with_what_was_typed_into_it(here, capsys):
 @pytest.mark.slow
 def test_a_script_gives_the_same_alone_by_accelerate_and_in_two_processes(here):
     (here / "script.py").write_text(SCRIPT)
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
-    accelerate = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", 1)
-    found = []
-    for command in ((), (*accelerate, "--num_machines", 1, "--mixed_precision", "no"), torchrun):
-        done = launched(*command, here / "script.py", cwd=here)
+
+    def by_accelerate() -> None:
+        flags = ("--cpu", "--num_processes", 1, "--num_machines", 1, "--mixed_precision", "no")
+        command = ("-m", "accelerate.commands.launch", *flags, here / "script.py")
+        done = launched(*command, cwd=here)
         assert done.returncode == 0, done.stderr
+
+    def in_one_of_two(rank: int) -> None:
+        PartialState._reset_state()  # this process was alone before it was forked
+        runpy.run_path("script.py", run_name="__main__")
+
+    found = []
+    for start in (
+        lambda: runpy.run_path("script.py", run_name="__main__"),
+        by_accelerate,
+        lambda: forked(2, in_one_of_two),
+    ):
+        start()
         assert (here / "said.txt").read_text() == "Run('out', finished after 2 steps)"
         found.append(outcome(here / "out"))
         shutil.rmtree(here / "out")
+        (here / "said.txt").unlink()
     assert found[0] == found[1]
     alone, together = (list(map(json.loads, x["samples"].splitlines())) for x in found[::2])
     for name in ("prompt", "completion", "score", "rewards"):  # others are rounded otherwise

@@ -16,7 +16,8 @@ from lmpg.language.rewards.reward_model import ModelReward
 from lmpg.language.rewards.scorer import PendingScores, Scorer
 from lmpg.language.rewards.settings import RewardSettings
 from tests.support.planted import catches
-from tests.support.programs import launched, metrics, own_parts, run_here
+from tests.support.programs import metrics, own_parts, run_here
+from tests.support.several_runs import forked
 from tests.support.tiny import tiny_model, tiny_tokenizer
 
 CODE = """
@@ -191,11 +192,7 @@ def mixed_runs(folder: Path, judge: str) -> dict[str, dict]:
 @pytest.mark.slow
 def test_runs_of_one_process_and_of_two_go_on_whatever_their_rewards_do(tmp_path, judge):
     one, two = (mixed_runs(tmp_path / name, judge) for name in ("one", "two"))
-    todo = [("grpo", flags) for flags in two.values()]
-    (tmp_path / "todo.json").write_text(json.dumps(todo, default=str))
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
-    done = launched(*torchrun, "-m", "tests.support.several_runs", tmp_path / "todo.json")
-    assert done.returncode == 0, done.stderr
+    forked(2, [("grpo", flags) for flags in two.values()], tmp_path / "log")
     for kind, flags in one.items():
         alone = metrics(run_here("grpo", flags))
         together = metrics(Path(two[kind]["run.output-dir"]))

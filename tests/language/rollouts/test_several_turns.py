@@ -15,7 +15,7 @@ from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rewards.settings import ScoringSettings
 from lmpg.language.rollouts.generation import Generator, stop_search
-from lmpg.language.rollouts.judged import judged
+from lmpg.language.rollouts.scored_completions import scored_completions
 from lmpg.language.rollouts.scoring import with_rewards_of_turns
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.runtime.processes import Processes
@@ -275,7 +275,7 @@ def test_evaluations_talk_too_and_reward_functions_see_the_whole_conversation():
     settings = ScoringSettings(functions=("memory:f",))
     scorer = Scorer(settings, given={"memory:f": turns_of_the_assistant})
     prompts = [Prompt("", [5], {})] * 3
-    found = judged(generator, prompts, 2, 4, scorer)
+    found = scored_completions(generator, prompts, 2, 4, scorer)
     assert max(map(len, seen)) > 2
     assert all(x[0]["role"] == x[-1]["role"] == "assistant" for x in seen)
     assert {message["role"] for x in seen for message in x} == {"assistant", "user"}
@@ -283,4 +283,4 @@ def test_evaluations_talk_too_and_reward_functions_see_the_whole_conversation():
     counts = [len(talk.turns) for talk in found.talks]
     assert found.scores == pytest.approx([r + n for r, n in zip(rewards, counts)])
     assert found.lengths != [len(ids) for ids in found.ids]
-    assert judged(generator, prompts, 2, 100, scorer).ids == found.ids
+    assert scored_completions(generator, prompts, 2, 100, scorer).ids == found.ids

@@ -13,7 +13,8 @@ from lmpg.cli.main import settings_of, train_by_name
 from lmpg.language.run_generator import refuse_long_waits
 from lmpg.settings.section import RunStopped, UserError
 from tests.support.planted import catches
-from tests.support.programs import launched, let_go, metrics, own_parts, run_here, words
+from tests.support.programs import let_go, metrics, own_parts, run_here, words
+from tests.support.several_runs import forked
 from tests.support.vllm_double import serving
 
 GROUPS = {"algorithm.group-size": 4, "algorithm.kl-coef": 0.1}
@@ -201,17 +202,6 @@ def test_processes_that_share_out_the_weights_ask_for_what_one_process_asks_for(
     with serving(parts["model.path"]) as server:
         alone = run_here("ppo", flags(parts, server, tmp_path / "alone"))
         given = flags(parts, server, tmp_path / "two", **{"run.sharding": "full"})
-        command = (
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node",
-            2,
-            "-m",
-            "lmpg",
-            "train",
-        )
-        done = launched(*command, "ppo", *words(given))
-        assert done.returncode == 0, done.stdout + done.stderr
+        forked(2, [("ppo", given)], tmp_path / "log")
     for line, expected in zip(metrics(tmp_path / "two" / "run"), metrics(alone), strict=True):
         assert line == pytest.approx(expected, rel=1e-3, abs=1e-5)

@@ -14,7 +14,7 @@ from lmpg.language.worlds import addition, reviews
 from lmpg.language.worlds.registry import WORLDS, world_asked_for
 from lmpg.language.worlds.tasks import sums as task
 from lmpg.settings.section import UserError
-from tests.language.worlds.test_worlds import small  # noqa: F401
+from tests.language.worlds.test_worlds import small, worlds_of_the_session  # noqa: F401
 from tests.support.programs import let_go, metrics
 
 HAVING = [(world, stage) for world, recipe in WORLDS.items() for stage in recipe.STAGES]
@@ -83,6 +83,7 @@ def test_the_settings_that_a_run_leaves_start_it_again(few_problems, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("worlds_of_the_session")
 @pytest.mark.parametrize("stage", ["dpo", "kto"])
 def test_learning_from_its_own_answers_the_model_of_addition_gains_20_points(stage, tmp_path):
     flags = ["--data.world", "addition", "--run.torch-threads", "1"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,14 @@ from lmpg.settings.raw import merged
 
 SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
 SMALL |= {"num_hidden_layers": 1, "num_key_value_heads": 2}
+
+
+@pytest.fixture
+def worlds_of_the_session(tmp_path_factory, monkeypatch) -> None:
+    """Worlds are made once for all tests of this session, whichever of its processes asks first."""
+    mine = tmp_path_factory.getbasetemp()
+    shared = mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine
+    monkeypatch.setenv("LMPG_CACHE", str(shared / "worlds"))
 
 
 @pytest.fixture
@@ -146,8 +155,8 @@ def sampled(path: Path, rows: list[dict], new_tokens: int) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_worlds_start_where_there_is_something_to_learn(tmp_path, monkeypatch):
-    monkeypatch.setenv("LMPG_CACHE", str(tmp_path))
+@pytest.mark.usefixtures("worlds_of_the_session")
+def test_the_worlds_start_where_there_is_something_to_learn():
     world = reviews.build()
     assert world.facts["reward_model_pair_accuracy"] >= 0.90
     prompts = prompts_from_rows(world.held_out_rows, load_tokenizer(str(world.model_path)), 48)

@@ -22,7 +22,7 @@ KEY = ("evaluate",)
 
 
 @dataclass
-class Judged:
+class ScoredCompletions:
     """`samples` completions of each prompt, prompt-major, and what was found of each of them.
 
     prompts: as each began. lengths: tokens that the policy wrote. talks: how they went on, [] where
@@ -62,7 +62,7 @@ class Judged:
         passed_P = ((scores_B >= pass_score) & known_B).view(shape).sum(1)
         return pass_at_k(passed_P, known_B.view(shape).sum(1), k)
 
-    def add(self, other: Judged) -> None:
+    def add(self, other: ScoredCompletions) -> None:
         """Append the completions of further prompts."""
         of_rows = ("prompts", "texts", "ids", "lengths", "finished", "talks", "scores", "kls")
         for name in (*of_rows, "messages"):
@@ -72,7 +72,7 @@ class Judged:
         self.ruined |= other.ruined
 
 
-def judged(
+def scored_completions(
     generator: Generator,
     prompts: list[Prompt],
     samples: int,
@@ -82,14 +82,14 @@ def judged(
     *,
     greedy: bool = False,
     progress: Callable[[int], object] = lambda done: None,
-) -> Judged:
+) -> ScoredCompletions:
     """`samples` completions of every prompt, the same on every rank; at most `rows` are sampled at
     once on each. greedy: the likeliest completion instead. progress: told how many prompts of this
     rank are done.
     """
     generator.publish()
     draw = generator.draw(KEY, len(prompts), samples, greedy)
-    mine, found = generator.processes.share(prompts), Judged(samples)
+    mine, found = generator.processes.share(prompts), ScoredCompletions(samples)
     together = max(1, rows // samples)
     with generator.processes.stopped_alike(), generator.sampler.reading_once():
         for start in range(0, len(mine), together):
@@ -97,7 +97,7 @@ def judged(
             of_part = draw.part(start, start + together)
             found.add(_of_part(generator, part, of_part, scorer, reference))
             progress(start + len(part))
-    whole = Judged(samples)
+    whole = ScoredCompletions(samples)
     for part_of_rank in generator.processes.gather_list([found]):
         whole.add(part_of_rank)
     return whole
@@ -109,9 +109,9 @@ def _of_part(
     draw: Draw,
     scorer: Scorer | None,
     reference: Reference | None,
-) -> Judged:
+) -> ScoredCompletions:
     completions = generator.completed(prompts, draw)
-    part = Judged(draw.group_size, texts=completions.texts, ids=completions.ids)
+    part = ScoredCompletions(draw.group_size, texts=completions.texts, ids=completions.ids)
     part.prompts, part.talks = completions.prompts, completions.talks
     part.lengths = completions.samples.mask_BT.sum(1).tolist()
     part.finished = completions.finished
