@@ -70,7 +70,7 @@ def _before(settings: LanguageSettings, source: Any, sampler: GroupSampler) -> I
     in_world = world_asked_for(settings.model_dump()) is not None
     seeded = settings.environment.wanted and settings.data.path is None and not in_world
     if not in_world:  # a world has been tried
-        if not seeded:
+        if not seeded and sampler.prompts[0].ids:  # else their environments begin them
             yield from traps.of_data(parts, tokenizer, settings.data, ends)
         adapters = policy.model is not policy.causal_lm
         suiting = UpdateSettings.model_fields["learning_rate"].default

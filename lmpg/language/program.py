@@ -11,7 +11,7 @@ import torch
 
 from lmpg.language.built_in import built_world, with_world
 from lmpg.language.data.examples import Split
-from lmpg.language.data.prompts import EvalMetric, Prompt, load_prompts, prompts_from_rows
+from lmpg.language.data.prompts import EvalMetric, Prompt
 from lmpg.language.data.tokenizing import completion_text, reading_tokenizer
 from lmpg.language.forecast import wants_reference, with_fitting_microbatches, work_of
 from lmpg.language.models.loading import load_policy, load_reference, tokenizer_of
@@ -29,9 +29,10 @@ from lmpg.language.rollouts.preflight import check, ids_to_test
 from lmpg.language.rollouts.score_processing import ScoreProcessing
 from lmpg.language.rollouts.scoring import GroupSampler
 from lmpg.language.rollouts.several_turns import Environments
-from lmpg.language.run_environments import environments_for, longest_response, prompts_of
-from lmpg.language.run_generator import generator_for
+from lmpg.language.run_environments import environments_for, longest_response, pool_for
+from lmpg.language.run_generator import generator_for, refuse_long_waits
 from lmpg.language.run_inputs import inputs_of
+from lmpg.language.run_prompts import begun, prompts_for
 from lmpg.language.run_rewards import scorer_for
 from lmpg.language.settings import LanguageSettings
 from lmpg.language.worlds.world import World
@@ -113,9 +114,12 @@ def prepare(
 ) -> PreparedRun:
     """Make every part of a run; all bad input is refused here, before any work."""
     refuse_idle_processes(settings, processes)
+    refuse_long_waits(settings, processes)
     world, asked = world or built_world(settings, processes), settings.model.precision
     settings = as_it_began(with_world(settings, world) if world else settings, folder, processes)
     tokenizer = reading_tokenizer(tokenizer_of(settings.model), settings.data)
+    asked_for = settings.environment, settings.data, tokenizer
+    pool = pool_for(*asked_for, given.functions)
     spread(processes, settings.run.sharding, settings.update.optimizer)
     policy = policy_for(settings, tokenizer, processes)
     facts = settle(asked, settings.model.precision, policy.causal_lm, folder, processes)
@@ -123,22 +127,22 @@ def prepare(
     with processes.in_turn():
         own = load_reference(settings.model, tokenizer, policy)
     give_back_freed_memory()
-    parts = settings.environment, settings.data, tokenizer, policy.eos_token_ids, given.functions
     at_end = settings.rewards.truncated == "bootstrap"
-    environments = environments_for(*parts, observes_end=at_end)
+    environments = environments_for(pool, *asked_for, policy.eos_token_ids, observes_end=at_end)
     prompts = prompts_for(settings, policy, tokenizer, world, environments, processes.is_main)
+    shown = begun(prompts, environments, settings.run.seed)
     decode = partial(completion_text, tokenizer, eos_token_ids=policy.eos_token_ids)
     scorer = scorer_for(settings, prompts, decode, processes, given.functions)
     processes.suit_threads(num_weights(policy) + scorer.num_weights)
     spread_over = processes.count, processes.shards
-    work = work_of(settings, policy, own, scorer.num_bytes, prompts, *spread_over)
+    work = work_of(settings, policy, own, scorer.num_bytes, shown, *spread_over)
     settings, keep_engine = with_fitting_microbatches(settings, work, processes)
-    rest = processes, keep_engine, prompts, folder, environments
+    rest = processes, keep_engine, shown, folder, environments
     generator = generator_for(settings, policy, tokenizer, *rest)
     source = source_of(settings, generator, scorer, prompts, world, own)
     if processes.on_main(lambda: checkpoint.newest_step(folder.checkpoints)) is None:
         first = (source.reference or source.evaluator.reference) if own is None else None
-        check(generator, first, ids_to_test(prompts.train))
+        check(generator, first, ids_to_test(shown.train))
     made, facts = assembled(settings, source, folder, given), facts | (world.facts if world else {})
     inputs = inputs_of(settings, world, given.functions)
     return PreparedRun(made, scorer, environments, facts, inputs)
@@ -228,30 +232,6 @@ def references(
         return None, None
     found = own or policy.reference(refreshed=settings.model.reference_refresh > 0)
     return found if wanted[0] else None, found if wanted[1] else None
-
-
-def prompts_for(
-    settings: LanguageSettings,
-    policy: CausalLMPolicy,
-    tokenizer: Any,
-    world: World | None,
-    environments: Environments | None = None,
-    tell: bool = False,
-) -> Split[Prompt]:
-    """The user's prompts or the world's, none so long that the context leaves no response; without
-    either, those that environments begin with. tell: whether to say how many there are."""
-    room = policy.context_length - settings.sampling.max_new_tokens
-    found: Split[Prompt]
-    if world is not None:
-        train = prompts_from_rows(world.train_rows, tokenizer, room)
-        found = Split(train, prompts_from_rows(world.held_out_rows, tokenizer, room))
-    elif environments is not None and settings.data.path is None:
-        found = prompts_of(environments, settings.run.seed)
-    else:
-        found = load_prompts(settings.data, tokenizer, room)
-    if tell:
-        print(found.line(), flush=True)
-    return found
 
 
 def assembled(

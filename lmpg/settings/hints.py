@@ -8,11 +8,18 @@ from collections.abc import Collection
 
 from lmpg.settings.foreign_names import FOREIGN
 
+ENVIRONMENT = "environment"
+OF_TEXT = "environments of text are for policy-gradient methods, such as lmpg train ppo or grpo"
+"""What to say of that section where there is none."""
+
 
 def did_you_mean_setting(name: str, known: Collection[str]) -> str:
     """`did you mean …?` with the settings that a misspelt or foreign name may stand for; "" where
     nothing is close. Flags (`--update.lr`) are answered by flags, names in YAML by names."""
     flag = name.startswith("--")
+    section = name.removeprefix("--").partition(".")[0]
+    if section == ENVIRONMENT and not any(path.startswith(f"{ENVIRONMENT}.") for path in known):
+        return OF_TEXT + (", an agent's is given as env.id" if "env.id" in known else "")
     found = meant(name.removeprefix("--").replace("-", "_"), known)
     right = [f"--{path}".replace("_", "-") if flag else path for path in found]
     return f"did you mean {' or '.join(right)}?" if right else ""

@@ -24,7 +24,7 @@ from lmpg.runtime.machine import Stopwatch, peak_memory_gb
 from lmpg.runtime.parts import mine
 from lmpg.runtime.processes import Processes
 from lmpg.settings.section import Diverged, RunStopped
-from lmpg.training.on_step import OnStep, told
+from lmpg.training.on_step import OnStep, call_on_step
 from lmpg.training.source import Evaluable
 from lmpg.training.stop_request import StopRequest
 
@@ -233,7 +233,7 @@ class Loop(ABC):
         if self.on_step is None:
             return False
         iteration = self.progress.iteration
-        stop, error = told(self.on_step, iteration, metrics, self.processes)
+        stop, error = call_on_step(self.on_step, iteration, metrics, self.processes)
         if error is not None:
             self._save_unless_saved()
             raise error

@@ -13,7 +13,7 @@ OnStep = Callable[[int, dict[str, Any]], object]
 """(iterations done, metrics of the last) → "stop" to end the run now, anything else to go on."""
 
 
-def told(
+def call_on_step(
     on_step: OnStep, iteration: int, metrics: dict[str, float], processes: Processes
 ) -> tuple[bool, Exception | None]:
     """Whether it wants no further iteration, and what it raised; on every rank, though the main

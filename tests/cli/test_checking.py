@@ -125,6 +125,28 @@ def test_a_stage_is_checked_by_its_data_and_a_step(parts, capsys, tmp_path):
     assert named == ["learning rate too high"]
 
 
+@catches("labels of one kind are no trap")
+def test_labelled_answers_and_pairs_are_shown_as_what_they_are_taken_for(parts, capsys, tmp_path):
+    texts = [*zip(rows(20), rows(20, seed=1), rows(20, seed=2))]
+    data, model = tmp_path / "answers.jsonl", parts()["model.path"]
+    flags = {"model.path": model, "data.path": data, "update.minibatch-size": 8}
+    for labels, expected in ((True, False), []), ((True, True), ["labels of one kind"]):
+        answers = [
+            {"prompt": prompt, "completion": one, "label": labels[i % 2]}
+            for i, (prompt, one, _) in enumerate(texts)
+        ]
+        data.write_text("".join(json.dumps(row) + "\n" for row in answers))
+        named, said = found(capsys, "kto", flags)
+        assert named == expected, said
+        assert "\ndesirable   " in said
+    keys = ("prompt", "chosen", "rejected")
+    pairs = [json.dumps(dict(zip(keys, row))) for row in texts]
+    data.write_text("\n".join(pairs))
+    named, said = found(capsys, "reward_model", flags)
+    assert named == [], said
+    assert [said.count(f"\n{name:<11} ") for name in ("chosen", "rejected")] == [2, 2]
+
+
 @catches("held-out rows are not looked for in the training data")
 def test_traps_of_data_and_settings_are_named(parts, capsys):
     twice, foreign = rows(20) * 2, ["<|user|> hello"] * 8

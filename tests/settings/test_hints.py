@@ -79,6 +79,18 @@ def test_the_setting_that_was_meant_is_named(method, given, hint):
     assert did_you_mean_setting(given, known(method)) == expected
 
 
+@catches("an environment for DPO answered by --model.path")
+def test_an_environment_is_for_methods_that_take_turns():
+    for name in ("dpo", "sft", "kto", "reward_model", "gym:ppo"):
+        for given in ("--environment.path", "--environment.tools", "environment"):
+            hint = did_you_mean_setting(given, known(name))
+            assert hint.startswith("environments of text are for policy-gradient methods")
+            assert ("env.id" in hint) == name.startswith("gym")
+    assert did_you_mean_setting("--environment.pth", known("ppo")) == (
+        "did you mean --environment.path?"
+    )
+
+
 def test_a_yaml_file_of_another_tool_is_answered_key_by_key(tmp_path):
     (tmp_path / "trl.yaml").write_text("learning_rate: 1.0e-6\nbeta: 0.04\nupdate: {lr: 1}\n")
     with pytest.raises(UserError) as error:

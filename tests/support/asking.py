@@ -31,12 +31,13 @@ class Once(Asks):
 def environments_of(tokenizer: Any, ends: tuple[int, ...], kind: type, **asked: Any) -> Any:
     """`Environments` of a class, in this process."""
     from lmpg.language.data.settings import DataSettings
-    from lmpg.language.environments.opening import opened
     from lmpg.language.environments.settings import EnvironmentSettings
-    from lmpg.language.rollouts.several_turns import Environments
+    from lmpg.language.run_environments import environments_for, pool_for
 
-    observes_end = asked.pop("observes_end", False)
+    observes_end, data = asked.pop("observes_end", False), DataSettings(**asked.pop("data", {}))
     settings = EnvironmentSettings(path="memory:kind", **asked)
-    found = opened(settings, tokenizer, DataSettings(), ends, {"memory:kind": kind})
-    limits = settings.max_turns, settings.max_tokens
-    return Environments(found.pool, found.continuation, *limits, observes_end)
+    parts = settings, data, tokenizer
+    pool = pool_for(*parts, {"memory:kind": kind})
+    found = environments_for(pool, *parts, ends, observes_end=observes_end)
+    assert found is not None
+    return found

@@ -72,33 +72,60 @@ def shortest_and_longest(prompts: Sequence[Prompt], count: int) -> Sequence[Prom
     return prompts.take([*order[: count // 2], *order[-count // 2 :]])
 
 
-def load_prompts(settings: DataSettings, tokenizer: Any, max_prompt_tokens: int) -> Split[Prompt]:
-    """Prompts of `data.path`, held-out ones from `data.eval_path` or else held back."""
+def load_prompts(
+    settings: DataSettings,
+    tokenizer: Any,
+    max_prompt_tokens: int,
+    *,
+    may_lack_prompts: bool = False,
+) -> Split[Prompt]:
+    """Prompts of `data.path`, held-out ones from `data.eval_path` or else held back.
+
+    may_lack_prompts: whether rows may do without a prompt, as environments begin with them; then
+    they are empty.
+    """
     row_filter = _prompt_filter(tokenizer, max_prompt_tokens, settings.overlong)
-    return load_split(settings, row_filter, partial(_of_data, settings, tokenizer, row_filter))
+    read = partial(_of_data, settings, tokenizer, row_filter, may_lack_prompts=may_lack_prompts)
+    return load_split(settings, row_filter, read)
 
 
 def load_all_prompts(
-    settings: DataSettings, tokenizer: Any, max_prompt_tokens: int
+    settings: DataSettings,
+    tokenizer: Any,
+    max_prompt_tokens: int,
+    *,
+    may_lack_prompts: bool = False,
 ) -> Stored[Prompt]:
-    """Every prompt of `data.path`, where none is trained on; says which rows are left out."""
+    """Every prompt of `data.path`, where none is trained on; says which rows are left out.
+
+    may_lack_prompts: as of `load_prompts`.
+    """
     if settings.path is None:
         raise UserError("data.path is missing: give a Hub name or a local file with --data.path.")
     row_filter = _prompt_filter(tokenizer, max_prompt_tokens, settings.overlong)
     rows = read_rows(settings.path, settings.split, revision=settings.revision)
     rows = with_template_kwargs(rows, settings)
-    prompts = _of_data(settings, tokenizer, row_filter, rows, settings.path)
+    parts = settings, tokenizer, row_filter, rows, settings.path
+    prompts = _of_data(*parts, may_lack_prompts=may_lack_prompts)
     if row_filter.skipped:
         say_once(f"data: of {settings.path} {reasons(row_filter.skipped)}")
     return prompts
 
 
 def _of_data(
-    settings: DataSettings, tokenizer: Any, row_filter: RowFilter, rows: Rows, source: str
+    settings: DataSettings,
+    tokenizer: Any,
+    row_filter: RowFilter,
+    rows: Rows,
+    source: str,
+    *,
+    may_lack_prompts: bool,
 ) -> Stored[Prompt]:
     column = settings.prompt_column or "prompt"
     rows = with_prompt_column(rows, settings, source)
     rows = _with_answers(rows, settings.answer_column, source)
+    if may_lack_prompts and settings.prompt_column is None and column not in rows.columns:
+        return _without_prompts(rows)
     return _read(rows, tokenizer, row_filter, column, source, settings)
 
 
@@ -164,6 +191,18 @@ def _read(
                 row_of.append(i)
     made = Stored(make, np.arange(len(store)), store)
     return row_filter.not_empty(made, len(rows), source)
+
+
+def _without_prompts(rows: Rows) -> Stored[Prompt]:
+    """The rows with empty prompts."""
+    store = Lists()
+    for _ in range(len(rows)):
+        store.append([])
+
+    def make(i: int) -> Prompt:
+        return Prompt("", [], dict.fromkeys(rows.columns) | rows[i])
+
+    return Stored(make, np.arange(len(store)), store)
 
 
 def _is_blank(prompt: str | Messages | None) -> bool:

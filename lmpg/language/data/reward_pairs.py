@@ -125,8 +125,11 @@ def match_labels(labels: list[float], epoch: int, seed: int) -> list[tuple[int, 
     used once.
     """
     if len(set(labels)) < 2:
-        found = f"all are {labels[0]:g}" if labels else "there are none"
-        raise UserError(f"the labels must hold two different values at least, but {found}.")
+        found = f"all labels are {labels[0]:g}" if labels else "there are no labels"
+        raise UserError(
+            f"data.label_column: {found}, expected two different values at least, as a higher one "
+            "beats a lower one: give texts with other labels, or name another column."
+        )
     draw = random_numbers("match", epoch, seed)
     matches, left = [], list(range(len(labels)))
     while len({labels[i] for i in left}) > 1:

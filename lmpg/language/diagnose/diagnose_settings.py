@@ -6,11 +6,11 @@ import re
 
 from pydantic import Field, field_validator, model_validator
 
-from lmpg.language.trained.command_settings import JudgedSettings
+from lmpg.language.trained.command_settings import MeasuringSettings
 from lmpg.settings.section import Section
 
 
-class VarianceSettings(JudgedSettings):
+class VarianceSettings(MeasuringSettings):
     """Measure on a model, prompts and a reward what each estimator of the policy gradient gives for
     equal samples: variance, direction, bias, cost."""
 

@@ -10,6 +10,20 @@ Observation = str | list[dict[str, Any]]
 """Text, or chat messages."""
 
 
+def beginning(observation: Observation, count: int) -> Observation | None:
+    """The first `count` characters of an observation; None where it has no more."""
+    if isinstance(observation, str):
+        return observation[:count] if len(observation) > count else None
+    left, found = count, list[dict[str, Any]]()
+    for message in observation:
+        text = message.get("content")
+        if isinstance(text, str):
+            message = {**message, "content": text[: max(0, left)]}
+            left -= len(text)
+        found.append(message)
+    return found if left < 0 else None
+
+
 class TextEnvironment(Protocol):
     """An episode of text; a class with these two methods is one, and either may be async.
 

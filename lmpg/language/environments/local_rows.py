@@ -8,11 +8,22 @@ from collections.abc import Awaitable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from lmpg.language.environments.text_episodes import LATER, Call, Episodes, Result
+from lmpg.language.environments.text_episodes import LATER, Call, Episodes, Result, tried
+from lmpg.language.rewards.worker import described
 from lmpg.settings.said_once import say_once
+from lmpg.settings.section import UserError
 
 if TYPE_CHECKING:
     from lmpg.language.environments.plan import Plan
+
+
+def _try(plan: Plan) -> None:
+    """UserError where an environment cannot be made or called."""
+    assert plan.make is not None
+    try:
+        tried(plan.make)
+    except Exception as error:
+        raise UserError(f"{plan.key}: cannot make {plan.name}: {described(error)}") from None
 
 
 class LocalRows:
@@ -21,6 +32,8 @@ class LocalRows:
 
     def __init__(self, plan: Plan):
         assert plan.make is not None
+        if plan.spec is None:
+            _try(plan)
         self._episodes = Episodes(plan.make, self._awaited)
         self._loop: Any = None
         self._timeout = plan.timeout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -16,34 +15,28 @@ from lmpg.language.environments.tool_calls import format_of
 from lmpg.settings.said_once import say_once
 
 
-@dataclass(frozen=True)
-class Opened:
-    """The environments of a rollout's rows, and what the policy reads of them."""
-
-    pool: EnvironmentPool
-    continuation: Continuation
-
-    def close(self) -> None:
-        """Ends the environments and their processes."""
-        self.pool.close()
-
-
-def opened(
+def pool_of(
     settings: EnvironmentSettings,
     tokenizer: Any,
     data: DataSettings,
-    eos_token_ids: Sequence[int],
     given: Mapping[str, Callable] = MappingProxyType({}),
-) -> Opened:
-    """The environments that settings ask for, imported and tried; UserError where they are no good.
+) -> EnvironmentPool:
+    """The environments that settings ask for, imported and made once; UserError where they are no
+    good.
 
     given: those given as objects of Python, by their names in the settings.
     """
+    is_chat = data.chat or data.system_prompt is not None
+    return EnvironmentPool(settings, given, Calls(call_format_of(settings, tokenizer), is_chat))
+
+
+def continuation_of(
+    settings: EnvironmentSettings, tokenizer: Any, data: DataSettings, eos_token_ids: Sequence[int]
+) -> Continuation:
+    """What the policy reads of these environments."""
     call_format = call_format_of(settings, tokenizer)
     objects = call_format if settings.tools and call_format == "mistral" else None
-    continuation = Continuation(tokenizer, data, eos_token_ids, settings.rewritten, objects)
-    calls = Calls(call_format, data.chat or data.system_prompt is not None)
-    return Opened(EnvironmentPool(settings, given, calls), continuation)
+    return Continuation(tokenizer, data, eos_token_ids, settings.rewritten, objects)
 
 
 def call_format_of(settings: EnvironmentSettings, tokenizer: Any) -> str:

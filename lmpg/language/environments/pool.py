@@ -14,7 +14,7 @@ from lmpg.language.environments.interface import Outcome
 from lmpg.language.environments.local_rows import LocalRows
 from lmpg.language.environments.plan import Calls, Plan, plan_of
 from lmpg.language.environments.settings import EnvironmentSettings
-from lmpg.language.environments.text_episodes import Call, Result
+from lmpg.language.environments.text_episodes import RETURNED, Call, Result
 from lmpg.language.environments.worker_rows import WorkerRows
 from lmpg.language.rewards.local_sources import save
 from lmpg.language.rewards.results.scores import MAX_WARNINGS
@@ -42,13 +42,14 @@ class EnvironmentPool:
     ):
         self._settings = settings
         self._said: set[str] = set()
+        self._is_tried = False
         self._kept: Path | None = None
         self._options: list[ChatOptions] = []
         self._prompts: list[Any] = []
         self._lost: dict[int, str] = {}
         self.sources: dict[str, list[str]] = {}
         plan = plan_of(settings, given, calls, self.sources)
-        self.name = plan.name
+        self.name, self._key = plan.name, plan.key
         self._parts: Sequence[WorkerRows | LocalRows]
         self._parts = [LocalRows(plan)] if plan.is_local else self._started(plan)
 
@@ -76,6 +77,22 @@ class EnvironmentPool:
             row: outcomes[row] if row in outcomes else Outcome(error=self._lost[row])
             for row in actions
         }
+
+    def try_episode(self, row: dict[str, Any]) -> None:
+        """Begins an episode of a row, takes an empty turn in it and ends it, before any work is
+        done; UserError where `reset` or `step` returns what no episode can go on with.
+
+        What they raise is left to the run, where it costs a row alone: it may be the fault of this
+        row, or of the turn.
+        """
+        self._is_tried = True
+        (outcome,) = self.reset([row], [0])
+        if not outcome.is_last:
+            outcome = self.step({0: ""})[0]
+        self.reset([], [])
+        self._is_tried = False
+        if outcome.error is not None and outcome.error.split()[1:2] == [RETURNED]:
+            raise UserError(f"{self._key}: {self.name} was tried for one turn: {outcome.error}")
 
     def keep_sources(self, folder: Path) -> None:
         """Writes to `folder` the local modules that were imported; see `Scorer.keep_sources`."""
@@ -151,7 +168,7 @@ class EnvironmentPool:
 
     def _warn_once(self, text: str) -> None:
         """Logs what a row was lost for, unless it was logged before."""
-        if text not in self._said and len(self._said) < MAX_WARNINGS:
+        if not self._is_tried and text not in self._said and len(self._said) < MAX_WARNINGS:
             self._said.add(text)
             last = "; no more is said of it" if len(self._said) == MAX_WARNINGS else ""
             logger.warning(

@@ -24,6 +24,8 @@ from lmpg.language.rewards.worker import SIGNALS, described
 LONGEST_OBSERVATION = 1 << 20  # characters; no context holds as many
 LONGEST_INFO = 10_000  # characters of a value of info
 TOGETHER = 0.25  # seconds of calls in one reply, so that one which hangs is soon known
+RETURNED = "returned"
+"""The second word of what is said of a result that is none."""
 LOST, LATER = {"lost": True}, {"later": True}
 Call = dict[str, Any]
 Result = dict[str, Any]
@@ -83,7 +85,7 @@ class Episodes:
             try:
                 return self._checked(call, value)
             except Exception as problem:
-                found = f"{name} returned {problem}"
+                found = f"{name} {RETURNED} {problem}"
         elif isinstance(error, TimeoutError) and not str(error):
             found = slow(name, timeout)
         else:
@@ -241,11 +243,20 @@ def serving(
 
 
 def tried(make: Callable[[], Any]) -> None:
-    """Makes an environment to see that it can be made; TypeError where it lacks a method."""
+    """Makes an environment to see that it can be made; TypeError where it lacks a method, or where
+    one cannot be called as it will be."""
     environment = make()
-    for name in ("reset(seed, options)", "step(action)"):
-        if not callable(getattr(environment, name.partition("(")[0], None)):
+    calls = {"reset(seed, options)": ([], {"seed": 0, "options": {}}), "step(action)": ([""], {})}
+    for name, (args, named) in calls.items():
+        method = getattr(environment, name.partition("(")[0], None)
+        if not callable(method):
             raise TypeError(f"a {type(environment).__name__} has no method {name}")
+        with contextlib.suppress(ValueError):  # what has no signature may still be called
+            signature = inspect.signature(method)
+            try:
+                signature.bind(*args, **named)
+            except TypeError as error:
+                raise TypeError(f"it cannot be called as {name}: {error}") from None
     close = getattr(environment, "close", None)
     if callable(close) and not inspect.iscoroutinefunction(close):
         closing = close()

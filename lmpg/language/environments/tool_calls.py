@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-Call = dict[str, Any]
+ToolCall = dict[str, Any]
 """{"name", "arguments"}, or {"problem"}: why what looks like a call is none."""
 FORMATS = ("hermes", "llama3", "mistral", "fenced")
 SHAPE = '{"name": "...", "arguments": {...}}'
@@ -16,7 +16,7 @@ _HERMES = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 _FENCED = re.compile(r"```(tool_call|json)[^\S\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
-def calls_in(text: str, call_format: str) -> list[Call]:
+def calls_in(text: str, call_format: str) -> list[ToolCall]:
     """The calls of a turn in their order, [] where it has none; what it has thought is left out."""
     said = text.rpartition("</think>")[2]
     readers = {"hermes": _hermes, "llama3": _llama3, "mistral": _mistral, "fenced": _fenced}
@@ -30,13 +30,13 @@ def format_of(template: str | None) -> str | None:
     return next(found, None)
 
 
-def _hermes(text: str) -> Iterator[Call]:
+def _hermes(text: str) -> Iterator[ToolCall]:
     """<tool_call>{"name", "arguments"}</tool_call>, as Hermes and Qwen write it."""
     for match in _HERMES.finditer(text):
         yield _one(match[1], SHAPE + " between <tool_call> and </tool_call>")
 
 
-def _fenced(text: str) -> Iterator[Call]:
+def _fenced(text: str) -> Iterator[ToolCall]:
     """Blocks of code that hold JSON: each marked tool_call, and of those marked json the calls."""
     for match in _FENCED.finditer(text):
         call = _one(match[2], SHAPE + " in a block marked tool_call")
@@ -44,13 +44,13 @@ def _fenced(text: str) -> Iterator[Call]:
             yield call
 
 
-def _llama3(text: str) -> Iterator[Call]:
+def _llama3(text: str) -> Iterator[ToolCall]:
     """A turn that is nothing but JSON, several divided by semicolons; marked or not."""
     _, marked, behind = text.rpartition(PYTHON_TAG)
     said = behind.strip()
     if not said.startswith("{") and not marked:
         return
-    decoder, place, calls = json.JSONDecoder(), 0, list[Call]()
+    decoder, place, calls = json.JSONDecoder(), 0, list[ToolCall]()
     shape = '{"name": "...", "parameters": {...}}'
     while place < len(said):
         try:
@@ -64,7 +64,7 @@ def _llama3(text: str) -> Iterator[Call]:
         yield from calls
 
 
-def _mistral(text: str) -> Iterator[Call]:
+def _mistral(text: str) -> Iterator[ToolCall]:
     """[TOOL_CALLS] and a list of JSON, or name[ARGS]{...} behind each mark, as newer ones do."""
     _, mark, behind = text.partition(MISTRAL_MARK)
     if not mark:
@@ -84,14 +84,14 @@ def _mistral(text: str) -> Iterator[Call]:
         yield _checked(value, shape)
 
 
-def _one(text: str, shape: str) -> Call:
+def _one(text: str, shape: str) -> ToolCall:
     try:
         return _checked(json.loads(text), shape)
     except (ValueError, RecursionError) as error:
         return _problem(error, shape)
 
 
-def _checked(value: Any, shape: str) -> Call:
+def _checked(value: Any, shape: str) -> ToolCall:
     """The call that JSON holds; arguments may be JSON in a text, and may be missing."""
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return _problem("it has no name", shape)
@@ -107,5 +107,5 @@ def _checked(value: Any, shape: str) -> Call:
     return {"name": value["name"], "arguments": arguments}
 
 
-def _problem(error: object, shape: str) -> Call:
+def _problem(error: object, shape: str) -> ToolCall:
     return {"problem": f"the call cannot be read ({error}), expected {shape}"}

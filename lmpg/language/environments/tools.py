@@ -13,7 +13,7 @@ import signal
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-from lmpg.language.environments.tool_calls import Call, calls_in
+from lmpg.language.environments.tool_calls import ToolCall, calls_in
 from lmpg.language.rewards.worker import described, load
 
 LONGEST_RESULT = 100_000  # characters
@@ -83,10 +83,10 @@ class ToolEnvironment:
         close = getattr(self._inner, "close", None)
         return close() if callable(close) else None
 
-    async def _step_later(self, calls: list[tuple[Call, str]]) -> Any:
+    async def _step_later(self, calls: list[tuple[ToolCall, str]]) -> Any:
         import asyncio
 
-        async def one(call: Call) -> str:
+        async def one(call: ToolCall) -> str:
             result = self._called(call)
             if not inspect.isawaitable(result):
                 return _as_text(result)
@@ -100,7 +100,7 @@ class ToolEnvironment:
         texts = await asyncio.gather(*(one(call) for call, _ in calls))
         return self._observed(calls, list(texts))
 
-    def _result(self, call: Call, count: int) -> str:
+    def _result(self, call: ToolCall, count: int) -> str:
         """What one of `count` calls gives, within its share of the time."""
         seconds = self._seconds / count
         try:
@@ -109,7 +109,7 @@ class ToolEnvironment:
         except _Slow:
             return _slow(seconds)
 
-    def _called(self, call: Call) -> Any:
+    def _called(self, call: ToolCall) -> Any:
         """What a call gives, or a text that says what is wrong with it."""
         if "problem" in call:
             return f"error: {call['problem']}"
@@ -126,7 +126,7 @@ class ToolEnvironment:
         except (Exception, SystemExit) as error:
             return f"error: {described(error)}"
 
-    def _misfit(self, call: Call, tool: Callable) -> str | None:
+    def _misfit(self, call: ToolCall, tool: Callable) -> str | None:
         """What is wrong with the arguments of a call; None where they fit."""
         name, arguments = call["name"], call["arguments"]
         try:
@@ -146,7 +146,7 @@ class ToolEnvironment:
         self._number += 1
         return call_id(self._number)
 
-    def _observed(self, calls: list[tuple[Call, str]], texts: list[str]) -> Any:
+    def _observed(self, calls: list[tuple[ToolCall, str]], texts: list[str]) -> Any:
         """What a step returns: results as messages of tools, or as text where the template has no
         such role."""
         made = [as_object(call, name) for call, name in calls]
@@ -192,7 +192,7 @@ def call_id(number: int) -> str:
     return f"call{number:05d}"
 
 
-def as_object(call: Call, name: str) -> dict[str, Any]:
+def as_object(call: ToolCall, name: str) -> dict[str, Any]:
     """A call as messages have it under `tool_calls`; one that cannot be read is called so."""
     function = {"name": call.get("name", "unreadable"), "arguments": call.get("arguments", {})}
     return {"id": name, "type": "function", "function": function}

@@ -14,7 +14,7 @@ from lmpg.language.rewards.worker_process import WorkerDied, WorkerProcess, Work
 
 SERVER = "lmpg.language.environments.text_episodes"
 LEAST_WASTED = 30.0
-GRACE = 1.0  # seconds beside the timeout, for the calls before the one that hangs
+MARGIN = 1.0  # seconds beside the timeout, for the calls before the one that hangs
 _KEYS = ("observation", "reward", "terminated", "truncated")
 
 
@@ -61,7 +61,7 @@ class WorkerRows:
             self._histories = {call["row"]: _History() for call in calls}
         found: dict[int, Result] = {}
         left, failure = calls, None
-        while left and failure is None:
+        while (left or fresh) and failure is None:  # those of earlier episodes are to be closed
             results, failure = self._asked(left, fresh)
             fresh = False
             for call, result in zip(left, results):
@@ -117,11 +117,12 @@ class WorkerRows:
     def _asked(self, calls: list[Call], fresh: bool = False) -> tuple[list[Result], str | None]:
         """The outcomes of calls; none and what went wrong where the request failed as a whole."""
         request = {"calls": calls, "fresh": fresh, "timeout": self._timeout}
-        nothing, limit = [LATER for _ in calls], self._timeout + GRACE
+        nothing, limit = [LATER for _ in calls], self._timeout + MARGIN
         try:
             reply = self._process.ask(request, lambda reply: _fault(reply, len(calls)), limit)
         except WorkerTimeout:
-            return nothing, slow("step" if "action" in calls[0] else "reset", self._timeout)
+            is_step = any("action" in call for call in calls)
+            return nothing, slow("step" if is_step else "reset", self._timeout)
         except (WorkerDied, BrokenPipeError) as error:
             return nothing, str(error)
         if "error" in reply:  # some rows may have taken their step, and nobody knows which

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,12 +32,14 @@ from lmpg.language.models.forward.kept_weights import (
 )
 from lmpg.language.models.head import refuse_unknown_head
 from lmpg.language.models.lora import refuse_options_without_rank, with_adapter
+from lmpg.language.models.model_files import is_saved_in_bf16
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.precision import allow_tf32, computes_in_bf16, has_tf32
 from lmpg.language.models.pretrained import pretrained_model, pretrained_tokenizer
 from lmpg.language.models.reference import Reference
 from lmpg.language.models.settings import ModelSettings
 from lmpg.language.models.start.four_bits import refuse_packed
+from lmpg.language.models.start.read_low import only_adapters_learn, read_low
 from lmpg.language.models.start.shared_out import shared_out_like
 from lmpg.language.models.start.trained_adapter import (
     Place,
@@ -47,6 +50,7 @@ from lmpg.language.models.start.trained_adapter import (
 )
 from lmpg.language.models.start.vocabulary import (
     absent_ids,
+    all_eos_token_ids,
     refuse_other_vocabulary,
     refuse_smaller_vocabulary,
 )
@@ -107,7 +111,7 @@ def load_policy(
     LoRA factors are drawn from torch's global generator, nothing else is random. key: the setting
     that the path comes from. device: where it is to compute; it is there, unless not `moved`.
     """
-    model, base = _whole_model(settings, key)
+    model, base = _whole_model(settings, key, frozen=not critic or settings.critic == "shared")
     refuse_smaller_vocabulary(key, settings.path, model, tokenizer)
     eos_token_ids, pad_token_id = all_eos_token_ids(model, tokenizer), tokenizer.pad_token_id
     shared, separate = settings.critic == "shared", None
@@ -147,9 +151,11 @@ def _dtypes(settings: ModelSettings, model: PreTrainedModel) -> dict[str, torch.
     return {"frozen_dtype": kept, "saved_dtype": saved}
 
 
-def _whole_model(settings: ModelSettings, key: str) -> tuple[PreTrainedModel, Place | None]:
+def _whole_model(
+    settings: ModelSettings, key: str, frozen: bool
+) -> tuple[PreTrainedModel, Place | None]:
     """The whole model at `settings.path`; where an adapter lies there, the one under it, and where
-    that one lies."""
+    that one lies. frozen: whether nothing is copied from it that learns beside adapters."""
     remote, quantised = settings.trust_remote_code, settings.quantisation
     base = base_of(key, settings.path, settings.revision)
     if base is not None:
@@ -161,7 +167,8 @@ def _whole_model(settings: ModelSettings, key: str) -> tuple[PreTrainedModel, Pl
             "the whole model, and weights in 4 bits cannot learn. Set model.lora.rank, or leave "
             "model.quantisation out"
         )
-    return load_causal_lm(settings.path, remote, key, settings.revision, quantised), None
+    low = frozen and only_adapters_learn(settings)
+    return load_causal_lm(settings.path, remote, key, settings.revision, quantised, low), None
 
 
 def _learning(
@@ -239,12 +246,15 @@ def load_causal_lm(
     key: str = "model.path",
     revision: str | None = None,
     quantisation: str = "none",
+    low: bool = False,
 ) -> PreTrainedModel:
-    """A transformers causal language model in eval mode; weights are float32, or in 4 bits."""
+    """A transformers causal language model in eval mode; weights are float32, or in 4 bits, or with
+    `low` in bfloat16, if their file is."""
     if path is None:
         raise UserError("model.path is not set, expected a Hub id or the folder of a causal LM")
     kind, rest = AutoModelForCausalLM, (trust_remote_code, False, revision, quantisation)
-    return pretrained_model(key, kind, path, *rest)
+    load = partial(pretrained_model, key, kind, path, *rest)
+    return read_low(load) if low and is_saved_in_bf16(path, revision) else load()
 
 
 def load_sequence_classifier(
@@ -269,18 +279,6 @@ def load_sequence_classifier(
             "classifier with one label, whose logit is the score"
         )
     return model
-
-
-def all_eos_token_ids(model: PreTrainedModel, tokenizer) -> tuple[int, ...]:
-    """Every id that ends a response: the tokenizer's, then those of the generation_config."""
-    extra = getattr(model.generation_config, "eos_token_id", None)
-    extra = extra if isinstance(extra, list | tuple) else [] if extra is None else [extra]
-    if not all(type(x) is int for x in extra):
-        raise UserError(
-            f"{model.config.name_or_path}: the eos_token_id of its generation_config.json is "
-            f"{extra}, expected a token id or a list of them; mend the file"
-        )
-    return tuple(dict.fromkeys([tokenizer.eos_token_id, *extra]))
 
 
 def context_length(config, tokenizer) -> int:

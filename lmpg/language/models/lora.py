@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lmpg.language.models.decoder_parts import in_use, is_replaced
-from lmpg.language.models.forward.kept_weights import copies_in
+from lmpg.language.models.forward.kept_weights import copies_in, is_low, widened
 from lmpg.language.models.precision import save_folder
 from lmpg.language.models.settings import LoraSettings
 from lmpg.language.models.start.four_bits import plain_layers
@@ -118,12 +118,14 @@ def peft_for(setting: str) -> Any:
 
 
 def wrapped(model: PreTrainedModel, config: Any, revision: str | None) -> nn.Module:
-    """`model` under new adapters of `config`."""
+    """`model` under new adapters of `config`, in float32 over a base in bfloat16 too."""
     import peft
 
     if (folder := Path(str(model.name_or_path))).is_dir():
         model.name_or_path = str(folder.absolute())
-    with warnings.catch_warnings():
+    if low := is_low(model):
+        model.requires_grad_(False)
+    with warnings.catch_warnings(), widened(low):
         # peft reads a property that transformers has renamed, and tells what tied weights are
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", UserWarning)

@@ -76,13 +76,27 @@ def refuse_pointers(key: str, folder: Path) -> None:
 
 def integer_weights(path: str, revision: str | None = None) -> list[str]:
     """Names of weights that are saved as integers, as quantised ones are."""
-    found = []
+    kinds = _kinds_of_weights(path, revision)
+    return [x for x, kind in kinds.items() if x.endswith("weight") and kind in _INTEGERS]
+
+
+def is_saved_in_bf16(path: str, revision: str | None = None) -> bool:
+    """Whether all weights lie in files of safetensors, in bfloat16; False where that is not known,
+    as of a model that has yet to be fetched."""
+    try:
+        return {*_kinds_of_weights(path, revision).values()} == {"BF16"}
+    except (OSError, SafetensorError):  # what is wrong with them is told when they are loaded
+        return False
+
+
+def _kinds_of_weights(path: str, revision: str | None) -> dict[str, str]:
+    """What the weights in files of safetensors are saved as, by their names."""
+    found: dict[str, str] = {}
     for name, file in model_files(path, revision).items():
         if not (name.startswith("model") and file.suffix == ".safetensors"):
             continue
         with safe_open(str(file), "pt") as tensors:
-            kinds = {x: tensors.get_slice(x).get_dtype() for x in tensors.keys()}  # noqa: SIM118
-        found += [x for x, kind in kinds.items() if x.endswith("weight") and kind in _INTEGERS]
+            found |= {x: tensors.get_slice(x).get_dtype() for x in tensors.keys()}  # noqa: SIM118
     return found
 
 

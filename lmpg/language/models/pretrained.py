@@ -70,9 +70,10 @@ def pretrained_model(
     new_head: bool = False,
     revision: str | None = None,
     quantisation: str = "none",
+    dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
-    """The model of the auto class `kind` at `path`, float32, in eval mode, every weight from there;
-    with `quantisation` nf4 its linear layers but the head are packed into 4 bits, one by one.
+    """The model of the auto class `kind` at `path`, in `dtype`, in eval mode, every weight from
+    there; with `quantisation` nf4 its linear layers but the head are packed into 4 bits one by one.
 
     With `new_head` the layers on top of its trunk may be new, drawn from torch's global generator,
     and give one label. revision: of a Hub id.
@@ -86,7 +87,7 @@ def pretrained_model(
         kind.from_pretrained,
         path,
         revision,
-        dtype=torch.float32,
+        dtype=dtype,
         trust_remote_code=trust_remote_code,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # told below, with the names

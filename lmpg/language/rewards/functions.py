@@ -56,13 +56,13 @@ class FunctionReward:
         available = request.arguments()
         self.check_columns(available)
         arguments = wanted(self._signature, available, self.spec.arguments)
-        told = told_by_name(self._signature, available, request)
+        of_trainer = asked_of_trainer(self._signature, available, request)
         count = len(request.completions)
         size = -(-count // len(self._workers)) or 1
         futures = []
         for number, start in enumerate(range(0, count, size)):
             part = {name: column[start : start + size] for name, column in arguments.items()}
-            futures.append(self._workers[number].submit(part, min(size, count - start), told))
+            futures.append(self._workers[number].submit(part, min(size, count - start), of_trainer))
         chat = any(isinstance(text, list) for text in arguments.get("completions", []))
         said = RewardReply(notes=[IN_CHAT] if chat and not self.spec.is_builtin else [])
         return lambda: sum((future.result() for future in futures), said)
@@ -108,7 +108,7 @@ def refuse_missing_columns(text: str, required: Iterable[str], columns: Iterable
         )
 
 
-def told_by_name(
+def asked_of_trainer(
     signature: dict[str, Any], available: dict[str, list], request: RewardRequest
 ) -> dict[str, Any] | None:
     """What a function names of `TOLD`, which data may have columns for, and the trainer's state."""

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 START_TIMEOUT = 120.0
 RETRY_TIMEOUTS, RETRY_SECONDS = 3, 30.0
 Arguments = dict[str, list]
-Told = dict[str, Any] | None
+OfTrainer = dict[str, Any] | None
 
 
 class Background:
@@ -88,17 +88,19 @@ class IsolatedFunction:
         """Imports the function; its signature, or {"error"}."""
         return self._background.start()
 
-    def submit(self, arguments: Arguments, count: int, told: Told = None) -> Future[RewardReply]:
-        """Begins to score a batch of `count` completions. told: see `trainer_arguments.told`."""
-        return self._background.later(self._reply, arguments, count, told)
+    def submit(
+        self, arguments: Arguments, count: int, of_trainer: OfTrainer = None
+    ) -> Future[RewardReply]:
+        """Begins to score a batch of `count` completions. of_trainer: see `trainer_arguments`."""
+        return self._background.later(self._reply, arguments, count, of_trainer)
 
     def close(self) -> None:
         """Ends the process, amid a call too."""
         self._background.close()
 
-    def _reply(self, arguments: Arguments, count: int, told: Told) -> RewardReply:
+    def _reply(self, arguments: Arguments, count: int, of_trainer: OfTrainer) -> RewardReply:
         started = time.monotonic()
-        reply, failure = self._call(arguments, count, told)
+        reply, failure = self._call(arguments, count, of_trainer)
         slow = time.monotonic() - started >= self.timeout
         if failure is None:
             return reply
@@ -107,7 +109,7 @@ class IsolatedFunction:
             return reply
         if slow:
             self._tell_of_retries(count, failure)
-        reply = self._one_by_one(arguments, count, told)
+        reply = self._one_by_one(arguments, count, of_trainer)
         if None not in reply.scores:
             reply.notes.append(
                 f"the batch of {count} failed ({failure}), but each sample alone has "
@@ -128,7 +130,7 @@ class IsolatedFunction:
                 self.retry_seconds,
             )
 
-    def _one_by_one(self, arguments: Arguments, count: int, told: Told) -> RewardReply:
+    def _one_by_one(self, arguments: Arguments, count: int, of_trainer: OfTrainer) -> RewardReply:
         reply = RewardReply()
         deadline = time.monotonic() + self.retry_seconds
         for index in range(count):
@@ -137,17 +139,19 @@ class IsolatedFunction:
                 said = f"not tried again: {self.retry_seconds:g} s of retries were used up"
                 return reply + RewardReply([None] * left, [said] * left)
             single = {name: [column[index]] for name, column in arguments.items()}
-            one, failure = self._call(single, 1, told)
+            one, failure = self._call(single, 1, of_trainer)
             reply += one
             if failure is not None:
                 reply.messages.append(failure)
         return reply
 
-    def _call(self, arguments: Arguments, count: int, told: Told) -> tuple[RewardReply, str | None]:
+    def _call(
+        self, arguments: Arguments, count: int, of_trainer: OfTrainer
+    ) -> tuple[RewardReply, str | None]:
         """The reply to one call; if it failed as a whole, one without scores, and a message."""
         nothing = RewardReply([None] * count)
         try:
-            reply = self._process.call(arguments, count, self.timeout, told)
+            reply = self._process.call(arguments, count, self.timeout, of_trainer)
         except WorkerTimeout:
             return nothing, f"no reply within rewards.timeout of {self.timeout:g} s"
         except (WorkerDied, BrokenPipeError) as error:

@@ -17,9 +17,14 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from lmpg.language.rewards import builtin
-from lmpg.language.rewards.functions import IN_CHAT, refuse_missing_columns, told_by_name, wanted
+from lmpg.language.rewards.functions import (
+    IN_CHAT,
+    asked_of_trainer,
+    refuse_missing_columns,
+    wanted,
+)
 from lmpg.language.rewards.request import RewardReply, RewardRequest, reply_of
-from lmpg.language.rewards.results.trainer_arguments import told
+from lmpg.language.rewards.results.trainer_arguments import trainer_arguments
 from lmpg.language.rewards.specs import KEY, unsendable
 from lmpg.language.rewards.worker import SIGNALS, answer, described, signature
 from lmpg.language.rewards.worker_process import plain
@@ -63,7 +68,7 @@ class LocalFunction:
         count = len(request.completions)
         chat = any(isinstance(text, list) for text in arguments.get("completions", []))
         said = RewardReply(notes=[HERE, *([IN_CHAT] if chat else [])])
-        of_trainer = told_by_name(self._signature, available, request)
+        of_trainer = asked_of_trainer(self._signature, available, request)
         reply, failure = self._called(arguments, count, of_trainer)
         if failure is None or count <= 1:
             return said + reply
@@ -85,7 +90,7 @@ class LocalFunction:
     ) -> tuple[RewardReply, str | None]:
         """The reply to one call; if it failed as a whole, one without scores, and why."""
         try:
-            more, logs = told(wanted_of_trainer, count)
+            more, logs = trainer_arguments(wanted_of_trainer, count)
             given = {**copy.deepcopy(arguments), **more}
             found = {**answer(self.function, given, count, _awaited), **logs}
         except (Exception, SystemExit) as error:

@@ -58,7 +58,10 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.setsid()
         _die_with(supervisor, signal.SIGKILL)
-        given = _module("local_sources").keep, _module("results/trainer_arguments").told
+        given = (
+            _module("local_sources").keep,
+            _module("results/trainer_arguments").trainer_arguments,
+        )
         _module("worker").serve(requests, replies, *given)
         return
     for descriptor in (requests, replies, printing):

@@ -3,11 +3,11 @@
 The supervisor forks it. It imports nothing but the standard library, so that it is ready in a few
 milliseconds. First line in: {"id", "spec", "arguments", "server", "sys_path", "sources"}; first
 line out: {"id", "parameters", "required", "options", "keywords"} or {"id", "error"}. Then, per
-call, in: {"id", "arguments", "count", "told"}; out: {"id", "scores", "problems"} (a score, a list
-of them or null each, and what was wrong with which; "extras" and "metrics" where the function logs
-some) or {"id", "error"}. "sources" has what was read from local files. A reply has its request's id
-and a line of its own, so that whatever else comes through the pipe is told apart. A function may
-fork: only this process replies. "server" names a module that serves something else than a function:
+call, in: {"id", "arguments", "count", "of_trainer"}; out: {"id", "scores", "problems"} (a score, a
+list of them or null each, and what was wrong with which; "extras" and "metrics" where the function
+logs some) or {"id", "error"}. "sources" has what was read from local files. A reply has its
+request's id and a line of its own, so that whatever else comes through the pipe is told apart. A
+function may fork: only this process replies. "server" names a module that serves something else:
 its `serving(hello, load, run)` gives what to reply first, and to each request.
 
 What the function prints goes to stderr, and its stdin is empty: the protocol has descriptors
@@ -42,9 +42,12 @@ _write, _pid = os.write, os.getpid
 
 
 def serve(
-    requests: int, replies: int, keep: Callable[[dict], dict], told: Callable[..., tuple]
+    requests: int,
+    replies: int,
+    keep: Callable[[dict], dict],
+    trainer_arguments: Callable[..., tuple],
 ) -> None:
-    """Serves calls until `requests` ends. keep: see `local_sources`; told: `trainer_arguments`."""
+    """Serves calls until `requests` ends. keep: see `local_sources`."""
     own, mend = _pid(), _mender()
     os.register_at_fork(after_in_child=lambda: _close(requests, replies))
     with open(requests, "rb", closefd=False) as lines:
@@ -66,7 +69,7 @@ def serve(
             read.clear()
 
         if hello["server"] is None:
-            start, work = _serving_function(hello, _runner(), told)
+            start, work = _serving_function(hello, _runner(), trainer_arguments)
         else:
             server = importlib.import_module(hello["server"])
             start, work = server.serving(hello, load, _runner())
@@ -77,7 +80,7 @@ def serve(
 
 
 def _serving_function(
-    hello: dict, run: Callable[[Any], Any], told: Callable[..., tuple]
+    hello: dict, run: Callable[[Any], Any], trainer_arguments: Callable[..., tuple]
 ) -> tuple[Callable[[], dict], Callable[[dict], dict]]:
     """What to reply first, and to each request, for a reward function."""
     function: Callable = _nothing
@@ -88,7 +91,7 @@ def _serving_function(
         return signature(function.func, hello["arguments"])  # type: ignore[attr-defined]
 
     def work(request: dict) -> dict[str, Any]:
-        more, logs = told(request["told"], request["count"])
+        more, logs = trainer_arguments(request["of_trainer"], request["count"])
         given = {**request["arguments"], **more}
         return {**answer(function, given, request["count"], run), **logs}
 
@@ -103,10 +106,11 @@ def load(spec: str) -> Callable:
         names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
         near = difflib.get_close_matches(name, names, n=1)
         hint = f" Did you mean {near[0]}?" if near else f" It has: {', '.join(names) or 'none'}."
-        raise AttributeError(f"{source} has no function {name!r}.{hint}")
+        raise AttributeError(f"{source} has no function or class {name!r}.{hint}")
     function = getattr(module, name)
     if not callable(function):
-        raise TypeError(f"{name} in {source} is a {type(function).__name__}, not a function")
+        kind = type(function).__name__
+        raise TypeError(f"{name} in {source} is a {kind}, expected a function or a class")
     return function
 
 

@@ -103,13 +103,13 @@ class WorkerProcess:
         arguments: dict[str, list],
         count: int,
         timeout: float,
-        told: dict[str, Any] | None = None,
+        of_trainer: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """One call of the function on `count` completions, within `timeout` seconds.
 
-        told: see `trainer_arguments.told`.
+        of_trainer: see `trainer_arguments`.
         """
-        request = {"arguments": arguments, "count": count, "told": told}
+        request = {"arguments": arguments, "count": count, "of_trainer": of_trainer}
         return self.ask(request, partial(scores_fault, count), timeout)
 
     def ask(self, request: dict[str, Any], fault: Fault, timeout: float) -> dict[str, Any]:

@@ -10,8 +10,12 @@ from lmpg.language.models.reference import Reference
 from lmpg.language.rewards.results.scores import listed
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rollouts.generation import Generator
-from lmpg.language.rollouts.judged import Judged, judged, powers_up_to
 from lmpg.language.rollouts.score_processing import mean, score_statistics
+from lmpg.language.rollouts.scored_completions import (
+    ScoredCompletions,
+    powers_up_to,
+    scored_completions,
+)
 from lmpg.runtime.progress import teller
 from lmpg.settings.section import Diverged, UserError
 
@@ -44,16 +48,20 @@ class Evaluator:
         there are any. pass_at_k: mean chance that one of k passes, for k = 1, 2, 4 … `samples`,
         where there are several. greedy_reward: mean score of greedy completions, where asked for.
         distinct: share of distinct completions. length: mean tokens of the policy. turns: their
-        mean, where there are environments. kl: mean nats per completion to the reference. And what
-        `eval_metric` adds. UserError if more completions than `max_error_share` have no score.
-        Diverged if a token's probability is NaN.
+        mean, where there are environments. kl: mean nats per completion to the reference.
+        rewards/NAME/mean: of each reward, where there are several. logged/NAME: mean of what reward
+        functions logged. And what `eval_metric` adds. UserError if more completions than
+        `max_error_share` have no score. Diverged if a token's probability is NaN.
         """
         prompts = [self.prompts[i % len(self.prompts)] for i in range(self.size)]
         parts = self.generator, prompts
         share = len(self.generator.processes.share_of(self.size))
-        tell = teller("held-out prompts answered", share)
+        asked_again = f"answers to {len(self.prompts)} held-out prompts"
+        what = "held-out prompts answered" if self.size <= len(self.prompts) else asked_again
+        talks = self.generator.environments is not None
+        tell = teller("held-out episodes" if talks else what, share)
         judges = self.scorer, self.reference
-        found = judged(*parts, self.samples, self.rows, *judges, progress=tell)
+        found = scored_completions(*parts, self.samples, self.rows, *judges, progress=tell)
         self._refuse(found, max_error_share)
         metrics = {} if self.scorer is None else score_statistics(found.scores)
         if errors := found.scores.count(None):
@@ -62,7 +70,7 @@ class Evaluator:
             for k in powers_up_to(self.samples):
                 metrics[f"pass_at_{k}"] = float(found.pass_at(k, self.pass_score).nanmean())
         if self.greedy and found.by_reward:
-            likeliest = judged(*parts, 1, self.rows, self.scorer, greedy=True)
+            likeliest = scored_completions(*parts, 1, self.rows, self.scorer, greedy=True)
             metrics["greedy_reward"] = score_statistics(likeliest.scores)["reward"]
         metrics["distinct"] = found.distinct
         metrics["length"] = mean(found.lengths)
@@ -70,10 +78,14 @@ class Evaluator:
             metrics["kl"] = mean(found.kls)
         if found.talks:
             metrics["turns"] = mean([len(talk.turns) for talk in found.talks])
+        if len(found.by_reward) > 1:
+            for name, scores in found.by_reward.items():
+                metrics[f"rewards/{name}/mean"] = score_statistics(scores)["reward"]
+        metrics |= found.logged_means
         gold = self.eval_metric(found.prompts, found.texts) if self.eval_metric else {}
         return metrics | gold
 
-    def _refuse(self, found: Judged, max_error_share: float) -> None:
+    def _refuse(self, found: ScoredCompletions, max_error_share: float) -> None:
         if found.ruined:
             raise Diverged(
                 "the policy gives NaN for the next token: the last step has ruined its weights. "

@@ -6,8 +6,10 @@ stands between its turns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,13 +20,17 @@ from lmpg.language.data.chat import Messages
 from lmpg.language.data.prompts import Prompt
 from lmpg.language.data.tokenizing import completion_texts
 from lmpg.language.environments.continuation import Continuation
-from lmpg.language.environments.interface import Outcome
+from lmpg.language.environments.interface import Outcome, beginning
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.rollouts.completed import Completions, Draw, Talk, Turn, state_number
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.sampling.samples import Samples
 from lmpg.language.sampling.turn_by_turn import Turns, samples_of_turns
 from lmpg.settings.section import UserError
+
+PART = 16
+"""Characters per token that would fit, of the part of a long observation that is read first; a
+token has about four."""
 
 
 class Pool(Protocol):
@@ -36,6 +42,10 @@ class Pool(Protocol):
 
     def step(self, actions: dict[int, str]) -> dict[int, Outcome]:
         """What follows the turn of each of these rows."""
+        ...
+
+    def try_episode(self, row: dict[str, Any]) -> None:
+        """Refuses environments that cannot go on."""
         ...
 
     def keep_sources(self, folder: Path) -> None:
@@ -100,15 +110,16 @@ class Environments:
         nothing = replace(prompt, ids=prompt.ids or [policy.pad_token_id])
         if outcome.error is not None:
             return _Row(nothing, outcome, end="error")
+        most = self.most_tokens(policy)
         try:
-            row = _Row.begun(prompt, outcome, self.continuation)
+            row = _Row.begun(prompt, outcome, self.continuation, most)
         except UserError as error:
             return _Row(nothing, replace(outcome, error=str(error)), end="error")
-        most = self.most_tokens(policy)
         if 0 < len(row.ids) < most:
             return row
+        many = len(row.ids) if len(row.ids) <= 2 * most else f"over {2 * most}"
         nowhere = (
-            f"its first observation has {len(row.ids)} tokens, expected 1 to {most - 1}, which "
+            f"its first observation has {many} tokens, expected 1 to {most - 1}, which "
             f"leaves room for a turn in {most} (environment.max_tokens, or the model's context)"
         )
         return _Row(nothing, replace(outcome, error=nowhere), end="error")
@@ -119,6 +130,20 @@ class Environments:
             replace(x, observation=p.prompt) if x.error is None and not x.observation else x
             for p, x in zip(prompts, outcomes)
         ]
+
+
+def _ids(
+    make: Callable[[Outcome], list[int]], outcome: Outcome, most: int | None = None
+) -> list[int]:
+    """The ids that `make` gives for an outcome. Where its first part alone has twice `most` tokens,
+    those of this part: no row has room for them, and to tokenise all would take long."""
+    part = None if most is None else beginning(outcome.observation, PART * most)
+    if part is not None and most is not None:
+        with suppress(UserError):
+            ids = make(replace(outcome, observation=part))
+            if len(ids) > 2 * most:
+                return ids
+    return make(outcome)
 
 
 @dataclass
@@ -135,9 +160,11 @@ class _Row:
     whole: bool = False
 
     @classmethod
-    def begun(cls, prompt: Prompt, outcome: Outcome, continuation: Continuation) -> _Row:
-        """The row that a reset begins."""
-        messages, ids = continuation.messages(outcome), continuation.first(outcome)
+    def begun(
+        cls, prompt: Prompt, outcome: Outcome, continuation: Continuation, most: int | None = None
+    ) -> _Row:
+        """The row that a reset begins. most: see `_ids`."""
+        messages, ids = continuation.messages(outcome), _ids(continuation.first, outcome, most)
         opening = str(outcome.observation) if messages is None else messages
         return cls(Prompt(opening, ids, prompt.columns), outcome, opening)
 
@@ -165,6 +192,7 @@ class _Row:
             state=state_number(self.outcome.info, self.outcome.observation),
             before=self.outcome.observation if self.turns else None,
             calls=outcome.info.get("tool_calls") or [],
+            cut=not self.whole,
         )
         self.turns.append(turn)
         self.response = self.response + answer
@@ -239,7 +267,8 @@ class _Talking:
             return
         continuation, before, observed = self.environments.continuation, row.conversation, None
         try:
-            response = row.response + continuation.after(before, answer, outcome)
+            behind = partial(continuation.after, before, answer)
+            response = row.response + _ids(behind, outcome, self._most)
             if isinstance(before, list):
                 observed = continuation.messages(outcome, before)
         except UserError as error:

@@ -39,7 +39,10 @@ def of_data(
     data: DataSettings,
     eos_token_ids: Sequence[int],
 ) -> Iterator[str]:
-    """Traps of (train, held-out) examples: prompts, texts, pairs or labelled answers."""
+    """Traps of (train, held-out) examples: prompts, texts, pairs or labelled answers.
+
+    eos_token_ids: what ends a response; none where the model writes none.
+    """
     train, held_out = ([ids_of(x) for x in islice(part, MOST)] for part in parts)
     yield from _duplicates(train, held_out)
     rows = [ids for example in train for ids in example]
@@ -65,6 +68,17 @@ def of_data(
             "model's own chat template is used"
         )
     yield from _of_chats(parts[0], train, tokenizer, data, eos_token_ids)
+
+
+def of_labels(examples: Sequence[Any]) -> Iterator[str]:
+    """Answers that are all desirable, or none, from which KTO learns one half of its loss."""
+    kinds = {x.desirable for x in islice(examples, MOST) if hasattr(x, "desirable")}
+    if len(kinds) == 1:
+        kind = "desirable" if kinds.pop() else "undesirable"
+        yield (
+            f"labels of one kind: all answers are {kind}, so that there is nothing to tell apart; "
+            "look at data.label_column, or give answers of the other kind, too"
+        )
 
 
 def of_rate(rate: float, suiting: float, num_weights: int, adapters: bool) -> Iterator[str]:
@@ -200,7 +214,7 @@ def _of_chats(
             "chat; set --data.chat True, or give messages, unless the model was never taught to "
             "chat"
         )
-    if any(chats) and end is not None and end not in eos_token_ids:
+    if any(chats) and eos_token_ids and end is not None and end not in eos_token_ids:
         yield (
             f"turns end by {tokenizer.convert_ids_to_tokens(end)!r}, which is no EOS of the model "
             f"(its ids: {list(eos_token_ids)}), so that responses run on; set eos_token_id in its "

@@ -41,8 +41,8 @@ def check_stage(settings: OfflineLearningSettings, name: str) -> list[str]:
         loop = assembled(settings, prepared, folder, processes)
         if processes.is_main:
             said = lines(work_of(settings, prepared, processes), room_of_each(processes))
-            examples = [ids for x in islice(objective.train, SHOWN) for ids in traps.ids_of(x)]
-            said += [f"text      {traps.in_a_line(tokenizer, ids)}" for ids in examples]
+            examples = [pair for x in islice(objective.train, SHOWN) for pair in _named(x)]
+            said += [f"{name:<11} {traps.in_a_line(tokenizer, ids)}" for name, ids in examples]
             print("\n".join([prepared.line, *said]), flush=True)
         found = [] if world else [*_of_data(settings, objective, tokenizer)]
         found += traps.of_warmup(settings.update.warmup_steps, loop.total_steps)
@@ -53,11 +53,25 @@ def check_stage(settings: OfflineLearningSettings, name: str) -> list[str]:
     return found
 
 
+def _named(example: Any) -> list[tuple[str, list[int]]]:
+    """The texts of an example with what each of them is taken for."""
+    texts = traps.ids_of(example)
+    if hasattr(example, "chosen") or hasattr(example, "chosen_ids"):
+        return list(zip(("chosen", "rejected"), texts))
+    name = "text"
+    if hasattr(example, "desirable"):
+        name = "desirable" if example.desirable else "undesirable"
+    elif hasattr(example, "label"):
+        name = f"label {example.label:g}"
+    return [(name, ids) for ids in texts]
+
+
 def _of_data(settings: OfflineLearningSettings, objective: Any, tokenizer: Any) -> Iterator[str]:
     """Traps of the user's data, and of a learning rate for them."""
     parts, module = (objective.train, objective.held_out), objective.module
-    ends = getattr(module, "eos_token_ids", None) or (tokenizer.eos_token_id,)
+    ends = getattr(module, "eos_token_ids", ())  # a reward model writes no responses
     yield from traps.of_data(parts, tokenizer, settings.data, ends)
+    yield from traps.of_labels(objective.train)
     adapters = settings.model.lora.rank > 0
     suiting = type(settings).model_fields["update"].default.learning_rate
     suiting *= ADAPTERS_FASTER if adapters else 1

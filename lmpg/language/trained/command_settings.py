@@ -47,7 +47,7 @@ class AskingSettings(Section):
         return self
 
 
-class JudgedSettings(AskingSettings):
+class MeasuringSettings(AskingSettings):
     """A model whose responses are scored."""
 
     data: DataSettings = DataSettings()
@@ -61,7 +61,7 @@ class JudgedSettings(AskingSettings):
     given."""
 
     @model_validator(mode="after")
-    def _require_data_and_a_reward(self) -> JudgedSettings:
+    def _require_data_and_a_reward(self) -> MeasuringSettings:
         data, rewards = self.data, self.rewards
         environment = getattr(self, "environment", None)
         talks = environment is not None and environment.path is not None
@@ -79,7 +79,7 @@ class JudgedSettings(AskingSettings):
         return self
 
 
-class EvaluateSettings(JudgedSettings):
+class EvaluateSettings(MeasuringSettings):
     """Measure a model on held-out prompts: mean score, pass@k, greedy decoding, lengths."""
 
     environment: EnvironmentSettings = EnvironmentSettings()

@@ -26,10 +26,14 @@ from lmpg.language.data.tokenizing import completion_text
 from lmpg.language.rewards.results.scores import listed
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rollouts.generation import Generator
-from lmpg.language.rollouts.judged import Judged, judged, powers_up_to
 from lmpg.language.rollouts.score_processing import score_statistics
-from lmpg.language.run_environments import environments_for
-from lmpg.language.trained.command_settings import EvaluateSettings, JudgedSettings
+from lmpg.language.rollouts.scored_completions import (
+    ScoredCompletions,
+    powers_up_to,
+    scored_completions,
+)
+from lmpg.language.run_environments import environments_for, pool_for
+from lmpg.language.trained.command_settings import EvaluateSettings, MeasuringSettings
 from lmpg.language.trained.loaded import began, loaded
 from lmpg.language.trained.of_run import START, model_folder, start_of
 from lmpg.language.worlds.registry import PREFIX, WORLDS, world_asked_for
@@ -56,8 +60,8 @@ class Measured:
     model: str
     per_prompt: dict[str, Tensor]
     whole: dict[str, float]
-    sampled: Judged
-    greedy: Judged | None
+    sampled: ScoredCompletions
+    greedy: ScoredCompletions | None
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -126,7 +130,7 @@ def shown_figures(samples: int, names: list[str]) -> list[str]:
     return [name for name in names if name not in hidden]
 
 
-def world_of(settings: JudgedSettings) -> World | None:
+def world_of(settings: MeasuringSettings) -> World | None:
     """The built-in world whose data are asked for."""
     if not str(settings.data.path).startswith(PREFIX):
         return None
@@ -144,13 +148,16 @@ def _measured(
 ) -> Measured:
     """The model of the settings, or the `other` one: loaded, asked and let go."""
     generator = loaded(settings, settings.data, processes, other)
-    parts = generator.tokenizer, generator.policy.eos_token_ids, functions
-    environments = environments_for(settings.environment, settings.data, *parts)
+    parts = settings.environment, settings.data, generator.tokenizer
+    pool = pool_for(*parts, functions)
+    environments = environments_for(pool, *parts, generator.policy.eos_token_ids)
     generator = replace(generator, environments=environments)
     prompts = prompts_of(settings, generator, world)
     closed = nullcontext() if environments is None else closing(environments.pool)
     with closed, scorer_of(settings, generator, prompts, world, functions) as scorer:
-        ask = partial(judged, generator, prompts, rows=settings.batch_size, scorer=scorer)
+        ask = partial(
+            scored_completions, generator, prompts, rows=settings.batch_size, scorer=scorer
+        )
         name = str(settings.compare if other else settings.model.path)
         tell = teller(f"prompts answered by {name}", len(processes.share_of(len(prompts))))
         sampled = ask(settings.samples, progress=tell)
@@ -168,12 +175,15 @@ def _measured(
     whole = {**score_statistics(sampled.scores), "distinct": sampled.distinct}
     if errors := sampled.scores.count(None):
         whole["reward_errors"] = float(errors)
+    whole |= sampled.logged_means
     if world is not None:
         whole |= world.eval_metric(sampled.prompts, sampled.texts)
     return Measured(name, figures(sampled, greedy, settings.pass_score), whole, sampled, greedy)
 
 
-def figures(sampled: Judged, greedy: Judged | None, pass_score: float) -> dict[str, Tensor]:
+def figures(
+    sampled: ScoredCompletions, greedy: ScoredCompletions | None, pass_score: float
+) -> dict[str, Tensor]:
     """Each figure by prompt, [P]: means over the prompt's responses."""
     found = {"reward": sampled.per_prompt(sampled.scores).nanmean(1)}
     for k in range(1, sampled.samples + 1):
@@ -193,11 +203,15 @@ def figures(sampled: Judged, greedy: Judged | None, pass_score: float) -> dict[s
     return found
 
 
-def prompts_of(settings: JudgedSettings, generator: Generator, world: World | None) -> list[Prompt]:
+def prompts_of(
+    settings: MeasuringSettings, generator: Generator, world: World | None
+) -> list[Prompt]:
     """The prompts that the settings ask for, none too long for the model."""
     data, tokenizer = settings.data, generator.tokenizer
     room = generator.policy.context_length - settings.sampling.max_new_tokens
-    held_out = settings.held_out
+    held_out, of_data = settings.held_out, (data, tokenizer, room)
+    asked = getattr(settings, "environment", None)
+    bare = asked is not None and asked.path is not None
     if generator.environments is not None and data.path is None:
         return [Prompt("", [])] * (settings.size or EPISODES)
     if held_out is None:
@@ -206,15 +220,15 @@ def prompts_of(settings: JudgedSettings, generator: Generator, world: World | No
         rows = world.held_out_rows if held_out is not False else world.train_rows
         found = prompts_from_rows(rows, tokenizer, room)
     elif held_out:
-        found = load_prompts(data, tokenizer, room).held_out  # type: ignore[assignment]
+        found = load_prompts(*of_data, may_lack_prompts=bare).held_out  # type: ignore[assignment]
     else:
-        found = load_all_prompts(data, tokenizer, room)
+        found = load_all_prompts(*of_data, may_lack_prompts=bare)
     size = settings.size or len(found)
     return list(taken(found, subset(len(found), size)))
 
 
 def scorer_of(
-    settings: JudgedSettings,
+    settings: MeasuringSettings,
     generator: Generator,
     prompts: list[Prompt],
     world: World | None,

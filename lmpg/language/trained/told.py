@@ -9,7 +9,7 @@ from typing import Any
 from lmpg import __version__
 from lmpg.language.data.chat import as_text
 from lmpg.language.rollouts.completed import turns_shown
-from lmpg.language.rollouts.judged import Judged
+from lmpg.language.rollouts.scored_completions import ScoredCompletions
 from lmpg.language.trained.measured import Evaluated, Measured, shown_figures
 from lmpg.runs.printable import printable
 
@@ -86,11 +86,11 @@ def _samples(found: Measured, most: int) -> Iterator[str]:
             yield f"{'':>18}{each - SHOWN_PER_PROMPT} more in the JSON file"
 
 
-def _sample(judged: Judged, i: int, width: int, note: str = "") -> str:
-    score = judged.scores[i]
+def _sample(scored: ScoredCompletions, i: int, width: int, note: str = "") -> str:
+    score = scored.scores[i]
     shown = f"{'none':>8}" if score is None else f"{score:8.3g}"
-    tokens = f"{judged.lengths[i]}{'' if judged.finished[i] else '+'}"
-    text = _one_line(judged.texts[i]) + note
+    tokens = f"{scored.lengths[i]}{'' if scored.finished[i] else '+'}"
+    text = _one_line(scored.texts[i]) + note
     cut = text if len(text) <= width - 18 else text[: width - 19 - len(note)] + "…" + note
     return f"{shown}  {tokens:>6}  {cut}"
 
@@ -144,13 +144,13 @@ def _rows(found: Measured) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _response(judged: Judged, i: int) -> dict[str, Any]:
-    parts = {name: scores[i] for name, scores in judged.by_reward.items()}
+def _response(scored: ScoredCompletions, i: int) -> dict[str, Any]:
+    parts = {name: scores[i] for name, scores in scored.by_reward.items()}
     return {
-        "text": judged.texts[i],
-        "score": judged.scores[i],
+        "text": scored.texts[i],
+        "score": scored.scores[i],
         **({"rewards": parts} if len(parts) > 1 else {}),
-        "length": judged.lengths[i],
-        "ended": judged.finished[i],
-        **(turns_shown(judged.talks[i]) if judged.talks else {}),
+        "length": scored.lengths[i],
+        "ended": scored.finished[i],
+        **(turns_shown(scored.talks[i]) if scored.talks else {}),
     }

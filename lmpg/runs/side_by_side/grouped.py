@@ -12,11 +12,11 @@ import numpy as np
 from lmpg.runs.log_lines import is_number
 from lmpg.runs.report.history import History
 from lmpg.runs.report.panels import evaluations
-from lmpg.runs.resumable import flat
+from lmpg.runs.resumable import MAY_DIFFER, flat
 from lmpg.runs.side_by_side.listed_runs import ListedRun
 
-LENGTH = ("total_steps", "total_timesteps")
-"""Of the section `run`: what else stands there changes no result but by chance."""
+LENGTH = {"run.total_steps", "run.total_timesteps"}
+"""What else stands in the section `run` changes no result but by chance."""
 T_975 = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
@@ -92,7 +92,7 @@ def comparable(config: Mapping[str, Any]) -> dict[str, str]:
     return {
         path: str(value)
         for path, value in flat(dict(config)).items()
-        if not path.startswith("run.") or path.removeprefix("run.") in LENGTH
+        if path in LENGTH or not (path.startswith("run.") or path in MAY_DIFFER)
     }
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lmpg.language.data.prompts import common_columns, load_prompts, prompts_from_rows
+from lmpg.language.data.prompts import common_columns, lengths_of, load_prompts, prompts_from_rows
 from lmpg.language.data.settings import DataSettings
 from lmpg.settings.section import UserError
 from tests.support.planted import catches
@@ -15,11 +15,12 @@ BOS = 1
 
 @pytest.fixture
 def load(tmp_path):
-    def load_rows(rows, limit=20, tokenizer=None, **settings):
+    def load_rows(rows, limit=20, tokenizer=None, may_lack_prompts=False, **settings):
         path = tmp_path / "prompts.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         tokenizer = tokenizer or character_tokenizer(chat=True)
-        return load_prompts(DataSettings(path=str(path), **settings), tokenizer, limit)
+        data = DataSettings(path=str(path), **settings)
+        return load_prompts(data, tokenizer, limit, may_lack_prompts=may_lack_prompts)
 
     return load_rows
 
@@ -54,6 +55,23 @@ def test_an_eval_path_leaves_all_rows_to_training(load, tmp_path):
 def test_an_eval_split_of_a_single_file_is_refused(load):
     with pytest.raises(UserError, match=r"'test' names a split .* single file"):
         load(numbered(9), eval_split="test")
+
+
+@catches("rows without a prompt refused where environments begin them")
+def test_rows_without_a_prompt_do_where_environments_begin_them(load):
+    rows = [{"word": f"stone {i}"} for i in range(10)]
+    prompts = load(rows, may_lack_prompts=True)
+    found = [*prompts.train, *prompts.held_out]
+    assert {(p.prompt, *p.ids) for p in found} == {("",)}
+    assert sorted(p.columns["word"] for p in found) == [row["word"] for row in rows]
+    assert common_columns(prompts) == ["word"]
+    assert lengths_of(prompts.train).tolist() == [0] * 8
+    with pytest.raises(UserError, match="has no column 'prompt'; its columns are: word"):
+        load(rows)
+    with pytest.raises(UserError, match="has no column 'wrod'"):
+        load(rows, may_lack_prompts=True, prompt_column="wrod")
+    named = load(rows, may_lack_prompts=True, prompt_column="word")
+    assert named.train[0].prompt.startswith("stone")
 
 
 def test_prompts_carry_their_ids_and_all_columns_of_their_row(load):

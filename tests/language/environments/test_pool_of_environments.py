@@ -273,10 +273,11 @@ def test_a_worker_s_first_reply_says_what_cannot_be_made(name, arguments, messag
         start()
 
 
-def test_a_place_that_is_named_with_an_error_is_in_the_user_s_file(pool):
-    """`Old.reset` takes no seed, so that the last frame is one of lmpg's, of no use to the user."""
-    games = pool("Old")
-    assert games.reset([{}], [0])[0].error.endswith("unexpected keyword argument 'seed'")
+def test_a_method_that_takes_other_arguments_is_refused_without_a_place_in_lmpg(pool):
+    """`Old.reset` takes no seed: the last frame is one of lmpg's, of no use to the user."""
+    said = r"cannot be called as reset\(seed, options\): got an unexpected keyword argument 'seed'$"
+    with pytest.raises(UserError, match=said):
+        pool("Old")
 
 
 def test_a_row_that_cannot_be_passed_is_refused_with_what_it_holds(pool):

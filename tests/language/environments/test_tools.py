@@ -9,7 +9,7 @@ import pytest
 
 from lmpg.language.data.settings import DataSettings
 from lmpg.language.data.tokenizing import chat_ids, encode
-from lmpg.language.environments.opening import call_format_of, opened
+from lmpg.language.environments.opening import call_format_of, continuation_of, pool_of
 from lmpg.language.environments.settings import EnvironmentSettings
 from lmpg.language.environments.tool_schemas import schemas_of
 from lmpg.language.environments.tools import ToolEnvironment
@@ -119,8 +119,7 @@ def test_tools_of_files_run_in_a_worker_and_a_slow_one_is_told_to_the_policy(min
     )
     tokenizer = family_tokenizer("chatml")
     tokenizer.chat_template = TOOL_TEMPLATES["hermes"]
-    environments = opened(settings, tokenizer, DataSettings(), [tokenizer.eos_token_id])
-    with environments.pool as pool:
+    with pool_of(settings, tokenizer, DataSettings()) as pool:
         first = pool.reset([{"prompt": "Add."}] * 4, [0] * 4)
         assert [x["function"]["name"] for x in first[0].tools] == ["add", "sleep", "later"]
         assert first[0].tools[0]["function"]["description"] == "Adds two numbers."
@@ -132,7 +131,8 @@ def test_tools_of_files_run_in_a_worker_and_a_slow_one_is_told_to_the_policy(min
         assert outcomes[3].terminated
         late = pool.step({2: call("later", text="never")})
         assert late[2].observation[0]["content"] == "error: no result within 0.45 s"
-        prompt = tokenizer.decode(environments.continuation.first(first[0]))
+        continuation = continuation_of(settings, tokenizer, DataSettings(), [0])
+        prompt = tokenizer.decode(continuation.first(first[0]))
         assert "Adds two numbers." in prompt
 
 
@@ -141,7 +141,7 @@ def test_turns_without_a_call_go_to_the_environment_beside_the_tools(mine):
     settings = EnvironmentSettings(path="memory:Quiz", tools=("memory:add",))
     tokenizer = family_tokenizer("chatml")
     tokenizer.chat_template = TOOL_TEMPLATES["hermes"]
-    with opened(settings, tokenizer, DataSettings(), [0], given).pool as pool:
+    with pool_of(settings, tokenizer, DataSettings(), given) as pool:
         (first,) = pool.reset([{"question": "2 + 2?"}], [0])
         assert (first.observation, first.info) == ([user("2 + 2?")], {"state": "asked"})
         assert pool.step({0: call("add", a=2, b=2)})[0].observation[0]["content"] == "4"
@@ -161,7 +161,7 @@ def test_an_environment_beside_tools_is_closed_though_that_is_async(mine):
 
     given = {"memory:add": module.add, "memory:Leaving": Leaving}
     settings = EnvironmentSettings(path="memory:Leaving", tools=("memory:add",))
-    with opened(settings, family_tokenizer("chatml"), DataSettings(), [0], given).pool as pool:
+    with pool_of(settings, family_tokenizer("chatml"), DataSettings(), given) as pool:
         pool.reset([{"question": "2 + 2?"}], [0])
         assert closed == []
         assert pool.step({0: "4"})[0].terminated
@@ -190,9 +190,8 @@ def test_results_are_appended_as_the_template_writes_them(call_format, mine):
     end_ids = tokenizer.convert_tokens_to_ids(ends)
     given = {"memory:add": module_at(mine).add}
     settings = EnvironmentSettings(tools=("memory:add",))
-    environments = opened(settings, tokenizer, DataSettings(), end_ids, given)
-    pool, continuation = environments.pool, environments.continuation
-    with pool:
+    continuation = continuation_of(settings, tokenizer, DataSettings(), end_ids)
+    with pool_of(settings, tokenizer, DataSettings(), given) as pool:
         (outcome,) = pool.reset([{"prompt": "Add."}], [0])
         so_far, ids = continuation.messages(outcome), continuation.first(outcome)
         whole, tools = list(so_far), outcome.tools
@@ -227,7 +226,7 @@ RESULTS = {
 @pytest.mark.parametrize(
     ("tool", "message"),
     [
-        ("mine.py:ad", "has no function 'ad'. Did you mean add"),
+        ("mine.py:ad", "has no function or class 'ad'. Did you mean add"),
         ("mine.py:add(a=1)", "sets a, but the arguments of a tool come with its calls"),
         ("add", "there is no built-in tool 'add'"),
     ],
@@ -236,7 +235,7 @@ def test_tools_that_cannot_be_called_are_refused_before_any_work(tool, message, 
     monkeypatch.chdir(mine.parent)
     settings = EnvironmentSettings(tools=(tool,))
     with pytest.raises(UserError, match=f"environment.tools: .*{message}"):
-        opened(settings, family_tokenizer("chatml"), DataSettings(), [0])
+        pool_of(settings, family_tokenizer("chatml"), DataSettings())
 
 
 def test_a_tool_that_its_docstring_does_not_describe_is_refused(mine):

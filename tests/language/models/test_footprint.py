@@ -218,3 +218,16 @@ def test_where_it_does_not_fit_the_setting_that_helps_most_is_named():
     least = min(remedies(small).values())
     assert least < 0.2 * total(small)
     assert len(lines(small, (1e12, total(small)))) == 1
+
+
+@catches("a base that is read in bfloat16 counted as if in float32")
+def test_a_base_in_bf16_under_adapters_is_loaded_as_it_is_and_others_in_fp32():
+    work = Work(shape_of(tiny_model()), rows=1, prompt=1, response=1, rank=2, kept=2, saved=2)
+    weights = work.model.weights
+
+    def loading(**changes):
+        return phases(replace(work, **changes))["loading"]["weights"] / weights
+
+    assert loading() == 2
+    assert [loading(**x) for x in ({"rank": 0}, {"kept": 4}, {"saved": 4})] == [4, 4, 4]
+    assert loading(critic_shape=work.model) > 4

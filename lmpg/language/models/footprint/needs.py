@@ -133,12 +133,14 @@ def _frozen(work: Work, kept: int) -> float:
 
 
 def _loading(work: Work) -> Parts:
-    """Weights are read in fp32, beside the pages of their file; those in 4 bits one by one."""
+    """Weights are read in fp32, beside the pages of their file; those in 4 bits one by one, and in
+    bf16 those of a file in bf16 under adapters, from which nothing that learns is copied."""
     critic = 0 if work.critic_shape is None else work.critic_shape.trunk
+    low = work.rank and not (work.packed or critic) and work.kept == work.saved == BF16
+    each = (2 - 1 / work.shards) / work.shards  # those that share out load one after the other
     return {
         "libraries": LIBRARIES,
-        # those that share out load one after the other
-        "weights": (_frozen(work, FP32) + FP32 * critic) * (2 - 1 / work.shards) / work.shards,
+        "weights": (_frozen(work, BF16 if low else FP32) + FP32 * critic) * each,
         "files": work.saved * work.model.weights,
     }
 

@@ -63,3 +63,15 @@ def refuse_smaller_vocabulary(key: str, path: str | None, model: Any, tokenizer)
             f"only ids below {rows}, expected a tokenizer and a model that belong together; "
             "save the right tokenizer there, or call model.resize_token_embeddings"
         )
+
+
+def all_eos_token_ids(model: PreTrainedModel, tokenizer) -> tuple[int, ...]:
+    """Every id that ends a response: the tokenizer's, then those of the generation_config."""
+    extra = getattr(model.generation_config, "eos_token_id", None)
+    extra = extra if isinstance(extra, list | tuple) else [] if extra is None else [extra]
+    if not all(type(x) is int for x in extra):
+        raise UserError(
+            f"{model.config.name_or_path}: the eos_token_id of its generation_config.json is "
+            f"{extra}, expected a token id or a list of them; mend the file"
+        )
+    return tuple(dict.fromkeys([tokenizer.eos_token_id, *extra]))

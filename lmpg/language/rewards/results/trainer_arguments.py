@@ -10,7 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 
 
-def told(wanted: dict[str, Any] | None, count: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def trainer_arguments(
+    wanted: dict[str, Any] | None, count: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments for a call on `count` completions, and a dict that gets what is logged through
     them: "extras" (columns beside the completions) and "metrics" (lists of numbers).
 

@@ -22,13 +22,14 @@ KEY = ("evaluate",)
 
 
 @dataclass
-class Judged:
+class ScoredCompletions:
     """`samples` completions of each prompt, prompt-major, and what was found of each of them.
 
     prompts: as each began. lengths: tokens that the policy wrote. talks: how they went on, [] where
     each is one turn. kls: nats to the reference, where there is one. by_reward: scores of each
-    reward, none without a scorer. messages: what the rewards said. ruined: whether a token's
-    probability was NaN.
+    reward, none without a scorer. logged: the numbers that functions logged, each with how many
+    completions it is of. messages: what the rewards said. ruined: whether a token's probability was
+    NaN.
     """
 
     samples: int
@@ -40,6 +41,7 @@ class Judged:
     finished: list[bool] = field(default_factory=list)
     scores: list[float | None] = field(default_factory=list)
     by_reward: dict[str, list[float | None]] = field(default_factory=dict)
+    logged: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
     kls: list[float] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     ruined: bool = False
@@ -62,17 +64,28 @@ class Judged:
         passed_P = ((scores_B >= pass_score) & known_B).view(shape).sum(1)
         return pass_at_k(passed_P, known_B.view(shape).sum(1), k)
 
-    def add(self, other: Judged) -> None:
+    @property
+    def logged_means(self) -> dict[str, float]:
+        """`logged/NAME`: means of what functions logged, by how many completions each is of, so
+        that they do not depend on how many are scored at once."""
+        return {
+            f"logged/{name}": sum(x * n for x, n in numbers) / sum(n for _, n in numbers)
+            for name, numbers in self.logged.items()
+        }
+
+    def add(self, other: ScoredCompletions) -> None:
         """Append the completions of further prompts."""
         of_rows = ("prompts", "texts", "ids", "lengths", "finished", "talks", "scores", "kls")
         for name in (*of_rows, "messages"):
             getattr(self, name).extend(getattr(other, name))
         for name, scores in other.by_reward.items():
             self.by_reward.setdefault(name, []).extend(scores)
+        for name, numbers in other.logged.items():
+            self.logged.setdefault(name, []).extend(numbers)
         self.ruined |= other.ruined
 
 
-def judged(
+def scored_completions(
     generator: Generator,
     prompts: list[Prompt],
     samples: int,
@@ -82,14 +95,14 @@ def judged(
     *,
     greedy: bool = False,
     progress: Callable[[int], object] = lambda done: None,
-) -> Judged:
+) -> ScoredCompletions:
     """`samples` completions of every prompt, the same on every rank; at most `rows` are sampled at
     once on each. greedy: the likeliest completion instead. progress: told how many prompts of this
     rank are done.
     """
     generator.publish()
     draw = generator.draw(KEY, len(prompts), samples, greedy)
-    mine, found = generator.processes.share(prompts), Judged(samples)
+    mine, found = generator.processes.share(prompts), ScoredCompletions(samples)
     together = max(1, rows // samples)
     with generator.processes.stopped_alike(), generator.sampler.reading_once():
         for start in range(0, len(mine), together):
@@ -97,7 +110,7 @@ def judged(
             of_part = draw.part(start, start + together)
             found.add(_of_part(generator, part, of_part, scorer, reference))
             progress(start + len(part))
-    whole = Judged(samples)
+    whole = ScoredCompletions(samples)
     for part_of_rank in generator.processes.gather_list([found]):
         whole.add(part_of_rank)
     return whole
@@ -109,9 +122,9 @@ def _of_part(
     draw: Draw,
     scorer: Scorer | None,
     reference: Reference | None,
-) -> Judged:
+) -> ScoredCompletions:
     completions = generator.completed(prompts, draw)
-    part = Judged(draw.group_size, texts=completions.texts, ids=completions.ids)
+    part = ScoredCompletions(draw.group_size, texts=completions.texts, ids=completions.ids)
     part.prompts, part.talks = completions.prompts, completions.talks
     part.lengths = completions.samples.mask_BT.sum(1).tolist()
     part.finished = completions.finished
@@ -119,7 +132,8 @@ def _of_part(
     if scorer is not None:
         scores = with_rewards_of_turns(completions.submit_to(scorer).result(), completions)
         part.scores, part.by_reward = scores.totals, scores.by_reward
-        part.messages = scores.messages
+        part.messages, count = scores.messages, len(part.texts)
+        part.logged = {name: [(x, count) for x in xs] for name, xs in scores.logged.items()}
     if reference is not None:
         part.kls = generator.sequence_kl(reference, completions.samples).tolist()
     return part

@@ -1,0 +1,76 @@
+"""The prompts of a run: the data's, a world's, or those that environments begin with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lmpg.language.data.examples import Split
+from lmpg.language.data.prompts import Prompt, load_prompts, prompts_from_rows
+from lmpg.language.models.policy import CausalLMPolicy
+from lmpg.language.rollouts.several_turns import Environments
+from lmpg.language.settings import LanguageSettings
+from lmpg.language.worlds.world import World
+from lmpg.runtime.seeding import generator
+
+BEGUN = 8
+"""Episodes that are begun to see what prompts are like, where no data give them, to train on and
+held out."""
+SEEDED = "prompts: no data are given, so every episode begins from a seed of its own"
+"""In place of how many prompts there are."""
+
+
+def prompts_for(
+    settings: LanguageSettings,
+    policy: CausalLMPolicy,
+    tokenizer: Any,
+    world: World | None,
+    environments: Environments | None = None,
+    tell: bool = False,
+) -> Split[Prompt]:
+    """The user's prompts or the world's, none so long that the context leaves no response; without
+    either, those that environments begin with. tell: whether to say how many there are."""
+    room = policy.context_length - settings.sampling.max_new_tokens
+    found: Split[Prompt]
+    line = None
+    if world is not None:
+        train = prompts_from_rows(world.train_rows, tokenizer, room)
+        found = Split(train, prompts_from_rows(world.held_out_rows, tokenizer, room))
+    elif environments is not None and settings.data.path is None:
+        found, line = seeded_prompts(environments, settings.run.seed), SEEDED
+    else:
+        bare = settings.environment.path is not None
+        found = load_prompts(settings.data, tokenizer, room, may_lack_prompts=bare)
+    if environments is not None and settings.data.path and not settings.environment.is_built_in:
+        environments.pool.try_episode(found.train[0].columns)
+    if tell:
+        print(line or found.line() + _again(len(found.held_out), settings), flush=True)
+    return found
+
+
+def _again(held_out: int, settings: LanguageSettings) -> str:
+    """Where evaluations ask prompts more than once: that they do, for the log."""
+    size = settings.evaluation.size
+    if size <= held_out:
+        return ""
+    return (
+        f"; each held-out one is asked about {size / held_out:.0f} times in an evaluation "
+        f"(evaluation.size = {size})"
+    )
+
+
+def seeded_prompts(environments: Environments, seed: int) -> Split[Prompt]:
+    """Prompts where no data give any: those that some episodes begin with. In a rollout each of
+    them stands for one that begins from a seed of its own."""
+    nothing = [Prompt("", [])] * BEGUN
+    return begun(Split(nothing, nothing), environments, seed)
+
+
+def begun(prompts: Split[Prompt], environments: Environments | None, seed: int) -> Split[Prompt]:
+    """The prompts; where only environments know what they are, some of each part as they begin with
+    a seed, to see what they are like."""
+    if environments is None or prompts.train[0].ids:
+        return prompts
+    few = [*prompts.train[:BEGUN], *prompts.held_out[:BEGUN]]
+    seeds = [generator(seed, "first", i).initial_seed() % 2**31 for i in range(len(few))]
+    found, count = environments.first_prompts(few, seeds), len(prompts.train[:BEGUN])
+    return Split(found[:count], found[count:])

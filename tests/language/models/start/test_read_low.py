@@ -1,0 +1,73 @@
+"""A base in bfloat16 is read as it is, and the policy is the one that float32 on the way makes."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from lmpg.language.models import loading
+from lmpg.language.models.settings import LoraSettings, ModelSettings
+from tests.language.models.test_lora_options import OPTIONS
+from tests.support.families import tiny_family
+from tests.support.planted import catches
+from tests.support.tiny import save_tiny, tiny_tokenizer
+
+CASES = {name: OPTIONS[name] for name in ("dora", "dora, transposed layers")}
+CASES |= {family: (family, {}) for family in ("llama, yarn", "gemma3", "phi3, longrope")}
+
+
+@pytest.fixture
+def dtypes(monkeypatch):
+    """Counts in which precision models are read."""
+    read: Counter[torch.dtype] = Counter()
+    real = loading.pretrained_model
+
+    def noted(*args, **named):
+        read[named.get("dtype", torch.float32)] += 1
+        return real(*args, **named)
+
+    monkeypatch.setattr(loading, "pretrained_model", noted)
+    return read
+
+
+def policy_at(path, **settings):
+    torch.manual_seed(0)
+    asked, critic = ModelSettings(path=str(path), **settings), "critic" in settings
+    return loading.load_policy(asked, tiny_tokenizer(), critic=critic, temperature=1.0)
+
+
+@catches("factors of adapters rounded to bfloat16", "buffers computed in bfloat16")
+@pytest.mark.parametrize("case", CASES)
+def test_a_policy_over_a_base_read_in_bfloat16_is_the_same_bit_for_bit(
+    case, dtypes, tmp_path, monkeypatch
+):
+    family, options = CASES[case]
+    tiny_family(family).to(torch.bfloat16).save_pretrained(tmp_path)
+    lora = LoraSettings(rank=4, **options)
+    low = policy_at(tmp_path, lora=lora)
+    monkeypatch.setattr(loading, "is_saved_in_bf16", lambda *_: False)
+    wide = policy_at(tmp_path, lora=lora)
+    assert [*dtypes] == [torch.bfloat16, torch.float32]
+    for parts in ("named_parameters", "named_buffers"):
+        mine, theirs = dict(getattr(low, parts)()), dict(getattr(wide, parts)())
+        assert mine.keys() == theirs.keys()
+        for name, x in mine.items():
+            y = theirs[name]
+            assert (x.dtype, x.requires_grad) == (y.dtype, y.requires_grad), name
+            assert torch.equal(x, y), name
+    assert low.causal_lm.config.to_dict() == wide.causal_lm.config.to_dict()
+    assert (low.frozen_dtype, low.saved_dtype) == (torch.bfloat16, torch.bfloat16)
+
+
+def test_what_learns_as_a_whole_or_is_saved_otherwise_is_read_in_float32(dtypes, tmp_path):
+    tiny_family("llama").to(torch.bfloat16).save_pretrained(tmp_path / "low")
+    lora = LoraSettings(rank=2)
+    policy_at(tmp_path / "low")
+    policy_at(tmp_path / "low", lora=lora, dtype="fp32")
+    policy_at(tmp_path / "low", lora=lora, critic="separate")
+    policy_at(tmp_path / "low", lora=LoraSettings(rank=2, modules_to_save=("norm",)))
+    save_tiny(tmp_path / "wide")
+    policy_at(tmp_path / "wide", lora=lora, dtype="bf16")
+    assert [*dtypes] == [torch.float32]
