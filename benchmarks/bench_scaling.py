@@ -1,4 +1,5 @@
-"""Strong scaling: the same update by 1, 2 and more processes, each on a core of its own.
+"""Strong scaling: the same update by 1, 2, 4 … processes, as many as there are cores, each on its
+own.
 
 The update is that of bench_update (64 responses of 64 tokens), shared out. `speed-up` is to the
 first row, `cpu s` processor time of the slowest rank, `sent MB` what a rank gives to the system to
@@ -37,13 +38,20 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", choices=CASES, default="grpo")
-    parser.add_argument("--size", default="L", help="of models.py")
-    parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--size", default="M", help="of models.py")
+    parser.add_argument("--processes", nargs="+", type=int, help="left out: 1, 2, 4 … to the cores")
     parser.add_argument("--microbatch", type=int, default=16, help="rows of a micro-batch")
-    parser.add_argument("--runs", type=int, default=5, help="timed updates: the median counts")
+    parser.add_argument("--runs", type=int, default=3, help="timed updates: the median counts")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    given = parser.parse_args(argv)
+    cores = len(os.sched_getaffinity(0))
+    given.processes = given.processes or [n for n in (1, 2, 4, 8, 16) if n <= cores]
+    if max(given.processes) > cores:
+        parser.error(
+            f"--processes {max(given.processes)}: expected {cores} at most, one for a core"
+        )
+    return given
 
 
 def of_rank(given: argparse.Namespace) -> dict[str, float]:

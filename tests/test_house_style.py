@@ -14,7 +14,7 @@ FILES = sorted(
     str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")
 )
 MAX_LINES, MAX_FUNCTION_LINES, MAX_WIDTH = 300, 40, 100
-MAX_CLASSES = 361  # in all of lmpg: every class is a word that a reader has to learn
+MAX_CLASSES = 362  # in all of lmpg: every class is a word that a reader has to learn
 METHOD_LINES = {  # folder: lines of a method's file
     "lmpg/algorithms": 60,
     "lmpg/algorithms/fixed_data": 60,

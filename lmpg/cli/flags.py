@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -95,9 +96,11 @@ def groups(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Each flag (written with dashes) and the words up to the next one."""
     groups: list[tuple[str, list[str]]] = []
     for word in argv:
-        if word.startswith("--") or word in HELP or not groups:
+        if word.startswith("--") or word in HELP:
             flag, equals, value = word.partition("=")
             groups.append((flag.replace("_", "-"), [value] if equals else []))
+        elif not groups:  # what belongs to no flag
+            groups.append((word, []))
         else:
             groups[-1][1].append(word)
     return groups
@@ -163,6 +166,8 @@ def _wrong_flags(settings: type[BaseModel], flags: list[tuple[str, list[str]]]) 
 def _unknown(flag: str, words: list[str], known: list[str]) -> str:
     given = " ".join([flag, *words])
     if not flag.startswith("--"):
+        if "model.path" in known and Path(flag).is_dir():  # as other commands take a run
+            return f"unexpected {given!r}; a model, or a run that has one: --model.path {flag}"
         return f"unexpected {given!r}; settings are given as --section.name VALUE, see --help"
     hint = did_you_mean_setting(flag, known) or "see --help all for all flags"
     return f"unknown flag {given}; {hint}"

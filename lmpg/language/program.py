@@ -30,7 +30,7 @@ from lmpg.language.rollouts.score_processing import ScoreProcessing
 from lmpg.language.rollouts.scoring import GroupSampler
 from lmpg.language.rollouts.several_turns import Environments
 from lmpg.language.run_environments import environments_for, longest_response, pool_for
-from lmpg.language.run_generator import generator_for
+from lmpg.language.run_generator import generator_for, refuse_long_waits
 from lmpg.language.run_inputs import inputs_of
 from lmpg.language.run_prompts import begun, prompts_for
 from lmpg.language.run_rewards import scorer_for
@@ -114,6 +114,7 @@ def prepare(
 ) -> PreparedRun:
     """Make every part of a run; all bad input is refused here, before any work."""
     refuse_idle_processes(settings, processes)
+    refuse_long_waits(settings, processes)
     world, asked = world or built_world(settings, processes), settings.model.precision
     settings = as_it_began(with_world(settings, world) if world else settings, folder, processes)
     tokenizer = reading_tokenizer(tokenizer_of(settings.model), settings.data)

@@ -14,6 +14,7 @@ from lmpg.language.sampling.engine_choice import said_of, sampler_of
 from lmpg.language.settings import LanguageSettings
 from lmpg.runs.folder import RunFolder
 from lmpg.runtime.processes import Processes
+from lmpg.settings.section import UserError
 from lmpg.training.old_logprobs import OldLogprobs
 
 
@@ -57,6 +58,18 @@ def generator_for(
         old_logprobs=old_logprobs_of(settings, sampler.exact, processes.count),
         environments=environments,
     )
+
+
+def refuse_long_waits(settings: LanguageSettings, processes: Processes) -> None:
+    """UserError where a process that waits for its server would be given up by the others."""
+    longest, given_up = settings.sampling.server_timeout, settings.run.rank_timeout
+    if settings.sampling.server and processes.count > 1 and longest > given_up:
+        raise UserError(
+            f"sampling.server_timeout = {longest:g} s is longer than run.rank_timeout = "
+            f"{given_up:g} s, expected no longer: of {processes.count} processes one that waits "
+            "for its server would be given up by the others; set run.rank_timeout to "
+            f"{longest:g} or more, or sampling.server_timeout lower"
+        )
 
 
 def old_logprobs_of(settings: LanguageSettings, exact: bool, num_processes: int) -> OldLogprobs:

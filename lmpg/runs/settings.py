@@ -96,7 +96,7 @@ class AnyRunSettings(Section):
     """What trackers call the run; none: as its folder."""
     report_every: int = Field(1, ge=0)
     """Iterations between writings of report.html while the run goes on, or more where these would
-    take over 1% of the time; 0 writes it at the end alone."""
+    take over half a percent of the time; 0 writes it at the end alone."""
     torch_threads: int = Field(0, ge=0, le=MOST_THREADS)
     """CPU threads of torch and numpy, fixed for the whole run: results depend on their number.
     0: OMP_NUM_THREADS where it is set, else 1 for small models and environments, else torch's
@@ -154,6 +154,15 @@ class OfflineRunSettings(AnyRunSettings):
     to where they exchange something; then all end, and the run can be resumed."""
     save_every: int = Field(100, ge=0)
     """Optimizer steps between checkpoints; 0 saves only at the end."""
+
+
+class PreferenceRunSettings(OfflineRunSettings):
+    """The run as a whole; it ends with the last epoch, or sooner after `total_steps`."""
+
+    token_view: bool = True
+    """Before training, after it and about 16 times in between, the held-out answers of
+    samples.jsonl get numbers of each token too, which the report shows in colour: log π, and by how
+    much it is above the reference's."""
 
 
 class GymRunSettings(AnyRunSettings):

@@ -15,9 +15,9 @@ from lmpg.runs.report.write import write_report
 from lmpg.runs.tracking import as_json
 
 log = logging.getLogger(__name__)
-SHARE = 0.01
+SHARE = 0.005
 """Of the run's time that writing the report may take."""
-GUESS = 0.2
+GUESS = 0.1
 """Seconds that a first writing is taken for."""
 
 

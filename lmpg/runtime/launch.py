@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from lmpg.runtime.sharding_asked import Sharding, sharding_asked
+from lmpg.runtime.sharding_asked import AskedSharding, sharding_asked
 from lmpg.settings.section import Problems, Section, UserError
 
 S = TypeVar("S", bound=Section)
@@ -91,7 +91,7 @@ class Launch:
     cpu: bool = False
     bf16: bool = False
     checkpointing: bool = False
-    sharding: Sharding | None = None
+    sharding: AskedSharding | None = None
 
     def refuse_fewer(self, count: int, machines: int) -> None:
         """UserError where more processes or machines were asked for than there are."""

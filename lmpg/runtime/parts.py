@@ -5,6 +5,7 @@ Others go through everything in here as if it were not there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,27 @@ def mine(x: Tensor) -> Tensor:
 def whole(x: Tensor) -> Tensor:
     """All of a tensor that is shared out, on every process, which must all ask for it."""
     return x.full_tensor() if is_shared_out(x) else x  # type: ignore[attr-defined]
+
+
+def all_whole(tensors: Sequence[Any]) -> list[Tensor]:
+    """All of each of these tensors, which are shared out alike, as new copies on every process: one
+    exchange for those of one type."""
+    mesh = tensors[0].device_mesh
+    count, group = mesh.size(mesh.ndim - 1), mesh.get_group(mesh.ndim - 1)
+    found: dict[int, Tensor] = {}
+    for dtype in dict.fromkeys(x.dtype for x in tensors):
+        same = [x for x in tensors if x.dtype == dtype]
+        sizes = [
+            -(-len(x) // count) * math.prod(x.shape[1:]) for x in same
+        ]  # the last parts have fewer
+        flat = torch.empty(sum(sizes), dtype=dtype, device=mine(same[0]).device)
+        for room, x in zip(flat.split(sizes), same):
+            room[: mine(x).numel()] = mine(x).flatten()
+        all_parts = flat.new_empty(count, len(flat))
+        dist.all_gather(list(all_parts), flat, group)
+        for parts, x in zip(all_parts.split(sizes, 1), same):
+            found[id(x)] = parts.reshape(-1, *x.shape[1:])[: len(x)]
+    return [found[id(x)] for x in tensors]
 
 
 def all_say(found: bool, tensors: Sequence[Tensor]) -> bool:

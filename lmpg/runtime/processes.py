@@ -184,7 +184,8 @@ class Processes:
         if self.count == 1 or self.sharing is not None:
             yield
             return
-        with self._sum_of(parameters).overlapped():
+        assert Processes._watch is not None
+        with Processes._watch.exchange(), self._sum_of(parameters).overlapped():
             yield
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:

@@ -67,6 +67,10 @@ class RollCall:
             return rank, f"rank {rank} ({self._signs[rank].name}) {what}"
         return None
 
+    def has_left(self, rank: int) -> bool:
+        """Whether it has ended, whatever for: its connections are closed."""
+        return self._signs[rank].gone or self._signs[rank].why is not None
+
     def silent(self, rank: int, now: float) -> float:
         """Seconds since its last sign."""
         return now - self._signs[rank].heard

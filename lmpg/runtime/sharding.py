@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lmpg.runtime.company import Company
-from lmpg.runtime.parts import mine
+from lmpg.runtime.parts import all_whole, mine
 
 _GROUP = "shared_out"
 """Where a module keeps its group."""
@@ -151,7 +151,7 @@ class Group:
     def _gathered(self) -> list[Tensor]:
         # modes of functions (`kept_weights`) are about what models compute
         with torch._C.DisableTorchFunction():
-            return [p.full_tensor() for p in self._weights]  # type: ignore[attr-defined]
+            return all_whole(self._weights)
 
 
 @dataclass

@@ -40,7 +40,7 @@ _LENGTHWISE = {"tp": "tensors", "cp": "contexts", "sp": "sequences"}
 
 
 @dataclass(frozen=True)
-class Sharding:
+class AskedSharding:
     """FSDP2 as a launch asks for it.
 
     shards: processes that hold one copy together, those of ranks i·shards to (i+1)·shards − 1.
@@ -57,7 +57,9 @@ class Sharding:
     layer_classes: tuple[str, ...] = ()
 
 
-def sharding_asked(environ: Mapping[str, str], count: int, problems: Problems) -> Sharding | None:
+def sharding_asked(
+    environ: Mapping[str, str], count: int, problems: Problems
+) -> AskedSharding | None:
     """The sharding among `count` processes that the environment asks for; None where it does not.
     What cannot be had is added to the problems."""
     shards = _shards(environ, count, problems)
@@ -80,7 +82,7 @@ def sharding_asked(environ: Mapping[str, str], count: int, problems: Problems) -
     if environ.get("FSDP_IGNORED_MODULES"):
         problems.append("fsdp_ignored_modules: all that is trained is sharded; remove it")
     named = environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "").replace(" ", "")
-    return Sharding(
+    return AskedSharding(
         shards=shards,
         reshard_after_forward=_is_true(environ.get("FSDP_RESHARD_AFTER_FORWARD", "true")),
         cpu_offload=_is_true(environ.get("FSDP_OFFLOAD_PARAMS", "false")),

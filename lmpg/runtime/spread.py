@@ -5,7 +5,7 @@ from __future__ import annotations
 from lmpg.runtime.company import Company
 from lmpg.runtime.processes import Processes, local_rank_and_count
 from lmpg.runtime.sharding import Sharing
-from lmpg.runtime.sharding_asked import Sharding
+from lmpg.runtime.sharding_asked import AskedSharding
 from lmpg.settings.section import UserError
 
 
@@ -51,7 +51,7 @@ def share(
     processes.sharing = Sharing(mesh, Company(processes.device), reshard, layer_classes)
 
 
-def _shape(processes: Processes, asked: str, launched: Sharding | None) -> tuple[int, ...]:
+def _shape(processes: Processes, asked: str, launched: AskedSharding | None) -> tuple[int, ...]:
     """(replicas, processes of each), or all processes alone."""
     count, on_a_machine = processes.count, local_rank_and_count()[1]
     if count == 1:
@@ -82,7 +82,7 @@ def _shape(processes: Processes, asked: str, launched: Sharding | None) -> tuple
     return (count,) if parts == count else (count // parts, parts)
 
 
-def _refuse_what_is_not(launched: Sharding) -> None:
+def _refuse_what_is_not(launched: AskedSharding) -> None:
     if launched.cpu_offload:
         raise UserError(
             "fsdp_offload_params = true, expected false: what is trained stays where it computes. "

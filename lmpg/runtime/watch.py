@@ -26,7 +26,11 @@ EVERY = 1.0
 """Seconds between two signs."""
 
 GRACE = 4.0
-"""Seconds that this process has to end by itself once another is lost; most find out by torch."""
+"""Seconds that this process has to end by itself once another has ended, as torch tells it."""
+
+SOON = EVERY
+"""The same where one is silent or hangs, of which torch tells nothing: the others hear of it first.
+"""
 
 TIMEOUT = 600.0
 """Seconds after which a process is given up, where no settings say (`run.rank_timeout`)."""
@@ -61,7 +65,7 @@ class Watch:
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watch")
         self._server: socket.socket | None = None
         self.lost: tuple[int, str] | None = None
-        self._end_at = 0.0
+        self._end_at = self._left = 0.0
         self._said = False
 
     def start(self) -> None:
@@ -110,6 +114,16 @@ class Watch:
         self._meeting += 1
         self._waits = True
         try:
+            with self.exchange():
+                yield
+        finally:
+            self._waits = False
+
+    @contextmanager
+    def exchange(self) -> Iterator[None]:
+        """A block that sends or receives something, which fails once another process is lost; see
+        `end_if_lost`."""
+        try:
             yield
         except RuntimeError:  # so torch tells of a connection that was closed
             deadline = time.monotonic() + GRACE
@@ -117,8 +131,6 @@ class Watch:
                 time.sleep(0.1)
             self.end_if_lost()
             raise
-        finally:
-            self._waits = False
 
     @contextmanager
     def busy(self, busy: bool = True) -> Iterator[None]:
@@ -172,13 +184,18 @@ class Watch:
         stands_in = self._rank == 1 and self._roll.silent(0, now) > 3 * EVERY
         if (self._rank == 0 or stands_in) and (line := self._roll.line(now)):
             print(line, flush=True)
-        if self.lost is None and (found := self._roll.verdict(now)):
-            self._lose(*found)
-        self._send({"sign": sign} | ({"lost": self.lost} if self.lost and not self._rank else {}))
+        self._judge(now)
+        lost = {"lost": self.lost, "left": self._left} if self.lost and not self._rank else {}
+        self._send({"sign": sign} | lost)
 
-    def _lose(self, rank: int, what: str) -> None:
-        self.lost = rank, what
-        self._end_at = time.monotonic() + GRACE
+    def _judge(self, now: float) -> None:
+        if self.lost is None and (found := self._roll.verdict(now)):
+            self._lose(found, GRACE if self._roll.has_left(found[0]) else SOON)
+
+    def _lose(self, lost: tuple[int, str], left: float) -> None:
+        """left: seconds until this process is ended."""
+        self.lost, self._left = lost, left
+        self._end_at = time.monotonic() + left
 
     def _end(self) -> None:
         """End this process, whatever it waits for."""
@@ -221,7 +238,8 @@ class Watch:
         said = json.loads(line)
         self._roll.hear(rank, said["sign"], time.monotonic())
         if "lost" in said and self.lost is None:
-            self._lose(*said["lost"])
+            rank, what = said["lost"]
+            self._lose((rank, what), said["left"])
 
     def _greeted(self, rank: int, name: str) -> None:
         sign = {"name": name, "meeting": 0, "waiting": False, "busy": True}
@@ -238,8 +256,7 @@ class Watch:
         rank = self._peers.pop(peer)
         if rank >= 0:
             self._roll.lose(rank)
-            if self.lost is None and (found := self._roll.verdict(time.monotonic())):
-                self._lose(*found)
+            self._judge(time.monotonic())
 
     def _send(self, said: dict[str, Any]) -> None:
         line = json.dumps(said).encode() + b"\n"

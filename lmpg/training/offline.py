@@ -30,6 +30,7 @@ from lmpg.training.optimizer import (
     take_step,
 )
 from lmpg.training.settings import OfflineSettings
+from lmpg.training.token_view import views_tokens
 
 E = TypeVar("E")
 
@@ -77,8 +78,9 @@ class Objective(Protocol[E]):
         """Held-out metrics of the module as it is now, the same on every rank."""
         ...
 
-    def samples(self) -> list[dict[str, Any]]:
-        """Held-out examples as rows of samples.jsonl, as the module sees them now; may be []."""
+    def samples(self, with_tokens: bool) -> list[dict[str, Any]]:
+        """Held-out examples as rows of samples.jsonl, as the module sees them now; may be [].
+        with_tokens: with the numbers of their tokens, if it shows such."""
         ...
 
 
@@ -164,6 +166,7 @@ class Offline(Loop):
     source: Objective
     updater: OfflineUpdater
     _shows: bool = field(default=True, init=False)
+    _with_tokens: bool = field(default=True, init=False)
 
     def weights(self) -> Iterable[Tensor]:
         """All that is trained."""
@@ -206,14 +209,18 @@ class Offline(Loop):
 
     def _evaluate_and_keep_best(self) -> dict[str, float]:
         """After the last step the evaluation at the end shows the examples."""
-        self._shows = self.progress.iteration < self.total_steps
+        iteration, total = self.progress.iteration, self.total_steps
+        self._shows, self._with_tokens = (
+            iteration < total,
+            views_tokens(iteration, self.every, total),
+        )
         found = super()._evaluate_and_keep_best()
-        self._shows = True
+        self._shows = self._with_tokens = True
         return found
 
     def _show(self) -> None:
         if self._shows and self.processes.is_main:
-            self.tracker.samples(self.progress.iteration, self.source.samples())
+            self.tracker.samples(self.progress.iteration, self.source.samples(self._with_tokens))
 
     def iterate(self, iteration: int) -> dict[str, float]:
         """One optimizer step on the next minibatch."""

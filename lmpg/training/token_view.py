@@ -7,7 +7,7 @@ log-probs after the update are a forward of their own, without gradient, over a 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,7 +22,24 @@ TOKENS = "tokens"
 MOST = 256
 """Tokens of a response that are kept: the first half of them and the last."""
 
+LONGEST_PROMPT = 2000
+"""Characters of a prompt beside its tokens, from its end."""
+VIEWS = 16
+"""About how many of a run's steps have the numbers of tokens."""
+
 NOTHING = 1e-5
+X = TypeVar("X")
+
+
+def is_due(iteration: int, every: int, total: int) -> bool:
+    """Whether samples are written: in the first iteration, the last, and every so many."""
+    return bool(every) and (iteration in (1, total) or iteration % every == 0)
+
+
+def views_tokens(iteration: int, every: int, total: int) -> bool:
+    """Whether they have the numbers of their tokens: about `VIEWS` times in a run, however long."""
+    stride = every * max(1, -(-total // (every * VIEWS))) if every else 0
+    return is_due(iteration, stride, total)
 
 
 def kept(length: int) -> list[int]:
@@ -30,6 +47,11 @@ def kept(length: int) -> list[int]:
     if length <= MOST:
         return list(range(length))
     return [*range(MOST // 2), *range(length - MOST // 2, length)]
+
+
+def kept_of(values: list[X]) -> list[X]:
+    """The values of those tokens, of a list with one for each token."""
+    return [values[t] for t in kept(len(values))]
 
 
 def four_digits(value: float) -> float:

@@ -62,6 +62,14 @@ def test_what_follows_from_an_error_is_not_told(words, told):
     assert len(problems(lambda: settings_of("grpo", words.split()))) == told
 
 
+@catches("the name of a run with - in place of _")
+def test_a_run_that_stands_there_as_a_word_is_answered_with_its_flag(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_run").mkdir()
+    (told,) = problems(lambda: settings_of("grpo", ["my_run"]))
+    assert told == "unexpected 'my_run'; a model, or a run that has one: --model.path my_run"
+
+
 def test_several_checks_across_sections_are_told_together():
     words = "--model.path m --model.reference r --algorithm.kl-coef 0 --sampling.top-k 3"
     told = problems(lambda: settings_of("grpo", words.split()))

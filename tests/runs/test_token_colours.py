@@ -88,6 +88,8 @@ def test_tokens_and_prompts_that_look_like_html_stay_text(tmp_path):
         {**ROW, **names, "tokens": tokens, "group": evil},
         {"step": 1, "prompt": evil, "chosen": evil, "rejected": [{"role": evil, "content": evil}],
          "score_chosen": 1.0, "score_rejected": 2.0, "margin": -1.0},
+        {"step": 1, "prompt": evil, "chosen": evil, "rejected": evil,
+         "tokens": {"prompt": evil, "chosen": tokens, "rejected": tokens}},
         {"step": 2, "prompt": [evil], "completion": None, "score": evil},
     ]  # fmt: skip
     page = run(tmp_path, [{"step": 1, f"eval/{evil}": 1.0, evil: 2.0}], rows, {"warnings": [evil]})
@@ -102,6 +104,26 @@ def test_pairs_show_both_answers_with_their_rewards():
            "score_rejected": -0.25, "margin": 0.75}  # fmt: skip
     text = Page(samples_block({0: [row]})).text
     assert text == "Step 0 Q margin 0.750 chosen good 0.50 rejected bad −0.25"
+
+
+@catches("the colours of one answer on the other")
+def test_pairs_are_coloured_by_what_each_token_gained_with_the_sums_beside(tmp_path):
+    def side(texts, gains):
+        sums = {"logprob": -4.0, "log_ratio": sum(gains)}
+        return {"length": len(texts), "texts": texts, "log_ratio": gains, "sums": sums}
+
+    answers = {"chosen": side(["g", "ood"], [0.5, 1.0]), "rejected": side(["bad"], [-0.25])}
+    row = {"step": 4, "prompt": "Q", "chosen": "good", "rejected": "bad", "score_chosen": 0.15,
+           "score_rejected": -0.025, "margin": 0.175,
+           "tokens": {"prompt": "<s>Q", **answers}}  # fmt: skip
+    assert scales([row]) == {"log_ratio": 0.5}
+    page = Page(samples_block({4: [row]}))
+    assert [x["style"] for x in tokens_of(page)] == [
+        *("--log_ratio:1.00", "--log_ratio:1.00", "--log_ratio:-0.50")
+    ]
+    assert tokens_of(page)[1]["data-n"] == "'ood' · log π/π_ref 1"
+    assert "<s>Q margin 0.175 chosen g ood 0.15 Σ log π −4 Σ log π/π_ref 1.500" in page.text
+    assert "rejected bad −0.03 Σ log π −4 Σ log π/π_ref −0.250" in page.text
 
 
 def test_long_texts_are_cut_in_their_middle():

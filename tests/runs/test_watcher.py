@@ -91,7 +91,7 @@ def test_what_an_earlier_process_said_is_not_said_again():
 
 
 @catches("the report written at each step, whatever it costs")
-def test_writing_takes_a_hundredth_of_the_time(tmp_path, monkeypatch):
+def test_writing_takes_half_a_percent_of_the_time(tmp_path, monkeypatch):
     now, written = [0.0], []
     monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
 
@@ -104,8 +104,8 @@ def test_writing_takes_a_hundredth_of_the_time(tmp_path, monkeypatch):
     for step in range(1, 2001):
         now[0] += 1.0
         watching.write(step, tmp_path, dict)
-    assert len(written) * 1.5 <= 0.011 * now[0]
-    assert len(written) > 0.008 * now[0] / 1.5
+    assert len(written) * 1.5 <= 0.0055 * now[0]
+    assert len(written) > 0.004 * now[0] / 1.5
     assert written[0] == pytest.approx(20.0)
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from torch import nn
 
 from lmpg.runtime.gradient_sum import GradientSum, buckets
+from lmpg.runtime.processes import Processes
+from lmpg.settings.section import UserError
 from tests.support.planted import catches
 from tests.support.ranks import forked
 
@@ -110,3 +115,23 @@ def test_a_pass_that_failed_leaves_nothing_of_it_behind():
         return gradients(net)
 
     assert forked(2, failing)[0] == pytest.approx(one_process(), rel=1e-5, abs=1e-6)
+
+
+@catches("a traceback where a process is lost as gradients begin to travel")
+def test_a_process_that_is_lost_as_gradients_begin_to_travel_is_named(monkeypatch):
+    def fails(flat, **options):
+        raise RuntimeError("Connection closed by peer")
+
+    def member(rank):
+        PartialState._reset_state()  # this process was alone before it was forked
+        processes, net = Processes(), network()
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        monkeypatch.setattr(dist, "all_reduce", fails)
+        try:
+            with processes.last_backward(list(net.parameters())):
+                backward(net, rows(0, 1))
+        except UserError as error:
+            return str(error)
+
+    assert "rank 1 (process " in forked(2, member, lost=1)[0]

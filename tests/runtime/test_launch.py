@@ -15,7 +15,7 @@ from accelerate.commands import launch as accelerate_launch
 from lmpg.language.stages.settings import SftSettings
 from lmpg.runtime import launcher
 from lmpg.runtime.launch import Launch, launch_of
-from lmpg.runtime.sharding_asked import Sharding
+from lmpg.runtime.sharding_asked import AskedSharding
 from lmpg.settings.section import UserError
 from tests.support.planted import catches
 
@@ -92,7 +92,7 @@ def launched(monkeypatch, tmp_path):
     return made
 
 
-WHOLE = Sharding(4)
+WHOLE = AskedSharding(4)
 OBEYED = {
     "one process": (ALONE, [], Launch()),
     "on the CPU": (ALONE, ["--cpu"], Launch(cpu=True)),
@@ -111,7 +111,7 @@ OBEYED = {
     "FSDP 2 by flags": (
         {**GPUS, "num_processes": 2},
         ["--use_fsdp", "--fsdp_version", 2, "--fsdp_offload_params", "true"],
-        Launch(asked=2, sharding=Sharding(2, cpu_offload=True)),
+        Launch(asked=2, sharding=AskedSharding(2, cpu_offload=True)),
     ),
     "its fields": (
         fsdp(
@@ -127,14 +127,14 @@ OBEYED = {
         Launch(
             asked=4,
             checkpointing=True,
-            sharding=Sharding(4, False, True, True, ("LlamaDecoderLayer", "Block")),
+            sharding=AskedSharding(4, False, True, True, ("LlamaDecoderLayer", "Block")),
         ),
     ),
-    "hybrid": (parallel(2, 2), [], Launch(asked=4, sharding=Sharding(2))),
+    "hybrid": (parallel(2, 2), [], Launch(asked=4, sharding=AskedSharding(2))),
     "keys without a prefix": (
         {**FSDP, "fsdp_config": {"version": 2, "reshard_after_forward": False}},
         [],
-        Launch(asked=4, sharding=Sharding(4, reshard_after_forward=False)),
+        Launch(asked=4, sharding=AskedSharding(4, reshard_after_forward=False)),
     ),
 }
 REFUSED = {

@@ -13,7 +13,7 @@ from lmpg.runtime import company as company_module
 from lmpg.runtime.company import Company
 from lmpg.runtime.parts import load_weights, mine, part_of, spread_as, total_norm
 from lmpg.runtime.sharding import as_forward, held, whole_copy
-from lmpg.runtime.sharding_asked import Sharding
+from lmpg.runtime.sharding_asked import AskedSharding
 from lmpg.runtime.spread import spread
 from lmpg.settings.section import UserError
 from tests.support.planted import catches
@@ -94,7 +94,7 @@ def test_saved_weights_of_another_module_are_refused_by_name():
         load_weights(dict(layer.named_parameters()), state)
 
 
-def processes(count: int, launched: Sharding | None = None) -> Any:
+def processes(count: int, launched: AskedSharding | None = None) -> Any:
     return SimpleNamespace(count=count, launch=SimpleNamespace(sharding=launched))
 
 
@@ -104,11 +104,11 @@ def processes(count: int, launched: Sharding | None = None) -> Any:
         (1, None, "full", "adamw", "one process.*torchrun --nproc_per_node 2"),
         (2, None, "hybrid", "adamw", "1 machines.*expected 2.*run.sharding to full"),
         (2, None, "full", "adafactor", "update.optimizer = adafactor.*adamw"),
-        (2, Sharding(2), "none", "adamw", "launch asks for FSDP.*leave run.sharding out"),
-        (4, Sharding(2), "full", "adamw", "over 4 processes.*over 2.*leave run.sharding out"),
-        (2, Sharding(1), "auto", "adamw", "expected 2 or more.*dp_shard_size"),
-        (2, Sharding(2, cpu_offload=True), "auto", "adamw", "fsdp_offload_params.*false"),
-        (2, Sharding(2, whole_state_dict=True), "auto", "adamw", "SHARDED_STATE_DICT"),
+        (2, AskedSharding(2), "none", "adamw", "launch asks for FSDP.*leave run.sharding out"),
+        (4, AskedSharding(2), "full", "adamw", "over 4 processes.*over 2.*leave run.sharding out"),
+        (2, AskedSharding(1), "auto", "adamw", "expected 2 or more.*dp_shard_size"),
+        (2, AskedSharding(2, cpu_offload=True), "auto", "adamw", "fsdp_offload_params.*false"),
+        (2, AskedSharding(2, whole_state_dict=True), "auto", "adamw", "SHARDED_STATE_DICT"),
     ],
 )
 def test_what_cannot_be_shared_out_is_refused_with_the_fix(

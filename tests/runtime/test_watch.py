@@ -21,6 +21,7 @@ from tests.support.ranks import forked
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(watch, "EVERY", 0.1)
+    monkeypatch.setattr(watch, "SOON", 4.0)  # the process's own threads are slow to see it
     monkeypatch.setattr(roll_call, "ENDED", 0.5)
 
 
@@ -89,6 +90,26 @@ def watched_sleep(watched: Watch) -> None:
     while watched.lost is None:
         time.sleep(0.05)
     raise RuntimeError("Connection closed by peer")
+
+
+@catches("one that is silent is given up, and then waited for as one that has ended")
+def test_one_that_is_silent_is_not_waited_for_beyond_its_time(monkeypatch):
+    monkeypatch.setattr(watch, "SOON", 0.1)
+
+    def member(rank):
+        watched, ended = started(rank, 2, 1.0), []
+        with watched.busy(False), watched.meeting():
+            all_reduce()
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        began = time.monotonic()
+        with monkeypatch.context() as patch, watched.busy(False), watched.meeting():
+            patch.setattr(os, "_exit", lambda code: ended.append(time.monotonic() - began))
+            while not ended:
+                time.sleep(0.02)
+        return ended[0]
+
+    assert forked(2, member, lost=1)[0] < 1 + watch.GRACE
 
 
 @catches("what waits in torch for ever is never ended")

@@ -16,13 +16,15 @@ from tests.support.programs import run_here
 Todo = list[tuple[str, dict[str, Any]]]
 
 
-def forked(count: int, todo: Todo, log: Path) -> str:
-    """The runs over `count` processes; returns what they print, and raises if one of them fails."""
+def forked(count: int, todo: Todo, log: Path, machines: int = 1) -> str:
+    """The runs over `count` processes; returns what they print, and raises if one of them fails.
+    machines: that the processes believe themselves on, with one disk."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=_rank, args=(r, count, port, todo, log)) for r in range(count)]
+    started = [_as_by_torchrun(rank, count, port, machines) for rank in range(count)]
+    ranks = [fork.Process(target=_rank, args=(values, todo, log)) for values in started]
     for rank in ranks:
         rank.start()
     for rank in ranks:
@@ -34,14 +36,21 @@ def forked(count: int, todo: Todo, log: Path) -> str:
     return said
 
 
-def _rank(rank: int, count: int, port: int, todo: Todo, log: Path) -> None:
-    """One of the processes; as torchrun would have started it."""
-    values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+def _as_by_torchrun(rank: int, count: int, port: int, machines: int) -> dict[str, str]:
+    """The environment that torchrun starts a process with."""
+    here = count // machines
+    values = {"RANK": rank, "WORLD_SIZE": count, "GROUP_RANK": rank // here}
+    values |= {"LOCAL_RANK": rank % here, "LOCAL_WORLD_SIZE": here, "GROUP_WORLD_SIZE": machines}
     values |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-    os.environ.update({name: str(value) for name, value in values.items()})
+    return {name: str(value) for name, value in values.items()}
+
+
+def _rank(values: dict[str, str], todo: Todo, log: Path) -> None:
+    """One of the processes."""
+    os.environ.update(values)
     PartialState._reset_state()
     Processes._watch = None
-    with log.with_suffix(f".{rank}").open("w", buffering=1) as file:
+    with log.with_suffix(f".{values['RANK']}").open("w", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         sys.stdout = sys.stderr = file

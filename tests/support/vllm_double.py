@@ -21,6 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lmpg.language.models.precision import quiet
 
+NAME = "served"
+
 
 class Row:
     """A response on its way."""
@@ -82,7 +84,7 @@ class VllmDouble(ThreadingHTTPServer):
             self.breaks -= 1
             self.start_anew()
             raise ConnectionAbortedError
-        model = self.adapters.get(body["model"], self.model)
+        model = self.model if body["model"] == NAME else self.adapters[body["model"]]
         if body.get("prompt_logprobs") is not None:
             return {"choices": [self._of_prompt(model, body)]}
         time.sleep(self.busy)
@@ -167,7 +169,8 @@ class VllmDouble(ThreadingHTTPServer):
         if path == "/version":
             return {"version": "0.0.double"}
         if path == "/v1/models":
-            return {"data": [{"id": "served", "max_model_len": self.context}]}
+            adapters = [{"id": name, "parent": NAME} for name in self.adapters]
+            return {"data": [{"id": NAME, "max_model_len": self.context}, *adapters]}
         if path == "/server_info" and self.dev:
             return {
                 "vllm_config": {

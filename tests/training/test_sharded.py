@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,31 @@ from torch import Tensor
 
 from lmpg.runs import checkpoint
 from tests.support.planted import catches
-from tests.support.programs import own_parts, run_here, with_kind
+from tests.support.programs import outcome, own_parts, run_here, with_kind
 from tests.support.several_runs import forked
 
+LITTLE = {
+    "sampling.max-new-tokens": 8,
+    "update.epochs": 1,
+    "evaluation.size": 3,
+    "run.total-steps": 2,
+}
 GROUPS = {"update.rollout-size": 12, "algorithm.group-size": 4, "algorithm.kl-coef": 0.1}
+LEAN = {"model.dtype": "bf16", "model.gradient-checkpointing": True}
+TALKS = {"environment.path": "tests.support.asking:Asks", "environment.max-turns": 2}
+PAIRS = {"update.rollout-size": 10, "algorithm.group-size": 2, "update.minibatch-size": 5}
 ONLINE: dict[str, tuple[str, dict[str, Any]]] = {
-    "shared critic": ("ppo", {"update.microbatch-tokens": 40, "run.save-every": 2}),
+    "shared critic": (
+        "ppo",
+        {
+            "update.rollout-size": 6,
+            "update.minibatch-size": 3,  # one of four processes has none of its rows
+            "update.microbatch-tokens": 40,
+            "update.epochs": 2,
+            "run.total-steps": 3,
+            "run.save-every": 2,
+        },
+    ),
     "separate critic": (
         "ppo",
         {
@@ -27,14 +47,18 @@ ONLINE: dict[str, tuple[str, dict[str, Any]]] = {
             "update.microbatch-size": 1,
         },
     ),
-    "groups": ("grpo", {**GROUPS, "model.dtype": "bf16", "model.gradient-checkpointing": True}),
+    "groups": ("grpo", {**GROUPS, **PAIRS, **LEAN}),
     "adapter": (
         "reinforce",
         {"model.lora.rank": 4, "model.lora.target-modules": "q_proj", "algorithm.kl-coef": 0.05},
     ),
+    "turns": ("rloo", GROUPS | TALKS),
 }
 OFFLINE = {"pairs": "dpo", "texts": "sft", "scores": "reward_model"}
-KINDS = [*ONLINE, *OFFLINE]
+AMONG_FOUR = ["shared critic", "groups"]
+AMONG_TWO = ["separate critic", "adapter", "turns", "pairs", "texts", "scores"]
+FULL = {"run.sharding": "full"}
+RESUMED = {"run.resume": True}
 
 
 def offline_flags(folder: Path, method: str) -> dict[str, Any]:
@@ -54,7 +78,7 @@ def offline_flags(folder: Path, method: str) -> dict[str, Any]:
         "update.microbatch-size": 2,
         "update.adam-eps": 1e-3,  # answers of a few tokens: a small one magnifies rounding
         "update.learning-rate": 1e-3,
-        "run.total-steps": 3,
+        "run.total-steps": 2,
     }
 
 
@@ -70,16 +94,33 @@ class Runs:
         output = {"run.output-dir": str(self.folder / kind / name), "run.report-every": 0}
         if kind in OFFLINE:
             return offline_flags(self.folder, OFFLINE[kind]) | output
-        return {**with_kind(self.parts, ONLINE[kind][1]), "evaluation.size": 3, **output}
+        return {**with_kind(self.parts, LITTLE | ONLINE[kind][1]), **output}
 
     def here(self, kind: str, name: str = "one", **changes: Any) -> Path:
-        """The folder of a run in this process."""
-        return run_here(_method(kind), {**self.flags(kind, name), **changes})
+        """The folder of a run in this process, made when it is first asked for."""
+        folder = self.folder / kind / name
+        if changes or not folder.exists():
+            run_here(_method(kind), {**self.flags(kind, name), **changes})
+        return folder
 
-    def spread(self, count: int, todo: list[tuple[str, str, dict[str, Any]]]) -> str:
+    def import_all(self, kinds: list[str]) -> None:
+        """Runs of these in this process: what they import the forks then need not."""
+        for kind in kinds:
+            self.here(kind)
+
+    def spread(
+        self, count: int, todo: list[tuple[str, str, dict[str, Any]]], machines: int = 1
+    ) -> str:
         """(kind, name, changes) over `count` processes, one after the other; what they print."""
         runs = [(_method(kind), {**self.flags(kind, name), **x}) for kind, name, x in todo]
-        return forked(count, runs, self.folder / "log")
+        return forked(count, runs, self.folder / "log", machines)
+
+    def assert_same(self, kind: str, name: str) -> None:
+        """The run has learned and sampled what one process does."""
+        one, several = self.here(kind), self.folder / kind / name
+        assert largest_difference(learned(several), learned(one)) <= 1e-5
+        assert largest_difference(saved(several), saved(one)) <= 1e-5
+        assert responses(several) == responses(one)
 
 
 def _method(kind: str) -> str:
@@ -91,9 +132,9 @@ def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) ->
     return max(float((found[name] - x).abs().max()) for name, x in expected.items())
 
 
-def learned(folder: Path, checkpoints: str = "checkpoints") -> dict[str, Tensor]:
+def learned(folder: Path) -> dict[str, Tensor]:
     """What was trained, from the newest checkpoint, read by one process."""
-    state = checkpoint.newest(folder / checkpoints)
+    state = checkpoint.newest(folder / "checkpoints")
     assert state is not None
     return state[1]["module" if "module" in state[1] else "policy"]
 
@@ -123,29 +164,50 @@ def runs(tmp_path_factory) -> Runs:
     "the gradient's norm of one process's parts",
 )
 @pytest.mark.slow
-def test_processes_that_share_out_weights_learn_what_one_does(runs):
-    full = {"run.sharding": "full"}
-    said = runs.spread(2, [(kind, "two", full) for kind in KINDS])
-    assert said.count("weights are shared out over 2 processes") == len(KINDS)
-    for kind in KINDS:
-        one, two = runs.here(kind), runs.folder / kind / "two"
-        assert largest_difference(learned(two), learned(one)) <= 1e-5
-        assert largest_difference(saved(two), saved(one)) <= 1e-5
-        assert responses(two) == responses(one)
-    # the last of three steps again: by another number of processes, and by one without sharing
-    for path in ("one", "two"):
-        _forget_the_last_step(runs.folder / "shared critic" / path)
-    kind, resumed = "shared critic", {"run.resume": True}
-    alone = runs.here(kind, "two", **resumed)
-    others = runs.spread(3, [(kind, "one", {**full, **resumed})])
-    assert "resumed" in others
-    whole = learned(runs.folder / kind / "one", "aside")
-    assert largest_difference(learned(alone), whole) <= 1e-6
+def test_four_processes_that_share_out_weights_learn_what_one_does_which_goes_on_from_there(runs):
+    runs.import_all(AMONG_FOUR)
+    said = runs.spread(4, [(kind, "four", FULL) for kind in AMONG_FOUR])
+    assert said.count("weights are shared out over 4 processes") == len(AMONG_FOUR)
+    for kind in AMONG_FOUR:
+        runs.assert_same(kind, "four")
+    kind = "shared critic"
+    whole = _without_the_last_step(runs.folder / kind / "four")
+    assert largest_difference(learned(runs.here(kind, "four", **RESUMED)), whole) <= 1e-6
+
+
+@catches("the optimizer's state of another process's parts")
+@pytest.mark.slow
+def test_two_processes_that_share_out_weights_learn_what_one_does_and_go_on_to_the_bit(runs):
+    runs.import_all(AMONG_TWO)
+    kind, once_more = "shared critic", "separate critic"
+    whole = _without_the_last_step(runs.here(kind))
+    todo = [
+        *((kind, "two", FULL) for kind in AMONG_TWO),
+        (once_more, "stopped", FULL | {"run.total-steps": 1}),
+        (once_more, "stopped", FULL | RESUMED),
+        (kind, "one", FULL | RESUMED),
+    ]
+    assert runs.spread(2, todo).count("resumed") == 2
+    for name in AMONG_TWO:
+        runs.assert_same(name, "two")
+    stopped, went_on = (runs.folder / once_more / name for name in ("stopped", "two"))
+    assert outcome(stopped) == outcome(went_on)
     assert largest_difference(learned(runs.folder / kind / "one"), whole) <= 1e-6
 
 
-def _forget_the_last_step(folder: Path) -> None:
-    """Leave a run as it was after its second step."""
-    (folder / "aside").mkdir()
-    (folder / "checkpoints" / "step_3").rename(folder / "aside" / "step_3")
+@catches("weights shared out over machines in a hybrid run")
+@pytest.mark.slow
+def test_machines_that_are_replicas_learn_what_one_process_does(runs):
+    hybrid = {"run.sharding": "hybrid"}
+    runs.import_all(["groups"])
+    said = runs.spread(4, [("groups", "hybrid", hybrid)], machines=2)
+    assert "weights are shared out over 2 processes, in 2 replicas" in said
+    runs.assert_same("groups", "hybrid")
+
+
+def _without_the_last_step(folder: Path) -> dict[str, Tensor]:
+    """What a run has learned, which is left as it was after the step before."""
+    found = learned(folder)
+    shutil.rmtree(folder / "checkpoints" / "step_3")
     (folder / "summary.json").unlink()
+    return found

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lmpg.language.rollouts import shown
-from lmpg.training.token_view import MOST, kept, short
+from lmpg.training.token_view import MOST, VIEWS, is_due, kept, short, views_tokens
 from tests.support.planted import catches
 from tests.support.programs import outcome, own_parts, run_here
 
@@ -131,12 +131,12 @@ def test_whole_groups_are_shown_where_they_are_small(size, count):
 
 @pytest.mark.parametrize(("every", "total"), [(1, 3), (10, 100), (10, 20_000), (7, 1000), (50, 20)])
 def test_first_and_last_step_have_tokens_and_few_between(every, total):
-    seen = [i for i in range(1, total + 1) if shown.views_tokens(i, every, total)]
+    seen = [i for i in range(1, total + 1) if views_tokens(i, every, total)]
     assert seen[0] == 1
     assert seen[-1] == total
-    assert len(seen) <= shown.VIEWS + 2
-    assert all(shown.is_due(i, every, total) for i in seen)
-    assert not any(shown.is_due(i, 0, total) for i in range(1, total + 1))
+    assert len(seen) <= VIEWS + 2
+    assert all(is_due(i, every, total) for i in seen)
+    assert not any(is_due(i, 0, total) for i in range(1, total + 1))
 
 
 def test_long_responses_keep_their_start_and_their_end():

@@ -27,7 +27,8 @@ class DataSettings(Section):
     eval_split: str | None = None
     """Split of the held-out data; none reads `split` of `eval_path`."""
     prompt_column: str | None = None
-    """Column with the prompt, text or chat messages; none looks for `prompt`."""
+    """Column with the prompt, text or chat messages; none looks for `prompt`, which data for an
+    environment may do without."""
     answer_column: str | None = None
     """Column that rewards get as `answer`, the reference; none leaves `answer` as it is."""
     completion_column: str = "completion"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -19,6 +19,11 @@ from lmpg.language.data.chat import ChatOptions, Messages, conversation, render_
 from lmpg.language.data.chats.wanted import template_of
 from lmpg.language.data.settings import DataSettings
 from lmpg.settings.section import UserError
+
+# The text of the second ids as they continue the first.
+Decode = Callable[[list[int], list[int]], str]
+UNFINISHED, MOST_BYTES = "\ufffd", 4  # what a part of a character is decoded as
+CONTEXT = 8  # tokens decoded in front, enough for decoders that treat a text's first one otherwise
 
 
 def bos_ids(tokenizer: Any) -> list[int]:
@@ -191,6 +196,44 @@ def completion_texts(
         whole = text(bare + written)
         found.append(whole[len(head) :] if whole.startswith(head) else text(written))
     return found
+
+
+def token_texts(tokenizer: Any, prompt: list[int], ids: list[int]) -> list[str]:
+    """What each token of a response writes, special tokens too; a character that spans several
+    tokens stands with the last of them."""
+    text = partial(completion_text, tokenizer, eos_token_ids=())
+    whole = text(prompt, ids)
+    places, end = [], 0
+    for width in token_widths(whole, ids, text):
+        places.append(whole[end : end + width])
+        end += width
+    return places
+
+
+def token_widths(text: str, ids: list[int], decode: Decode) -> list[int]:
+    """How many characters of `text` each token writes; a character that spans several tokens counts
+    for the last of them."""
+    if not ids:  # of a row that its environment lost before the first turn
+        return []
+    widths = [0] * len(ids)
+    first, _ = _whole(ids, 0, decode)
+    end = first
+    while end + 1 < len(ids):
+        end, written = _whole(ids, end + 1, decode)
+        widths[end] = len(written)
+    # without anything in front it may be decoded otherwise than it stands in the text
+    widths[first] = len(text) - sum(widths)
+    return widths
+
+
+def _whole(ids: list[int], start: int, decode: Decode) -> tuple[int, str]:
+    """The first token after which those from `start` on are whole characters, and their text."""
+    before = ids[max(0, start - CONTEXT) : start]
+    for end in range(start, min(start + MOST_BYTES, len(ids))):
+        written = decode(before, ids[start : end + 1])
+        if not written.endswith(UNFINISHED):
+            return end, written
+    return start, decode(before, ids[start : start + 1])
 
 
 @lru_cache(maxsize=4)

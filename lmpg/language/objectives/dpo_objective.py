@@ -10,6 +10,7 @@ from torch import Tensor
 from lmpg.algorithms.fixed_data.dpo import DPO
 from lmpg.functional.preference_losses import pair_accuracy
 from lmpg.language.data.policy_pairs import PreferencePair
+from lmpg.language.data.texts import Text
 from lmpg.language.objectives.preference_objective import PreferenceObjective
 from lmpg.language.objectives.shown_examples import pair_row, prompt_and_answer
 from lmpg.language.objectives.text_logprobs import text_logprobs
@@ -31,6 +32,10 @@ class DPOObjective(PreferenceObjective[PreferencePair, DPO]):
             _, rejected = prompt_and_answer(self.tokenizer, pair.rejected)
             rows.append(pair_row(prompt, (chosen, rejected), (rewards[0], rewards[1])))
         return rows
+
+    def answers(self, example: PreferencePair) -> tuple[Text, ...]:
+        """Both."""
+        return example.texts
 
     def metrics(self, examples: list[PreferencePair]) -> dict[str, Tensor]:
         """Loss, rewards (β Δ) and log-probs of each pair."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from lmpg.algorithms.fixed_data.kto import KTO
 from lmpg.functional.preference_losses import pair_accuracy, pairs_by_label
 from lmpg.language.data.policy_pairs import LabelledCompletion
+from lmpg.language.data.texts import Text
 from lmpg.language.objectives.preference_objective import PreferenceObjective, in_parts
 from lmpg.language.objectives.shown_examples import answer_row, prompt_and_answer
 from lmpg.language.objectives.text_logprobs import text_logprobs
@@ -55,6 +56,10 @@ class KTOObjective(PreferenceObjective[LabelledCompletion, KTO]):
             texts = prompt_and_answer(self.tokenizer, example.text)
             rows.append(answer_row(*texts, label, reward))
         return rows
+
+    def answers(self, example: LabelledCompletion) -> tuple[Text, ...]:
+        """The completion, not the mismatched one."""
+        return (example.text,)
 
     def metrics(self, examples: list[LabelledCompletion]) -> dict[str, Tensor]:
         """Loss, reward (β Δ) and log-prob of each completion; those of desirable and undesirable

@@ -18,8 +18,8 @@ from lmpg.language.data.policy_pairs import LabelledCompletion, PreferencePair
 from lmpg.language.data.storage.examples_store import Stored, taken
 from lmpg.language.data.texts import Text
 from lmpg.language.models.policy import CausalLMPolicy
-from lmpg.language.objectives.shown_examples import first_few
-from lmpg.language.objectives.text_logprobs import reference_logprobs
+from lmpg.language.objectives.shown_examples import first_few, with_answer_tokens
+from lmpg.language.objectives.text_logprobs import answer_logprobs, reference_logprobs
 from lmpg.runtime.machine import widest
 from lmpg.runtime.processes import Processes
 
@@ -33,7 +33,8 @@ class PreferenceObjective(ABC, Generic[E, A]):
     parts: (train, held out) examples, with their `ref_logprobs` where the algorithm compares with
     a reference, see `with_reference`. rows: examples per forward pass in evaluation.
     sample_metrics: further held-out metrics, of sampled responses. tokenizer: to show examples;
-    without it none are.
+    without it none are. judge: what the tokens of shown answers are compared with, as it is now;
+    without it they have no numbers.
     """
 
     best_metric = "loss"
@@ -50,6 +51,7 @@ class PreferenceObjective(ABC, Generic[E, A]):
         rows: int = 32,
         sample_metrics: Callable[[], dict[str, float]] | None = None,
         tokenizer: Any = None,
+        judge: CausalLMPolicy | None = None,
     ) -> None:
         self.module = policy
         self.algorithm: A = algorithm
@@ -61,6 +63,9 @@ class PreferenceObjective(ABC, Generic[E, A]):
         self.sample_metrics = sample_metrics
         self.tokenizer = tokenizer
         self.counters = {"rewards": 0.0, "answers": 0.0}
+        self._first_logprobs: list[list[float]] | None = None
+        if judge is not None and processes.is_main:
+            self._first_logprobs = answer_logprobs(judge, self._shown_texts())
 
     @abstractmethod
     def rewards(self, examples: list[E]) -> Tensor:
@@ -78,10 +83,24 @@ class PreferenceObjective(ABC, Generic[E, A]):
     def shown(self, examples: list[E]) -> list[dict[str, Any]]:
         """The examples as rows of samples.jsonl, with their rewards βΔ."""
 
+    @abstractmethod
+    def answers(self, example: E) -> tuple[Text, ...]:
+        """The texts whose answers are shown."""
+
     @torch.no_grad()
-    def samples(self) -> list[dict[str, Any]]:
+    def samples(self, with_tokens: bool) -> list[dict[str, Any]]:
         """The first held-out examples as rows of samples.jsonl."""
-        return [] if self.tokenizer is None else self.shown(first_few(self.held_out))
+        if self.tokenizer is None:
+            return []
+        rows = self.shown(first_few(self.held_out))
+        if not with_tokens or self._first_logprobs is None:
+            return rows
+        texts = self._shown_texts()
+        logprobs = answer_logprobs(self.module, texts), self._first_logprobs
+        return with_answer_tokens(rows, self.tokenizer, texts, *logprobs)
+
+    def _shown_texts(self) -> list[Text]:
+        return [text for example in first_few(self.held_out) for text in self.answers(example)]
 
     def epoch(self, number: int) -> Sequence[E]:
         """All examples, shuffled anew for each epoch."""

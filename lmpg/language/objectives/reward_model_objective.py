@@ -104,7 +104,7 @@ class RewardModelObjective:
         return {name: float(terms[name].mean()) for name in ("pair_accuracy", "loss", "margin")}
 
     @torch.no_grad()
-    def samples(self) -> list[dict[str, Any]]:
+    def samples(self, with_tokens: bool) -> list[dict[str, Any]]:
         """The first held-out pairs, or labelled texts, as rows of samples.jsonl."""
         tokenizer, few = self.scorer.tokenizer, first_few(self.held_out)
         with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.bf16):

@@ -102,7 +102,7 @@ class SFTObjective:
         found = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
         return found | (self.sample_metrics() if self.sample_metrics else {})
 
-    def samples(self) -> list[dict[str, Any]]:
+    def samples(self, with_tokens: bool) -> list[dict[str, Any]]:
         """No rows of samples.jsonl: its texts are the data's own, and the loss says it all."""
         return []
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from lmpg.language.data.texts import Text
-from lmpg.language.data.tokenizing import completion_text, shared_length
-from lmpg.training.token_view import four_digits
+from lmpg.language.data.tokenizing import completion_text, shared_length, token_texts
+from lmpg.training.token_view import LONGEST_PROMPT, TOKENS, four_digits, kept_of, short
 
 SHOWN = 4
 """Held-out examples that are shown, the first ones."""
@@ -50,6 +53,48 @@ def whole_pair_row(
     prompt = ids[0][:start]
     answers = [parts_of(tokenizer, prompt, x[start:])[1] for x in ids]
     return pair_row(parts_of(tokenizer, prompt, [])[0], (answers[0], answers[1]), scores)
+
+
+def with_answer_tokens(
+    rows: list[dict[str, Any]],
+    tokenizer: Any,
+    texts: list[Text],
+    logprobs: list[list[float]],
+    first: list[list[float]],
+) -> list[dict[str, Any]]:
+    """The rows with the tokens of their answers: log π and log π − log π_ref of each, and the sums
+    of both over all tokens.
+
+    texts: those of each row's answers, one after the other: two of a pair. logprobs, first: of
+    their answers' tokens, under the policy and the reference; NaN of those that teach nothing.
+    """
+    found = [_answer_tokens(tokenizer, *each) for each in zip(texts, logprobs, first)]
+    if len(found) > len(rows):
+        sides = zip(found[::2], found[1::2])
+        found = [{"chosen": chosen, "rejected": rejected} for chosen, rejected in sides]
+    return [
+        {**row, TOKENS: {"prompt": row["prompt"][-LONGEST_PROMPT:], **tokens}}
+        for row, tokens in zip(rows, found)
+    ]
+
+
+def _answer_tokens(
+    tokenizer: Any, text: Text, logprobs: list[float], first: list[float]
+) -> dict[str, Any]:
+    start = text.prompt_length
+    prompt, answer = text.ids[:start], text.ids[start:]
+    columns = {"logprob": logprobs, "log_ratio": [x - y for x, y in zip(logprobs, first)]}
+    return {
+        "length": len(answer),
+        "texts": kept_of(token_texts(tokenizer, prompt, answer)),
+        **{name: short(torch.tensor(kept_of(x))) for name, x in columns.items()},
+        "sums": {name: four_digits(_sum(x)) for name, x in columns.items()},
+    }
+
+
+def _sum(values: list[float]) -> float:
+    """The sum of what is known."""
+    return sum(x for x in values if math.isfinite(x))
 
 
 def first_few(examples: Sequence[Any]) -> list[Any]:

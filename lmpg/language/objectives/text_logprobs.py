@@ -34,6 +34,14 @@ def text_logprobs(policy: CausalLMPolicy, texts: list[Text]) -> Tensor:
 
 
 @torch.no_grad()
+def answer_logprobs(policy: CausalLMPolicy, texts: list[Text]) -> list[list[float]]:
+    """log π of each token of the answers; NaN of those that are not in the loss mask."""
+    new, mask_BT = evaluated_texts(policy, texts)
+    rows = torch.where(mask_BT, new.logprobs_BT, torch.nan).tolist()
+    return [row[: len(text.ids) - text.prompt_length] for row, text in zip(rows, texts)]
+
+
+@torch.no_grad()
 def reference_logprobs(
     policy: CausalLMPolicy, texts: Sequence[Text], rows: int, processes: Processes
 ) -> list[float]:

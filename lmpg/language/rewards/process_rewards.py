@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-# The text of the second ids as they continue the first.
-Decode = Callable[[list[int], list[int]], str]
-UNFINISHED, MOST_BYTES = "\ufffd", 4  # what a part of a character is decoded as
-CONTEXT = 8  # tokens decoded in front, enough for decoders that treat a text's first one otherwise
+from lmpg.language.data.tokenizing import Decode, token_widths
 
 
 def pieces(text: str, separator: str) -> list[str]:
@@ -31,29 +26,3 @@ def step_ends(text: str, ids: list[int], separator: str, decode: Decode) -> list
             written += widths[token]
         ends.append(token if piece.endswith(separator) else len(ids) - 1)
     return ends
-
-
-def token_widths(text: str, ids: list[int], decode: Decode) -> list[int]:
-    """How many characters of `text` each token writes; a character that spans several tokens counts
-    for the last of them."""
-    if not ids:  # of a row that its environment lost before the first turn
-        return []
-    widths = [0] * len(ids)
-    first, _ = _whole(ids, 0, decode)
-    end = first
-    while end + 1 < len(ids):
-        end, written = _whole(ids, end + 1, decode)
-        widths[end] = len(written)
-    # without anything in front it may be decoded otherwise than it stands in the text
-    widths[first] = len(text) - sum(widths)
-    return widths
-
-
-def _whole(ids: list[int], start: int, decode: Decode) -> tuple[int, str]:
-    """The first token after which those from `start` on are whole characters, and their text."""
-    before = ids[max(0, start - CONTEXT) : start]
-    for end in range(start, min(start + MOST_BYTES, len(ids))):
-        written = decode(before, ids[start : end + 1])
-        if not written.endswith(UNFINISHED):
-            return end, written
-    return start, decode(before, ids[start : start + 1])

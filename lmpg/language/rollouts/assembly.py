@@ -29,8 +29,8 @@ class RolloutPart:
     """Rows of a rollout, with the raw scores and EOS flags that are logged but not learned from.
 
     slots: the place of each row's group in the rollout. shown: the row's entry in samples.jsonl, {}
-    for all but the first rows; nothing where none are written. ends: of each row its turns, why it
-    ended and its tokens with observations; nothing where each is one turn.
+    for all but the first rows; nothing where none are written. ends: of each row its turns, how
+    many of them were cut, why it ended and its tokens with observations; nothing without turns.
     """
 
     slots: list[int]
@@ -38,7 +38,7 @@ class RolloutPart:
     raw: list[float | None]
     finished: list[bool]
     shown: list[dict[str, Any]]
-    ends: list[tuple[int, str, int]] = field(default_factory=list)
+    ends: list[tuple[int, int, str, int]] = field(default_factory=list)
 
     @classmethod
     def joined(cls, parts: list[RolloutPart]) -> RolloutPart:
@@ -94,7 +94,10 @@ def assembled(
         rollout = replace(rollout, learned_B=completions.samples.finished_B.cpu())
     if truncated == "bootstrap":
         rollout = _bootstrapped(rollout, completions.samples, generator)
-    ends = [(len(x.turns), x.end, len(ids)) for x, ids in zip(completions.talks, completions.ids)]
+    ends = [
+        (len(talk.turns), sum(turn.cut for turn in talk.turns), talk.end, len(ids))
+        for talk, ids in zip(completions.talks, completions.ids)
+    ]
     return RolloutPart(slots, rollout, raw.scores.totals, completions.finished, shown, ends)
 
 
@@ -206,13 +209,14 @@ def rollout_metrics(part: RolloutPart, *, processed: bool) -> dict[str, float]:
     return metrics | _turn_metrics(part.ends)
 
 
-def _turn_metrics(ends: list[tuple[int, str, int]]) -> dict[str, float]:
-    """Of rows of several turns: means per row, and how many rows ended otherwise than their
-    environment says."""
+def _turn_metrics(ends: list[tuple[int, int, str, int]]) -> dict[str, float]:
+    """Of rows of several turns: means per row, how many rows ended otherwise than their environment
+    says, and the share of turns that were cut."""
     if not ends:
         return {}
-    turns, whys, tokens = zip(*ends)
+    turns, cut, whys, tokens = zip(*ends)
     return {
+        "completions/clipped_ratio": sum(cut) / max(1, sum(turns)),
         "environment/turns": sum(turns) / len(ends),
         "environment/tokens": sum(tokens) / len(ends),
         "environment/truncated": sum(x not in ("terminated", "error") for x in whys) / len(ends),

@@ -14,10 +14,11 @@ from lmpg.language.rollouts.evaluation import Evaluator
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.score_processing import ScoreProcessing, reward_metrics
 from lmpg.language.rollouts.scoring import GroupSampler, Sampled, ScoredGroups
-from lmpg.language.rollouts.shown import is_due, num_shown, shown_rows, views_tokens, with_tokens
+from lmpg.language.rollouts.shown import num_shown, shown_rows, with_tokens
 from lmpg.runtime.machine import Stopwatch, give_back_freed_memory
 from lmpg.settings.section import RunStopped
 from lmpg.training.source import Collected
+from lmpg.training.token_view import is_due, views_tokens
 from lmpg.types import Algorithm, Rollout
 
 logger = logging.getLogger(__name__)

@@ -27,6 +27,7 @@ class Turn:
 
     state: a number of the state that it started from. before: the observation that it answers,
     None in the first turn, which answers the prompt. calls: of tools, as the environment tells.
+    cut: whether a limit cut it off.
     """
 
     start: int
@@ -36,6 +37,7 @@ class Turn:
     state: int
     before: str | Messages | None = None
     calls: list[dict[str, Any]] = field(default_factory=list)
+    cut: bool = False
 
 
 def state_number(info: dict[str, Any], observation: str | Messages) -> int:

@@ -48,9 +48,10 @@ class Evaluator:
         there are any. pass_at_k: mean chance that one of k passes, for k = 1, 2, 4 … `samples`,
         where there are several. greedy_reward: mean score of greedy completions, where asked for.
         distinct: share of distinct completions. length: mean tokens of the policy. turns: their
-        mean, where there are environments. kl: mean nats per completion to the reference. And what
-        `eval_metric` adds. UserError if more completions than `max_error_share` have no score.
-        Diverged if a token's probability is NaN.
+        mean, where there are environments. kl: mean nats per completion to the reference.
+        rewards/NAME/mean: of each reward, where there are several. logged/NAME: mean of what reward
+        functions logged. And what `eval_metric` adds. UserError if more completions than
+        `max_error_share` have no score. Diverged if a token's probability is NaN.
         """
         prompts = [self.prompts[i % len(self.prompts)] for i in range(self.size)]
         parts = self.generator, prompts
@@ -77,6 +78,10 @@ class Evaluator:
             metrics["kl"] = mean(found.kls)
         if found.talks:
             metrics["turns"] = mean([len(talk.turns) for talk in found.talks])
+        if len(found.by_reward) > 1:
+            for name, scores in found.by_reward.items():
+                metrics[f"rewards/{name}/mean"] = score_statistics(scores)["reward"]
+        metrics |= found.logged_means
         gold = self.eval_metric(found.prompts, found.texts) if self.eval_metric else {}
         return metrics | gold
 

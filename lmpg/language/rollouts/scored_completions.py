@@ -27,8 +27,9 @@ class ScoredCompletions:
 
     prompts: as each began. lengths: tokens that the policy wrote. talks: how they went on, [] where
     each is one turn. kls: nats to the reference, where there is one. by_reward: scores of each
-    reward, none without a scorer. messages: what the rewards said. ruined: whether a token's
-    probability was NaN.
+    reward, none without a scorer. logged: the numbers that functions logged, each with how many
+    completions it is of. messages: what the rewards said. ruined: whether a token's probability was
+    NaN.
     """
 
     samples: int
@@ -40,6 +41,7 @@ class ScoredCompletions:
     finished: list[bool] = field(default_factory=list)
     scores: list[float | None] = field(default_factory=list)
     by_reward: dict[str, list[float | None]] = field(default_factory=dict)
+    logged: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
     kls: list[float] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     ruined: bool = False
@@ -62,6 +64,15 @@ class ScoredCompletions:
         passed_P = ((scores_B >= pass_score) & known_B).view(shape).sum(1)
         return pass_at_k(passed_P, known_B.view(shape).sum(1), k)
 
+    @property
+    def logged_means(self) -> dict[str, float]:
+        """`logged/NAME`: means of what functions logged, by how many completions each is of, so
+        that they do not depend on how many are scored at once."""
+        return {
+            f"logged/{name}": sum(x * n for x, n in numbers) / sum(n for _, n in numbers)
+            for name, numbers in self.logged.items()
+        }
+
     def add(self, other: ScoredCompletions) -> None:
         """Append the completions of further prompts."""
         of_rows = ("prompts", "texts", "ids", "lengths", "finished", "talks", "scores", "kls")
@@ -69,6 +80,8 @@ class ScoredCompletions:
             getattr(self, name).extend(getattr(other, name))
         for name, scores in other.by_reward.items():
             self.by_reward.setdefault(name, []).extend(scores)
+        for name, numbers in other.logged.items():
+            self.logged.setdefault(name, []).extend(numbers)
         self.ruined |= other.ruined
 
 
@@ -119,7 +132,8 @@ def _of_part(
     if scorer is not None:
         scores = with_rewards_of_turns(completions.submit_to(scorer).result(), completions)
         part.scores, part.by_reward = scores.totals, scores.by_reward
-        part.messages = scores.messages
+        part.messages, count = scores.messages, len(part.texts)
+        part.logged = {name: [(x, count) for x in xs] for name, xs in scores.logged.items()}
     if reference is not None:
         part.kls = generator.sequence_kl(reference, completions.samples).tolist()
     return part

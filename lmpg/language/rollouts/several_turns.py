@@ -192,6 +192,7 @@ class _Row:
             state=state_number(self.outcome.info, self.outcome.observation),
             before=self.outcome.observation if self.turns else None,
             calls=outcome.info.get("tool_calls") or [],
+            cut=not self.whole,
         )
         self.turns.append(turn)
         self.response = self.response + answer

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
 
-from lmpg.language.data.tokenizing import completion_text
+from lmpg.language.data.tokenizing import token_texts
 from lmpg.language.models.reference import Reference
-from lmpg.language.rewards.process_rewards import token_widths
 from lmpg.language.rollouts.completed import turns_shown
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.scoring import ScoredGroups
-from lmpg.training.token_view import TOKENS, kept, of_rows
+from lmpg.training.token_view import LONGEST_PROMPT, TOKENS, kept_of, of_rows
 
 ALONE, TOGETHER = 4, 8
-LONGEST_PROMPT = 2000
-"""Characters of a prompt beside its tokens, from its end."""
-VIEWS = 16
-"""About how many of a run's steps have the numbers of tokens."""
 
 
 def num_shown(group_size: int) -> int:
@@ -27,17 +21,6 @@ def num_shown(group_size: int) -> int:
     if group_size == 1:
         return ALONE
     return TOGETHER // group_size * group_size or TOGETHER
-
-
-def is_due(iteration: int, every: int, total: int) -> bool:
-    """Whether samples are written: in the first iteration, the last, and every so many."""
-    return bool(every) and (iteration in (1, total) or iteration % every == 0)
-
-
-def views_tokens(iteration: int, every: int, total: int) -> bool:
-    """Whether they have the numbers of their tokens: about `VIEWS` times in a run, however long."""
-    stride = every * max(1, -(-total // (every * VIEWS))) if every else 0
-    return is_due(iteration, stride, total)
 
 
 def shown_rows(raw: ScoredGroups, processed: ScoredGroups, changed: bool) -> list[dict[str, Any]]:
@@ -91,7 +74,7 @@ def with_tokens(
         columns["kl"] = of_rows(generator.token_kl(reference, samples), lengths, mask_BT)
     if turns_BT is not None:
         numbers = (turns_BT - 1).tolist()
-        columns["turn"] = [[row[t] for t in kept(n)] for row, n in zip(numbers, lengths)]
+        columns["turn"] = [kept_of(row[:n]) for row, n in zip(numbers, lengths)]
     made = list(rows)
     for i, b in enumerate(shown):
         ids, prompt = raw.completions.ids[b], raw.completions.prompts[b].ids
@@ -99,19 +82,7 @@ def with_tokens(
         tokens = {
             "prompt": text[-LONGEST_PROMPT:],
             "length": len(ids),
-            "texts": token_texts(generator.tokenizer, prompt, ids),
+            "texts": kept_of(token_texts(generator.tokenizer, prompt, ids)),
         }
         made[b] = {**rows[b], TOKENS: tokens | {name: x[i] for name, x in columns.items()}}
     return made
-
-
-def token_texts(tokenizer: Any, prompt: list[int], ids: list[int]) -> list[str]:
-    """What each kept token of a response writes, special tokens too; a character that spans several
-    tokens stands with the last of them."""
-    text = partial(completion_text, tokenizer, eos_token_ids=())
-    whole = text(prompt, ids)
-    places, end = [], 0
-    for width in token_widths(whole, ids, text):
-        places.append(whole[end : end + width])
-        end += width
-    return [places[t] for t in kept(len(ids))]

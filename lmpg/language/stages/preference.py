@@ -58,10 +58,11 @@ def _prepared(
     texts = [example.texts[0] for example in data.held_out]
     metrics = sample_metrics(settings, world, policy, tokenizer, texts, processes)
     parts, rows = (data.train, data.held_out), settings.update.microbatch_size
+    judge = policy if reference is None else reference.policy
     if settings.needs_reference:
-        judge = policy if reference is None else reference.policy
         train, held_out = (with_reference(x, judge, rows, processes) for x in parts)
         parts = train, held_out
     seed, algorithm = settings.run.seed, settings.algorithm
-    made = objective(policy, algorithm, parts, seed, processes, rows, metrics, tokenizer)
+    known = judge if settings.run.token_view else None
+    made = objective(policy, algorithm, parts, seed, processes, rows, metrics, tokenizer, known)
     return Prepared(made, lambda path: policy.save_pretrained(path, tokenizer), data.line())

@@ -13,6 +13,7 @@ from lmpg.language.models.settings import ModelSettings
 from lmpg.runs.settings import (
     OfflineEvaluationSettings,
     OfflineRunSettings,
+    PreferenceRunSettings,
     SampledEvaluationSettings,
 )
 from lmpg.settings.section import Section
@@ -89,6 +90,7 @@ class DpoSettings(SampledStageSettings):
     """Direct preference optimisation of a causal language model, and its variants."""
 
     algorithm: DPO = DPO()
+    run: PreferenceRunSettings = PreferenceRunSettings()
 
     @property
     def needs_reference(self) -> bool:
@@ -100,6 +102,7 @@ class KtoSettings(SampledStageSettings):
     """KTO: a causal language model learns from answers that are desirable or not."""
 
     algorithm: KTO = KTO()
+    run: PreferenceRunSettings = PreferenceRunSettings()
 
     @model_validator(mode="after")
     def _refuse_that_no_answer_counts(self) -> KtoSettings:

@@ -175,6 +175,7 @@ def _measured(
     whole = {**score_statistics(sampled.scores), "distinct": sampled.distinct}
     if errors := sampled.scores.count(None):
         whole["reward_errors"] = float(errors)
+    whole |= sampled.logged_means
     if world is not None:
         whole |= world.eval_metric(sampled.prompts, sampled.texts)
     return Measured(name, figures(sampled, greedy, settings.pass_score), whole, sampled, greedy)

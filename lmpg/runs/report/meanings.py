@@ -16,12 +16,13 @@ REWARD: dict[str, Meaning] = {
         "One rises while another falls: the weights trade them against each other."),
     "rewards/NAME/std": ("Spread of NAME", "score", "Standard deviation of one reward.",
         "0: this reward tells no response from another."),
+    "logged/NAME": ("NAME", "", "Mean of what a reward function logged by this name.", ""),
     "reward_errors": ("Without a score", "responses", "Responses that a reward gave no score.",
         "It grows: the log names the reward's error; such responses teach nothing."),
     "frac_reward_zero_std": ("Groups without spread", "share",
         "Groups of responses to one prompt that all score alike; they teach nothing.",
         "Near 1: prompts are too hard, too easy, or the temperature is too low."),
-    "environment/turns": ("Turns", "turns of the policy", "Mean of an episode.",
+    "environment/turns": ("Turns", "turns of the policy", "Mean number in an episode.",
         "It stays at environment.max_turns: episodes do not end by themselves."),
     "environment/tokens": ("Tokens of an episode", "tokens",
         "Mean of all behind the first prompt: the policy's, and what it observes.", ""),
@@ -109,7 +110,8 @@ LEARNING: dict[str, Meaning] = {
         "It rises on held-out data while it falls here: overfitting. Fewer epochs."),
     "loss/NAME": ("Part NAME of the loss", "", "One of several losses that are added up.", ""),
     "nll": ("Negative log-likelihood", "nats per token", "−log π of the data's tokens.", ""),
-    "entropy": ("Entropy", "nats per token", "How undecided the predictions are.", ""),
+    "entropy": ("Entropy", "nats per token", "How undecided the predictions are.",
+        "Near 0 while the held-out loss rises: the texts are known by heart. Fewer epochs."),
     "rewards/margin": ("Margin", "nats × β",
         "By how much the implicit reward β (log π − log π_ref) of chosen answers is higher.",
         "It soars while held-out accuracy stays: overfitting. Fewer epochs, larger β."),
@@ -135,7 +137,8 @@ LEARNING: dict[str, Meaning] = {
         "Spikes: lower the learning rate; far above update.max_grad_norm: always clipped."),
     "skipped_updates": ("Skipped steps", "optimizer steps", "Gradients that were inf or NaN.",
         "Above 0 again and again: lower the learning rate, or use fp32."),
-    "learning_rate": ("Learning rate", "", "Of the policy.", ""),
+    "learning_rate": ("Learning rate", "", "Of what is trained.",
+        "At 0 while the loss still falls: train longer, or begin higher."),
     "epoch": ("Epoch", "epochs", "How often the data have been seen.", ""),
 }  # fmt: skip
 
@@ -145,12 +148,13 @@ MACHINE: dict[str, Meaning] = {
     "completions/min_length": ("Shortest response", "tokens", "", ""),
     "completions/max_length": ("Longest response", "tokens", "", ""),
     "completions/clipped_ratio": ("Cut off", "share",
-        "Responses that reached sampling.max_new_tokens without ending.",
+        "Responses, or turns, that reached sampling.max_new_tokens without ending.",
         "Near 1: nothing ends. Raise the limit, look for the EOS token and the template."),
     "episode/return_mean": ("Episode return", "reward",
         "Mean return of the last 100 episodes that ended.",
         "It falls back and stays: steps are too large, or the entropy has collapsed."),
-    "episode/length_mean": ("Episode length", "steps", "Mean length of those episodes.", ""),
+    "episode/length_mean": ("Episode length", "steps", "Mean length of those episodes.",
+        "It moves while the return does not: what ends episodes is not what pays."),
     "sampling/refills": ("Refills", "rounds", "Further rounds that filled the rollout.",
         "Always sampling.max_refills: prompts whose groups have a spread are rare."),
     "sampling/dropped_groups": ("Dropped groups", "groups", "Sampled, and not learned from.", ""),
@@ -201,6 +205,12 @@ HELD_OUT = {
 }
 """What evaluations measure; metrics.jsonl calls them eval/NAME."""
 
+HELD_OUT_WORRY = {
+    "distinct": "It falls towards 0: all responses become one. Raise kl_coef or entropy_coef.",
+    "perplexity": "It rises while the training loss falls: overfitting. Fewer epochs.",
+}
+"""When to worry about those that no training metric stands beside."""
+
 HEADLINES = (
     *("reward", "gold_positive", "accuracy", "tool_used", "guesses", "right"),
     *("pair_accuracy", "margin"),
@@ -216,12 +226,15 @@ def meaning(name: str) -> Meaning | None:
     if reward := re.fullmatch(r"rewards/(.+)/(mean|std)", name):
         title, *rest = METRICS[f"rewards/NAME/{reward[2]}"]
         return (title.replace("NAME", reward[1]), *rest)  # type: ignore[return-value]
-    if name.startswith("loss/"):
-        title, *rest = METRICS["loss/NAME"]
-        return (title.replace("NAME", name.removeprefix("loss/")), *rest)  # type: ignore[return-value]
+    for start in ("loss/", "logged/"):
+        if name.startswith(start):
+            title, *rest = METRICS[f"{start}NAME"]
+            return (title.replace("NAME", name.removeprefix(start)), *rest)  # type: ignore[return-value]
     figure = name.removeprefix("eval/")
     if name != figure and figure in HELD_OUT:
-        return (f"{figure}, held out", "", HELD_OUT[figure], "")
+        return (f"{figure}, held out", "", HELD_OUT[figure], HELD_OUT_WORRY.get(figure, ""))
+    if name != figure and (known := meaning(figure)):
+        return (f"{known[0]}, held out", known[1], known[2], "")
     return None
 
 

@@ -21,12 +21,14 @@ ORDER = (  # metrics that share a chart stand together; the first five that a ru
     ("rewards/chosen", "rewards/rejected"),
     ("logps/chosen", "logps/rejected"),
     ("objective/kl",),
+    ("environment/turns",),
     ("episode/length_mean",),
     ("frac_reward_zero_std",),
     ("value/explained_variance",),
     ("policy/entropy",),
     ("completions/mean_length",),
     ("completions/clipped_ratio",),
+    ("environment/truncated",),
     ("loss",),
     ("policy/approx_kl",),
     ("policy/clip_fraction",),
@@ -49,6 +51,7 @@ SAME = {  # figures of evaluations that belong to a training metric
     "episode/length_mean": "length_mean",
     "completions/mean_length": "length",
     "loss/total": "loss",
+    "environment/turns": "turns",
     "rewards/margin": "margin",
     "rewards/accuracy": "pair_accuracy",
 }
@@ -71,11 +74,11 @@ def panels(history: History, summary: Mapping) -> tuple[list[Panel], list[Panel]
     shown += _of_evaluations(used, history, summary)
     rewards = sorted(n for n in history.curves if n.startswith("rewards/") and n.endswith("/mean"))
     if len(rewards) > 1:
-        lines = [Series(name.split("/")[1], history.points(name)) for name in rewards]
+        lines = [Series(_reward_name(name), history.points(name)) for name in rewards]
         shown.insert(1, Panel("Rewards one by one", lines, *words("rewards/NAME/mean")))
         used |= set(rewards)
     others = sorted(history.curves.keys() - used)
-    more = [Panel(n, [_line(n, history)], *words(n)) for n in others]
+    more = [_other(n, history, summary) for n in others if n not in {f"eval/{x}" for x in others}]
     return shown[:FIRST], shown[FIRST:], more
 
 
@@ -100,14 +103,29 @@ def _panel(
     return Panel(chart_title(name), series, *words(name)) if series else None
 
 
+def _other(name: str, history: History, summary: Mapping) -> Panel:
+    """A chart of any other metric with its evaluations, under its own name."""
+    figure = name.removeprefix("eval/")
+    series = [Series("held out", evaluations(history, figure, summary), dots=True)]
+    if figure == name:
+        series.insert(0, _line(name, history))
+    return Panel(name, [x for x in series if x.points], *words(name))
+
+
+def _reward_name(metric: str) -> str:
+    return metric.removeprefix("rewards/").removesuffix("/mean")
+
+
 def _of_evaluations(used: set[str], history: History, summary: Mapping) -> list[Panel]:
     """Charts of what only evaluations measure; adds their names to `used`."""
     found = []
-    for figure, what in HELD_OUT.items():
+    for figure in HELD_OUT:
         dots = evaluations(history, figure, summary)
         if f"eval/{figure}" not in used and len(dots) > 2:
             used.add(f"eval/{figure}")
-            found.append(Panel(figure, [Series("held out", dots, dots=True)], what))
+            found.append(
+                Panel(figure, [Series("held out", dots, dots=True)], *words(f"eval/{figure}"))
+            )
     return found
 
 

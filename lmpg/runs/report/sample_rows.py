@@ -11,7 +11,7 @@ from lmpg.runs.log_lines import is_number
 from lmpg.runs.report.charts import number
 from lmpg.runs.report.history import spread
 from lmpg.runs.report.shown_turns import conversation, notes, text_of
-from lmpg.runs.report.token_colours import coloured, scales, switch
+from lmpg.runs.report.token_colours import SIDES, coloured, scales, sums, switch
 
 LONGEST = 4000
 """Characters of a text that are shown, of its start and its end."""
@@ -75,7 +75,7 @@ def members_of(rows: Any) -> list[Row]:
 def _card(row: Row, span: tuple[float, float], scale: Mapping, with_prompt: bool) -> str:
     """One sample: its texts, and its scores beside them."""
     if "chosen" in row:
-        return _pair(row, span)
+        return _pair(row, span, scale)
     prompt = _prompt(row, scale) if with_prompt else ""
     tokens = row.get("tokens")
     if row.get("turns"):
@@ -91,23 +91,28 @@ def _card(row: Row, span: tuple[float, float], scale: Mapping, with_prompt: bool
         said.append("cut off")
     if "label" in row:
         said.insert(0, str(row["label"]))
+    if tokens:
+        said += sums(tokens)
     chips = _chip(row.get("score"), span, said)
     return f'<div class="sample"><div class="text">{prompt}{text}</div>{chips}</div>'
 
 
-def _pair(row: Row, span: tuple[float, float]) -> str:
+def _pair(row: Row, span: tuple[float, float], scale: Mapping) -> str:
     """A chosen and a rejected text, side by side."""
-    sides = [
-        f'<div class="sample"><div class="text"><b class="muted">{side}</b>\n'
-        f"{escape(_cut(text_of(row[side])))}</div>{_chip(row.get(f'score_{side}'), span, [])}</div>"
-        for side in ("chosen", "rejected")
-        if side in row
-    ]
+    sides = []
+    for side in (name for name in SIDES if name in row):
+        tokens = row.get("tokens", {}).get(side, {})
+        known = bool(tokens and scale)
+        text = coloured(tokens, scale, False) if known else escape(_cut(text_of(row[side])))
+        chips = _chip(row.get(f"score_{side}"), span, sums(tokens))
+        sides.append(
+            f'<div class="sample"><div class="text"><b class="muted">{side}</b>\n'
+            f"{text}</div>{chips}</div>"
+        )
     margin = row.get("margin")
     verdict = f'<p class="muted">margin {number(margin)}</p>' if is_number(margin) else ""
-    prompt = f'<span class="prompt">{escape(_cut(text_of(row.get("prompt"))))}</span>'
     return (
-        f'<div class="group"><div class="text">{prompt}</div>{verdict}'
+        f'<div class="group"><div class="text">{_prompt(row, scale)}</div>{verdict}'
         f'<div class="members">{"".join(sides)}</div></div>'
     )
 

@@ -16,12 +16,14 @@ from lmpg.runs.report.charts import number
 VIEWS = {  # key: title, what full colour on either side says
     "advantage": ("Advantage", "better than expected", "worse than expected"),
     "value": ("Value", "the critic expects much", "the critic expects little"),
+    "log_ratio": ("Log-ratio to the reference", "likelier than to the reference", "less likely"),
     "kl": ("KL to the reference", "more likely than at the start", "less likely"),
     "entropy": ("Entropy", "undecided", ""),
     "ratio": ("Ratio", "the update raised it", "the update lowered it"),
 }
-HOVER = ("advantage", "value", "reward", "kl", "entropy", "ratio", "logprob")
-NAMES = {"kl": "KL", "logprob": "log π"}
+HOVER = ("advantage", "value", "reward", "log_ratio", "kl", "entropy", "ratio", "logprob")
+NAMES = {"kl": "KL", "logprob": "log π", "log_ratio": "log π/π_ref"}
+SIDES = ("chosen", "rejected")
 LARGE = 0.95
 """The share of tokens that are within the scale; a few outliers would make all others pale."""
 UNFINISHED = "▫"
@@ -34,13 +36,25 @@ def scales(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     sizes: dict[str, list[float]] = {}
     for row in rows:
         for key in VIEWS:
-            known = [abs(x) for x in _strengths(row.get("tokens", {}), key) if x is not None]
-            sizes.setdefault(key, []).extend(known)
+            for tokens in tokens_of(row):
+                known = [abs(x) for x in _strengths(tokens, key) if x is not None]
+                sizes.setdefault(key, []).extend(known)
     found = {}
     for key, values in sizes.items():
         if values:
             found[key] = sorted(values)[int(LARGE * (len(values) - 1))] or max(values) or 1.0
     return found
+
+
+def tokens_of(row: Mapping[str, Any]) -> list[Tokens]:
+    """The tokens of a row's response, or of both answers of a pair; none where it has none."""
+    tokens = row.get("tokens") or {}
+    return [tokens[side] for side in SIDES if side in tokens] or [tokens]
+
+
+def sums(tokens: Tokens) -> list[str]:
+    """What the numbers of all tokens add up to, where that is known."""
+    return [f"Σ {NAMES[key]} {number(x)}" for key, x in tokens.get("sums", {}).items()]
 
 
 def switch(scale: Mapping[str, float]) -> str:

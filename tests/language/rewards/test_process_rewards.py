@@ -8,8 +8,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lmpg.language.data.tokenizing import completion_text
-from lmpg.language.rewards.process_rewards import pieces, step_ends, token_widths
+from lmpg.language.data.tokenizing import completion_text, token_widths
+from lmpg.language.rewards.process_rewards import pieces, step_ends
 from lmpg.language.rewards.scorer import Scorer
 from lmpg.language.rewards.settings import RewardSettings
 from lmpg.settings.section import UserError

@@ -95,6 +95,28 @@ def test_one_completion_each_is_what_it_always_was(evaluator):
     assert not any(name.startswith("pass") for name in found)
 
 
+class Logs(FakeScorer):
+    """The share that has an a, e or i, logged, and two rewards."""
+
+    def submit(self, prompts, completions, completion_ids, columns):
+        totals = [float(len(c)) for c in completions]
+        vowels = [float(bool(set(c) & set("aei"))) for c in completions]
+        by_reward = {"long": totals, "vowel": vowels}
+        logged = {"vowels": [sum(vowels) / len(vowels)]}
+        scores = Scores(totals, by_reward, 0, [], [[]] * len(totals), logged=logged)
+        return SimpleNamespace(result=lambda: scores)
+
+
+@catches("means of what is logged that depend on how many completions are scored at once")
+def test_what_functions_log_and_the_parts_of_the_reward_are_held_out_figures_too(evaluator):
+    found = [replace(evaluator, scorer=Logs(), samples=3, rows=n).evaluate() for n in (3, 9, 12)]
+    assert 0 < found[0]["logged/vowels"] < 1
+    for metrics in found:
+        assert metrics["logged/vowels"] == pytest.approx(found[0]["logged/vowels"], abs=1e-12)
+        assert metrics["logged/vowels"] == pytest.approx(metrics["rewards/vowel/mean"])
+        assert metrics["rewards/long/mean"] == pytest.approx(metrics["reward"])
+
+
 def test_the_ks_that_are_shown():
     assert [powers_up_to(n) for n in (1, 2, 3, 8, 10)] == [
         *([1], [1, 2], [1, 2, 3], [1, 2, 4, 8], [1, 2, 4, 8, 10])

@@ -188,6 +188,20 @@ def test_rows_end_at_the_last_turn_at_their_tokens_or_at_the_context_and_are_tru
     assert limited.ids == narrow.ids
 
 
+@catches("episodes that a limit ended counted as turns that were cut off")
+def test_turns_that_were_cut_off_are_another_figure_than_episodes_that_were_truncated():
+    source = source_of(PPO(kl_coef=0.0), new_tokens=6)
+    talks = environments_of(source.generator.tokenizer, (EOS,), Endless, max_turns=2)
+    source.generator = replace(source.generator, environments=talks)
+    source.sampler = replace(source.sampler, generator=source.generator)
+    collected = source.collect(1)
+    ids, turns = (collected.rollout.inputs[f"response_{name}"] for name in ("ids", "turns"))
+    ended = [int(ids[b][turns[b] == n][-1]) == EOS for b in range(len(ids)) for n in (1, 2)]
+    names = ("completions/clipped_ratio", "environment/truncated")
+    found = [collected.metrics[name] for name in names]
+    assert found == pytest.approx([1 - sum(ended) / len(ended), 1.0])
+
+
 @catches("a last observation that outgrows environment.max_tokens is read by the critic")
 def test_a_last_observation_counts_among_the_tokens_of_its_row():
     made, _ = talking(Endless, max_tokens=50, context=512, observes_end=True)

@@ -200,6 +200,17 @@ def test_adapters_go_over_alone_or_merged(model, tmp_path, way):
     assert ("LoRA adapter" in sampler.backend) == (way == "lora")
 
 
+@catches("an adapter that another process is loading ends the run", "one is taken from others")
+@pytest.mark.parametrize("lacks_it", [True, False])
+def test_an_adapter_that_a_server_lacks_for_a_moment_is_loaded_anew(model, tmp_path, lacks_it):
+    with serving(model, dev=False) as server:
+        sampler = asking(server, loaded(model, lora=LoraSettings(rank=4)), tmp_path)
+        server.adapters = {} if lacks_it else server.adapters
+        server.start_anew, server.breaks = lambda: None, int(not lacks_it)
+        sampler.sample(PROMPTS, 2, uniforms(6))
+        assert server.asked.count("/v1/load_lora_adapter") == 1 + lacks_it
+
+
 def test_an_adapter_over_other_weights_is_refused(model, tmp_path):
     policy = loaded(model, lora=LoraSettings(rank=4))
     other = save_tiny(tmp_path / "other", seed=5)

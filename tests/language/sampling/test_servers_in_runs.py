@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 
 from lmpg.cli.checking import check
 from lmpg.cli.main import settings_of, train_by_name
+from lmpg.language.run_generator import refuse_long_waits
 from lmpg.settings.section import RunStopped, UserError
 from tests.support.planted import catches
 from tests.support.programs import let_go, metrics, own_parts, run_here, words
@@ -123,6 +125,14 @@ def test_settings_of_servers_without_any_are_refused(key):
         settings_of("ppo", words({f"sampling.{key}": value}))
     with pytest.raises(UserError, match=r"without sampling\.server"):
         settings_of("ppo", words({"sampling.engine": "vllm"}))
+
+
+def test_of_several_processes_none_may_wait_for_its_server_longer_than_the_others_for_it():
+    given = {"sampling.server": "http://localhost:8000", "sampling.server-timeout": 700}
+    settings = settings_of("ppo", words(given))
+    refuse_long_waits(settings, SimpleNamespace(count=1))
+    with pytest.raises(UserError, match=r"700 s is longer than run\.rank_timeout = 600 s"):
+        refuse_long_waits(settings, SimpleNamespace(count=2))
 
 
 def test_a_server_that_does_not_suit_leaves_nothing_behind(parts, tmp_path):

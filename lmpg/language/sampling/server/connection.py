@@ -16,6 +16,8 @@ _OPEN = build_opener(ProxyHandler({})).open
 """Past any proxy: servers of a run stand beside it."""
 _GONE = {500, 502, 503, 504}
 """What a server that is about to end, or to come up, answers."""
+_LACKS = ("/v1/completions", 404)
+"""So answers one that was started anew, or that is just loading, of an adapter that it lacks."""
 _LONGEST_REASON = 400
 """Characters of what a server says."""
 _LONGEST_PAUSE = 30.0
@@ -51,7 +53,7 @@ class Server:
                 text = answer.read()
         except HTTPError as error:
             said = error.read().decode(errors="replace")[:_LONGEST_REASON]
-            if error.code in _GONE:
+            if error.code in _GONE or (path, error.code) == _LACKS:
                 raise ServerGone(
                     f"{self.url}: {path} was answered with {error.code} {said}"
                 ) from None

@@ -65,6 +65,10 @@ class NcclTransfer:
         """Whether this process has the weights: rank 0 alone does."""
         return bool(self._state)
 
+    def is_there(self, server: Server) -> bool:
+        """Whether the server is known to have them: who asks does not know it."""
+        return False
+
     def forget(self, server: Server) -> None:
         """The server has been started anew and is in no group any more."""
         self._groups.pop(server.url, None)

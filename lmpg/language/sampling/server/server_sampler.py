@@ -218,7 +218,8 @@ class ServerSampler:
         return min(self._most, _GROWTH * found + _LEAST)
 
     def _restore(self, error: ServerGone) -> None:
-        """Give servers the weights again, one of which may have been started anew."""
+        """Give servers the weights again, one of which may have been started anew; not where they
+        have them: other processes would find the adapter gone that they are asking for."""
         self.restarts += 1
         if not self._transfer.can_send:
             raise RunStopped(
@@ -228,8 +229,9 @@ class ServerSampler:
         print(f"warning: {error}; the rollout is asked for again once it is back", flush=True)
         for server in self._servers:
             server.wait()
-            self._transfer.forget(server)
-            self._deliver(server)
+            if not self._transfer.is_there(server):
+                self._transfer.forget(server)
+                self._deliver(server)
 
     def _name_model(self) -> None:
         for server in self._servers:

@@ -16,7 +16,7 @@ from torch import Tensor
 from lmpg.language.models.lora import merged_copy
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.precision import quiet
-from lmpg.language.sampling.server.connection import Server
+from lmpg.language.sampling.server.connection import Server, ServerGone
 from lmpg.runtime.sharding import whole_copy
 from lmpg.settings.section import RunStopped
 
@@ -52,6 +52,10 @@ class FolderTransfer:
         finally:
             server.post("/resume")
 
+    def is_there(self, server: Server) -> bool:
+        """Whether the server is known to have them: what it reads it gives no name."""
+        return False
+
     def forget(self, server: Server) -> None:
         """The server may have been started anew; it gets all that it needs by `send`."""
 
@@ -82,7 +86,20 @@ class AdapterTransfer:
             with suppress(RunStopped):
                 server.post("/v1/unload_lora_adapter", {"lora_name": _name(number)})
         path = str(self._path(self.version).absolute())
-        server.post("/v1/load_lora_adapter", {"lora_name": _name(self.version), "lora_path": path})
+        try:
+            body = {"lora_name": self.model, "lora_path": path}
+            server.post("/v1/load_lora_adapter", body)
+        except RunStopped:
+            if not self.is_there(server):  # another process may have been quicker
+                raise
+
+    def is_there(self, server: Server) -> bool:
+        """Whether the server has it."""
+        try:
+            models = (server.ask("/v1/models") or {}).get("data") or []
+        except ServerGone:
+            return False
+        return any(model.get("id") == self.model for model in models)
 
     def forget(self, server: Server) -> None:
         """The server may have been started anew; it gets all that it needs by `send`."""

@@ -14,9 +14,8 @@ from tests.support.families import tiny_family
 from tests.support.planted import catches
 from tests.support.tiny import save_tiny, tiny_tokenizer
 
-PLAIN = ("llama, yarn", "gemma3", "phi3, longrope", "smollm3", "qwen2, windows")
-CASES = {name: x for name, x in OPTIONS.items() if not x[1].keys() & {"bias", "modules_to_save"}}
-CASES |= {f"plain, {family}": (family, {}) for family in PLAIN}
+CASES = {name: OPTIONS[name] for name in ("dora", "dora, transposed layers")}
+CASES |= {family: (family, {}) for family in ("llama, yarn", "gemma3", "phi3, longrope")}
 
 
 @pytest.fixture
