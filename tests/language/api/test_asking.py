@@ -16,9 +16,13 @@ from tests.support.tiny import tiny_model, tiny_tokenizer
 OBJECTS = {"model": tiny_model(), "tokenizer": tiny_tokenizer()}
 
 
-def letters_of(completions, number):
-    """A closure's worth of reward."""
-    return [c.count("a") - len(c) / 20 for c in completions]
+def closure():
+    """A reward that no other process can import, or each would load this file and torch."""
+
+    def letters_of(completions, number):
+        return [c.count("a") - len(c) / 20 for c in completions]
+
+    return letters_of
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +38,8 @@ def test_objects_are_evaluated_as_files_are(tmp_path):
     more = {"samples": 4, "sampling.max-new-tokens": 12, "output": tmp_path / "found.json"}
     evaluate_command(words({**flags, **more}))
     told = json.loads((tmp_path / "found.json").read_text())
-    local = lambda completions, number: letters_of(completions, number)  # noqa: E731
     found = lmpg.evaluate(
-        **OBJECTS, data=ROWS, rewards=[local], samples=4, sampling={"max_new_tokens": 12}
+        **OBJECTS, data=ROWS, rewards=[closure()], samples=4, sampling={"max_new_tokens": 12}
     )
     assert found.metrics == told["metrics"]
     assert found.intervals == told["intervals"]
@@ -45,12 +48,12 @@ def test_objects_are_evaluated_as_files_are(tmp_path):
 
 
 def test_a_run_is_evaluated_on_its_own_data_and_compared_with_its_start(run):
-    found = lmpg.evaluate(run, rewards=letters_of, compare="start", max_new_tokens=8)
+    found = lmpg.evaluate(run, rewards=closure(), compare="start", max_new_tokens=8)
     assert len(found.samples) == 8  # those that training held back
     assert found.differences.keys() == found.intervals.keys()
     assert "less start</th>" in found._repr_html_()
     assert "reward" in repr(found)
-    again = lmpg.evaluate(str(run.folder), rewards=letters_of, compare=run, max_new_tokens=8)
+    again = lmpg.evaluate(str(run.folder), rewards=closure(), compare=run, max_new_tokens=8)
     assert again.metrics == found.metrics
     assert set(again.differences["reward"]) == {0.0}
 
@@ -87,6 +90,13 @@ def test_rewards_that_a_run_cannot_keep_are_named_and_no_prompts_have_no_answers
     assert lmpg.generate(run, []) == []
 
 
+def test_a_misspelt_run_is_not_asked_of_the_hub(run, monkeypatch):
+    monkeypatch.chdir(run.folder.parent.parent)
+    near = run.folder.relative_to(run.folder.parent.parent)
+    with pytest.raises(lmpg.UserError, match=rf"{near}x does not exist, did you mean {near.name}"):
+        lmpg.generate(f"{near}x", "a")
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -97,6 +107,9 @@ def test_rewards_that_a_run_cannot_keep_are_named_and_no_prompts_have_no_answers
         ({"model": "nowhere/at/all"}, "model.path = nowhere/at/all does not exist"),
         ({"model": tiny_model()}, "in memory, expected its tokenizer beside it"),
         ({"prompts": [""]}, "prompt 1 of 1 is empty"),
+        ({"prompts": 3}, "prompts is a int, expected a text, a chat"),
+        ({"prompts": ["a", 3]}, "prompts[1] is a int, expected a text, a chat"),
+        ({"prompts": {"role": "user", "content": "a"}}, "prompts is a dict, expected a text"),
     ],
 )
 def test_bad_input_is_answered_in_one_line(run, wrong, said):
