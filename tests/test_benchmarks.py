@@ -104,7 +104,7 @@ def test_a_case_is_compared_with_the_faster_peer_and_fp32_with_fp32(module, monk
     monkeypatch.setattr(bench, "race", lambda *_: told)
     monkeypatch.setattr(bench, "step_seconds", lambda *_: 0.1)
     place = Namespace(size="M", shape={}, lmpg=lambda *_: None, peer=lambda *_: None)
-    given = Namespace(warm=1, steps=3, peer_python="", peer_ppo_path="")
+    given = Namespace(warm=1, steps=3, peer_python="", peer_ppo_path="", length=64)
     rows = bench.measured("grpo", place, given)
     names = ("case", "size", "dtype", "seconds", "peer_seconds", "ratio")
     assert [tuple(row[name] for name in names) for row in rows] == [

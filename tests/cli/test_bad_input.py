@@ -152,7 +152,7 @@ REFUSED = {  # what is wrong: algorithm, what is changed (None takes a flag away
     "misspelt reward function": (
         "ppo",
         reward_of("def leters(completions):\n    return [0.0 for c in completions]\n"),
-        ["rewards.functions", "no function 'letters'", "Did you mean leters?"],
+        ["rewards.functions", "no function or class 'letters'", "Did you mean leters?"],
     ),
     "reward that asks for a missing column": (
         "ppo",
