@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
+import multiprocessing
+import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -21,8 +20,6 @@ from lmpg.runtime.machine import versions
 from lmpg.settings.raw import defaults_of, merged, validated
 from lmpg.settings.section import UserError
 from tests.support.planted import catches
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -195,30 +192,26 @@ def test_a_full_disk_is_told_as_an_unwritable_folder(tmp_path, monkeypatch):
         opened(tmp_path / "run")
 
 
-HOLDER = """
-import sys, time
-from lmpg.algorithms.ppo import PPO
-from lmpg.language.settings import LanguageSettings
-from lmpg.runs.folder import open_run
-from lmpg.runs.settings import RunSettings
-run = RunSettings(output_dir=sys.argv[1], resume=True)
-run = open_run(LanguageSettings[PPO](algorithm=PPO(), run=run), "ppo")
-run.start({})
-(run.path / "metrics.jsonl").write_text("a step")
-print("holding", flush=True)
-time.sleep(60)
-"""
+def hold(folder: Path, told: Connection) -> None:
+    """A live run in another process."""
+    run = open_run(settings_for(folder), "ppo")
+    run.start({})
+    (run.path / "metrics.jsonl").write_text("a step")
+    told.send("holding")
+    time.sleep(60)
 
 
 @catches("no lock on the run folder")
 def test_two_live_runs_cannot_share_a_folder_but_a_killed_one_lets_go(tmp_path):
-    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "holding\n"
-        with pytest.raises(UserError, match="in use by a run that is still going"):
-            resumed(tmp_path)
-        process.send_signal(signal.SIGKILL)
+    fork = multiprocessing.get_context("fork")
+    receiving, sending = fork.Pipe(duplex=False)
+    process = fork.Process(target=hold, args=(tmp_path, sending), daemon=True)
+    process.start()
+    assert receiving.recv() == "holding"
+    with pytest.raises(UserError, match="in use by a run that is still going"):
+        resumed(tmp_path)
+    process.kill()
+    process.join()
     assert resumed(tmp_path).status == "resuming"
 
 

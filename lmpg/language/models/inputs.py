@@ -111,9 +111,15 @@ def _from_first_column(ids_BL: Tensor, start_B: Tensor) -> Tensor:
 def accepted(module: nn.Module, arguments: dict[str, Tensor]) -> dict[str, Tensor]:
     """`arguments` less the position ids where the model (ALiBi, recurrent) takes none, and less the
     mask for RWKV, which has no use for it and says so."""
-    takes = _parameters(getattr(module.forward, "__func__", module.forward))
-    left_out = {"position_ids"} - takes | ({"attention_mask"} if "state" in takes else set())
+    left_out = {"attention_mask"} if takes(module, "state") else set()
+    if not takes(module, "position_ids"):
+        left_out.add("position_ids")
     return {name: value for name, value in arguments.items() if name not in left_out}
+
+
+def takes(module: nn.Module, name: str) -> bool:
+    """Whether its forward has a parameter of that name."""
+    return name in _parameters(getattr(module.forward, "__func__", module.forward))
 
 
 @lru_cache(maxsize=64)

@@ -16,9 +16,13 @@ from tests.support.tiny import tiny_model, tiny_tokenizer
 OBJECTS = {"model": tiny_model(), "tokenizer": tiny_tokenizer()}
 
 
-def letters_of(completions, number):
-    """A closure's worth of reward."""
-    return [c.count("a") - len(c) / 20 for c in completions]
+def closure():
+    """A reward that no other process can import, or each would load this file and torch."""
+
+    def letters_of(completions, number):
+        return [c.count("a") - len(c) / 20 for c in completions]
+
+    return letters_of
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +38,8 @@ def test_objects_are_evaluated_as_files_are(tmp_path):
     more = {"samples": 4, "sampling.max-new-tokens": 12, "output": tmp_path / "found.json"}
     evaluate_command(words({**flags, **more}))
     told = json.loads((tmp_path / "found.json").read_text())
-    local = lambda completions, number: letters_of(completions, number)  # noqa: E731
     found = lmpg.evaluate(
-        **OBJECTS, data=ROWS, rewards=[local], samples=4, sampling={"max_new_tokens": 12}
+        **OBJECTS, data=ROWS, rewards=[closure()], samples=4, sampling={"max_new_tokens": 12}
     )
     assert found.metrics == told["metrics"]
     assert found.intervals == told["intervals"]
@@ -45,12 +48,12 @@ def test_objects_are_evaluated_as_files_are(tmp_path):
 
 
 def test_a_run_is_evaluated_on_its_own_data_and_compared_with_its_start(run):
-    found = lmpg.evaluate(run, rewards=letters_of, compare="start", max_new_tokens=8)
+    found = lmpg.evaluate(run, rewards=closure(), compare="start", max_new_tokens=8)
     assert len(found.samples) == 8  # those that training held back
     assert found.differences.keys() == found.intervals.keys()
     assert "less start</th>" in found._repr_html_()
     assert "reward" in repr(found)
-    again = lmpg.evaluate(str(run.folder), rewards=letters_of, compare=run, max_new_tokens=8)
+    again = lmpg.evaluate(str(run.folder), rewards=closure(), compare=run, max_new_tokens=8)
     assert again.metrics == found.metrics
     assert set(again.differences["reward"]) == {0.0}
 

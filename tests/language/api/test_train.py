@@ -116,7 +116,7 @@ def test_a_run_goes_on_in_the_next_as_its_model_and_its_reward(tmp_path):
     where = {"run": {"output_dir": str(tmp_path / "judge"), "total_steps": 1}}
     judge = lmpg.train("reward_model", model=tiny_model(), **short, **where)
     first = trained(tmp_path / "first")
-    second = trained(tmp_path / "second", model=first, tokenizer=None, rewards=[judge, letters])
+    second = trained(tmp_path / "second", model=first, tokenizer=None, rewards=[judge, closure()])
     assert second.settings["model"]["path"] == str(first.model_path)
     assert second.settings["rewards"]["models"] == [str(judge.model_path)]
 

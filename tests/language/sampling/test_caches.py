@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lmpg.language.sampling.engines import transformers as engine
+from lmpg.language.sampling.engines.caches import kept, named
 from lmpg.language.sampling.engines.transformers import refuse_unusable_cache
 from lmpg.language.sampling.sampler import Sampler
 from lmpg.settings.section import UserError
@@ -34,6 +35,17 @@ def test_a_cache_that_stays_behind_is_refused(kind, monkeypatch):
     monkeypatch.setattr(place, name, wrong)
     with pytest.raises(UserError, match=r"keeps between tokens does not|fails on texts that go on"):
         refuse_unusable_cache(policy_of_family(kind))
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_cache_is_passed_on_by_the_name_that_the_model_has_for_it(name):
+    """transformers 5.24 calls it `cache`; asked for the older names, its outputs warn."""
+    trunk = torch.nn.Module()
+    forwards = {"cache": lambda ids, cache=None: ids, "past_key_values": lambda past_key_values: 0}
+    trunk.forward = forwards[name]
+    given = object()
+    assert named(trunk, given) == {name: given}
+    assert kept({"last_hidden_state": torch.zeros(1), **named(trunk, given)}) == {name: given}
 
 
 @catches("the prompts of a recurrent model padded to one length", "rows returned by length")

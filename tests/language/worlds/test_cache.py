@@ -3,9 +3,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
-import subprocess
-import sys
+import multiprocessing
+import signal
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ import torch
 from lmpg.language.worlds.cache import MANIFEST, cache_folder, cached
 from lmpg.settings.section import UserError
 from tests.support.planted import catches
+
+FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
@@ -86,36 +89,41 @@ def test_a_failed_making_leaves_nothing_that_counts(cache):
     assert [path for path in cache.iterdir() if path.name.endswith(".tmp")] == []
 
 
-PROGRAM = """
-import sys, time
-from pathlib import Path
-from lmpg.language.worlds.cache import cached
-def make(folder):
-    with open(sys.argv[1], "a") as calls:
-        calls.write("made\\n")
-    time.sleep(1.0)
-    (folder / "model").write_text("x")
-print(cached("stage", {}, make))
-"""
+def slowly_made(calls: Path, told: Connection) -> None:
+    """What each of two processes does: asks for a stage whose making takes a moment."""
+
+    def make(folder: Path) -> None:
+        with calls.open("a") as file:
+            file.write("made\n")
+        time.sleep(0.5)
+        (folder / "model").write_text("x")
+
+    told.send(str(cached("stage", {}, make)))
 
 
 def test_two_processes_at_once_make_a_stage_once(cache, tmp_path):
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "calls")]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=60)[0].splitlines() for process in running]
-    assert [process.returncode for process in running] == [0, 0]
-    assert said[0][-1] == said[1][-1]
-    assert (tmp_path / "calls").read_text() == "made\n"
+    calls, pipes = tmp_path / "calls", [FORK.Pipe(duplex=False) for _ in range(2)]
+    running = [FORK.Process(target=slowly_made, args=(calls, sending)) for _, sending in pipes]
+    for process in running:
+        process.start()
+    said = [receiving.recv() for receiving, _ in pipes if receiving.poll(60)]
+    for process in running:
+        process.join(60)
+    assert [process.exitcode for process in running] == [0, 0]
+    assert said[0] == said[1]
+    assert calls.read_text() == "made\n"
 
 
 def test_a_killed_process_does_not_block_the_next(cache, tmp_path):
     calls = tmp_path / "calls"
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(calls)])
+    process = FORK.Process(target=slowly_made, args=(calls, FORK.Pipe()[1]))
+    process.start()
     deadline = time.monotonic() + 60
     while not calls.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()
-    process.wait()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     make = Maker()
     assert (cached("stage", {}, make) / "inner" / "model").read_text() == "x"
     assert make.calls == 1

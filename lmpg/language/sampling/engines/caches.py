@@ -8,14 +8,23 @@ import torch
 from torch import Tensor
 from transformers import RecurrentGemmaModel
 
-NAMES = ("past_key_values", "cache_params", "state")
-"""What models call it: of attention, of Mamba and its like, of RWKV."""
+from lmpg.language.models.inputs import takes
+
+NAMES = ("cache", "past_key_values", "cache_params", "state")
+"""What models call it: any since transformers 5.24; before, of attention, and of Mamba and its
+like; of RWKV."""
+MASK_OF_NEW_TOKENS = ("falcon_mamba", "mamba", "mamba2", "xlstm")
+"""Model types whose attention mask is of the tokens that they read now, without those before."""
 
 
 def kept(output: Any) -> dict[str, Any]:
     """What a forward returned to be given to the next, under its name; {} if nothing."""
-    found = {name: getattr(output, name, None) for name in NAMES}
-    return {name: cache for name, cache in found.items() if cache is not None}
+    return {name: cache for name, cache in output.items() if name in NAMES}
+
+
+def named(trunk: Any, cache: Any) -> dict[str, Any]:
+    """A cache of attention, under the name that the model's forward takes it by."""
+    return {"cache" if takes(trunk, "cache") else "past_key_values": cache}
 
 
 def reordered(cache: Any, order_R: Tensor) -> Any:

@@ -15,8 +15,10 @@ from lmpg.language.models.forward.readable import refusing
 from lmpg.language.models.inputs import accepted, mask_and_positions, moved
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.sampling.engines.caches import (
+    MASK_OF_NEW_TOKENS,
     kept,
     layers_with_states,
+    named,
     reorder_layers,
     reordered,
     rwkv_step,
@@ -35,8 +37,9 @@ class TransformersDecoder:
         self._cache: dict[str, Any] = {}
         self._layers = layers_with_states(self._trunk)
         if self._layers:  # such a model does not return the cache of its other layers
-            self._cache = {"past_key_values": DynamicCache(config=policy.causal_lm.config)}
+            self._cache = named(self._trunk, DynamicCache(config=policy.causal_lm.config))
         self._is_rwkv = type(self._trunk) is RwkvModel
+        self._masks_new = policy.causal_lm.config.model_type in MASK_OF_NEW_TOKENS
 
     def prefill(self, ids_PL: Tensor, lengths_P: Tensor, prompt_R: Tensor) -> Tensor:
         """Reads prompts (padded left) and opens a row for each entry of prompt_R, [R, D]."""
@@ -63,7 +66,7 @@ class TransformersDecoder:
             whole = like.new_zeros(2, len(ends), heads, most, size)
             unread.place(whole, i, ends)
             cache.update(whole[0], whole[1], i)
-        self._cache = {"past_key_values": cache}
+        self._cache = named(self._trunk, cache)
         column_L = torch.arange(most + new, device=device)
         is_stored = (column_L < most) & (column_L >= most - known_R1)
         self._mask_RL = (is_stored | (column_L >= most + new - unread.new_R[:, None])).long()
@@ -73,7 +76,7 @@ class TransformersDecoder:
 
     def stored(self, places: list[int]) -> list[Stored] | None:
         """What is cached of the rows in `places`; None where a layer does not keep all tokens."""
-        cache = self._cache.get("past_key_values")
+        cache = next(iter(self._cache.values()), None)
         layers: list[Any] = cache.layers if type(cache) is DynamicCache else []
         if set(map(type, layers)) != {DynamicLayer}:
             return None
@@ -106,8 +109,8 @@ class TransformersDecoder:
             self._cache = {"state": state}
             return hidden
         arguments = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        if self._cache and "past_key_values" not in self._cache:
-            arguments.pop("attention_mask")  # Mamba's is of the tokens that it reads now
+        if self._cache and self._masks_new:
+            arguments.pop("attention_mask")  # of one token, which is no padding
         arguments = accepted(self._trunk, arguments)
         output = self._trunk(**arguments, **self._cache, use_cache=True)
         self._cache = kept(output) or self._cache
