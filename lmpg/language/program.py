@@ -113,8 +113,7 @@ def prepare(
     given: Given = NOTHING,
 ) -> PreparedRun:
     """Make every part of a run; all bad input is refused here, before any work."""
-    refuse_idle_processes(settings, processes)
-    refuse_long_waits(settings, processes)
+    refuse_unfit_processes(settings, processes)
     world, asked = world or built_world(settings, processes), settings.model.precision
     settings = as_it_began(with_world(settings, world) if world else settings, folder, processes)
     tokenizer = reading_tokenizer(tokenizer_of(settings.model), settings.data)
@@ -163,8 +162,10 @@ def policy_for(settings: LanguageSettings, tokenizer: Any, processes: Processes)
     return loaded(load, processes)
 
 
-def refuse_idle_processes(settings: LanguageSettings, processes: Processes) -> None:
-    """Prompts are shared out, so there must be one for each process."""
+def refuse_unfit_processes(settings: LanguageSettings, processes: Processes) -> None:
+    """Prompts are shared out, so there must be one for each process, and for none of them may the
+    others wait in vain."""
+    refuse_long_waits(settings, processes)
     num_prompts = settings.update.rollout_size // settings.algorithm.group_size
     if num_prompts < processes.count:
         raise UserError(

@@ -32,10 +32,13 @@ def meant(path: str, known: Collection[str]) -> list[str]:
     for start in range(len(sections)):
         if found := _foreign(".".join([*sections[start:], leaf]), known):
             return found
-    if same_leaf := [k for k in known if k.rpartition(".")[2] == leaf]:
-        return same_leaf[:3]
-    if found := _foreign(leaf, known):
+    foreign, section = _foreign(leaf, known), ".".join(sections)
+    if found := [k for k in foreign if k.rpartition(".")[0] == section]:  # as sampling.max_tokens
         return found
+    if same_leaf := [k for k in known if k.rpartition(".")[2] == leaf]:
+        return [*foreign, *same_leaf][:3]
+    if foreign:
+        return foreign
     if close := difflib.get_close_matches(path, list(known), n=1, cutoff=0.6):
         return close
     by_leaf = {k.rpartition(".")[2]: k for k in known}

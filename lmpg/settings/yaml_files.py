@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from lmpg.settings.hints import did_you_mean
 from lmpg.settings.section import UserError
 
 MOST_VALUES = 10_000  # in a YAML file; there are a few hundred settings
@@ -29,7 +30,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         values = _StrictLoader(_marked(path.read_text(encoding="utf-8"))).get_single_data()
     except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}; expected a YAML file") from error
+        beside = path.parent.glob("*.y*ml") if isinstance(error, FileNotFoundError) else ()
+        near = did_you_mean(path.name, [file.name for file in beside])
+        raise UserError(f"--config {path}: {error.strerror}; {near}expected a YAML file") from error
     except UnicodeDecodeError as error:
         raise UserError(f"--config {path}: not a text file; expected YAML in UTF-8") from error
     except yaml.YAMLError as error:

@@ -69,4 +69,4 @@ def test_what_a_function_logs_is_one_chart_with_its_held_out_figures(tmp_path):
         [(0, 0.0), (1, 0.2), (2, 0.2)],
     ]
     page = run(tmp_path, rows, summary={"before": {"logged/a/b": 0.0}})
-    assert "logged/a/b 0 – – Mean of what a reward function logged" in page.text
+    assert "logged/a/b 0 – – mean of what a reward function logged" in page.text

@@ -55,6 +55,8 @@ def test_every_entry_of_the_table_answers_users_of_some_method():
         ("grpo", "--sampling.rollout-size", "--update.rollout-size"),
         ("grpo", "--eval-path", "--data.eval-path"),
         ("grpo", "--max-completion-length", "--sampling.max-new-tokens"),
+        ("grpo", "--sampling.max-tokens", "--sampling.max-new-tokens"),
+        ("dpo", "--max-tokens", "--evaluation.max-new-tokens"),
         ("sft", "--per-device-train-batch-size", "--update.microbatch-size"),
         ("sft", "--num-train-epochs", "--run.total-steps or --update.epochs"),
         ("ppo", "--actor_rollout_ref.actor.optim.lr", "--update.learning-rate"),
@@ -104,6 +106,12 @@ def test_a_yaml_file_of_another_tool_is_answered_key_by_key(tmp_path):
 
 
 @catches("a page that names what a setting is not called elsewhere")
+def test_a_misspelt_file_of_settings_is_answered_by_the_one_beside_it(tmp_path):
+    (tmp_path / "sums.yaml").write_text("run: {total_steps: 2}\n")
+    with pytest.raises(UserError, match=r"sum.yaml: No such file.*; did you mean sums.yaml\? exp"):
+        settings_of("grpo", ["--config", str(tmp_path / "sum.yaml")])
+
+
 def test_the_page_shows_what_the_table_says():
     page = (ROOT / "docs" / "command_line.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`.*`) \| `([a-z_.]+)`", page, re.M)

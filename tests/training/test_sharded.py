@@ -175,7 +175,6 @@ def test_four_processes_that_share_out_weights_learn_what_one_does_which_goes_on
     assert largest_difference(learned(runs.here(kind, "four", **RESUMED)), whole) <= 1e-6
 
 
-@catches("the optimizer's state of another process's parts")
 @pytest.mark.slow
 def test_two_processes_that_share_out_weights_learn_what_one_does_and_go_on_to_the_bit(runs):
     runs.import_all(AMONG_TWO)

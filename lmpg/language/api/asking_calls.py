@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,8 +82,22 @@ def _listed(prompts: Any) -> list[Any]:
     """The prompts: one text, one chat, or several of these."""
     if isinstance(prompts, str):
         return [prompts]
-    listed = list(prompts)
-    return [listed] if listed and all(isinstance(x, Mapping) for x in listed) else listed
+    listed = list(_several(prompts, "prompts"))
+    if listed and all(isinstance(x, Mapping) for x in listed):
+        return [listed]
+    for i, prompt in enumerate(listed):
+        _several(prompt, f"prompts[{i}]")
+    return listed
+
+
+def _several(value: Any, key: str) -> Iterable[Any]:
+    """A value that holds several, as a text and a chat do; a message alone is no chat."""
+    if isinstance(value, Mapping) or not isinstance(value, Iterable):
+        raise UserError(
+            f"{key} is a {type(value).__name__}, expected a text, a chat, which is a list of "
+            'messages such as {"role": "user", "content": "…"}, or a list of these'
+        )
+    return value
 
 
 def _settings(

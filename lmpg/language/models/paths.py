@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lmpg.settings.hints import did_you_mean
 from lmpg.settings.raw import IN_MEMORY
 from lmpg.settings.section import UserError
 
@@ -38,8 +39,15 @@ def refuse_missing_folder(key: str, path: str, what: str, revision: str | None =
             f"{key} = {path} is a file, expected a folder with a {what}, as save_pretrained writes "
             "it, or a Hub id; name the folder"
         )
-    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+    folder = Path(path).expanduser().parent
+    beside = did_you_mean(Path(path).name, _runs_in(folder)) if "/" in path else ""
+    if path.startswith((".", "/", "~")) or path.count("/") > 1 or beside:
         raise UserError(
-            f"{key} = {path} does not exist, expected a folder with a {what} or a Hub id; "
+            f"{key} = {path} does not exist, {beside}expected a folder with a {what} or a Hub id; "
             "mend the path"
         )
+
+
+def _runs_in(folder: Path) -> list[str]:
+    """The runs of lmpg there; `runs/first` would be a Hub id by its form alone."""
+    return [config.parent.name for config in folder.glob("*/config.yaml")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -66,8 +67,10 @@ class MeasuringSettings(AskingSettings):
         environment = getattr(self, "environment", None)
         talks = environment is not None and environment.path is not None
         if data.path is None and not talks:
+            is_there = Path(self.model.path).expanduser().exists()
             raise ValueError(
-                f"data.path is not set and {self.model.path} is no run whose data could be taken, "
+                f"data.path is not set and {self.model.path} is no "
+                f"{'run' if is_there else 'folder here'} whose data could be taken, "
                 "expected a Hub name or a local file: give --data.path"
             )
         in_world = str(data.path).startswith("world:")

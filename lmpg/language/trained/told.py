@@ -38,29 +38,38 @@ def shown_name(figure: str) -> str:
 
 
 def _figures(found: Measured) -> Iterator[str]:
-    yield f"{'':>16}  {'mean':>9}   95 % interval"
-    for name in shown_figures(found.sampled.samples, list(found.metrics)):
+    figures, width = _with_width(found)
+    yield f"{'':>{width}}  {'mean':>9}   95 % interval"
+    for name in figures:
         ends = found.intervals.get(name)
         interval = f"   {_number(ends[0])} … {_number(ends[1])}" if ends else ""
-        yield f"{shown_name(name):>16}  {_number(found.metrics[name]):>9}{interval}"
+        yield f"{shown_name(name):>{width}}  {_number(found.metrics[name]):>9}{interval}"
+
+
+def _with_width(found: Measured) -> tuple[list[str], int]:
+    """The figures to show, and how wide the column of their names is."""
+    figures = shown_figures(found.sampled.samples, list(found.metrics))
+    return figures, max([16, *(len(shown_name(name)) for name in figures)])
 
 
 def _compared(found: Evaluated) -> Iterator[str]:
     first, other = found.first, found.other
     assert other is not None
     names = [_short(model.model, 14) for model in (first, other)]
+    figures, width = _with_width(first)
     yield (
-        f"{'':>16}  {names[0]:>14}  {names[1]:>14}  {'difference':>10}   "
+        f"{'':>{width}}  {names[0]:>14}  {names[1]:>14}  {'difference':>10}   "
         "95 % interval, paired by prompt"
     )
-    for name in shown_figures(first.sampled.samples, list(first.metrics)):
+    for name in figures:
         cells = f"{_number(first.metrics[name]):>14}  {_number(other.metrics.get(name)):>14}"
         if name not in found.differences:
-            yield f"{shown_name(name):>16}  {cells}"
+            yield f"{shown_name(name):>{width}}  {cells}"
             continue
         mean, low, high = found.differences[name]
         clear = "" if low <= 0 <= high else "  *"
-        yield (f"{shown_name(name):>16}  {cells}  {mean:>+10.4f}   {low:+.4f} … {high:+.4f}{clear}")
+        ends = f"{low:+.4f} … {high:+.4f}"
+        yield f"{shown_name(name):>{width}}  {cells}  {mean:>+10.4f}   {ends}{clear}"
     yield "* the interval leaves out 0"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from lmpg.runs.report.meanings import words
+from lmpg.runs.report.meanings import held_out_note
 from lmpg.runs.resumable import FOLDER_OF_CODE
 
 NAME = "README.md"
@@ -139,7 +139,7 @@ def _loading(task: str, settings: dict[str, Any], adapter: bool) -> str:
 def _scores(summary: dict[str, Any]) -> str:
     before, after = summary.get("before") or {}, summary.get("after") or {}
     rows = [
-        f"| {name} | {_number(before.get(name))} | {_number(value)} | {words(f'eval/{name}')[0]} |"
+        f"| {name} | {_number(before.get(name))} | {_number(value)} | {held_out_note(name)} |"
         for name, value in after.items()
     ]
     head = "On data that were held out.\n\n| | before | after | |\n|---|---|---|---|"

@@ -238,6 +238,12 @@ def meaning(name: str) -> Meaning | None:
     return None
 
 
+def held_out_note(figure: str) -> str:
+    """What an evaluation's figure is, as a note beside it; nothing of one that is not known."""
+    said = words(f"eval/{figure}")[0]
+    return said[:1].lower() + said[1:].removesuffix(".")
+
+
 def chart_title(name: str) -> str:
     """What a chart of a metric is called."""
     known = meaning(name)

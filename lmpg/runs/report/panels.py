@@ -123,9 +123,9 @@ def _of_evaluations(used: set[str], history: History, summary: Mapping) -> list[
         dots = evaluations(history, figure, summary)
         if f"eval/{figure}" not in used and len(dots) > 2:
             used.add(f"eval/{figure}")
-            found.append(
-                Panel(figure, [Series("held out", dots, dots=True)], *words(f"eval/{figure}"))
-            )
+            what, worry, unit = words(f"eval/{figure}")
+            said = f"{what[:1].upper()}{what[1:]}."
+            found.append(Panel(figure, [Series("held out", dots, dots=True)], said, worry, unit))
     return found
 
 

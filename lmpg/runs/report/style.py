@@ -57,7 +57,9 @@ th, td { text-align: left; padding: 6px 14px 6px 0; border-bottom: 1px solid var
 th { color: var(--muted); font-weight: 500; font-size: 13px; }
 td.num, th.num { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .scroll { overflow-x: auto; }
-@media (max-width: 640px) { .note { display: none; } th, td { padding-right: 10px; } }
+@media (max-width: 640px) { .note { display: none; } th, td { padding-right: 8px; }
+  .scroll { font-size: 13.5px; } th.num { white-space: normal; font-size: 12px; }
+  td b { overflow-wrap: anywhere; } }
 .times td { border: 0; padding: 3px 14px 3px 0; } .times .bar { width: 70%; }
 .bar div { background: var(--c1); height: 12px; border-radius: 3px; margin-top: 6px;
   min-width: 2px; }

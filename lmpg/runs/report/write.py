@@ -12,7 +12,7 @@ from lmpg.runs.folder import REPORT, read_summary
 from lmpg.runs.log_lines import is_number
 from lmpg.runs.report.charts import draw, figure, number
 from lmpg.runs.report.history import History
-from lmpg.runs.report.meanings import HEADLINES, words
+from lmpg.runs.report.meanings import HEADLINES, held_out_note
 from lmpg.runs.report.page import page, settings_block, table
 from lmpg.runs.report.panels import panels
 from lmpg.runs.report.sample_rows import samples_block
@@ -80,7 +80,7 @@ def before_after(summary: Mapping) -> str:
             [
                 f"<b>{escape(name)}</b>",
                 *cells,
-                f'<span class="note">{escape(words(f"eval/{name}")[0])}</span>',
+                f'<span class="note">{escape(held_out_note(name))}</span>',
             ]
         )
     best_column = [f"best (step {best.get('step')})"] if best else []

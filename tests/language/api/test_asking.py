@@ -90,6 +90,13 @@ def test_rewards_that_a_run_cannot_keep_are_named_and_no_prompts_have_no_answers
     assert lmpg.generate(run, []) == []
 
 
+def test_a_misspelt_run_is_not_asked_of_the_hub(run, monkeypatch):
+    monkeypatch.chdir(run.folder.parent.parent)
+    near = run.folder.relative_to(run.folder.parent.parent)
+    with pytest.raises(lmpg.UserError, match=rf"{near}x does not exist, did you mean {near.name}"):
+        lmpg.generate(f"{near}x", "a")
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -100,6 +107,9 @@ def test_rewards_that_a_run_cannot_keep_are_named_and_no_prompts_have_no_answers
         ({"model": "nowhere/at/all"}, "model.path = nowhere/at/all does not exist"),
         ({"model": tiny_model()}, "in memory, expected its tokenizer beside it"),
         ({"prompts": [""]}, "prompt 1 of 1 is empty"),
+        ({"prompts": 3}, "prompts is a int, expected a text, a chat"),
+        ({"prompts": ["a", 3]}, "prompts[1] is a int, expected a text, a chat"),
+        ({"prompts": {"role": "user", "content": "a"}}, "prompts is a dict, expected a text"),
     ],
 )
 def test_bad_input_is_answered_in_one_line(run, wrong, said):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
 from lmpg.cli.asking import evaluate
 from lmpg.cli.main import train_by_name
 from lmpg.language.rewards.builtin import numeric_answer
+from lmpg.language.trained import told
 from lmpg.language.trained.command_settings import EvaluateSettings
 from lmpg.language.trained.of_run import asked
 from lmpg.runs.folder import read_summary
@@ -155,6 +157,7 @@ def test_what_the_user_gives_wins_over_the_settings_of_the_run(gsm):
     [
         ("--samples 2", "model.path is not set, expected the folder of a run"),
         ("--model.path {gsm}/model", "data.path is not set and .* is no run"),
+        ("--model.path {gsm}/modl", "data.path is not set and .*modl is no folder here whose data"),
         ("--model.path {gsm}/model --data.path {gsm}/gsm.jsonl", "no reward is given"),
         ("--model.path {gsm}/run --compare {gsm}/nothing", "compare = .*nothing does not exist"),
         ("--model.path {gsm}/model {own} --compare start", "compare = start with .* no run's"),
@@ -177,6 +180,16 @@ def test_a_run_that_has_not_finished_is_no_model_yet(gsm, tmp_path):
     (tmp_path / "run" / "config.yaml").write_text((gsm / "run" / "config.yaml").read_text())
     with pytest.raises(UserError, match=r"run without final/ .it has not ended yet.*--run.resume"):
         measured(tmp_path, "--model.path", tmp_path / "run")
+
+
+def test_figures_stand_in_one_column_however_long_their_names_are():
+    metrics = {"rewards/a_reward_with_a_long_name": 0.5, "length": 12.0}
+    sampled = SimpleNamespace(samples=1)
+    found = SimpleNamespace(sampled=sampled, metrics=metrics, intervals={}, model="run")
+    assert len({len(line) for line in list(told._figures(found))[1:]}) == 1
+    both = SimpleNamespace(first=found, other=found, differences={"length": (0.0, 0.0, 0.0)})
+    _, first, second, _ = told._compared(both)
+    assert first.index("0.5000") + 6 == second.index("12.0000") + 7
 
 
 def test_responses_with_escape_codes_do_not_steer_the_terminal(gsm, tmp_path, capsys):
