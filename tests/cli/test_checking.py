@@ -8,7 +8,6 @@ import logging
 import random
 from contextlib import redirect_stdout
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from accelerate.state import PartialState
@@ -146,13 +145,6 @@ def test_labelled_answers_and_pairs_are_shown_as_what_they_are_taken_for(parts, 
     named, said = found(capsys, "reward_model", flags)
     assert named == [], said
     assert [said.count(f"\n{name:<11} ") for name in ("chosen", "rejected")] == [2, 2]
-
-
-@catches("labels of one kind, where the other comes late")
-def test_labels_are_of_one_kind_only_if_all_are():
-    late = [SimpleNamespace(desirable=i < 3000) for i in range(3001)]
-    assert list(traps.of_labels(late)) == []
-    assert "all answers are desirable" in next(traps.of_labels(late[:-1]))
 
 
 @catches("held-out rows are not looked for in the training data")

@@ -71,9 +71,9 @@ def with_answer_tokens(
     found = (_answer_tokens(tokenizer, *each) for each in zip(texts, logprobs, first))
     made = []
     for row in rows:
-        sides = {side: next(found) for side in ("chosen", "rejected") if side in row}
-        tokens = {"prompt": row["prompt"][-LONGEST_PROMPT:], **(sides or next(found))}
-        made.append({**row, TOKENS: tokens})
+        sides = [side for side in ("chosen", "rejected") if side in row]
+        tokens: dict[str, Any] = {side: next(found) for side in sides} if sides else next(found)
+        made.append({**row, TOKENS: {"prompt": row["prompt"][-LONGEST_PROMPT:], **tokens}})
     return made
 
 
