@@ -30,9 +30,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         values = _StrictLoader(_marked(path.read_text(encoding="utf-8"))).get_single_data()
     except OSError as error:
-        beside = path.parent.glob("*.y*ml") if isinstance(error, FileNotFoundError) else ()
-        near = did_you_mean(path.name, [file.name for file in beside])
-        raise UserError(f"--config {path}: {error.strerror}; {near}expected a YAML file") from error
+        raise UserError(_unreadable(path, error)) from error
     except UnicodeDecodeError as error:
         raise UserError(f"--config {path}: not a text file; expected YAML in UTF-8") from error
     except yaml.YAMLError as error:
@@ -152,3 +150,10 @@ def _each_text(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, Mapping):
         return {_each_text(k, change): _each_text(x, change) for k, x in value.items()}
     return [_each_text(x, change) for x in value] if isinstance(value, list) else value
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    """Why the file cannot be read, with the one beside it that may be meant."""
+    beside = path.parent.glob("*.y*ml") if isinstance(error, FileNotFoundError) else ()
+    near = did_you_mean(path.name, [file.name for file in beside])
+    return f"--config {path}: {error.strerror}; {near}expected a YAML file"

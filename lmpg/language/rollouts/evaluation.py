@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lmpg.language.data.prompts import EvalMetric, Prompt
@@ -55,13 +55,10 @@ class Evaluator:
         """
         prompts = [self.prompts[i % len(self.prompts)] for i in range(self.size)]
         parts = self.generator, prompts
-        share = len(self.generator.processes.share_of(self.size))
-        asked_again = f"answers to {len(self.prompts)} held-out prompts"
-        what = "held-out prompts answered" if self.size <= len(self.prompts) else asked_again
-        talks = self.generator.environments is not None
-        tell = teller("held-out episodes" if talks else what, share)
         judges = self.scorer, self.reference
-        found = scored_completions(*parts, self.samples, self.rows, *judges, progress=tell)
+        found = scored_completions(
+            *parts, self.samples, self.rows, *judges, progress=self._teller()
+        )
         self._refuse(found, max_error_share)
         metrics = {} if self.scorer is None else score_statistics(found.scores)
         if errors := found.scores.count(None):
@@ -84,6 +81,15 @@ class Evaluator:
         metrics |= found.logged_means
         gold = self.eval_metric(found.prompts, found.texts) if self.eval_metric else {}
         return metrics | gold
+
+    def _teller(self) -> Callable[[int], None]:
+        """Says how many prompts of this rank's share are answered."""
+        what, count = "held-out prompts answered", len(self.prompts)
+        if self.generator.environments is not None:
+            what = "held-out episodes"
+        elif self.size > count:
+            what = f"answers to {count} held-out prompts"
+        return teller(what, len(self.generator.processes.share_of(self.size)))
 
     def _refuse(self, found: ScoredCompletions, max_error_share: float) -> None:
         if found.ruined:

@@ -67,7 +67,7 @@ class MeasuringSettings(AskingSettings):
         environment = getattr(self, "environment", None)
         talks = environment is not None and environment.path is not None
         if data.path is None and not talks:
-            is_there = Path(self.model.path).expanduser().exists()
+            is_there = Path(self.model.path or "").expanduser().exists()
             raise ValueError(
                 f"data.path is not set and {self.model.path} is no "
                 f"{'run' if is_there else 'folder here'} whose data could be taken, "
