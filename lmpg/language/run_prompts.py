@@ -53,7 +53,7 @@ def _again(held_out: int, settings: LanguageSettings) -> str:
     if size <= held_out:
         return ""
     return (
-        f"; each held-out one is asked about {size / held_out:.0f} times in an evaluation "
+        f"; each held-out one is asked up to {-(-size // held_out)} times in an evaluation "
         f"(evaluation.size = {size})"
     )
 

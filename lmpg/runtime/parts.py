@@ -40,9 +40,8 @@ def all_whole(tensors: Sequence[Any]) -> list[Tensor]:
     found: dict[int, Tensor] = {}
     for dtype in dict.fromkeys(x.dtype for x in tensors):
         same = [x for x in tensors if x.dtype == dtype]
-        sizes = [
-            -(-len(x) // count) * math.prod(x.shape[1:]) for x in same
-        ]  # the last parts have fewer
+        # the last parts have fewer rows
+        sizes = [-(-len(x) // count) * math.prod(x.shape[1:]) for x in same]
         flat = torch.empty(sum(sizes), dtype=dtype, device=mine(same[0]).device)
         for room, x in zip(flat.split(sizes), same):
             room[: mine(x).numel()] = mine(x).flatten()

@@ -210,10 +210,8 @@ class Offline(Loop):
     def _evaluate_and_keep_best(self) -> dict[str, float]:
         """After the last step the evaluation at the end shows the examples."""
         iteration, total = self.progress.iteration, self.total_steps
-        self._shows, self._with_tokens = (
-            iteration < total,
-            views_tokens(iteration, self.every, total),
-        )
+        self._shows = iteration < total
+        self._with_tokens = views_tokens(iteration, self.every, total)
         found = super()._evaluate_and_keep_best()
         self._shows = self._with_tokens = True
         return found

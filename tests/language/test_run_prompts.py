@@ -55,7 +55,7 @@ def test_prompts_that_only_environments_know_are_begun_to_see_what_they_are_like
     )
     policy = SimpleNamespace(context_length=512)
     found = prompts_for(settings, policy, tokenizer, None, environments, tell=True)  # type: ignore[arg-type]
-    said = "10 held out; each held-out one is asked about 26 times in an evaluation"
+    said = "10 held out; each held-out one is asked up to 26 times in an evaluation"
     assert f"40 prompts to train on, {said} (evaluation.size = 256)" in capsys.readouterr().out
     shown = begun(found, environments, 0)
     assert [len(shown.train), len(shown.held_out)] == [8, 8]

@@ -207,6 +207,7 @@ def test_two_live_runs_cannot_share_a_folder_but_a_killed_one_lets_go(tmp_path):
     receiving, sending = fork.Pipe(duplex=False)
     process = fork.Process(target=hold, args=(tmp_path, sending), daemon=True)
     process.start()
+    assert receiving.poll(60)
     assert receiving.recv() == "holding"
     with pytest.raises(UserError, match="in use by a run that is still going"):
         resumed(tmp_path)

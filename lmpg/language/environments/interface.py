@@ -51,7 +51,8 @@ class Outcome:
     """What `reset` or `step` of one row gave, checked, as plain data.
 
     error: why the row is lost, None where it is not; such a row has no score, as one that a reward
-    failed on. tools: schemas for the chat template. template_kwargs: its variables from the row.
+    failed on. nonsense: whether what was returned is wrong; else something was raised, or nothing
+    came. tools: schemas for the chat template. template_kwargs: its variables from the row.
     """
 
     observation: Observation = ""
@@ -60,6 +61,7 @@ class Outcome:
     truncated: bool = False
     info: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
+    nonsense: bool = False
     tools: list[dict[str, Any]] | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
 

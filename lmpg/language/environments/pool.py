@@ -14,7 +14,7 @@ from lmpg.language.environments.interface import Outcome
 from lmpg.language.environments.local_rows import LocalRows
 from lmpg.language.environments.plan import Calls, Plan, plan_of
 from lmpg.language.environments.settings import EnvironmentSettings
-from lmpg.language.environments.text_episodes import RETURNED, Call, Result
+from lmpg.language.environments.text_episodes import Call, Result
 from lmpg.language.environments.worker_rows import WorkerRows
 from lmpg.language.rewards.local_sources import save
 from lmpg.language.rewards.results.scores import MAX_WARNINGS
@@ -26,7 +26,7 @@ CALLS = Calls()
 
 
 class EnvironmentPool:
-    """Environments of `settings`, one for each row of a rollout; imports and tries them at once.
+    """Environments of `settings`, one for each row of a rollout; imports and makes one at once.
 
     They live in worker processes; those given as objects of Python live here. A row whose
     environment throws, hangs, ends its process or returns nonsense is lost: its outcome has an
@@ -80,7 +80,8 @@ class EnvironmentPool:
 
     def try_episode(self, row: dict[str, Any]) -> None:
         """Begins an episode of a row, takes an empty turn in it and ends it, before any work is
-        done; UserError where `reset` or `step` returns what no episode can go on with.
+        done; UserError, and all is closed, where `reset` or `step` returns what no episode can go
+        on with.
 
         What they raise is left to the run, where it costs a row alone: it may be the fault of this
         row, or of the turn.
@@ -91,7 +92,8 @@ class EnvironmentPool:
             outcome = self.step({0: ""})[0]
         self.reset([], [])
         self._is_tried = False
-        if outcome.error is not None and outcome.error.split()[1:2] == [RETURNED]:
+        if outcome.nonsense:
+            self.close()
             raise UserError(f"{self._key}: {self.name} was tried for one turn: {outcome.error}")
 
     def keep_sources(self, folder: Path) -> None:
@@ -158,7 +160,8 @@ class EnvironmentPool:
         except UserError as error:
             self._lost[row] = str(error)
             self._warn_once(str(error))
-            return Outcome(error=str(error))
+            nonsense = "error" not in result or "nonsense" in result
+            return Outcome(error=str(error), nonsense=nonsense)
         tools, rest = options.get("tools"), {k: x for k, x in options.items() if k != "tools"}
         names = ("reward", "terminated", "truncated", "info")
         kept = {name: result[name] for name in names}

@@ -3,8 +3,9 @@
 It imports nothing but the standard library and what the worker has, so that a worker is ready in a
 few milliseconds. A call is {"row", "seed", "options"} (reset) or {"row", "action"} (step); its
 outcome has "observation", "reward", "terminated", "truncated" and "info" (and "tools", of a reset
-where there are some), or "error"; {"lost": true} where the row's environment is not here, {"later":
-true} where the calls before it took so long that it is to be asked for again.
+where there are some), or "error" (and "nonsense", where it is what was returned); {"lost": true}
+where the row's environment is not here, {"later": true} where the calls before it took so long that
+it is to be asked for again.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ from lmpg.language.rewards.worker import SIGNALS, described
 LONGEST_OBSERVATION = 1 << 20  # characters; no context holds as many
 LONGEST_INFO = 10_000  # characters of a value of info
 TOGETHER = 0.25  # seconds of calls in one reply, so that one which hangs is soon known
-RETURNED = "returned"
-"""The second word of what is said of a result that is none."""
 LOST, LATER = {"lost": True}, {"later": True}
 Call = dict[str, Any]
 Result = dict[str, Any]
@@ -85,13 +84,13 @@ class Episodes:
             try:
                 return self._checked(call, value)
             except Exception as problem:
-                found = f"{name} {RETURNED} {problem}"
+                found = {"error": f"{name} returned {problem}", "nonsense": True}
         elif isinstance(error, TimeoutError) and not str(error):
-            found = slow(name, timeout)
+            found = {"error": slow(name, timeout)}
         else:
-            found = f"{name} raised {described(error)}"
+            found = {"error": f"{name} raised {described(error)}"}
         self._forget(call["row"])
-        return {"error": found}
+        return found
 
     def _checked(self, call: Call, value: Any) -> Result:
         if "action" in call:

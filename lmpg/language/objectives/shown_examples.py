@@ -68,14 +68,13 @@ def with_answer_tokens(
     texts: those of each row's answers, one after the other: two of a pair. logprobs, first: of
     their answers' tokens, under the policy and the reference; NaN of those that teach nothing.
     """
-    found = [_answer_tokens(tokenizer, *each) for each in zip(texts, logprobs, first)]
-    if len(found) > len(rows):
-        sides = zip(found[::2], found[1::2])
-        found = [{"chosen": chosen, "rejected": rejected} for chosen, rejected in sides]
-    return [
-        {**row, TOKENS: {"prompt": row["prompt"][-LONGEST_PROMPT:], **tokens}}
-        for row, tokens in zip(rows, found)
-    ]
+    found = (_answer_tokens(tokenizer, *each) for each in zip(texts, logprobs, first))
+    made = []
+    for row in rows:
+        sides = [side for side in ("chosen", "rejected") if side in row]
+        tokens: dict[str, Any] = {side: next(found) for side in sides} if sides else next(found)
+        made.append({**row, TOKENS: {"prompt": row["prompt"][-LONGEST_PROMPT:], **tokens}})
+    return made
 
 
 def _answer_tokens(

@@ -72,9 +72,9 @@ def of_data(
 
 def of_labels(examples: Sequence[Any]) -> Iterator[str]:
     """Answers that are all desirable, or none, from which KTO learns one half of its loss."""
-    kinds = {x.desirable for x in islice(examples, MOST) if hasattr(x, "desirable")}
-    if len(kinds) == 1:
-        kind = "desirable" if kinds.pop() else "undesirable"
+    first = getattr(examples[0], "desirable", None)
+    if first is not None and all(x.desirable == first for x in examples):
+        kind = "desirable" if first else "undesirable"
         yield (
             f"labels of one kind: all answers are {kind}, so that there is nothing to tell apart; "
             "look at data.label_column, or give answers of the other kind, too"

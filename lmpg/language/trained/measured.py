@@ -193,7 +193,7 @@ def figures(
         found["greedy_pass"] = greedy.pass_at(1, pass_score)
     if len(sampled.by_reward) > 1:
         for name, scores in sampled.by_reward.items():
-            found[f"rewards/{name}"] = sampled.per_prompt(scores).nanmean(1)
+            found[f"rewards/{name}/mean"] = sampled.per_prompt(scores).nanmean(1)
     found["length"] = sampled.per_prompt(sampled.lengths).mean(1)
     if sampled.talks:
         found["turns"] = sampled.per_prompt([len(talk.turns) for talk in sampled.talks]).mean(1)

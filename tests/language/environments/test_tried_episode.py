@@ -35,6 +35,14 @@ class TooFew(Closes):
 
 class Nothing(Closes):
     def reset(self, *, seed, options): ...
+
+class Silent(Closes):
+    def reset(self, *, seed, options):
+        return "", {}
+
+class Unreadable(Closes):
+    def reset(self, *, seed, options):
+        return [{"text": "begin"}], {}
 """
 
 
@@ -57,10 +65,15 @@ def pool(request, tmp_path):
         one.close()
 
 
-@catches("a wrong return value found in the first evaluation")
+@catches("a wrong return value found in the first evaluation", "only wrong kinds are refused")
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("TooFew", "step returned 4 values, exp"), ("Nothing", "reset returned a NoneType, exp")],
+    [
+        ("TooFew", "step returned 4 values, exp"),
+        ("Nothing", "reset returned a NoneType, exp"),
+        ("Silent", "reset gave no observation, and the row has no prompt"),
+        ("Unreadable", "its observation"),
+    ],
 )
 def test_a_wrong_return_value_is_found_by_a_tried_episode(name, said, pool, caplog):
     with pytest.raises(UserError, match=rf"environment\.path: {name} was tried .*: {said}"):
