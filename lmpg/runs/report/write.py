@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -74,11 +75,12 @@ def before_after(summary: Mapping) -> str:
     rows = []
     for name in names:
         old, new = before.get(name), after.get(name)
+        broken = re.sub("(?<=[/_])", "<wbr>", escape(name))  # at these, on a narrow page
         cells = [figure(old), figure(new), _change(old, new)]
         cells += [figure(best.get(name))] if best else []
         rows.append(
             [
-                f"<b>{escape(name)}</b>",
+                f"<b>{broken}</b>",
                 *cells,
                 f'<span class="note">{escape(held_out_note(name))}</span>',
             ]
