@@ -20,6 +20,9 @@ import matplotlib.pyplot as plt
 LABELS = {
     "reward": "reward-model score",
     "train/reward": "share of right answers while training",
+    "train/rewards/rm/mean": "score of the reward model",
+    "train/rewards/word_odds/mean": "gold: log odds of the words",
+    "train/objective/kl": "KL to the base (nats per response)",
     "gold": "gold: share positive and grammatical",
     "gold_positive": "gold: share positive",
     "gold_grammatical": "gold: share grammatical",
