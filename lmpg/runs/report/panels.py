@@ -77,8 +77,9 @@ def panels(history: History, summary: Mapping) -> tuple[list[Panel], list[Panel]
         lines = [Series(_reward_name(name), history.points(name)) for name in rewards]
         shown.insert(1, Panel("Rewards one by one", lines, *words("rewards/NAME/mean")))
         used |= set(rewards)
-    others = sorted(history.curves.keys() - used)
-    more = [_other(n, history, summary) for n in others if n not in {f"eval/{x}" for x in others}]
+    others = history.curves.keys() - used
+    alone = sorted(others - {f"eval/{name}" for name in others})  # evaluations stand with the rest
+    more = [_other(name, history, summary) for name in alone]
     return shown[:FIRST], shown[FIRST:], more
 
 
