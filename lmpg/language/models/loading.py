@@ -30,7 +30,6 @@ from lmpg.language.models.forward.kept_weights import (
     keep_frozen,
     rounded_to_bf16,
 )
-from lmpg.language.models.head import refuse_unknown_head
 from lmpg.language.models.lora import refuse_options_without_rank, with_adapter
 from lmpg.language.models.model_files import is_saved_in_bf16
 from lmpg.language.models.policy import CausalLMPolicy
@@ -38,6 +37,7 @@ from lmpg.language.models.precision import allow_tf32, computes_in_bf16, has_tf3
 from lmpg.language.models.pretrained import pretrained_model, pretrained_tokenizer
 from lmpg.language.models.reference import Reference
 from lmpg.language.models.settings import ModelSettings
+from lmpg.language.models.start.first_look import refuse_unsound
 from lmpg.language.models.start.four_bits import refuse_packed
 from lmpg.language.models.start.read_low import only_adapters_learn, read_low
 from lmpg.language.models.start.shared_out import shared_out_like
@@ -140,7 +140,7 @@ def _ready(policy: CausalLMPolicy, settings: ModelSettings) -> CausalLMPolicy:
     """The policy where it is to compute, set up to do so and known to be sound."""
     allow_tf32(policy, settings.tf32)
     policy.recompute_layers(settings.gradient_checkpointing)
-    refuse_unknown_head(policy)
+    refuse_unsound(policy, settings.precision)
     return policy
 
 
