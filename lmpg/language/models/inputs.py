@@ -64,6 +64,19 @@ def of_equal_length(rows: Sequence[Sequence[int]]) -> list[list[int]]:
     return [found[length] for length in sorted(found)]
 
 
+PROMPT_TOKENS = 2**13
+"""Tokens of prompts, with their padding, that are read together, but one prompt at least: more are
+computed no faster, and what a layer makes of them would take more memory than anything else does
+while sampling."""
+
+
+def read_together(ids_PL: Tensor) -> list[slice]:
+    """The parts of prompts that are read one after the other."""
+    num_prompts, width = ids_PL.shape
+    size = max(1, PROMPT_TOKENS // max(1, width))
+    return [slice(start, start + size) for start in range(0, num_prompts, size)]
+
+
 def mask_and_positions(start_B: Tensor, end_B: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Attention mask and position ids [B, width] of rows whose tokens lie in [start, end).
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lmpg.language.models.inputs import read_together
 from lmpg.language.sampling.engines.weights import (
     DecodeWeights,
     LayerWeights,
@@ -28,7 +29,31 @@ def read_prompts(
     take: Callable[[Tensor], None],
 ) -> Tensor:
     """Hidden states [P, D] after prompts (padded left); hands each layer's keys and values,
-    [P, K + K, L, E], to `take`, the first layer's first. On any device."""
+    [P, K + K, L, E], to `take`, the first layer's first. On any device, some prompts at a time."""
+    parts = [[x[part] for x in (ids_PL, mask_PL, position_PL)] for part in read_together(ids_PL)]
+    if len(parts) == 1:
+        return _read_together(w, *parts[0], take)
+    layers: list[list[Tensor]] = [[] for _ in w.layers]
+
+    def keep(key_value: Tensor) -> None:
+        layer = min(layers, key=len)
+        layer.append(key_value.clone())  # what it is a part of holds the queries, too
+
+    hidden = [_read_together(w, *part, keep) for part in parts]
+    for of_layer in layers:
+        take(torch.cat(of_layer))
+        of_layer.clear()
+    return torch.cat(hidden)
+
+
+def _read_together(
+    w: DecodeWeights,
+    ids_PL: Tensor,
+    mask_PL: Tensor,
+    position_PL: Tensor,
+    take: Callable[[Tensor], None],
+) -> Tensor:
+    """The same, of prompts that are few enough."""
     visible = {window: _visible(mask_PL, window) for window in (None, *w.windows)}
 
     def alone(key_value: Tensor) -> tuple[Tensor, Tensor]:
