@@ -9,7 +9,7 @@ from lmpg.language.data.examples import Split
 from lmpg.language.data.prompts import Prompt, lengths_of
 from lmpg.language.models.footprint.needs import Parts, Work, total
 from lmpg.language.models.footprint.said import fitting_tokens, lines
-from lmpg.language.models.footprint.shape import shape_of
+from lmpg.language.models.footprint.shape import learned_besides, shape_of
 from lmpg.language.models.forward.kept_weights import is_packed
 from lmpg.language.models.lora import rank_of
 from lmpg.language.models.policy import CausalLMPolicy
@@ -62,6 +62,7 @@ def work_of(
         response=_response(settings, longest, policy.context_length),
         sampled=0 if settings.sampling.server else update.rollout_size,
         rank=rank_of(policy.model),
+        besides=learned_besides(policy.model) if rank_of(policy.model) else 0,
         packed=is_packed(policy.model),
         kept=policy.frozen_dtype.itemsize,
         product=2 if policy.bf16 else 4,

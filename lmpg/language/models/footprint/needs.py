@@ -34,8 +34,9 @@ _OWN_FORWARD = 2.0
 
 @dataclass(frozen=True)
 class Work:
-    """A run's sizes. rank: of adapters, 0 where the whole model learns. packed: whether the linear
-    layers under them are in 4 bits. kept, product, saved: bytes
+    """A run's sizes. rank: of adapters, 0 where the whole model learns; besides: weights that learn
+    beside them (`modules_to_save`, biases). packed: whether the linear layers under them are in
+    4 bits. kept, product, saved: bytes
     of a frozen weight, of a number in a product, of a weight in `final/`. critic_shape: of a critic
     with weights of its own. frozen: bytes of other models. rows: of a micro-batch, each with
     `prompt` tokens and then `response`; sampled: rows of a rollout. several: whether a minibatch
@@ -49,6 +50,7 @@ class Work:
     response: int
     sampled: int = 0
     rank: int = 0
+    besides: int = 0
     packed: bool = False
     kept: int = FP32
     product: int = FP32
@@ -71,7 +73,9 @@ class Work:
     @property
     def learning(self) -> int:
         """Weights of the policy that the optimizer changes."""
-        return self.rank * self.model.linear_width if self.rank else self.model.weights
+        if not self.rank:
+            return self.model.weights
+        return self.rank * self.model.linear_width + self.besides
 
 
 def phases(work: Work) -> dict[str, Parts]:
@@ -137,7 +141,8 @@ def _loading(work: Work) -> Parts:
     """Weights are read in fp32, beside the pages of their file; those in 4 bits one by one, and in
     bf16 those of a file in bf16 under adapters, from which nothing that learns is copied."""
     critic = 0 if work.critic_shape is None else work.critic_shape.trunk
-    low = work.rank and not (work.packed or critic) and work.kept == work.saved == BF16
+    plain = work.rank and not (work.packed or critic or work.besides)
+    low = plain and work.kept == work.saved == BF16
     each = (2 - 1 / work.shards) / work.shards  # those that share out load one after the other
     return {
         "libraries": LIBRARIES,
