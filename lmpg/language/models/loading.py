@@ -39,7 +39,7 @@ from lmpg.language.models.reference import Reference
 from lmpg.language.models.settings import ModelSettings
 from lmpg.language.models.start.first_look import refuse_unsound
 from lmpg.language.models.start.four_bits import refuse_packed
-from lmpg.language.models.start.read_low import only_adapters_learn, read_low
+from lmpg.language.models.start.read_low import only_adapters_learn, only_it_learns, read_low
 from lmpg.language.models.start.shared_out import shared_out_like
 from lmpg.language.models.start.trained_adapter import (
     Place,
@@ -160,7 +160,8 @@ def _whole_model(
     base = base_of(key, settings.path, settings.revision)
     if base is not None:
         at = base_key(key, settings.path)
-        return load_causal_lm(base[0], remote, at, base[1], quantised), base
+        low = frozen and only_it_learns(settings)
+        return load_causal_lm(base[0], remote, at, base[1], quantised, low), base
     if quantised != "none" and settings.lora.rank == 0:
         raise UserError(
             f"model.quantisation = {quantised}, but model.lora.rank is 0, which trains "
