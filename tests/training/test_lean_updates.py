@@ -137,7 +137,7 @@ CUTS: dict[str, tuple[int, Callable[[Rollout], Rollout]]] = {
 }
 
 
-@catches("loss weights counted per micro-batch")
+@catches("loss weights counted per micro-batch of adapters")
 @every_mode
 def test_how_rows_are_cut_and_padded_moves_an_update_by_rounding_alone(mode, path):
     first = Learner(path, mode)

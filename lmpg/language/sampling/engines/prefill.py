@@ -30,7 +30,7 @@ def read_prompts(
 ) -> Tensor:
     """Hidden states [P, D] after prompts (padded left); hands each layer's keys and values,
     [P, K + K, L, E], to `take`, the first layer's first. On any device, some prompts at a time."""
-    parts = [[x[part] for x in (ids_PL, mask_PL, position_PL)] for part in read_together(ids_PL)]
+    parts = [(ids_PL[x], mask_PL[x], position_PL[x]) for x in read_together(ids_PL)]
     if len(parts) == 1:
         return _read_together(w, *parts[0], take)
     layers: list[list[Tensor]] = [[] for _ in w.layers]
