@@ -77,6 +77,17 @@ def read_together(ids_PL: Tensor) -> list[slice]:
     return [slice(start, start + size) for start in range(0, num_prompts, size)]
 
 
+def rows_of_parts(ids_PL: Tensor, prompt_R: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+    """By where each part of prompts begins: the rows of its prompts, and which of them each has."""
+    parts, found = read_together(ids_PL), {}
+    if len(parts) == 1:  # asks the device for nothing
+        return {0: (torch.arange(len(prompt_R), device=prompt_R.device), prompt_R)}
+    for part in parts:
+        rows = ((prompt_R >= part.start) & (prompt_R < part.stop)).nonzero()[:, 0]
+        found[part.start] = rows, prompt_R.index_select(0, rows) - part.start
+    return found
+
+
 def mask_and_positions(start_B: Tensor, end_B: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Attention mask and position ids [B, width] of rows whose tokens lie in [start, end).
 

@@ -132,6 +132,6 @@ def test_what_reading_takes_is_counted(bf16, monkeypatch):
     ids, lengths = torch.full((16, 100), 5), torch.full((16,), 100)
     given = ids, *inputs.mask_and_positions(torch.zeros_like(lengths), lengths, 100)
     with Live() as live:
-        prefill.read_prompts(weights, *given, lambda key_value: None)
+        prefill.read_prompts(weights, *given, lambda layer, part, key_value: None)
     work = Work(shape_of(it.model), rows=1, prompt=100, response=8, product=2 if bf16 else 4)
     assert reading(work, 16) == pytest.approx(live.most, rel=0.1)
