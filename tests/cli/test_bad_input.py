@@ -146,13 +146,13 @@ REFUSED = {  # what is wrong: algorithm, what is changed (None takes a flag away
     ),
     "reward that does not import": (
         "ppo",
-        reward_of("import a_module_that_is_not_there\n"),
+        reward_of("import a_module_that_is_not_there as letters\n"),
         ["rewards.functions", "cannot import", "a_module_that_is_not_there"],
     ),
     "misspelt reward function": (
         "ppo",
         reward_of("def leters(completions):\n    return [0.0 for c in completions]\n"),
-        ["rewards.functions", "no function or class 'letters'", "Did you mean leters?"],
+        ["rewards.functions", "no function or class 'letters', expected one of leters; write"],
     ),
     "reward that asks for a missing column": (
         "ppo",
