@@ -214,6 +214,15 @@ def test_other_models_are_looked_for_before_anything_is_loaded(method, key, flag
         run_here(method, {**of_policy, **rewards, key: "/nowhere/model"})
 
 
+@catches("reward functions are imported only once the model is loaded")
+def test_reward_functions_are_imported_before_a_model_is_loaded(flags, tmp_path, monkeypatch):
+    monkeypatch.setattr("lmpg.language.program.policy_for", None)
+    (tmp_path / "spoiled").mkdir()
+    bad = reward_of("import a_module_that_is_not_there as letters\n")(flags, tmp_path / "spoiled")
+    with pytest.raises(UserError, match=r"rewards\.functions: cannot import .*_is_not_there"):
+        run_here("ppo", {**flags, **bad})
+
+
 def test_after_a_refusal_the_corrected_command_runs_in_the_same_folder(flags, capsys):
     bad = {**flags, "rewards.functions": "/nowhere/reward.py:letters"}
     refusal(lambda: run_here("ppo", bad), capsys)
