@@ -38,8 +38,8 @@ def prompts_for(
     elif environments is not None and settings.data.path is None:
         found, line = seeded_prompts(environments, settings.run.seed), SEEDED
     else:
-        bare = settings.environment.path is not None
-        found = load_prompts(settings.data, tokenizer, room, may_lack_prompts=bare)
+        may_lack = settings.environment.has_episodes
+        found = load_prompts(settings.data, tokenizer, room, may_lack_prompts=may_lack)
     if environments is not None and settings.data.path and not settings.environment.is_built_in:
         environments.pool.try_episode(found.train[0].columns)
     if tell:

@@ -30,7 +30,7 @@ def scorer_for(
         dtype=settings.model.dtype,
         decode=decode,
         special_tokens=settings.data.special_tokens,
-        optional="teacher" in settings.algorithm.needs or settings.environment.path is not None,
+        optional="teacher" in settings.algorithm.needs or settings.environment.has_episodes,
         functions=functions,
         state_at=partial(trainer_state, settings, len(prompts.train), processes.is_main),
     )

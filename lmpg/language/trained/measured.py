@@ -219,8 +219,7 @@ def prompts_of(
     data, tokenizer = settings.data, generator.tokenizer
     room = generator.policy.context_length - settings.sampling.max_new_tokens
     held_out, of_data = settings.held_out, (data, tokenizer, room)
-    asked = getattr(settings, "environment", None)
-    bare = asked is not None and asked.path is not None
+    may_lack = settings.has_episodes
     if generator.environments is not None and data.path is None:
         return [Prompt("", [])] * (settings.size or EPISODES)
     if held_out is None:
@@ -229,9 +228,9 @@ def prompts_of(
         rows = world.held_out_rows if held_out is not False else world.train_rows
         found = prompts_from_rows(rows, tokenizer, room)
     elif held_out:
-        found = load_prompts(*of_data, may_lack_prompts=bare).held_out  # type: ignore[assignment]
+        found = load_prompts(*of_data, may_lack_prompts=may_lack).held_out  # type: ignore[assignment]
     else:
-        found = load_all_prompts(*of_data, may_lack_prompts=bare)
+        found = load_all_prompts(*of_data, may_lack_prompts=may_lack)
     size = settings.size or len(found)
     return list(taken(found, subset(len(found), size)))
 
