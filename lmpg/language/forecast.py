@@ -46,14 +46,12 @@ def work_of(
     own: Reference | None,
     reward_models: int,
     prompts: Split[Prompt],
-    count: int,
-    shards: int = 1,
+    processes: Processes,
 ) -> Work:
-    """The sizes of a run. reward_models: their bytes. count: of processes; shards: how many of
-    them share out weights."""
+    """The sizes of a run. reward_models: their bytes."""
     longest = max(int(lengths_of(x).max(initial=0)) for x in (prompts.train, prompts.held_out))
     update, model = settings.update, shape_of(policy.causal_lm)
-    of_minibatch = -(-update.minibatch_size // count)
+    of_minibatch = -(-update.minibatch_size // processes.count)
     rows = min(update.microbatch_size, of_minibatch)
     work = Work(
         model=model,
@@ -71,8 +69,8 @@ def work_of(
         frozen=_frozen(settings, policy, own) | {"reward models": float(reward_models)},
         recompute=settings.model.gradient_checkpointing,
         several=of_minibatch > rows,
-        count=count,
-        shards=shards,
+        count=processes.count,
+        shards=processes.shards,
         device=policy.device.type,
     )
     tokens = update.microbatch_tokens

@@ -33,7 +33,7 @@ from lmpg.language.rollouts.several_turns import Environments
 from lmpg.language.run_environments import environments_for, longest_response, pool_for
 from lmpg.language.run_generator import generator_for, refuse_long_waits
 from lmpg.language.run_inputs import inputs_of
-from lmpg.language.run_prompts import begun, prompts_for
+from lmpg.language.run_prompts import begun, prompts_for, rows_for
 from lmpg.language.run_rewards import scorer_for
 from lmpg.language.settings import LanguageSettings
 from lmpg.language.worlds.world import World
@@ -111,6 +111,7 @@ def prepare(
     world, asked = world or built_world(settings, processes), settings.model.precision
     settings = as_it_began(with_world(settings, world) if world else settings, folder, processes)
     functions = started(settings.rewards, given.functions, opened)
+    rows = rows_for(settings, world, functions)
     tokenizer = reading_tokenizer(tokenizer_of(settings.model), settings.data)
     asked_for = settings.environment, settings.data, tokenizer
     pool = pool_for(opened, *asked_for, given.functions)
@@ -123,13 +124,12 @@ def prepare(
     give_back_freed_memory()
     at_end = settings.rewards.truncated == "bootstrap"
     environments = environments_for(pool, *asked_for, policy.eos_token_ids, observes_end=at_end)
-    prompts = prompts_for(settings, policy, tokenizer, world, environments, processes.is_main)
+    prompts = prompts_for(settings, policy, tokenizer, world, environments, rows, processes.is_main)
     shown = begun(prompts, environments, settings.run.seed)
     decode = partial(completion_text, tokenizer, eos_token_ids=policy.eos_token_ids)
     scorer = opened.enter_context(scorer_for(settings, prompts, decode, processes, functions))
     processes.suit_threads(num_weights(policy) + scorer.num_weights)
-    spread_over = processes.count, processes.shards
-    work = work_of(settings, policy, own, scorer.num_bytes, shown, *spread_over)
+    work = work_of(settings, policy, own, scorer.num_bytes, shown, processes)
     settings, keep_engine = with_fitting_microbatches(settings, work, processes)
     rest = processes, keep_engine, shown, folder, environments
     generator = generator_for(settings, policy, tokenizer, *rest)

@@ -42,6 +42,13 @@ def started(
     return found
 
 
+def check_columns(functions: Functions, columns: Iterable[str], settings: ScoringSettings) -> None:
+    """UserError where a function needs a parameter that data with these columns do not give."""
+    known = [*columns, *(["completion_steps"] if settings.process == "step" else [])]
+    for function in functions:
+        function.check_columns(known)
+
+
 class Scorer:
     """The rewards of `settings`; imports every function and loads every model at once.
 
@@ -179,11 +186,8 @@ class Scorer:
     def _add_functions(self, functions: Functions, columns: Iterable[str] | None) -> None:
         for reward in functions:
             self._add(reward, reward.qualifier)
-        if columns is None:
-            return
-        known = [*columns, *(["completion_steps"] if self._settings.process == "step" else [])]
-        for reward in functions:
-            reward.check_columns(known)
+        if columns is not None:
+            check_columns(functions, columns, self._settings)
 
     def _add(self, reward: Reward, qualifier: str) -> None:
         """Adds a reward under its name, or if that is taken, with its source or a number."""
