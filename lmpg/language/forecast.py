@@ -11,7 +11,7 @@ from lmpg.language.models.footprint.needs import Parts, Work, total
 from lmpg.language.models.footprint.said import fitting_tokens, lines
 from lmpg.language.models.footprint.shape import shape_of
 from lmpg.language.models.forward.kept_weights import is_packed
-from lmpg.language.models.lora import rank_of
+from lmpg.language.models.lora import learning_beside, rank_of
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.precision import num_weights
 from lmpg.language.models.reference import Reference
@@ -60,6 +60,7 @@ def work_of(
         response=_response(settings, longest, policy.context_length),
         sampled=0 if settings.sampling.server else update.rollout_size,
         rank=rank_of(policy.model),
+        besides=learning_beside(policy.model),
         packed=is_packed(policy.model),
         kept=policy.frozen_dtype.itemsize,
         product=2 if policy.bf16 else 4,

@@ -33,10 +33,10 @@ _OWN_FORWARD = 2.0
 
 @dataclass(frozen=True)
 class Work:
-    """A run's sizes. rank: of adapters, 0 where the whole model learns. packed: whether the linear
-    layers under them are in 4 bits. kept, product, saved: bytes
-    of a frozen weight, of a number in a product, of a weight in `final/`. critic_shape: of a critic
-    with weights of its own. frozen: bytes of other models. rows: of a micro-batch, each with
+    """A run's sizes. rank: of adapters, 0 where the whole model learns. besides: weights that learn
+    beside them. packed: whether the linear layers under them are in 4 bits. kept, product, saved:
+    bytes of a frozen weight, of a number in a product, of a weight in `final/`. critic_shape: of a
+    critic with weights of its own. frozen: bytes of other models. rows: of a micro-batch, each with
     `prompt` tokens and then `response`; sampled: rows of a rollout. several: whether a minibatch
     has several micro-batches. engine_stays: whether a CUDA engine keeps its memory while learning.
     count: of processes; shards: how many of them share out weights, 1 where each holds all.
@@ -48,6 +48,7 @@ class Work:
     response: int
     sampled: int = 0
     rank: int = 0
+    besides: int = 0
     packed: bool = False
     kept: int = FP32
     product: int = FP32
@@ -70,7 +71,8 @@ class Work:
     @property
     def learning(self) -> int:
         """Weights of the policy that the optimizer changes."""
-        return self.rank * self.model.linear_width if self.rank else self.model.weights
+        adapters = self.rank * self.model.linear_width + self.besides
+        return adapters if self.rank else self.model.weights
 
 
 def phases(work: Work) -> dict[str, Parts]:
@@ -134,9 +136,11 @@ def _frozen(work: Work, kept: int) -> float:
 
 def _loading(work: Work) -> Parts:
     """Weights are read in fp32, beside the pages of their file; those in 4 bits one by one, and in
-    bf16 those of a file in bf16 under adapters, from which nothing that learns is copied."""
+    bf16 those of a file in bf16 under adapters, where nothing that learns is among them or copied
+    from them."""
     critic = 0 if work.critic_shape is None else work.critic_shape.trunk
-    low = work.rank and not (work.packed or critic) and work.kept == work.saved == BF16
+    learns = critic or work.besides
+    low = work.rank and not (work.packed or learns) and work.kept == work.saved == BF16
     each = (2 - 1 / work.shards) / work.shards  # those that share out load one after the other
     return {
         "libraries": LIBRARIES,
