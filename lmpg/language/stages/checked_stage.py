@@ -19,6 +19,7 @@ from lmpg.language.stages.prepared import starting_model
 from lmpg.language.stages.program import PREPARE, assembled, built
 from lmpg.language.stages.settings import OfflineLearningSettings
 from lmpg.language.stages.stage_memory import work_of
+from lmpg.runs.log_lines import SIDES
 from lmpg.runtime.processes import Processes
 from lmpg.runtime.room import room_of_each
 from lmpg.runtime.spread import spread
@@ -58,7 +59,7 @@ def _named(example: Any) -> list[tuple[str, list[int]]]:
     """The texts of an example with what each of them is taken for."""
     texts = traps.ids_of(example)
     if hasattr(example, "chosen") or hasattr(example, "chosen_ids"):
-        return list(zip(("chosen", "rejected"), texts))
+        return list(zip(SIDES, texts))
     name = "text"
     if hasattr(example, "desirable"):
         name = "desirable" if example.desirable else "undesirable"

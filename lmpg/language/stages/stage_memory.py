@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from lmpg.language.models.footprint.needs import Work
-from lmpg.language.models.footprint.shape import learned_besides, shape_of
+from lmpg.language.models.footprint.shape import shape_of
 from lmpg.language.models.forward.kept_weights import is_packed
-from lmpg.language.models.lora import rank_of
+from lmpg.language.models.lora import learning_beside, rank_of
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.stages.prepared import SAMPLED_TOGETHER, Prepared
 from lmpg.language.stages.settings import OfflineLearningSettings, SftSettings
@@ -38,7 +38,7 @@ def work_of(settings: OfflineLearningSettings, prepared: Prepared, processes: Pr
         response=longest if policy else 0,
         sampled=min(sampled, max(update.microbatch_size, SAMPLED_TOGETHER)),
         rank=rank,
-        besides=learned_besides(module.model) if rank else 0,
+        besides=0 if policy is None else learning_beside(policy.model),
         packed=is_packed(module),
         kept=kept.itemsize,
         product=2 if prepared.bf16 else 4,

@@ -34,11 +34,10 @@ _OWN_FORWARD = 2.0
 
 @dataclass(frozen=True)
 class Work:
-    """A run's sizes. rank: of adapters, 0 where the whole model learns; besides: weights that learn
-    beside them (`modules_to_save`, biases). packed: whether the linear layers under them are in
-    4 bits. kept, product, saved: bytes
-    of a frozen weight, of a number in a product, of a weight in `final/`. critic_shape: of a critic
-    with weights of its own. frozen: bytes of other models. rows: of a micro-batch, each with
+    """A run's sizes. rank: of adapters, 0 where the whole model learns. besides: weights that learn
+    beside them. packed: whether the linear layers under them are in 4 bits. kept, product, saved:
+    bytes of a frozen weight, of a number in a product, of a weight in `final/`. critic_shape: of a
+    critic with weights of its own. frozen: bytes of other models. rows: of a micro-batch, each with
     `prompt` tokens and then `response`; sampled: rows of a rollout. several: whether a minibatch
     has several micro-batches. engine_stays: whether a CUDA engine keeps its memory while learning.
     count: of processes; shards: how many of them share out weights, 1 where each holds all.
@@ -73,9 +72,8 @@ class Work:
     @property
     def learning(self) -> int:
         """Weights of the policy that the optimizer changes."""
-        if not self.rank:
-            return self.model.weights
-        return self.rank * self.model.linear_width + self.besides
+        adapters = self.rank * self.model.linear_width + self.besides
+        return adapters if self.rank else self.model.weights
 
 
 def phases(work: Work) -> dict[str, Parts]:
@@ -139,10 +137,11 @@ def _frozen(work: Work, kept: int) -> float:
 
 def _loading(work: Work) -> Parts:
     """Weights are read in fp32, beside the pages of their file; those in 4 bits one by one, and in
-    bf16 those of a file in bf16 under adapters, from which nothing that learns is copied."""
+    bf16 those of a file in bf16 under adapters, where nothing that learns is among them or copied
+    from them."""
     critic = 0 if work.critic_shape is None else work.critic_shape.trunk
-    plain = work.rank and not (work.packed or critic or work.besides)
-    low = plain and work.kept == work.saved == BF16
+    learns = critic or work.besides
+    low = work.rank and not (work.packed or learns) and work.kept == work.saved == BF16
     each = (2 - 1 / work.shards) / work.shards  # those that share out load one after the other
     return {
         "libraries": LIBRARIES,

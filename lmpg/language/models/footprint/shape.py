@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,8 @@ from lmpg.language.models.architectures import READERS, architecture, trunk_of
 from lmpg.language.models.forward.kept_weights import shape_of_weight
 from lmpg.language.models.lora import is_lora, linear_layers
 
-_COPY = "modules_to_save."
-"""In the names of what is trained as a whole beside adapters, as a copy."""
+_ADDED = re.compile(r"\b(lora_|modules_to_save\b)")
+"""What adapters add to a model, in the names of weights."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,7 @@ def shape_of(model: Any, adapted: Callable[[str], bool] = lambda name: True) -> 
     adapted: whether a linear layer, by its name, is to get an adapter.
     """
     config, head = model.config.get_text_config(), model.get_output_embeddings()
-    own = (x for x in model.named_parameters() if "lora_" not in x[0] and _COPY not in x[0])
-    weights = sum(_size(p) for _, p in own)
+    weights = sum(_size(p) for name, p in model.named_parameters() if not _ADDED.search(name))
     embedding = model.get_input_embeddings().weight
     untied = head is not None and head.weight is not embedding
     heads = _known(config, "num_attention_heads", 1)
@@ -95,12 +95,6 @@ def shape_of(model: Any, adapted: Callable[[str], bool] = lambda name: True) -> 
         hidden=hidden,
         **parts | (_read(model) if parts["known"] else {}),
     )
-
-
-def learned_besides(model: Any) -> int:
-    """Weights that learn beside a model's adapters: modules as a whole, biases."""
-    own = (x for x in model.named_parameters() if x[1].requires_grad and "lora_" not in x[0])
-    return sum(_size(p) for _, p in own)
 
 
 def _read(model: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from lmpg.language.models import loading
+from lmpg.language.models import loading, model_files
 from lmpg.language.models.settings import LoraSettings, ModelSettings
 from tests.language.models.test_lora_options import OPTIONS, stirred
 from tests.support.families import tiny_family
@@ -79,6 +79,26 @@ def test_so_is_one_over_the_base_of_a_trained_adapter(whole, dtypes, tmp_path, m
     assert_same(low, policy_at(tmp_path / "final"))
     expected = dict(policy.named_parameters())
     assert all(torch.equal(p, expected[name]) for name, p in low.named_parameters())
+
+
+@catches("the header of a file of weights is read before and after it is loaded")
+def test_the_header_of_each_file_of_weights_is_read_once_until_it_is_written_anew(
+    tmp_path, monkeypatch
+):
+    read: Counter[str] = Counter()
+    real = model_files.safe_open
+
+    def noted(path, *rest):
+        read[path] += 1
+        return real(path, *rest)
+
+    monkeypatch.setattr(model_files, "safe_open", noted)
+    model = tiny_family("llama").to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    policy_at(tmp_path, lora=LoraSettings(rank=2))
+    assert read == {str(tmp_path / "model.safetensors"): 1}
+    model.float().save_pretrained(tmp_path)
+    assert not model_files.is_saved_in_bf16(str(tmp_path))
 
 
 def test_what_learns_as_a_whole_or_is_saved_otherwise_is_read_in_float32(dtypes, tmp_path):
