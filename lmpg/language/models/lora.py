@@ -137,6 +137,14 @@ def rank_of(model: Any) -> int:
     return model.peft_config["default"].r if hasattr(model, "peft_config") else 0
 
 
+def learning_beside(model: nn.Module) -> int:
+    """How many weights learn beside those of adapters: biases, and modules as a whole."""
+    if not rank_of(model):
+        return 0
+    named = model.named_parameters()
+    return sum(p.numel() for name, p in named if p.requires_grad and "lora_" not in name)
+
+
 def is_lora(module: nn.Module) -> bool:
     """Whether it is a linear layer with low-rank adapters."""
     return hasattr(module, "base_layer") and hasattr(module, "lora_A")

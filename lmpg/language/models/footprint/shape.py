@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 from lmpg.language.models.architectures import READERS, architecture, trunk_of
 from lmpg.language.models.forward.kept_weights import shape_of_weight
 from lmpg.language.models.lora import is_lora, linear_layers
+
+_ADDED = re.compile(r"\b(lora_|modules_to_save\b)")
+"""What adapters add to a model, in the names of weights."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def shape_of(model: Any, adapted: Callable[[str], bool] = lambda name: True) -> 
     adapted: whether a linear layer, by its name, is to get an adapter.
     """
     config, head = model.config.get_text_config(), model.get_output_embeddings()
-    weights = sum(_size(p) for name, p in model.named_parameters() if "lora_" not in name)
+    weights = sum(_size(p) for name, p in model.named_parameters() if not _ADDED.search(name))
     embedding = model.get_input_embeddings().weight
     untied = head is not None and head.weight is not embedding
     heads = _known(config, "num_attention_heads", 1)
