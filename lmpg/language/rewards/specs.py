@@ -185,7 +185,7 @@ def _makes_modules(package: ModuleSpec) -> bool:
     """Whether a package may have modules that lie elsewhere."""
     if not isinstance(package.loader, SourceFileLoader):
         return package.loader is not None and package.origin is not None
-    text = importlib.util.decode_source(Path(str(package.origin)).read_bytes())
+    text = Path(str(package.origin)).read_text(encoding="latin-1")  # which any bytes are
     return _MAKES_NAMES.search(text) is not None
 
 

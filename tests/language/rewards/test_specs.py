@@ -96,6 +96,7 @@ def test_modules_are_looked_through_without_being_imported(mine):
     for folder, text in (("a/b", "raise SystemExit"), ("c/d", "import sys; sys.modules['x'] = 1")):
         (mine / folder).mkdir(parents=True)
         (mine / folder / "__init__.py").write_text(text)
+    (mine / "a/__init__.py").write_bytes(b"# \xff, which UTF-8 has not")
     (mine / "a/b/e.py").write_text(REWARDS)
     refuse("a.b.e:exact")
     refuse("c.d.not_here:reward")  # the package may make it
