@@ -34,7 +34,7 @@ from lmpg.language.models.head import refuse_unknown_head
 from lmpg.language.models.lora import refuse_options_without_rank, with_adapter
 from lmpg.language.models.model_files import is_saved_in_bf16
 from lmpg.language.models.policy import CausalLMPolicy
-from lmpg.language.models.precision import allow_tf32, computes_in_bf16, has_tf32
+from lmpg.language.models.precision import allow_tf32, computes_in_bf16, has_tf32, saved_dtype
 from lmpg.language.models.pretrained import pretrained_model, pretrained_tokenizer
 from lmpg.language.models.reference import Reference
 from lmpg.language.models.settings import ModelSettings
@@ -147,7 +147,7 @@ def _ready(policy: CausalLMPolicy, settings: ModelSettings) -> CausalLMPolicy:
 def _dtypes(settings: ModelSettings, model: PreTrainedModel) -> dict[str, torch.dtype]:
     """What a policy's frozen weights are kept in, and what it is saved in."""
     own = exact_dtype(model)
-    kept, saved = (chosen_dtype(x, own) for x in (settings.dtype, settings.final_dtype))
+    kept, saved = chosen_dtype(settings.dtype, own), saved_dtype(settings.final_dtype, own, model)
     return {"frozen_dtype": kept, "saved_dtype": saved}
 
 
