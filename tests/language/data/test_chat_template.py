@@ -148,3 +148,24 @@ def test_of_a_template_that_writes_all_nothing_is_said(caplog, template):
     with caplog.at_level(logging.WARNING):
         prompts_from_rows([{"prompt": messages, "images": []}], chat_tokenizer(template), 512)
     assert not caplog.text
+
+
+def test_a_template_that_refuses_messages_is_told_with_what_helps():
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    for template, messages, said in (
+        (
+            strict,
+            [{"role": "system", "content": "a"}, user("b")],
+            r"roles system, user: no system;",
+        ),
+        (strict, [{"role": "system", "content": "a"}, user("b")], r"without the system message"),
+        ("{% for m in messages %}{% endif %}", [user("b")], r"template is no Jinja \(line 1: "),
+        (
+            "{{ messages[0].a.b }}",
+            [user("b")],
+            r"roles user: .*no attribute 'a'; .*--data\.chat-template",
+        ),
+    ):
+        with pytest.raises(UserError, match=said) as refused:
+            prompt_ids(chat_tokenizer(template), messages)
+        assert "\n" not in str(refused.value)
