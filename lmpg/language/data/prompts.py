@@ -29,7 +29,7 @@ from lmpg.language.data.storage.row_store import TOGETHER, Row, Rows, as_rows, c
 from lmpg.language.data.tokenizing import bos_ids, many_prompt_ids, prompt_ids
 from lmpg.runtime.progress import with_progress
 from lmpg.settings.said_once import say_once
-from lmpg.settings.section import UserError
+from lmpg.settings.section import UserError, beginning_with
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def _read(
             where = f"{source}, row {i + 1}"
             options = chat_options(row, where) if isinstance(prompt, list) else {}
             kept.append((i, where, prompt, options))
-        all_ids = _ids([(prompt, options) for _, _, prompt, options in kept], tokenizer)
+        all_ids = _ids([each[1:] for each in kept], tokenizer)
         for (i, where, _, _), ids in zip(kept, all_ids):
             fitting = row_filter.fitted(ids, where)
             if fitting is not None:
@@ -217,6 +217,12 @@ def _with_answers(rows: Rows, column: str | None, source: str) -> Rows:
     return changed(rows, lambda row, _: {**row, "answer": row.get(column)}, "answer")
 
 
-def _ids(prompts: list[tuple[str | Messages, ChatOptions]], tokenizer: Any) -> list[list[int]]:
-    texts = iter(many_prompt_ids(tokenizer, [p for p, _ in prompts if isinstance(p, str)]))
-    return [next(texts) if isinstance(p, str) else prompt_ids(tokenizer, p, x) for p, x in prompts]
+def _ids(prompts: list[tuple[str, str | Messages, ChatOptions]], tokenizer: Any) -> list[list[int]]:
+    """Token ids of prompts, each given with where it is and the chat template's options."""
+    texts = iter(many_prompt_ids(tokenizer, [p for _, p, _ in prompts if isinstance(p, str)]))
+    found = []
+    for where, prompt, options in prompts:
+        with beginning_with(where):
+            chat = isinstance(prompt, list)
+            found.append(prompt_ids(tokenizer, prompt, options) if chat else next(texts))
+    return found
