@@ -17,12 +17,11 @@ from transformers import (
 
 from lmpg.language.models.critic import (
     FOLDER,
-    VALUE_HEAD_FILE,
     SeparateCritic,
     critic_from_classifier,
     critic_like,
     load_value_head,
-    new_value_head,
+    value_head_of,
 )
 from lmpg.language.models.forward.kept_weights import (
     chosen_dtype,
@@ -39,7 +38,7 @@ from lmpg.language.models.pretrained import pretrained_model, pretrained_tokeniz
 from lmpg.language.models.reference import Reference
 from lmpg.language.models.settings import ModelSettings
 from lmpg.language.models.start.four_bits import refuse_packed
-from lmpg.language.models.start.read_low import only_adapters_learn, read_low
+from lmpg.language.models.start.read_low import read_low, stays_low
 from lmpg.language.models.start.shared_out import shared_out_like
 from lmpg.language.models.start.trained_adapter import (
     Place,
@@ -104,14 +103,17 @@ def load_policy(
     reward_model: str | None = None,
     key: str = "model.path",
     moved: bool = True,
+    learns: bool = True,
 ) -> CausalLMPolicy:
     """The model of `settings.path` as a policy; with `critic`, the one that the settings ask for:
     its saved one, one like `reward_model`, or a new one.
 
     LoRA factors are drawn from torch's global generator, nothing else is random. key: the setting
     that the path comes from. device: where it is to compute; it is there, unless not `moved`.
+    One that does not learn is frozen, and takes no more room on the way there than it does then.
     """
-    model, base = _whole_model(settings, key, frozen=not critic or settings.critic == "shared")
+    low = stays_low(settings, learns) and (not critic or settings.critic == "shared")
+    model, base = _whole_model(settings, key, low)
     refuse_smaller_vocabulary(key, settings.path, model, tokenizer)
     eos_token_ids, pad_token_id = all_eos_token_ids(model, tokenizer), tokenizer.pad_token_id
     shared, separate = settings.critic == "shared", None
@@ -121,8 +123,8 @@ def load_policy(
         context = min(context, context_length(separate.trunk.config, tokenizer))
     dtypes = _dtypes(settings, model)
     policy = CausalLMPolicy(
-        _learning(settings, model, key, base, dtypes["frozen_dtype"]),
-        _value_head(settings.path, model) if critic and shared else None,
+        _learning(settings, model, key, base, dtypes["frozen_dtype"], learns),
+        value_head_of(settings.path, model) if critic and shared else None,
         temperature=temperature,
         eos_token_ids=eos_token_ids,
         pad_token_id=eos_token_ids[0] if pad_token_id is None else pad_token_id,
@@ -133,6 +135,7 @@ def load_policy(
         critic=separate,
         absent_ids=absent_ids(key, settings.path, model, tokenizer, eos_token_ids),
     )
+    policy = policy if learns else policy.frozen()
     return _ready(policy.to(device) if moved else policy, settings)
 
 
@@ -152,10 +155,10 @@ def _dtypes(settings: ModelSettings, model: PreTrainedModel) -> dict[str, torch.
 
 
 def _whole_model(
-    settings: ModelSettings, key: str, frozen: bool
+    settings: ModelSettings, key: str, low: bool
 ) -> tuple[PreTrainedModel, Place | None]:
     """The whole model at `settings.path`; where an adapter lies there, the one under it, and where
-    that one lies. frozen: whether nothing is copied from it that learns beside adapters."""
+    that one lies. low: whether it may be read as it is kept."""
     remote, quantised = settings.trust_remote_code, settings.quantisation
     base = base_of(key, settings.path, settings.revision)
     if base is not None:
@@ -167,7 +170,6 @@ def _whole_model(
             "the whole model, and weights in 4 bits cannot learn. Set model.lora.rank, or leave "
             "model.quantisation out"
         )
-    low = frozen and only_adapters_learn(settings)
     return load_causal_lm(settings.path, remote, key, settings.revision, quantised, low), None
 
 
@@ -177,13 +179,14 @@ def _learning(
     key: str,
     base: Place | None,
     frozen_in: torch.dtype,
+    learns: bool,
 ) -> nn.Module:
     """What learns: the model, or adapters over it, whose frozen weights are kept in `frozen_in`."""
     if base is not None:
         return keep_frozen(with_trained_adapter(model, key, settings, base), frozen_in)
     if settings.lora.rank == 0:
         refuse_options_without_rank(settings.lora)
-        if key == "model.path":
+        if learns:
             refuse_packed(model, f"{key} = {settings.path}", "set model.lora.rank")
         return rounded_to_bf16(model) if settings.dtype == "bf16" else model
     return keep_frozen(with_adapter(model, settings.lora, settings.revision), frozen_in)
@@ -234,10 +237,11 @@ def load_reference(settings: ModelSettings, tokenizer, policy: CausalLMPolicy) -
         device=policy.device,
         key=key,
         moved=not is_spread(policy),
+        learns=False,
     )
     if own.context_length < policy.context_length:
         policy.context_length = own.context_length  # what it cannot read it cannot judge
-    return Reference(policy, shared_out_like(own.frozen(), policy))
+    return Reference(policy, shared_out_like(own, policy))
 
 
 def load_causal_lm(
@@ -288,11 +292,3 @@ def context_length(config, tokenizer) -> int:
         if isinstance(getattr(config, name, None), int):
             return getattr(config, name)
     return min(tokenizer.model_max_length, _UNBOUNDED)
-
-
-def _value_head(path: str | None, model: PreTrainedModel) -> nn.Linear:
-    hidden_size = model.get_output_embeddings().weight.shape[1]
-    folder = Path(str(path)).expanduser()
-    if not (folder / VALUE_HEAD_FILE).is_file():
-        return new_value_head(hidden_size)
-    return load_value_head(folder, hidden_size)

@@ -1,4 +1,4 @@
-"""A base that does not learn, read from a checkpoint in bfloat16 as it is: in float32 first, it
+"""A model that does not learn, read from a checkpoint in bfloat16 as it is: in float32 first, it
 takes twice the memory, beside its file."""
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from lmpg.language.models.forward.kept_weights import LOW
 from lmpg.language.models.settings import ModelSettings
 
 
-def only_adapters_learn(settings: ModelSettings) -> bool:
-    """Whether the model may stay in its checkpoint's precision, and no weight of its own learns."""
+def stays_low(settings: ModelSettings, learns: bool) -> bool:
+    """Whether the model may stay in its checkpoint's precision, and no weight of its own learns.
+    learns: whether anything does, adapters at least."""
     lora, plain = settings.lora, settings.quantisation == "none" and settings.dtype != "fp32"
-    return plain and lora.rank > 0 and lora.bias == "none" and not lora.modules_to_save
+    adapters_alone = lora.rank > 0 and lora.bias == "none" and not lora.modules_to_save
+    return plain and (adapters_alone or not learns)
 
 
 def read_low(load: Callable[..., PreTrainedModel]) -> PreTrainedModel:
