@@ -103,6 +103,20 @@ def test_an_adapter_of_pefts_own_needs_no_tokenizer_and_loses_its_dropout(tmp_pa
         assert torch.equal(policy.model(ids).logits, model.eval()(ids).logits)
 
 
+@catches("an adapter that does not learn rounded as its base model is kept")
+def test_an_adapter_over_a_base_in_bf16_is_as_exact_where_it_does_not_learn(tmp_path):
+    tiny_model().bfloat16().save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    policy, tokenizer = loaded(tmp_path / "base", lora=LoraSettings(rank=4))
+    stirred(policy).save_pretrained(tmp_path / "final", tokenizer)
+    policy, tokenizer = loaded(tmp_path / "final")
+    expected = policy.evaluate(INPUTS).logprobs_BT
+    settings = ModelSettings(path=str(tmp_path / "final"), reference=str(tmp_path / "final"))
+    own = load_reference(settings, tokenizer, policy)
+    assert own.policy.low
+    assert torch.equal(own.logprobs(INPUTS), expected)
+
+
 def test_references_may_be_adapters_too(tmp_path):
     final, before = trained(tmp_path)
     policy, tokenizer = loaded(tmp_path / "base")
