@@ -34,11 +34,11 @@ ROWS, DEEP = 16, {"num_hidden_layers": 6, "max_position_embeddings": 512}
 FP32, BF16 = torch.float32, torch.bfloat16
 
 
-def policy_of(kind, bf16=False, rank=0, kept=FP32):
+def policy_of(kind, bf16=False, rank=0, kept=FP32, **lora):
     inner = {"n_inner": 160} if kind == "gpt2" else {"intermediate_size": 160}
     model = tiny_model(kind, hidden_size=64, **DEEP, **inner)
     if rank:
-        model = keep_frozen(with_adapter(model, LoraSettings(rank=rank)), kept)
+        model = keep_frozen(with_adapter(model, LoraSettings(rank=rank, **lora)), kept)
     rest = {"temperature": 1.0, "eos_token_ids": (1,), "pad_token_id": 0, "context_length": 512}
     return CausalLMPolicy(model, None, bf16=bf16, frozen_dtype=kept, **rest)
 
@@ -119,10 +119,19 @@ def test_of_layers_that_are_recomputed_the_stream_before_each_is_kept():
     assert graph(work, work.model) < 0.5 * graph(replace(work, recompute=False), work.model)
 
 
-@catches("a frozen weight counted in the precision of those that learn")
-@pytest.mark.parametrize(("rank", "kept"), [(0, FP32), (4, FP32), (4, BF16)])
-def test_weights_gradients_and_states_are_counted_to_the_byte(rank, kept):
-    policy = policy_of("llama", False, rank, kept)
+WHOLE = {"modules_to_save": ("lm_head", "embed_tokens", "norm")}
+
+
+@catches(
+    "a frozen weight counted in the precision of those that learn",
+    "modules that are trained as a whole beside adapters left out of the count",
+)
+@pytest.mark.parametrize(
+    ("rank", "kept", "lora"),
+    [(0, FP32, {}), (4, FP32, {}), (4, BF16, {}), (4, BF16, WHOLE), (4, FP32, {"use_dora": True})],
+)
+def test_weights_gradients_and_states_are_counted_to_the_byte(rank, kept, lora):
+    policy = policy_of("llama", False, rank, kept, **lora)
     work = work_of(policy, 40, rank)
     learning = [p for p in policy.parameters() if p.requires_grad]
     for p in learning:

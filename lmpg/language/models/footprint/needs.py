@@ -70,7 +70,9 @@ class Work:
     @property
     def learning(self) -> int:
         """Weights of the policy that the optimizer changes."""
-        return self.rank * self.model.linear_width if self.rank else self.model.weights
+        if not self.rank:
+            return self.model.weights
+        return self.rank * self.model.linear_width + self.model.beside
 
 
 def phases(work: Work) -> dict[str, Parts]:
