@@ -109,38 +109,37 @@ def load_policy(
     its saved one, one like `reward_model`, or a new one.
 
     LoRA factors are drawn from torch's global generator, nothing else is random. key: the setting
-    that the path comes from. device: where it is to compute; it is there, unless not `moved`.
-    One that does not learn is frozen, and takes no more room on the way there than it does then.
+    that the path comes from. device: where it is to compute; it is there, unless not `moved`. One
+    that does not learn is frozen, and takes no more room before that.
     """
-    low = stays_low(settings, learns) and (not critic or settings.critic == "shared")
-    model, base = _whole_model(settings, key, low)
+    copied = critic and settings.critic != "shared"  # before an adapter changes and freezes it
+    model, base = _whole_model(settings, key, stays_low(settings, learns) and not copied)
     refuse_smaller_vocabulary(key, settings.path, model, tokenizer)
     eos_token_ids, pad_token_id = all_eos_token_ids(model, tokenizer), tokenizer.pad_token_id
-    shared, separate = settings.critic == "shared", None
-    context = context_length(model.config, tokenizer)
-    if critic and not shared:  # before an adapter changes and freezes the trunk that is copied
-        separate = load_critic(settings, model, tokenizer, reward_model)
-        context = min(context, context_length(separate.trunk.config, tokenizer))
+    separate = load_critic(settings, model, tokenizer, reward_model) if copied else None
+    read = [model] if separate is None else [model, separate.trunk]
     dtypes = _dtypes(settings, model)
     policy = CausalLMPolicy(
         _learning(settings, model, key, base, dtypes["frozen_dtype"], learns),
-        value_head_of(settings.path, model) if critic and shared else None,
+        value_head_of(settings.path, model) if critic and not copied else None,
         temperature=temperature,
         eos_token_ids=eos_token_ids,
         pad_token_id=eos_token_ids[0] if pad_token_id is None else pad_token_id,
-        context_length=context,
+        context_length=min(context_length(x.config, tokenizer) for x in read),
         bf16=computes_in_bf16(settings.precision, model, device),
         tf32=settings.tf32 and has_tf32(torch.device(device)),
         **dtypes,
         critic=separate,
         absent_ids=absent_ids(key, settings.path, model, tokenizer, eos_token_ids),
     )
-    policy = policy if learns else policy.frozen()
-    return _ready(policy.to(device) if moved else policy, settings)
+    return _ready(policy if learns else policy.frozen(), settings, device if moved else None)
 
 
-def _ready(policy: CausalLMPolicy, settings: ModelSettings) -> CausalLMPolicy:
+def _ready(
+    policy: CausalLMPolicy, settings: ModelSettings, device: torch.device | str | None
+) -> CausalLMPolicy:
     """The policy where it is to compute, set up to do so and known to be sound."""
+    policy = policy if device is None else policy.to(device)
     allow_tf32(policy, settings.tf32)
     policy.recompute_layers(settings.gradient_checkpointing)
     refuse_unknown_head(policy)

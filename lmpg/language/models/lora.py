@@ -17,6 +17,7 @@ from lmpg.language.models.decoder_parts import in_use, is_replaced
 from lmpg.language.models.forward.kept_weights import copies_in, is_low, widened
 from lmpg.language.models.precision import save_folder
 from lmpg.language.models.settings import LoraSettings
+from lmpg.language.models.start.adaptable import not_adaptable, refuse_shared_weights
 from lmpg.language.models.start.four_bits import plain_layers
 from lmpg.runtime.parts import whole
 from lmpg.settings.section import UserError
@@ -47,7 +48,8 @@ def with_adapter(
             f"{textwrap.shorten(str(error), _LONGEST_REASON)}"
         ) from None
     refuse_embeddings(model, f"model.lora.target_modules = {targets}", names)
-    if _tied(model) and not _share_a_weight(model):
+    refuse_shared_weights(model, f"model.lora.target_modules = {targets}")
+    if settings.modules_to_save and _tied(model) and not _share_a_weight(model):
         raise UserError(
             f"model.lora.modules_to_save = {list(settings.modules_to_save)}: embedding and output "
             f"layer of {type(model).__name__} are one weight, which peft cannot train as one here, "
@@ -73,6 +75,7 @@ def _config(model: PreTrainedModel, settings: LoraSettings, targets: list[str] |
         lora_alpha=settings.alpha,
         lora_dropout=0.0,
         target_modules=targets,
+        exclude_modules=(not_adaptable(model) or None) if targets == "all-linear" else None,
         fan_in_fan_out=_has_transposed_layers(model),
         bias=settings.bias,
         modules_to_save=list(settings.modules_to_save) or None,
@@ -84,7 +87,7 @@ def _config(model: PreTrainedModel, settings: LoraSettings, targets: list[str] |
 
 
 def _tied(model: PreTrainedModel) -> bool:
-    return bool(model.config.get_text_config().tie_word_embeddings)
+    return bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
 
 
 def _share_a_weight(model: PreTrainedModel) -> bool:
@@ -264,7 +267,8 @@ def linear_layers(model: Any) -> list[str]:
 
 
 def _linear_names(model: PreTrainedModel) -> list[str]:
-    return sorted({name.rsplit(".", 1)[-1] for name in linear_layers(model)})
+    names = set(linear_layers(model)) - set(not_adaptable(model))
+    return sorted({name.rsplit(".", 1)[-1] for name in names})
 
 
 def refuse_embeddings(model: PreTrainedModel, targets: str, names: list[str]) -> None:

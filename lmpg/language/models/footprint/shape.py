@@ -151,5 +151,11 @@ def _inner(config: Any, hidden: int) -> int:
 
 
 def _known(config: Any, name: str, otherwise: int) -> int:
+    """What a config says of a size; of one that each layer has for itself, the largest."""
+    if getattr(
+        config, "is_heterogeneous", False
+    ):  # the whole refuses to tell what layers differ in
+        layers = (config.per_layer_config[i] for i in range(config.num_hidden_layers))
+        return max(_known(layer, name, otherwise) for layer in layers)
     value = getattr(config, name, None)
     return value if isinstance(value, int) else otherwise

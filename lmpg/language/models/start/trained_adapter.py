@@ -21,6 +21,7 @@ from lmpg.language.models.lora import (
 )
 from lmpg.language.models.paths import ADAPTER_CONFIG
 from lmpg.language.models.settings import LoraSettings, ModelSettings
+from lmpg.language.models.start.adaptable import refuse_shared_weights
 from lmpg.settings.section import UserError
 
 WEIGHTS = "adapter_model.safetensors"
@@ -44,7 +45,7 @@ def base_of(key: str, path: str | None, revision: str | None = None) -> Place | 
         return None
     try:
         config = json.loads(found.read_text(encoding="utf-8"))
-        kind, base = config["peft_type"], config["base_model_name_or_path"]
+        kind, base = config["peft_type"], config.get("base_model_name_or_path")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{key} = {path}: its {ADAPTER_CONFIG} cannot be read ({type(error).__name__}: "
@@ -93,6 +94,7 @@ def with_trained_adapter(
             f"{place} does not fit its base model {base[0]}: {error}. Mend its {ADAPTER_CONFIG}"
         ) from None
     refuse_embeddings(model, f"{place}: its target_modules", wanted)
+    refuse_shared_weights(model, f"{place}: its target_modules")
     adapted = {name for name, x in model.named_modules() if is_lora(x)}
     if asked.target_modules and set(wanted) != adapted:
         raise UserError(
