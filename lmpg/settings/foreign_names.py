@@ -36,6 +36,8 @@ FOREIGN = {
     "reward_model_path": "rewards.models",
     "ref_model": "model.reference",
     "teacher_model_name_or_path": "model.teacher",
+    "load_in_4bit": "model.quantisation",
+    "bnb_4bit_quant_type": "model.quantisation",
     "use_peft": "model.lora.rank",
     "lora_r": "model.lora.rank",
     "lora_alpha": "model.lora.alpha",
@@ -62,6 +64,9 @@ FOREIGN = {
     "max_completion_length": "sampling.max_new_tokens evaluation.max_new_tokens",
     "response_length": "sampling.max_new_tokens",
     "stop_token": "sampling.stop",
+    "stop_strings": "sampling.stop",
+    "enable_thinking": "data.chat_template_kwargs",
+    "chat_template_path": "data.chat_template",
     "use_vllm": "sampling.engine",
     "vllm_mode": "sampling.engine",
     "vllm_server_base_url": "sampling.server",
@@ -212,3 +217,23 @@ FOREIGN = {
 }
 """What TRL, verl, OpenRLHF, Stable-Baselines3 and people in a hurry call a setting → the settings
 that do the same here; those that the method has are meant."""
+
+_EXACT = (
+    "there is none: what is learned would be another distribution than what is sampled; "
+    "use a reward such as "
+)
+NOWHERE = {
+    "lora_dropout": "there is none: old and new log-probs would differ by the dropout alone",
+    "repetition_penalty": _EXACT + "repetition",
+    "no_repeat_ngram_size": _EXACT + "repetition",
+    "length_penalty": _EXACT + "length",
+    "logit_bias": _EXACT + "one that counts these words",
+    "bad_words": _EXACT + "one that counts these words",
+    "bad_words_ids": _EXACT + "one that counts these words",
+    "suppress_tokens": _EXACT + "one that counts these words",
+    "min_p": "there is none: sampling.top_p and top_k cut distributions off",
+    "num_beams": "there is none: a policy gradient learns from samples",
+    "load_in_8bit": "weights are kept in fp32, bf16 or 4 bits: model.dtype, model.quantisation nf4",
+    "attn_implementation": "it stands in the model's config.json; what is not there is chosen",
+}
+"""What other tools have and no method here does, and why, or what else there is."""

@@ -8,7 +8,7 @@ import pytest
 
 from lmpg.cli.main import methods, settings_class, settings_of
 from lmpg.gym.settings import GYM_METHODS, gym_settings_class
-from lmpg.settings.foreign_names import FOREIGN
+from lmpg.settings.foreign_names import FOREIGN, NOWHERE
 from lmpg.settings.hints import did_you_mean, did_you_mean_setting, meant
 from lmpg.settings.presets import preset_names
 from lmpg.settings.raw import paths_of
@@ -39,6 +39,17 @@ def test_every_entry_of_the_table_answers_users_of_some_method():
     kinds = [known(name) for name in ("ppo", "grpo", "dpo", "sft", "off_policy", "gym:ppo")]
     for name, paths in FOREIGN.items():
         assert any({*meant(name, kind)} & {*paths.split()} for kind in kinds), name
+
+
+def test_what_no_method_has_is_told_with_its_reason_and_never_by_likeness_of_letters(every_path):
+    leaves = {path.rpartition(".")[2] for path in every_path}
+    assert not leaves & {*NOWHERE}
+    assert not {*FOREIGN} & {*NOWHERE}
+    for name, why in NOWHERE.items():
+        for given in (f"--{name.replace('_', '-')}", f"sampling.{name}", f"actor.{name}"):
+            assert did_you_mean_setting(given, known("grpo")) == why
+    for given in ("--model.lora.dropout", "model.lora.dropout", "--lora-dropout"):
+        assert "there is none" in did_you_mean_setting(given, known("grpo"))
 
 
 @catches("a hint by letters alone, as --update.lr → --update.anneal")
