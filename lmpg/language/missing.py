@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+import importlib.util
+import sys
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,15 @@ from lmpg.language.rewards.specs import parsed_spec
 from lmpg.language.worlds.registry import PREFIX
 from lmpg.settings.section import Problems
 
+_BITSANDBYTES = ("bitsandbytes", "bitsandbytes")
+"""A package, and the extra of lmpg that brings it."""
+_WITHOUT = "leave model.quantisation out"
 MODELS = ("path", "tokenizer", "reference", "teacher")
 
 
 def refuse_missing_paths(settings: Any, to_come: Container[str] = ()) -> None:
-    """UserError where models, data files or rewards that the settings name lie nowhere.
+    """UserError where models, data files or rewards that the settings name lie nowhere, or where a
+    package that they need is not installed.
 
     settings: of a language run, of a stage, or of what is asked of a model. to_come: models that
     earlier stages will make, and what is given as an object.
@@ -55,7 +61,31 @@ def refuse_missing_paths(settings: Any, to_come: Container[str] = ()) -> None:
     environment = getattr(settings, "environment", None)
     if environment is not None:
         problems.extend(_of_environment(environment, to_come))
+    problems.extend(_missing_packages(settings))
     problems.refuse()
+
+
+def _missing_packages(settings: Any) -> Iterator[str]:
+    """What is asked for that an extra of lmpg brings; a model need not be loaded to know it."""
+    lora, update = getattr(settings.model, "lora", None), getattr(settings, "update", None)
+    packed = getattr(settings.model, "quantisation", "none")
+    eight = getattr(update, "optimizer", None) == "adamw_8bit"
+    for asked, said, package, extra, fix in (
+        (eight, "update.optimizer = adamw_8bit", *_BITSANDBYTES, "take update.optimizer adafactor"),
+        (packed != "none", f"model.quantisation = {packed}", *_BITSANDBYTES, _WITHOUT),
+        (lora and lora.rank, "model.lora.rank", "peft", "lora", "set model.lora.rank to 0"),
+    ):
+        if asked and not _installed(package):
+            yield (
+                f"{said} needs {package}, which is not installed: pip install 'lmpg[{extra}]', or "
+                f"{fix}"
+            )
+
+
+def _installed(package: str) -> bool:
+    if package in sys.modules:
+        return sys.modules[package] is not None
+    return importlib.util.find_spec(package) is not None
 
 
 def _of_environment(settings: Any, to_come: Container[str]) -> Problems:

@@ -20,6 +20,7 @@ from lmpg.language.models.settings import LoraSettings
 from lmpg.language.models.start.adaptable import not_adaptable, refuse_shared_weights
 from lmpg.language.models.start.four_bits import plain_layers
 from lmpg.runtime.parts import whole
+from lmpg.settings.hints import did_you_mean
 from lmpg.settings.section import UserError
 
 _ALL: tuple[tuple[str, ...], ...] = ((), ("all-linear",))
@@ -39,6 +40,8 @@ def with_adapter(
     targets, names = _targets(model, settings.target_modules), _linear_names(model)
     try:
         whole = wrapped(model, _config(model, settings, targets), revision)
+    except UserError:
+        raise
     except (ValueError, TypeError) as error:
         saved = list(settings.modules_to_save)
         besides = f" with model.lora.modules_to_save = {saved}" if saved else ""
@@ -217,9 +220,17 @@ def _fitting(model: PreTrainedModel, given: tuple[str, ...], key: str) -> dict[s
         raise UserError(
             f"model.lora.{key} = {list(given)}: no {'module' if whole else 'layer'} is called "
             f"{', '.join(unknown)}, expected names of this model's "
-            f"{'modules' if whole else 'linear layers'}, such as {known}"
+            f"{'modules' if whole else 'linear layers'}, such as {known}{_meant(unknown, kinds)}"
         )
     return fitting
+
+
+def _meant(unknown: list[str], names: set[str]) -> str:
+    """What of these names was meant by the first that fits none."""
+    if "," in unknown[0]:
+        return f"; several names stand beside each other: {unknown[0].replace(',', ' ')}"
+    hint = did_you_mean(unknown[0].rpartition(".")[2], names).strip()
+    return f"; {hint}" if hint else ""
 
 
 def _fits(target: str, name: str) -> bool:

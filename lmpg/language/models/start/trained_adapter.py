@@ -118,6 +118,7 @@ def _config(place: str, settings: ModelSettings) -> Any:
             )
     _refuse_contradictions(place, config, settings.lora)
     config.lora_dropout, config.inference_mode = 0.0, False
+    config.task_type = "CAUSAL_LM"  # what it is now, whatever it was trained for: peft loads it so
     return config
 
 
