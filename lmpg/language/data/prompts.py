@@ -146,8 +146,9 @@ def _prompt_filter(tokenizer: Any, max_prompt_tokens: int, overlong: str) -> Row
     """The filter of prompts; refuses a context that leaves no room for any."""
     if max_prompt_tokens < 1:
         raise UserError(
-            f"the model's context leaves {max_prompt_tokens} tokens for the prompt, expected at "
-            "least 1: use a smaller --sampling.max-new-tokens."
+            "the model's context leaves no token for the prompt beside the response "
+            f"(sampling.max_new_tokens is {1 - max_prompt_tokens} too large), expected at least 1: "
+            "use a smaller --sampling.max-new-tokens."
         )
     return RowFilter(max_prompt_tokens, overlong, bos_ids(tokenizer), "prompt")
 

@@ -135,6 +135,7 @@ def wrapped(model: PreTrainedModel, config: Any, revision: str | None) -> nn.Mod
         # peft reads a property that transformers has renamed, and tells what tied weights are
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", UserWarning)
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern", RuntimeWarning)
         return peft.get_peft_model(model, config, revision=revision)
 
 
