@@ -4,7 +4,7 @@ it stays."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack
 from typing import Any
 
 from lmpg.language.data.prompts import lengths_of
@@ -30,27 +30,27 @@ def check_language(settings: LanguageSettings, name: str) -> list[str]:
     processes = Processes()
     processes.announce()
     settings = processes.launch.obeyed_by(settings)
-    with passing_run(settings, name, processes) as folder:
-        prepared = prepare(settings, folder, processes)
-        with prepared, closing(prepared.online.tracker):
-            source: Any = prepared.online.source
-            group_sampler = getattr(source.sampler, "sampler", source.sampler)
-            sampled = _some(group_sampler, source.processing)
-            found = [*_before(settings, source, group_sampler)]
-            found += traps.of_responses(
-                sampled.groups[0].completions,
-                sampled.groups[0].scores,
-                group_sampler.algorithm.group_size,
-            )
+    with passing_run(settings, name, processes) as folder, ExitStack() as opened:
+        prepared = prepare(settings, folder, processes, opened)
+        opened.callback(prepared.online.tracker.close)
+        source: Any = prepared.online.source
+        group_sampler = getattr(source.sampler, "sampler", source.sampler)
+        sampled = _some(group_sampler, source.processing)
+        found = [*_before(settings, source, group_sampler)]
+        found += traps.of_responses(
+            sampled.groups[0].completions,
+            sampled.groups[0].scores,
+            group_sampler.algorithm.group_size,
+        )
+        if processes.is_main:
+            print("\n".join(shown(sampled, source.generator.tokenizer)), flush=True)
+        of_all = sampled.scores  # every rank's, as all take the step or none does
+        allowed = settings.rewards.max_error_share * len(of_all.totals)
+        if of_all.errors <= allowed:  # else it could take no step
+            metrics = prepared.online.iterate(1)
+            found += traps.of_time(metrics)
             if processes.is_main:
-                print("\n".join(shown(sampled, source.generator.tokenizer)), flush=True)
-            of_all = sampled.scores  # every rank's, as all take the step or none does
-            allowed = settings.rewards.max_error_share * len(of_all.totals)
-            if of_all.errors <= allowed:  # else it could take no step
-                metrics = prepared.online.iterate(1)
-                found += traps.of_time(metrics)
-                if processes.is_main:
-                    print(step_line(metrics, settings.run.total_steps, processes), flush=True)
+                print(step_line(metrics, settings.run.total_steps, processes), flush=True)
     return processes.on_main(lambda: found)
 
 

@@ -11,7 +11,7 @@ from lmpg.language.models.footprint.needs import Parts, Work, total
 from lmpg.language.models.footprint.said import fitting_tokens, lines
 from lmpg.language.models.footprint.shape import shape_of
 from lmpg.language.models.forward.kept_weights import is_packed
-from lmpg.language.models.lora import rank_of
+from lmpg.language.models.lora import learning_beside, rank_of
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.precision import num_weights
 from lmpg.language.models.reference import Reference
@@ -46,14 +46,12 @@ def work_of(
     own: Reference | None,
     reward_models: int,
     prompts: Split[Prompt],
-    count: int,
-    shards: int = 1,
+    processes: Processes,
 ) -> Work:
-    """The sizes of a run. reward_models: their bytes. count: of processes; shards: how many of
-    them share out weights."""
+    """The sizes of a run. reward_models: their bytes."""
     longest = max(int(lengths_of(x).max(initial=0)) for x in (prompts.train, prompts.held_out))
     update, model = settings.update, shape_of(policy.causal_lm)
-    of_minibatch = -(-update.minibatch_size // count)
+    of_minibatch = -(-update.minibatch_size // processes.count)
     rows = min(update.microbatch_size, of_minibatch)
     work = Work(
         model=model,
@@ -62,6 +60,7 @@ def work_of(
         response=_response(settings, longest, policy.context_length),
         sampled=0 if settings.sampling.server else update.rollout_size,
         rank=rank_of(policy.model),
+        besides=learning_beside(policy.model),
         packed=is_packed(policy.model),
         kept=policy.frozen_dtype.itemsize,
         product=2 if policy.bf16 else 4,
@@ -71,8 +70,8 @@ def work_of(
         frozen=_frozen(settings, policy, own) | {"reward models": float(reward_models)},
         recompute=settings.model.gradient_checkpointing,
         several=of_minibatch > rows,
-        count=count,
-        shards=shards,
+        count=processes.count,
+        shards=processes.shards,
         device=policy.device.type,
     )
     tokens = update.microbatch_tokens

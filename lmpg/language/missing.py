@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lmpg.language.data.rows import refuse_missing_file
-from lmpg.language.environments.named import environment_spec, tool_spec
+from lmpg.language.environments.named import KEY, TOOLS_KEY, environment_spec, tool_spec
 from lmpg.language.models.paths import refuse_missing_folder
-from lmpg.language.rewards.specs import parsed_spec
+from lmpg.language.rewards import specs
 from lmpg.language.worlds.registry import PREFIX
 from lmpg.settings.section import Problems
 
@@ -57,7 +57,7 @@ def refuse_missing_paths(settings: Any, to_come: Container[str] = ()) -> None:
     for function in rewards.functions if rewards is not None else ():
         if function not in to_come:
             with problems.gathered():
-                parsed_spec(function)
+                specs.refuse_missing_name(specs.parsed_spec(function), specs.KEY)
     environment = getattr(settings, "environment", None)
     if environment is not None:
         problems.extend(_of_environment(environment, to_come))
@@ -91,9 +91,10 @@ def _installed(package: str) -> bool:
 def _of_environment(settings: Any, to_come: Container[str]) -> Problems:
     """What is wrong with the names of an environment and of tools."""
     problems = Problems()
-    named = [(settings.path, environment_spec), *((x, tool_spec) for x in settings.tools)]
-    for text, parsed in named:
+    named = [(settings.path, environment_spec, KEY)]
+    named += [(x, tool_spec, TOOLS_KEY) for x in settings.tools]
+    for text, parsed, key in named:
         if text is not None and text not in to_come:
             with problems.gathered():
-                parsed(text)
+                specs.refuse_missing_name(parsed(text), key)
     return problems

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.precision import num_weights
 from lmpg.language.models.reference import Reference
 from lmpg.language.models.start.shared_out import loaded
-from lmpg.language.rewards.scorer import Scorer
+from lmpg.language.rewards.scorer import Scorer, started
 from lmpg.language.rollouts.arithmetic import as_it_began, settle
 from lmpg.language.rollouts.collect import LanguageSource
 from lmpg.language.rollouts.dynamic_sampling import DynamicSampling
@@ -32,7 +33,7 @@ from lmpg.language.rollouts.several_turns import Environments
 from lmpg.language.run_environments import environments_for, longest_response, pool_for
 from lmpg.language.run_generator import generator_for, refuse_long_waits
 from lmpg.language.run_inputs import inputs_of
-from lmpg.language.run_prompts import begun, prompts_for
+from lmpg.language.run_prompts import begun, prompts_for, rows_for
 from lmpg.language.run_rewards import scorer_for
 from lmpg.language.settings import LanguageSettings
 from lmpg.language.worlds.world import World
@@ -71,8 +72,8 @@ def train_language(
         return folder.path
     with nothing_left_before_the_first_step(folder, processes):
         settings = kept(given, settings, folder, processes)
-        prepared = prepare(settings, folder, processes, world, given)
-        with prepared:
+        with ExitStack() as opened:
+            prepared = prepare(settings, folder, processes, opened, world, given)
             keep = partial(prepared.keep_sources, folder.path / "reward_sources")
             rest = prepared.facts, prepared.inputs, keep, "text-generation"
             run(prepared.online, folder, name, *rest)
@@ -81,8 +82,8 @@ def train_language(
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run about to start. scorer and environments are closed at its end; facts go into its
-    summary; inputs are what it must find unchanged when it is resumed."""
+    """A run about to start. facts go into its summary; inputs are what it must find unchanged when
+    it is resumed."""
 
     online: Online
     scorer: Scorer
@@ -96,55 +97,57 @@ class PreparedRun:
         if self.environments is not None:
             self.environments.pool.keep_sources(folder)
 
-    def __enter__(self) -> PreparedRun:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.scorer.close()
-        if self.environments is not None:
-            self.environments.pool.close()
-
 
 def prepare(
     settings: LanguageSettings,
     folder: RunFolder,
     processes: Processes,
+    opened: ExitStack,
     world: World | None = None,
     given: Given = NOTHING,
 ) -> PreparedRun:
-    """Make every part of a run; all bad input is refused here, before any work."""
+    """Make every part of a run, which `opened` closes; bad input is refused before any work."""
     refuse_unfit_processes(settings, processes)
     world, asked = world or built_world(settings, processes), settings.model.precision
     settings = as_it_began(with_world(settings, world) if world else settings, folder, processes)
+    functions = started(settings.rewards, given.functions, opened)
+    rows = rows_for(settings, world, functions)
     tokenizer = reading_tokenizer(tokenizer_of(settings.model), settings.data)
     asked_for = settings.environment, settings.data, tokenizer
-    pool = pool_for(*asked_for, given.functions)
+    pool = pool_for(opened, *asked_for, given.functions)
     spread(processes, settings.run.sharding, settings.update.optimizer)
     policy = policy_for(settings, tokenizer, processes)
-    facts = settle(asked, settings.model.precision, policy.causal_lm, folder, processes)
+    facts = settle(asked, settings.model, policy.bf16, policy.causal_lm, folder, processes)
     policy.head.forbid_early(policy.eos_token_ids, settings.sampling.min_new_tokens)
     with processes.in_turn():
         own = load_reference(settings.model, tokenizer, policy)
     give_back_freed_memory()
     at_end = settings.rewards.truncated == "bootstrap"
     environments = environments_for(pool, *asked_for, policy.eos_token_ids, observes_end=at_end)
-    prompts = prompts_for(settings, policy, tokenizer, world, environments, processes.is_main)
+    prompts = prompts_for(settings, policy, tokenizer, world, environments, rows, processes.is_main)
     shown = begun(prompts, environments, settings.run.seed)
     decode = partial(completion_text, tokenizer, eos_token_ids=policy.eos_token_ids)
-    scorer = scorer_for(settings, prompts, decode, processes, given.functions)
+    scorer = opened.enter_context(scorer_for(settings, prompts, decode, processes, functions))
     processes.suit_threads(num_weights(policy) + scorer.num_weights)
-    spread_over = processes.count, processes.shards
-    work = work_of(settings, policy, own, scorer.num_bytes, shown, *spread_over)
+    work = work_of(settings, policy, own, scorer.num_bytes, shown, processes)
     settings, keep_engine = with_fitting_microbatches(settings, work, processes)
     rest = processes, keep_engine, shown, folder, environments
     generator = generator_for(settings, policy, tokenizer, *rest)
     source = source_of(settings, generator, scorer, prompts, world, own)
-    if processes.on_main(lambda: checkpoint.newest_step(folder.checkpoints)) is None:
-        first = (source.reference or source.evaluator.reference) if own is None else None
-        check(generator, first, ids_to_test(shown.train))
+    check_new(folder, source, own, shown)
     made, facts = assembled(settings, source, folder, given), facts | (world.facts if world else {})
     inputs = inputs_of(settings, world, given.functions)
     return PreparedRun(made, scorer, environments, facts, inputs)
+
+
+def check_new(
+    folder: RunFolder, source: LanguageSource, own: Reference | None, prompts: Split[Prompt]
+) -> None:
+    """Tests the model of a run that has no checkpoint to go on from."""
+    newest = source.generator.processes.on_main(lambda: checkpoint.newest_step(folder.checkpoints))
+    if newest is None:
+        first = (source.reference or source.evaluator.reference) if own is None else None
+        check(source.generator, first, ids_to_test(prompts.train))
 
 
 def policy_for(settings: LanguageSettings, tokenizer: Any, processes: Processes) -> CausalLMPolicy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from types import MappingProxyType
 from typing import Any
 
@@ -15,16 +16,18 @@ from lmpg.language.settings import LanguageSettings
 
 
 def pool_for(
+    opened: ExitStack,
     asked: EnvironmentSettings,
     data: DataSettings,
     tokenizer: Any,
     given: Mapping[str, Callable] = MappingProxyType({}),
 ) -> EnvironmentPool | None:
     """The environments, imported before any model is loaded, and tried where they need no data;
-    None where completions are one turn. given: objects by their names in the settings."""
+    None where completions are one turn. `opened` closes them. given: objects by their names in the
+    settings."""
     if not asked.wanted:
         return None
-    pool = pool_of(asked, tokenizer, data, given)
+    pool = opened.enter_context(pool_of(asked, tokenizer, data, given))
     if data.path is None and not asked.is_built_in:
         pool.try_episode({})
     return pool

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from lmpg.language.data.examples import Split
-from lmpg.language.data.prompts import Prompt, load_prompts, prompts_from_rows
+from lmpg.language.data.examples import Parts, Split, data_rows
+from lmpg.language.data.prompts import (
+    Prompt,
+    columns_for_rewards,
+    load_prompts,
+    prompts_from_rows,
+)
 from lmpg.language.models.policy import CausalLMPolicy
+from lmpg.language.rewards.scorer import Functions, check_columns
 from lmpg.language.rollouts.several_turns import Environments
 from lmpg.language.settings import LanguageSettings
 from lmpg.language.worlds.world import World
@@ -25,10 +31,12 @@ def prompts_for(
     tokenizer: Any,
     world: World | None,
     environments: Environments | None = None,
+    parts: Parts = (),
     tell: bool = False,
 ) -> Split[Prompt]:
     """The user's prompts or the world's, none so long that the context leaves no response; without
-    either, those that environments begin with. tell: whether to say how many there are."""
+    either, those that environments begin with. parts: the user's rows, where they were read before.
+    tell: whether to say how many prompts there are."""
     room = policy.context_length - settings.sampling.max_new_tokens
     found: Split[Prompt]
     line = None
@@ -38,13 +46,26 @@ def prompts_for(
     elif environments is not None and settings.data.path is None:
         found, line = seeded_prompts(environments, settings.run.seed), SEEDED
     else:
-        bare = settings.environment.path is not None
-        found = load_prompts(settings.data, tokenizer, room, may_lack_prompts=bare)
+        may_lack = settings.environment.has_episodes
+        data = settings.data, tokenizer, room
+        found = load_prompts(*data, may_lack_prompts=may_lack, parts=parts)
     if environments is not None and settings.data.path and not settings.environment.is_built_in:
         environments.pool.try_episode(found.train[0].columns)
     if tell:
         print(line or found.line() + _again(len(found.held_out), settings), flush=True)
     return found
+
+
+def rows_for(settings: LanguageSettings, world: World | None, functions: Functions) -> Parts:
+    """The rows of the user's data, read before any model is loaded; UserError where they lack a
+    column that the settings or reward functions name."""
+    if world is not None or settings.data.path is None:
+        return ()
+    parts = data_rows(settings.data)
+    may_lack = settings.environment.has_episodes
+    columns = columns_for_rewards(settings.data, parts, may_lack)
+    check_columns(functions, columns, settings.rewards)
+    return parts
 
 
 def _again(held_out: int, settings: LanguageSettings) -> str:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 from lmpg.language.data.examples import Split
 from lmpg.language.data.prompts import Prompt, common_columns
 from lmpg.language.rewards.process_rewards import Decode
-from lmpg.language.rewards.scorer import Scorer
+from lmpg.language.rewards.scorer import Functions, Scorer
 from lmpg.language.settings import LanguageSettings
 from lmpg.runtime.processes import Processes
 
@@ -21,9 +19,9 @@ def scorer_for(
     prompts: Split[Prompt],
     decode: Decode,
     processes: Processes,
-    functions: Mapping[str, Callable] = MappingProxyType({}),
+    functions: Functions,
 ) -> Scorer:
-    """The rewards, ready to score responses to these prompts; `functions` as in `Given`."""
+    """The rewards, ready to score responses to these prompts. functions: theirs, `started`."""
     return Scorer(
         settings.rewards,
         columns=common_columns(prompts),
@@ -32,8 +30,8 @@ def scorer_for(
         dtype=settings.model.dtype,
         decode=decode,
         special_tokens=settings.data.special_tokens,
-        optional="teacher" in settings.algorithm.needs or settings.environment.path is not None,
-        given=functions,
+        optional="teacher" in settings.algorithm.needs or settings.environment.has_episodes,
+        functions=functions,
         state_at=partial(trainer_state, settings, len(prompts.train), processes.is_main),
     )
 

@@ -48,7 +48,7 @@ class LanguageSettings(Section, Generic[A]):
             rewards: self.rewards.functions or self.rewards.models,
         }
         parts = "model, data and reward"
-        if self.environment.path:  # which gives prompts and rewards where there are no others
+        if self.environment.has_episodes:
             given = {"model.path": self.model.path, "environment.path": self.environment.path}
             parts = "model and environment"
         elif self.environment.tools:
@@ -284,7 +284,7 @@ class LanguageSettings(Section, Generic[A]):
     @property
     def gives_rewards(self) -> bool:
         """Whether there is a reward, by functions, models or an environment."""
-        return bool(self.rewards.functions or self.rewards.models or self.environment.path)
+        return bool(self.rewards.functions or self.rewards.models or self.environment.has_episodes)
 
     def _needs(self) -> frozenset[str]:
         return getattr(self.algorithm, "needs", frozenset())

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 METRICS, SAMPLES = FILES = "metrics.jsonl", "samples.jsonl"
+SIDES = ("chosen", "rejected")
+"""What a row of samples.jsonl calls the answers of a pair, and a report both of them."""
 
 
 def log_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -218,22 +218,27 @@ FOREIGN = {
 """What TRL, verl, OpenRLHF, Stable-Baselines3 and people in a hurry call a setting → the settings
 that do the same here; those that the method has are meant."""
 
-_EXACT = (
-    "there is none: what is learned would be another distribution than what is sampled; "
-    "use a reward such as "
+_NO_DROPOUT = (
+    "there is no dropout, as old and new log-probs would differ by it alone, and with them every "
+    "ratio and KL; leave it out"
 )
-NOWHERE = {
-    "lora_dropout": "there is none: old and new log-probs would differ by the dropout alone",
-    "repetition_penalty": _EXACT + "repetition",
-    "no_repeat_ngram_size": _EXACT + "repetition",
-    "length_penalty": _EXACT + "length",
-    "logit_bias": _EXACT + "one that counts these words",
-    "bad_words": _EXACT + "one that counts these words",
-    "bad_words_ids": _EXACT + "one that counts these words",
-    "suppress_tokens": _EXACT + "one that counts these words",
-    "min_p": "there is none: sampling.top_p and top_k cut distributions off",
-    "num_beams": "there is none: a policy gradient learns from samples",
-    "load_in_8bit": "weights are kept in fp32, bf16 or 4 bits: model.dtype, model.quantisation nf4",
-    "attn_implementation": "it stands in the model's config.json; what is not there is chosen",
+_NO_BIAS = (
+    "there are no logit biases, forbidden words or penalties, as log-probs are those of the "
+    "distribution that is sampled from; leave it out"
+)
+ABSENT = {
+    "dropout": _NO_DROPOUT,
+    "lora_dropout": _NO_DROPOUT,
+    "logit_bias": _NO_BIAS,
+    "bad_words": _NO_BIAS,
+    "bad_words_ids": _NO_BIAS,
+    "suppress_tokens": _NO_BIAS,
+    "repetition_penalty": _NO_BIAS,
+    "no_repeat_ngram_size": _NO_BIAS,
+    "length_penalty": _NO_BIAS,
+    "min_p": "there is none: sampling.top_p and sampling.top_k cut distributions off",
+    "num_beams": "there is none: policy gradients are learned from samples",
+    "load_in_8bit": "there is none: weights are kept in fp32, bf16 or 4 bits (model.quantisation)",
+    "attn_implementation": "there is none: transformers chooses, or the model's config.json does",
 }
-"""What other tools have and no method here does, and why, or what else there is."""
+"""What others have and lmpg has not, with the reason."""

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Collection
 
-from lmpg.settings.foreign_names import FOREIGN, NOWHERE
+from lmpg.settings.foreign_names import ABSENT, FOREIGN
 
 ENVIRONMENT = "environment"
 OF_TEXT = "environments of text are for policy-gradient methods, such as lmpg train ppo or grpo"
@@ -15,15 +15,15 @@ OF_TEXT = "environments of text are for policy-gradient methods, such as lmpg tr
 
 def did_you_mean_setting(name: str, known: Collection[str]) -> str:
     """`did you mean …?` with the settings that a misspelt or foreign name may stand for, or why
-    there is none like it; "" where nothing is close. Flags (`--update.lr`) are answered by flags,
-    names in YAML by names."""
+    there is none (`ABSENT`); "" where nothing is close. Flags (`--update.lr`) are answered by
+    flags, names in YAML by names."""
     flag = name.startswith("--")
     section = name.removeprefix("--").partition(".")[0]
     if section == ENVIRONMENT and not any(path.startswith(f"{ENVIRONMENT}.") for path in known):
         return OF_TEXT + (", an agent's is given as env.id" if "env.id" in known else "")
     path = name.removeprefix("--").replace("-", "_")
-    if (why := _nowhere(path)) is not None:
-        return why
+    if (leaf := path.rpartition(".")[2].lower()) in ABSENT:
+        return ABSENT[leaf]
     found = meant(path, known)
     right = [f"--{path}".replace("_", "-") if flag else path for path in found]
     return f"did you mean {' or '.join(right)}?" if right else ""
@@ -47,12 +47,6 @@ def meant(path: str, known: Collection[str]) -> list[str]:
         return close
     by_leaf = {k.rpartition(".")[2]: k for k in known}
     return [by_leaf[m] for m in difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.7)]
-
-
-def _nowhere(path: str) -> str | None:
-    """Why there is no setting like that of another tool; `lora.dropout` is `lora_dropout` there."""
-    *sections, leaf = path.lower().split(".")
-    return NOWHERE.get(leaf) or NOWHERE.get("_".join([*sections[-1:], leaf]))
 
 
 def _foreign(name: str, known: Collection[str]) -> list[str]:

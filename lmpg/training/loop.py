@@ -106,7 +106,10 @@ class Loop(ABC):
         return "finished"
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out metrics; RunStopped where the last step has ruined the weights."""
+        """Held-out metrics at the end; RunStopped where the last step has ruined the weights."""
+        return self._evaluated()
+
+    def _evaluated(self) -> dict[str, float]:
         self._refuse_ruined_weights()
         try:
             found = self.source.evaluate()
@@ -270,7 +273,7 @@ class Loop(ABC):
                 spent[name] = spent.get(name, 0.0) + value
 
     def _evaluate_and_keep_best(self) -> dict[str, float]:
-        found, name = self.evaluate(), self.source.best_metric
+        found, name = self._evaluated(), self.source.best_metric
         sign = -1 if self.source.lower_is_better else 1
         best = self.progress.best.get(name, -sign * math.inf)
         if sign * found[name] > sign * best:

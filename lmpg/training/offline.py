@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -165,8 +165,6 @@ class Offline(Loop):
 
     source: Objective
     updater: OfflineUpdater
-    _shows: bool = field(default=True, init=False)
-    _with_tokens: bool = field(default=True, init=False)
 
     def weights(self) -> Iterable[Tensor]:
         """All that is trained."""
@@ -198,27 +196,26 @@ class Offline(Loop):
         """The run, after an evaluation whose examples are shown."""
         if not self.progress.before:
             self.progress.before = self.source.evaluate()
-            self._show()
+            self._show(with_tokens=True)
         return super().run()
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out metrics; what the module makes of some examples goes to samples.jsonl."""
+        """Held-out metrics at the end; what the module makes of some examples goes to
+        samples.jsonl."""
         found = super().evaluate()
-        self._show()
+        self._show(with_tokens=True)
         return found
 
     def _evaluate_and_keep_best(self) -> dict[str, float]:
-        """After the last step the evaluation at the end shows the examples."""
-        iteration, total = self.progress.iteration, self.total_steps
-        self._shows = iteration < total
-        self._with_tokens = views_tokens(iteration, self.every, total)
-        found = super()._evaluate_and_keep_best()
-        self._shows = self._with_tokens = True
+        """Shows the examples, but for the last step: the evaluation at the end does so then."""
+        found, iteration = super()._evaluate_and_keep_best(), self.progress.iteration
+        if iteration < self.total_steps:
+            self._show(views_tokens(iteration, self.every, self.total_steps))
         return found
 
-    def _show(self) -> None:
-        if self._shows and self.processes.is_main:
-            self.tracker.samples(self.progress.iteration, self.source.samples(self._with_tokens))
+    def _show(self, with_tokens: bool) -> None:
+        if self.processes.is_main:
+            self.tracker.samples(self.progress.iteration, self.source.samples(with_tokens))
 
     def iterate(self, iteration: int) -> dict[str, float]:
         """One optimizer step on the next minibatch."""

@@ -146,13 +146,13 @@ REFUSED = {  # what is wrong: algorithm, what is changed (None takes a flag away
     ),
     "reward that does not import": (
         "ppo",
-        reward_of("import a_module_that_is_not_there\n"),
+        reward_of("import a_module_that_is_not_there as letters\n"),
         ["rewards.functions", "cannot import", "a_module_that_is_not_there"],
     ),
     "misspelt reward function": (
         "ppo",
         reward_of("def leters(completions):\n    return [0.0 for c in completions]\n"),
-        ["rewards.functions", "no function or class 'letters'", "Did you mean leters?"],
+        ["rewards.functions", "no function or class 'letters', expected one of leters; write"],
     ),
     "reward that asks for a missing column": (
         "ppo",
@@ -212,6 +212,39 @@ def test_other_models_are_looked_for_before_anything_is_loaded(method, key, flag
     rewards = {"rewards.functions": "length"} if method == "ppo" else {}
     with pytest.raises(UserError, match=f"{key} = /nowhere/model does not exist, expected a"):
         run_here(method, {**of_policy, **rewards, key: "/nowhere/model"})
+
+
+@catches("reward functions and rows are looked at only once the model is loaded")
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "missing column",
+        "empty dataset",
+        "broken line of JSON",
+        "reward that does not import",
+        "reward that asks for a missing column",
+    ],
+)
+def test_data_and_rewards_are_looked_at_before_a_model_is_loaded(
+    wrong, flags, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("lmpg.language.program.policy_for", None)
+    with pytest.raises(UserError) as refused:
+        run_here("ppo", {**flags, **REFUSED[wrong][1](flags, tmp_path)})
+    assert [x for x in REFUSED[wrong][2] if x not in str(refused.value)] == []
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo", "kto", "reward_model"])
+def test_the_data_of_a_stage_are_read_before_its_model_is_loaded(
+    stage, flags, tmp_path, monkeypatch
+):
+    for module in ("prepared", "reward_modelling"):
+        monkeypatch.setattr(f"lmpg.language.stages.{module}.loaded", None)
+    _, spoil, said = REFUSED["broken line of JSON"]
+    given = {k: flags[k] for k in ("model.path", "run.output-dir")} | spoil(flags, tmp_path)
+    with pytest.raises(UserError) as refused:
+        run_here(stage, given)
+    assert [x for x in said if x not in str(refused.value)] == []
 
 
 def test_after_a_refusal_the_corrected_command_runs_in_the_same_folder(flags, capsys):

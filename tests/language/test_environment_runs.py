@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -13,6 +14,7 @@ from lmpg.language.checked import check_language
 from lmpg.language.settings import LanguageSettings
 from lmpg.settings.section import UserError
 from tests.settings.test_config import built
+from tests.support.planted import catches
 from tests.support.programs import SMALL, outcome, run_here
 from tests.support.tiny import save_tiny
 
@@ -74,6 +76,28 @@ def test_a_check_of_a_run_in_an_environment_takes_a_step_and_knows_no_data_traps
     found = check_language(built(LanguageSettings[PPO], **sections), "ppo")
     assert not [x for x in found if "duplicate" in x or "held-out" in x or "few prompts" in x]
     assert "a step takes" in capsys.readouterr().out
+
+
+@catches("workers are closed by garbage collection alone where a later part is refused")
+def test_workers_of_rewards_and_environments_end_where_a_later_part_is_refused(
+    flags, tmp_path, monkeypatch
+):
+    def refuse(*_):
+        raise UserError("the model is no good")
+
+    monkeypatch.setattr("lmpg.language.program.policy_for", refuse)
+    note = "import os\nopen(os.path.dirname(__file__) + f'/{os.getpid()}.pid', 'w').close()\n"
+    (tmp_path / "my_env.py").write_text(note + OWN)
+    (tmp_path / "judge.py").write_text(note + "def judge(completions): return [1]\n")
+    rewards = {"rewards.functions": f"{tmp_path / 'judge.py'}:judge"}
+    with pytest.raises(UserError) as refused:  # its traceback keeps all that was opened
+        run_here("ppo", {**flags, **rewards, "run.output-dir": tmp_path / "run"})
+    assert "the model is no good" in str(refused.value)
+    pids = [int(path.stem) for path in tmp_path.glob("*.pid")]
+    assert len(pids) == 2
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 TALKS = {"environment": {"path": "my_env.py:MyEnv"}, "model": {"path": "M"}}

@@ -8,7 +8,7 @@ import pytest
 
 from lmpg.cli.main import methods, settings_class, settings_of
 from lmpg.gym.settings import GYM_METHODS, gym_settings_class
-from lmpg.settings.foreign_names import FOREIGN, NOWHERE
+from lmpg.settings.foreign_names import ABSENT, FOREIGN
 from lmpg.settings.hints import did_you_mean, did_you_mean_setting, meant
 from lmpg.settings.presets import preset_names
 from lmpg.settings.raw import paths_of
@@ -39,17 +39,6 @@ def test_every_entry_of_the_table_answers_users_of_some_method():
     kinds = [known(name) for name in ("ppo", "grpo", "dpo", "sft", "off_policy", "gym:ppo")]
     for name, paths in FOREIGN.items():
         assert any({*meant(name, kind)} & {*paths.split()} for kind in kinds), name
-
-
-def test_what_no_method_has_is_told_with_its_reason_and_never_by_likeness_of_letters(every_path):
-    leaves = {path.rpartition(".")[2] for path in every_path}
-    assert not leaves & {*NOWHERE}
-    assert not {*FOREIGN} & {*NOWHERE}
-    for name, why in NOWHERE.items():
-        for given in (f"--{name.replace('_', '-')}", f"sampling.{name}", f"actor.{name}"):
-            assert did_you_mean_setting(given, known("grpo")) == why
-    for given in ("--model.lora.dropout", "model.lora.dropout", "--lora-dropout"):
-        assert "there is none" in did_you_mean_setting(given, known("grpo"))
 
 
 @catches("a hint by letters alone, as --update.lr → --update.anneal")
@@ -90,6 +79,28 @@ def test_what_no_method_has_is_told_with_its_reason_and_never_by_likeness_of_let
 def test_the_setting_that_was_meant_is_named(method, given, hint):
     expected = f"did you mean {hint}?" if hint else ""
     assert did_you_mean_setting(given, known(method)) == expected
+
+
+@catches("dropout of adapters answered by --model.lora.rank")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("--model.lora.dropout", "there is no dropout, as old and new log-probs would differ"),
+        ("--lora_dropout", "there is no dropout"),
+        ("model.lora.lora_dropout", "there is no dropout"),
+        ("--sampling.logit-bias", "there are no logit biases, forbidden words or penalties"),
+        ("--repetition-penalty", "there are no logit biases"),
+        ("--sampling.num-beams", "there is none: policy gradients are learned from samples"),
+        ("--model.load-in-8bit", "there is none: weights are kept in fp32, bf16 or 4 bits"),
+        ("--attn-implementation", "there is none: transformers chooses"),
+    ],
+)
+def test_what_there_is_not_is_refused_with_the_reason(name, said, every_path):
+    assert not {*ABSENT} & {path.rpartition(".")[2] for path in every_path}
+    if name.startswith("--"):
+        with pytest.raises(UserError, match=f"unknown flag {name.replace('_', '-')} 0.1; {said}"):
+            settings_of("grpo", [name, "0.1"])
+    assert did_you_mean_setting(name, known("grpo")).startswith(said)
 
 
 @catches("an environment for DPO answered by --model.path")

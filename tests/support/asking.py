@@ -30,6 +30,8 @@ class Once(Asks):
 
 def environments_of(tokenizer: Any, ends: tuple[int, ...], kind: type, **asked: Any) -> Any:
     """`Environments` of a class, in this process."""
+    from contextlib import ExitStack
+
     from lmpg.language.data.settings import DataSettings
     from lmpg.language.environments.settings import EnvironmentSettings
     from lmpg.language.run_environments import environments_for, pool_for
@@ -37,7 +39,7 @@ def environments_of(tokenizer: Any, ends: tuple[int, ...], kind: type, **asked: 
     observes_end, data = asked.pop("observes_end", False), DataSettings(**asked.pop("data", {}))
     settings = EnvironmentSettings(path="memory:kind", **asked)
     parts = settings, data, tokenizer
-    pool = pool_for(*parts, {"memory:kind": kind})
+    pool = pool_for(ExitStack(), *parts, {"memory:kind": kind})
     found = environments_for(pool, *parts, ends, observes_end=observes_end)
     assert found is not None
     return found

@@ -21,6 +21,8 @@ from lmpg.settings.section import UserError
 
 E = TypeVar("E")
 S = TypeVar("S", bound=Sequence)
+Parts = Sequence[tuple[Rows, str]]
+"""Rows and where they come from: of the whole data, or to train on and held out."""
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII)
 
 
@@ -150,26 +152,38 @@ class Split(Generic[E]):
         return "; ".join(parts)
 
 
+def data_rows(settings: DataSettings) -> Parts:
+    """The rows of `data.path`, then those of `eval_path` or `eval_split` where one is given, each
+    with where they come from; what is wrong with the files is told before models are loaded."""
+    if settings.path is None:
+        raise UserError("data.path is missing: give a Hub name or a local file with --data.path.")
+    rows = read_rows(settings.path, settings.split, revision=settings.revision)
+    found = [(with_template_kwargs(rows, settings), settings.path)]
+    if settings.eval_path is not None or settings.eval_split is not None:
+        source, split = _held_out_source(settings)
+        revision = settings.revision if settings.eval_path is None else None
+        rows = read_rows(source, split, "data.eval_path", revision)
+        found.append((with_template_kwargs(rows, settings), source))
+    return found
+
+
 def load_split(
-    settings: DataSettings, row_filter: RowFilter, read: Callable[[Rows, str], Sequence[E]]
+    settings: DataSettings,
+    row_filter: RowFilter,
+    read: Callable[[Rows, str], Sequence[E]],
+    parts: Parts = (),
 ) -> Split[E]:
     """Examples of `data.path`; `read(rows, source)` makes them of rows, through the filter.
 
     Held out are at most `num_eval` examples of `eval_path` or `eval_split`, else of `path`
-    those that training then doesn't see. The choice doesn't depend on the run's seed.
+    those that training then doesn't see. The choice doesn't depend on the run's seed. parts: the
+    `data_rows` of the settings, where they were read before.
     """
-    if settings.path is None:
-        raise UserError("data.path is missing: give a Hub name or a local file with --data.path.")
-    rows = read_rows(settings.path, settings.split, revision=settings.revision)
-    train = read(with_template_kwargs(rows, settings), settings.path)
-    if settings.eval_path is None and settings.eval_split is None:
+    train, *others = [read(*part) for part in parts or data_rows(settings)]
+    if others:
+        held_out = taken(others[0], subset(len(others[0]), settings.num_eval))
+    else:
         train, held_out = _held_back(train, settings)
-        return Split(train, held_out, dict(row_filter.skipped), row_filter.num_cut)
-    source, split = _held_out_source(settings)
-    revision = settings.revision if settings.eval_path is None else None
-    rows = read_rows(source, split, "data.eval_path", revision)
-    held_out = read(with_template_kwargs(rows, settings), source)
-    held_out = taken(held_out, subset(len(held_out), settings.num_eval))
     return Split(train, held_out, dict(row_filter.skipped), row_filter.num_cut)
 
 

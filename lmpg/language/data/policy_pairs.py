@@ -14,6 +14,7 @@ import numpy as np
 from lmpg.language.data.chat import chat_options, text_or_messages
 from lmpg.language.data.chats.wanted import as_chat
 from lmpg.language.data.examples import (
+    Parts,
     RowFilter,
     Split,
     columns_of,
@@ -76,9 +77,10 @@ class LabelledCompletion:
 
 
 def load_preference_pairs(
-    settings: DataSettings, tokenizer: Any, max_tokens: int
+    settings: DataSettings, tokenizer: Any, max_tokens: int, parts: Parts = ()
 ) -> Split[PreferencePair]:
-    """Pairs of `data.path`, held-out ones from `data.eval_path` or else held back."""
+    """Pairs of `data.path`, held-out ones from `data.eval_path` or else held back. parts: as of
+    `load_split`."""
     row_filter = RowFilter(max_tokens, settings.overlong, bos_ids(tokenizer))
     return load_split(
         settings,
@@ -86,18 +88,21 @@ def load_preference_pairs(
         lambda rows, source: preference_pairs_from_rows(
             rows, tokenizer, row_filter, settings, source
         ),
+        parts,
     )
 
 
 def load_labelled_completions(
-    settings: DataSettings, tokenizer: Any, max_tokens: int
+    settings: DataSettings, tokenizer: Any, max_tokens: int, parts: Parts = ()
 ) -> Split[LabelledCompletion]:
-    """Completions of `data.path`, held-out ones from `data.eval_path` or else held back."""
+    """Completions of `data.path`, held-out ones from `data.eval_path` or else held back. parts: as
+    of `load_split`."""
     row_filter = RowFilter(max_tokens, settings.overlong, bos_ids(tokenizer))
     split = load_split(
         settings,
         row_filter,
         lambda rows, source: _labelled(rows, tokenizer, row_filter, settings, source),
+        parts,
     )
     train, held_out = (
         with_mismatched(part, max_tokens, row_filter.bos_ids)

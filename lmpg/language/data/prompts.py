@@ -14,6 +14,7 @@ import numpy as np
 from lmpg.language.data.chat import ChatOptions, Messages, chat_options, text_or_messages
 from lmpg.language.data.chats.wanted import as_chat, with_template_kwargs
 from lmpg.language.data.examples import (
+    Parts,
     RowFilter,
     Split,
     columns_of,
@@ -78,15 +79,23 @@ def load_prompts(
     max_prompt_tokens: int,
     *,
     may_lack_prompts: bool = False,
+    parts: Parts = (),
 ) -> Split[Prompt]:
     """Prompts of `data.path`, held-out ones from `data.eval_path` or else held back.
 
     may_lack_prompts: whether rows may do without a prompt, as environments begin with them; then
-    they are empty.
+    they are empty. parts: as of `load_split`.
     """
     row_filter = _prompt_filter(tokenizer, max_prompt_tokens, settings.overlong)
     read = partial(_of_data, settings, tokenizer, row_filter, may_lack_prompts=may_lack_prompts)
-    return load_split(settings, row_filter, read)
+    return load_split(settings, row_filter, read, parts)
+
+
+def columns_for_rewards(settings: DataSettings, parts: Parts, may_lack_prompts: bool) -> list[str]:
+    """Names of the columns that prompts of these rows will have in common; UserError where one that
+    the settings name is missing."""
+    first, *others = (_with_columns(settings, *part, may_lack_prompts)[0].columns for part in parts)
+    return [name for name in first if all(name in columns for columns in others)]
 
 
 def load_all_prompts(
@@ -121,12 +130,24 @@ def _of_data(
     *,
     may_lack_prompts: bool,
 ) -> Stored[Prompt]:
+    rows, column = _with_columns(settings, rows, source, may_lack_prompts)
+    if column is None:
+        return _without_prompts(rows)
+    return _read(rows, tokenizer, row_filter, column, source, settings)
+
+
+def _with_columns(
+    settings: DataSettings, rows: Rows, source: str, may_lack_prompts: bool
+) -> tuple[Rows, str | None]:
+    """The rows with all their columns, and which of them holds the prompts; None where they may
+    lack them and do."""
     column = settings.prompt_column or "prompt"
     rows = with_prompt_column(rows, settings, source)
     rows = _with_answers(rows, settings.answer_column, source)
     if may_lack_prompts and settings.prompt_column is None and column not in rows.columns:
-        return _without_prompts(rows)
-    return _read(rows, tokenizer, row_filter, column, source, settings)
+        return rows, None
+    require_column(rows, column, source, "--data.prompt-column")
+    return rows, column
 
 
 def prompts_from_rows(
@@ -139,7 +160,9 @@ def prompts_from_rows(
 ) -> Stored[Prompt]:
     """Prompts of rows that are already in memory, in their order."""
     row_filter = _prompt_filter(tokenizer, max_prompt_tokens, overlong)
-    return _read(as_rows(rows), tokenizer, row_filter, column, "rows", DataSettings())
+    rows = as_rows(rows)
+    require_column(rows, column, "rows", "--data.prompt-column")
+    return _read(rows, tokenizer, row_filter, column, "rows", DataSettings())
 
 
 def _prompt_filter(tokenizer: Any, max_prompt_tokens: int, overlong: str) -> RowFilter:
@@ -161,7 +184,6 @@ def _read(
     source: str,
     settings: DataSettings,
 ) -> Stored[Prompt]:
-    require_column(rows, column, source, "--data.prompt-column")
     store, row_of = Lists(), array("q")
 
     def text(row: Row, i: int) -> str | Messages:

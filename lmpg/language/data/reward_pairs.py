@@ -17,6 +17,7 @@ import numpy as np
 from lmpg.language.data.chat import chat_options, text_or_messages
 from lmpg.language.data.chats.wanted import as_chat, refuse_chat
 from lmpg.language.data.examples import (
+    Parts,
     RowFilter,
     Split,
     columns_of,
@@ -59,15 +60,17 @@ class LabelledText:
 Examples = Sequence[RewardPair] | Sequence[LabelledText]
 
 
-def load_reward_pairs(settings: DataSettings, tokenizer: Any, max_tokens: int) -> Split[Any]:
+def load_reward_pairs(
+    settings: DataSettings, tokenizer: Any, max_tokens: int, parts: Parts = ()
+) -> Split[Any]:
     """Pairs, or labelled texts, of `data.path`, held-out ones from `data.eval_path` or else held
-    back."""
+    back. parts: as of `load_split`."""
     row_filter = RowFilter(max_tokens, settings.overlong, bos_ids(tokenizer))
 
     def read(rows: Rows, source: str) -> Sequence[Any]:
         return _examples(rows, tokenizer, row_filter, settings, source)
 
-    return load_split(settings, row_filter, read)
+    return load_split(settings, row_filter, read, parts)
 
 
 def reward_pairs_from_rows(

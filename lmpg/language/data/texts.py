@@ -24,7 +24,14 @@ from lmpg.language.data.chat import (
     text_or_messages,
 )
 from lmpg.language.data.chats.wanted import as_chat, refuse_chat
-from lmpg.language.data.examples import RowFilter, Split, columns_of, load_split, require_column
+from lmpg.language.data.examples import (
+    Parts,
+    RowFilter,
+    Split,
+    columns_of,
+    load_split,
+    require_column,
+)
 from lmpg.language.data.preference_rows import is_empty, is_preference, preference
 from lmpg.language.data.settings import DataSettings
 from lmpg.language.data.storage.examples_store import Lists, Stored
@@ -80,13 +87,17 @@ def learnable(texts: Sequence[Text]) -> tuple[Sequence[Text], list[int]]:
     return listed, [len(text.ids) for text in listed]
 
 
-def load_texts(settings: DataSettings, tokenizer: Any, max_tokens: int) -> Split[Text]:
-    """Texts of `data.path`, held-out ones from `data.eval_path` or else held back."""
+def load_texts(
+    settings: DataSettings, tokenizer: Any, max_tokens: int, parts: Parts = ()
+) -> Split[Text]:
+    """Texts of `data.path`, held-out ones from `data.eval_path` or else held back. parts: as of
+    `load_split`."""
     row_filter = RowFilter(max_tokens, settings.overlong, bos_ids(tokenizer))
     return load_split(
         settings,
         row_filter,
         lambda rows, source: _read(rows, tokenizer, row_filter, settings, source),
+        parts,
     )
 
 

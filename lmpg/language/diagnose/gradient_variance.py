@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,12 +17,13 @@ from lmpg.language.diagnose.diagnose_settings import VarianceSettings
 from lmpg.language.diagnose.fitted_values import explained, fit_value_head
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.rewards.results.scores import listed
+from lmpg.language.rewards.scorer import started
 from lmpg.language.rewards.settings import RewardSettings
 from lmpg.language.rollouts.assembly import assembled
 from lmpg.language.rollouts.score_processing import ScoreProcessing
 from lmpg.language.rollouts.scoring import GroupSampler
 from lmpg.language.trained.loaded import began_alone, loaded
-from lmpg.language.trained.measured import prompts_of, scorer_of, world_of
+from lmpg.language.trained.measured import prompts_of, rewards_of, scorer_of, world_of
 from lmpg.runtime.machine import Stopwatch
 from lmpg.runtime.progress import with_progress
 from lmpg.runtime.seeding import generator as random_numbers
@@ -52,10 +54,13 @@ class Microscope:
 def measure(settings: VarianceSettings) -> Microscope:
     """Load, sample, score and differentiate what the settings say."""
     processes, world = began_alone(settings), world_of(settings)
-    model = loaded(settings, settings.data, processes, learns=True)
-    prompts = prompts_of(settings, model, world)
     rloo: Any = RLOO(kl_coef=0.0, group_size=settings.group_size)
-    with scorer_of(settings, model, prompts, world, {}) as scorer:
+    with ExitStack() as opened:
+        rewards = rewards_of(settings, world)
+        functions = started(rewards, {}, opened)
+        model = loaded(settings, settings.data, processes, learns=True)
+        prompts = prompts_of(settings, model, world)
+        scorer = scorer_of(settings, model, prompts, rewards, functions)
         num_groups = settings.batch_size // settings.group_size
         return _measured(settings, GroupSampler(model, scorer, prompts, rloo, num_groups))
 

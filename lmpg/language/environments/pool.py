@@ -80,8 +80,7 @@ class EnvironmentPool:
 
     def try_episode(self, row: dict[str, Any]) -> None:
         """Begins an episode of a row, takes an empty turn in it and ends it, before any work is
-        done; UserError, and all is closed, where `reset` or `step` returns what no episode can go
-        on with.
+        done; UserError where `reset` or `step` returns what no episode can go on with.
 
         What they raise is left to the run, where it costs a row alone: it may be the fault of this
         row, or of the turn.
@@ -93,7 +92,6 @@ class EnvironmentPool:
         self.reset([], [])
         self._is_tried = False
         if outcome.nonsense:
-            self.close()
             raise UserError(f"{self._key}: {self.name} was tried for one turn: {outcome.error}")
 
     def keep_sources(self, folder: Path) -> None:

@@ -45,6 +45,12 @@ class EnvironmentSettings(Section):
         return self.path is not None or bool(self.tools)
 
     @property
+    def has_episodes(self) -> bool:
+        """Whether there is an environment beside tools: its episodes begin with prompts, which data
+        may lack then, and give rewards, which need no others."""
+        return self.path is not None
+
+    @property
     def is_built_in(self) -> bool:
         """Whether environment and tools, of which there are some, are those of a built-in world."""
         return self.wanted and all(x.startswith(OURS) for x in (self.path or OURS, *self.tools))

@@ -29,7 +29,6 @@ from lmpg.language.models.forward.kept_weights import (
     keep_frozen,
     rounded_to_bf16,
 )
-from lmpg.language.models.head import refuse_unknown_head
 from lmpg.language.models.lora import refuse_options_without_rank, with_adapter
 from lmpg.language.models.model_files import is_saved_in_bf16
 from lmpg.language.models.policy import CausalLMPolicy
@@ -37,6 +36,7 @@ from lmpg.language.models.precision import allow_tf32, computes_in_bf16, has_tf3
 from lmpg.language.models.pretrained import pretrained_model, pretrained_tokenizer
 from lmpg.language.models.reference import Reference
 from lmpg.language.models.settings import ModelSettings
+from lmpg.language.models.start.first_look import refuse_unsound
 from lmpg.language.models.start.four_bits import refuse_packed
 from lmpg.language.models.start.read_low import read_low, stays_low
 from lmpg.language.models.start.shared_out import shared_out_like
@@ -113,7 +113,7 @@ def load_policy(
     that does not learn is frozen, and takes no more room before that.
     """
     copied = critic and settings.critic != "shared"  # before an adapter changes and freezes it
-    model, base = _whole_model(settings, key, stays_low(settings, learns) and not copied)
+    model, base = _whole_model(settings, key, learns, copied)
     refuse_smaller_vocabulary(key, settings.path, model, tokenizer)
     eos_token_ids, pad_token_id = all_eos_token_ids(model, tokenizer), tokenizer.pad_token_id
     separate = load_critic(settings, model, tokenizer, reward_model) if copied else None
@@ -142,7 +142,7 @@ def _ready(
     policy = policy if device is None else policy.to(device)
     allow_tf32(policy, settings.tf32)
     policy.recompute_layers(settings.gradient_checkpointing)
-    refuse_unknown_head(policy)
+    refuse_unsound(policy, settings.precision)
     return policy
 
 
@@ -154,15 +154,16 @@ def _dtypes(settings: ModelSettings, model: PreTrainedModel) -> dict[str, torch.
 
 
 def _whole_model(
-    settings: ModelSettings, key: str, low: bool
+    settings: ModelSettings, key: str, learns: bool, copied: bool
 ) -> tuple[PreTrainedModel, Place | None]:
     """The whole model at `settings.path`; where an adapter lies there, the one under it, and where
-    that one lies. low: whether it may be read as it is kept."""
+    that one lies. learns: whether anything does. copied: whether a critic is made of it."""
     remote, quantised = settings.trust_remote_code, settings.quantisation
     base = base_of(key, settings.path, settings.revision)
+    low = not copied and stays_low(settings, base is not None, learns)
     if base is not None:
         at = base_key(key, settings.path)
-        return load_causal_lm(base[0], remote, at, base[1], quantised), base
+        return load_causal_lm(base[0], remote, at, base[1], quantised, low), base
     if quantised != "none" and settings.lora.rank == 0:
         raise UserError(
             f"model.quantisation = {quantised}, but model.lora.rank is 0, which trains "

@@ -38,10 +38,9 @@ def with_adapter(
     its revision, so that both are found again; a folder by its whole path.
     """
     targets, names = _targets(model, settings.target_modules), _linear_names(model)
+    config = _config(model, settings, targets)
     try:
-        whole = wrapped(model, _config(model, settings, targets), revision)
-    except UserError:
-        raise
+        whole = wrapped(model, config, revision)
     except (ValueError, TypeError) as error:
         saved = list(settings.modules_to_save)
         besides = f" with model.lora.modules_to_save = {saved}" if saved else ""
@@ -142,6 +141,14 @@ def wrapped(model: PreTrainedModel, config: Any, revision: str | None) -> nn.Mod
 def rank_of(model: Any) -> int:
     """The rank of a model's adapters; 0 where it has none."""
     return model.peft_config["default"].r if hasattr(model, "peft_config") else 0
+
+
+def learning_beside(model: nn.Module) -> int:
+    """How many weights learn beside those of adapters: biases, and modules as a whole."""
+    if not rank_of(model):
+        return 0
+    named = model.named_parameters()
+    return sum(p.numel() for name, p in named if p.requires_grad and "lora_" not in name)
 
 
 def is_lora(module: nn.Module) -> bool:

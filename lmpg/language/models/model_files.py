@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +96,17 @@ def _kinds_of_weights(path: str, revision: str | None) -> dict[str, str]:
     """What the weights in files of safetensors are saved as, by their names."""
     found: dict[str, str] = {}
     for name, file in model_files(path, revision).items():
-        if not (name.startswith("model") and file.suffix == ".safetensors"):
-            continue
-        with safe_open(str(file), "pt") as tensors:
-            found |= {x: tensors.get_slice(x).get_dtype() for x in tensors.keys()}  # noqa: SIM118
+        if name.startswith("model") and file.suffix == ".safetensors":
+            status = file.stat()
+            found |= _kinds_in(file, status.st_mtime_ns, status.st_size)
     return found
+
+
+@cache
+def _kinds_in(file: Path, changed: int, size: int) -> dict[str, str]:
+    """The same of one file, whose header is read once as long as it is not written anew."""
+    with safe_open(str(file), "pt") as tensors:
+        return {x: tensors.get_slice(x).get_dtype() for x in tensors.keys()}  # noqa: SIM118
 
 
 def start_files(settings: ModelSettings) -> dict[str, dict[str, Path]]:

@@ -10,6 +10,7 @@ import torch
 
 from lmpg.language.data.texts import Text
 from lmpg.language.data.tokenizing import completion_text, shared_length, token_texts
+from lmpg.runs.log_lines import SIDES
 from lmpg.training.token_view import LONGEST_PROMPT, TOKENS, four_digits, kept_of, short
 
 SHOWN = 4
@@ -32,10 +33,8 @@ def pair_row(prompt: str, answers: tuple[str, str], scores: tuple[float, float])
     """A pair's row: its texts, the score or reward of each, and the margin between them."""
     return {
         "prompt": prompt,
-        "chosen": answers[0],
-        "rejected": answers[1],
-        "score_chosen": four_digits(scores[0]),
-        "score_rejected": four_digits(scores[1]),
+        **dict(zip(SIDES, answers)),
+        **{f"score_{side}": four_digits(score) for side, score in zip(SIDES, scores)},
         "margin": four_digits(scores[0] - scores[1]),
     }
 
@@ -71,8 +70,8 @@ def with_answer_tokens(
     found = (_answer_tokens(tokenizer, *each) for each in zip(texts, logprobs, first))
     made = []
     for row in rows:
-        sides = [side for side in ("chosen", "rejected") if side in row]
-        tokens: dict[str, Any] = {side: next(found) for side in sides} if sides else next(found)
+        is_pair = SIDES[0] in row
+        tokens: dict[str, Any] = {side: next(found) for side in SIDES} if is_pair else next(found)
         made.append({**row, TOKENS: {"prompt": row["prompt"][-LONGEST_PROMPT:], **tokens}})
     return made
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +24,29 @@ from lmpg.language.rewards.settings import ScoringSettings
 from lmpg.settings.section import UserError
 
 logger = logging.getLogger(__name__)
+Functions = Sequence[FunctionReward | LocalFunction]
+
+
+def started(
+    settings: ScoringSettings, given: Mapping[str, Callable], opened: ExitStack
+) -> Functions:
+    """The functions of the settings, imported, each in worker processes of its own, which `opened`
+    closes; UserError where one is no good. given: see `Scorer`."""
+    found: list[FunctionReward | LocalFunction] = []
+    for spec in settings.functions:
+        if spec in given:
+            found.append(LocalFunction(given[spec], spec))
+        else:
+            found.append(FunctionReward(spec, settings.timeout, settings.workers))
+        opened.callback(found[-1].close)
+    return found
+
+
+def check_columns(functions: Functions, columns: Iterable[str], settings: ScoringSettings) -> None:
+    """UserError where a function needs a parameter that data with these columns do not give."""
+    known = [*columns, *(["completion_steps"] if settings.process == "step" else [])]
+    for function in functions:
+        function.check_columns(known)
 
 
 class Scorer:
@@ -32,7 +56,8 @@ class Scorer:
     another one is refused now. decode: (ids before, ids) → text of the ids, to find the tokens of
     steps. special_tokens: as in the settings section `data`. optional: without any reward every
     response scores 0. given: functions that were given as objects, by their names in the settings.
-    state_at: iterations done → what functions get as `trainer_state`. done: how many there are.
+    functions: those that were `started` before. state_at: iterations done → what functions get as
+    `trainer_state`. done: how many there are.
     """
 
     def __init__(
@@ -47,6 +72,7 @@ class Scorer:
         special_tokens: str = "tokens",
         optional: bool = False,
         given: Mapping[str, Callable] = MappingProxyType({}),
+        functions: Functions | None = None,
         state_at: Callable[[int], dict[str, Any]] = lambda done: {"global_step": done},
     ):
         if not (settings.functions or settings.models or optional):
@@ -58,8 +84,8 @@ class Scorer:
         self._rewards: dict[str, Reward] = {}
         self._said: defaultdict[str, set[str]] = defaultdict(set)
         self._kept: Path | None = None
-        try:
-            self._add_functions(settings, columns, given)
+        with ExitStack() as opened:
+            self._add_functions(functions or started(settings, given, opened), columns)
             if settings.models:
                 from lmpg.language.rewards.reward_model import ModelReward
             for path in settings.models:
@@ -68,9 +94,7 @@ class Scorer:
                 )
                 read_special_tokens(model.tokenizer, special_tokens)
                 self._add(model, Path(path).parent.name)
-        except BaseException:
-            self.close()
-            raise
+            opened.pop_all()  # all is well, and closed by `close`
         self.num_weights = sum(getattr(x, "num_weights", 0) for x in self._rewards.values())
         self.num_bytes = sum(getattr(x, "num_bytes", 0) for x in self._rewards.values())
         self.weights = settings.weights or (1.0,) * len(self._rewards)
@@ -159,24 +183,11 @@ class Scorer:
             ],
         )
 
-    def _add_functions(
-        self,
-        settings: ScoringSettings,
-        columns: Iterable[str] | None,
-        given: Mapping[str, Callable],
-    ) -> None:
-        known = None if columns is None else list(columns)
-        if known is not None and settings.process == "step":
-            known.append("completion_steps")
-        for spec in settings.functions:
-            reward: FunctionReward | LocalFunction
-            if spec in given:
-                reward = LocalFunction(given[spec], spec)
-            else:
-                reward = FunctionReward(spec, settings.timeout, settings.workers)
+    def _add_functions(self, functions: Functions, columns: Iterable[str] | None) -> None:
+        for reward in functions:
             self._add(reward, reward.qualifier)
-            if known is not None:
-                reward.check_columns(known)
+        if columns is not None:
+            check_columns(functions, columns, self._settings)
 
     def _add(self, reward: Reward, qualifier: str) -> None:
         """Adds a reward under its name, or if that is taken, with its source or a number."""

@@ -1,12 +1,18 @@
-"""Specs of functions and classes: reads `FILE.py:NAME(ARGUMENT=VALUE)` as settings hold it."""
+"""Specs of functions and classes: reads `FILE.py:NAME(ARGUMENT=VALUE)` as settings hold it, and
+looks for the name in the file, none of which is run."""
 
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 import re
+import symtable
+import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +24,12 @@ from lmpg.settings.section import UserError
 
 KEY = "rewards.functions"
 BUILTIN = {name: f"{builtin.__name__}:{name}" for name in builtin.NAMES}
+_MAKES_NAMES = re.compile(
+    r"import\s*\(?\s*\*|\b(exec|globals?|locals|modules|setattr|vars|__(dict|getattr|path)__)\b"
+)
+"""In a module that may have names when it has run that its text does not bind."""
+MOST_NAMES = 10
+"""Told at most of those that a file has."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +111,91 @@ def _source(source: str, text: str, key: str, expected: str) -> str:
     if not path.is_file():
         raise UserError(f"{key}: the file {source} of {text!r} doesn't exist.")
     return str(path)
+
+
+def refuse_missing_name(spec: Spec, key: str) -> None:
+    """UserError where the text of the file or module of a spec does not bind its name.
+
+    None of the user's code is run; where only running it could tell, nothing is refused. key: the
+    setting that holds the spec.
+    """
+    if spec.is_builtin:
+        return
+    source, _, name = spec.function.rpartition(":")
+    said = f"{key} = {spec.text}"
+    file = Path(source) if source.endswith(".py") else _file_of(source, said)
+    if file is None:
+        return
+    found = _names_in(file, said)
+    if found is None or name in found:
+        return
+    public = [x for x, is_defined in found.items() if is_defined and not x.startswith("_")]
+    near = sorted(public, key=lambda x: -difflib.SequenceMatcher(a=name, b=x).ratio())
+    own = spec.text.partition("(")[0].removesuffix(name)
+    fix = f"write {own}{near[0]}" if near else "mend the name, or write it there"
+    has = f"one of {', '.join(near[:MOST_NAMES])}" if near else "it to define one"
+    raise UserError(f"{said}: {source} has no function or class {name!r}, expected {has}; {fix}")
+
+
+def _names_in(file: Path, said: str) -> dict[str, bool] | None:
+    """The names that a module's text binds, and whether by `def` or `class`; None where it may
+    bind others as it runs."""
+    try:
+        text = importlib.util.decode_source(file.read_bytes())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the worker shows them
+            table = symtable.symtable(text, str(file), "exec")
+    except OSError as error:
+        raise UserError(
+            f"{said}: {file} cannot be read ({error.strerror}), expected a file with Python code; "
+            "mend its permissions, or name another one"
+        ) from None
+    except (SyntaxError, ValueError) as error:
+        raise UserError(
+            f"{said}: {file} is not Python, expected a file that can be imported: "
+            f"{type(error).__name__}: {error}; mend it there"
+        ) from None
+    if _MAKES_NAMES.search(text):
+        return None
+    bound = [x for x in table.get_symbols() if x.is_assigned() or x.is_imported()]
+    return {x.get_name(): x.is_namespace() for x in bound}
+
+
+def _file_of(module: str, said: str) -> Path | None:
+    """The file of a module, found without importing any; None where only an import can find it.
+    UserError where there is none."""
+    name, *rest = module.split(".")
+    found = PathFinder.find_spec(name, [os.getcwd(), *sys.path])
+    if found is None and name not in sys.modules:
+        found = importlib.util.find_spec(name)  # asks those that editable installs have added
+        if found is None:
+            raise _no_module(name, said)
+    for part in rest:
+        if found is None or found.submodule_search_locations is None:
+            return None
+        parent, places, name = found, list(found.submodule_search_locations), f"{name}.{part}"
+        found = PathFinder.find_spec(name, places)
+        if found is None and not _makes_modules(parent):
+            raise _no_module(name, said)
+    is_text = found is not None and isinstance(found.loader, SourceFileLoader)
+    return Path(str(found.origin)) if is_text else None  # type: ignore[union-attr]
+
+
+def _makes_modules(package: ModuleSpec) -> bool:
+    """Whether a package may have modules that lie elsewhere."""
+    if not isinstance(package.loader, SourceFileLoader):
+        return package.loader is not None and package.origin is not None
+    text = importlib.util.decode_source(Path(str(package.origin)).read_bytes())
+    return _MAKES_NAMES.search(text) is not None
+
+
+def _no_module(module: str, said: str) -> UserError:
+    parent, _, name = module.rpartition(".")
+    inside = f" in {parent}" if parent else ""
+    return UserError(
+        f"{said}: there is no module {name!r}{inside}, expected one that "
+        "Python can import; mend the name, install it, or start lmpg in the folder that it lies in"
+    )
 
 
 def unsendable(function: str, column: str, error: TypeError) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from lmpg.language.data.tokenizing import reading_tokenizer
 from lmpg.language.models.footprint.said import lines
 from lmpg.language.models.loading import tokenizer_of
+from lmpg.language.models.lora import rank_of
 from lmpg.language.models.precision import num_weights
 from lmpg.language.models.settings import ADAPTERS_FASTER
 from lmpg.language.rollouts import traps
@@ -18,6 +19,7 @@ from lmpg.language.stages.prepared import starting_model
 from lmpg.language.stages.program import PREPARE, assembled, built
 from lmpg.language.stages.settings import OfflineLearningSettings
 from lmpg.language.stages.stage_memory import work_of
+from lmpg.runs.log_lines import SIDES
 from lmpg.runtime.processes import Processes
 from lmpg.runtime.room import room_of_each
 from lmpg.runtime.spread import spread
@@ -57,7 +59,7 @@ def _named(example: Any) -> list[tuple[str, list[int]]]:
     """The texts of an example with what each of them is taken for."""
     texts = traps.ids_of(example)
     if hasattr(example, "chosen") or hasattr(example, "chosen_ids"):
-        return list(zip(("chosen", "rejected"), texts))
+        return list(zip(SIDES, texts))
     name = "text"
     if hasattr(example, "desirable"):
         name = "desirable" if example.desirable else "undesirable"
@@ -72,7 +74,7 @@ def _of_data(settings: OfflineLearningSettings, objective: Any, tokenizer: Any) 
     ends = getattr(module, "eos_token_ids", ())  # a reward model writes no responses
     yield from traps.of_data(parts, tokenizer, settings.data, ends)
     yield from traps.of_labels(objective.train)
-    adapters = settings.model.lora.rank > 0
+    adapters = rank_of(getattr(module, "model", module)) > 0  # a trained one's, too
     suiting = type(settings).model_fields["update"].default.learning_rate
     suiting *= ADAPTERS_FASTER if adapters else 1
     weights = num_weights(module)

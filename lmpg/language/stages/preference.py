@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lmpg.language.data.examples import RowFilter, Split
+from lmpg.language.data.examples import RowFilter, Split, data_rows
 from lmpg.language.data.policy_pairs import (
     labelled_completions_from_rows,
     load_labelled_completions,
@@ -43,11 +43,12 @@ def _prepared(
     from_rows: Callable[..., Sequence[Any]],
     objective: type[PreferenceObjective],
 ) -> Prepared:
+    read = () if world else data_rows(settings.data)
     policy, tokenizer = loaded_policy(settings, world, processes)
     with processes.in_turn():
         reference = load_reference(settings.model, tokenizer, policy)
     if world is None:
-        data = load(settings.data, tokenizer, policy.context_length)
+        data = load(settings.data, tokenizer, policy.context_length, read)
     else:
         row_filter = RowFilter(policy.context_length, "error", bos_ids(tokenizer))
         train, held_out = (

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lmpg.language.data.examples import Split
+from lmpg.language.data.examples import Split, data_rows
 from lmpg.language.data.reward_pairs import load_reward_pairs, reward_pairs_from_rows
 from lmpg.language.data.tokenizing import reading_tokenizer
 from lmpg.language.models.forward.kept_weights import exact_dtype
@@ -40,6 +40,7 @@ def reward_model(
     settings: RewardModelSettings, world: OfflineWorld | None, processes: Processes
 ) -> Prepared:
     """The chosen text is to score above the rejected one."""
+    data = () if world else data_rows(settings.data)
     start = starting_model(settings.model, world)
     tokenizer = reading_tokenizer(tokenizer_of(start), settings.data)
     torch.manual_seed(settings.run.seed)  # the new head is drawn from the global generator
@@ -51,7 +52,7 @@ def reward_model(
     processes.suit_threads(num_weights(model))
     context = min(context_length(model.config, tokenizer), tokenizer.model_max_length)
     if world is None:
-        pairs = load_reward_pairs(settings.data, tokenizer, context)
+        pairs = load_reward_pairs(settings.data, tokenizer, context, data)
     else:
         rows = (world.train_rows, world.held_out_rows)
         train, held_out = (reward_pairs_from_rows(part, tokenizer, context) for part in rows)

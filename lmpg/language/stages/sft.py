@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lmpg.language.data.examples import Split
+from lmpg.language.data.examples import Split, data_rows
 from lmpg.language.data.texts import load_texts, texts_from_rows
 from lmpg.language.models.packing_check import refuse_unpackable
 from lmpg.language.objectives.sft_objective import SFTObjective
@@ -14,10 +14,11 @@ from lmpg.runtime.processes import Processes
 
 def sft(settings: SftSettings, world: OfflineWorld | None, processes: Processes) -> Prepared:
     """The mean log-prob of the tokens in the loss masks is to rise."""
+    data = () if world else data_rows(settings.data)
     policy, tokenizer = loaded_policy(settings, world, processes)
     context = policy.context_length
     if world is None:
-        texts = load_texts(settings.data, tokenizer, context)
+        texts = load_texts(settings.data, tokenizer, context, data)
     else:
         rows = (world.train_rows, world.held_out_rows)
         train, held_out = (texts_from_rows(part, tokenizer, context) for part in rows)

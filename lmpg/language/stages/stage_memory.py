@@ -9,7 +9,7 @@ import torch
 from lmpg.language.models.footprint.needs import Work
 from lmpg.language.models.footprint.shape import shape_of
 from lmpg.language.models.forward.kept_weights import is_packed
-from lmpg.language.models.lora import rank_of
+from lmpg.language.models.lora import learning_beside, rank_of
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.stages.prepared import SAMPLED_TOGETHER, Prepared
 from lmpg.language.stages.settings import OfflineLearningSettings, SftSettings
@@ -38,9 +38,10 @@ def work_of(settings: OfflineLearningSettings, prepared: Prepared, processes: Pr
         response=longest if policy else 0,
         sampled=min(sampled, max(update.microbatch_size, SAMPLED_TOGETHER)),
         rank=rank,
+        besides=0 if policy is None else learning_beside(policy.model),
         packed=is_packed(module),
         kept=kept.itemsize,
-        product=2 if settings.model.precision == "bf16" or (policy and policy.bf16) else 4,
+        product=2 if prepared.bf16 else 4,
         optimizer=update.optimizer,
         saved=4 if policy is None else policy.saved_dtype.itemsize,
         frozen={"reference": float(kept.itemsize * shape.weights)} if copied else {},

@@ -61,12 +61,16 @@ class MeasuringSettings(AskingSettings):
     are those of the run that model.path names, or where data.eval_path or data.eval_split is
     given."""
 
+    @property
+    def has_episodes(self) -> bool:
+        """See `EnvironmentSettings.has_episodes`."""
+        environment = getattr(self, "environment", None)
+        return environment is not None and environment.has_episodes
+
     @model_validator(mode="after")
     def _require_data_and_a_reward(self) -> MeasuringSettings:
         data, rewards = self.data, self.rewards
-        environment = getattr(self, "environment", None)
-        talks = environment is not None and environment.path is not None
-        if data.path is None and not talks:
+        if data.path is None and not self.has_episodes:
             is_there = Path(self.model.path or "").expanduser().exists()
             raise ValueError(
                 f"data.path is not set and {self.model.path} is no "
@@ -74,7 +78,7 @@ class MeasuringSettings(AskingSettings):
                 "expected a Hub name or a local file: give --data.path"
             )
         in_world = str(data.path).startswith("world:")
-        if not (rewards.functions or rewards.models or in_world or talks):
+        if not (rewards.functions or rewards.models or in_world or self.has_episodes):
             raise ValueError(
                 "no reward is given, expected one that scores the responses: give "
                 "--rewards.functions FILE.py:NAME, --rewards.models PATH, or both"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import closing, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from types import MappingProxyType
@@ -24,7 +24,9 @@ from lmpg.language.data.prompts import (
 from lmpg.language.data.storage.examples_store import taken
 from lmpg.language.data.tokenizing import completion_text
 from lmpg.language.rewards.results.scores import listed
-from lmpg.language.rewards.scorer import Scorer
+from lmpg.language.rewards.scorer import Functions as ScoringFunctions
+from lmpg.language.rewards.scorer import Scorer, started
+from lmpg.language.rewards.settings import ScoringSettings
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.rollouts.score_processing import score_statistics
 from lmpg.language.rollouts.scored_completions import (
@@ -147,14 +149,16 @@ def _measured(
     other: dict[str, Any] | None = None,
 ) -> Measured:
     """The model of the settings, or the `other` one: loaded, asked and let go."""
-    generator = loaded(settings, settings.data, processes, other)
-    parts = settings.environment, settings.data, generator.tokenizer
-    pool = pool_for(*parts, functions)
-    environments = environments_for(pool, *parts, generator.policy.eos_token_ids)
-    generator = replace(generator, environments=environments)
-    prompts = prompts_of(settings, generator, world)
-    closed = nullcontext() if environments is None else closing(environments.pool)
-    with closed, scorer_of(settings, generator, prompts, world, functions) as scorer:
+    with ExitStack() as opened:
+        rewards = rewards_of(settings, world)
+        imported = started(rewards, functions, opened)
+        generator = loaded(settings, settings.data, processes, other)
+        parts = settings.environment, settings.data, generator.tokenizer
+        pool = pool_for(opened, *parts, functions)
+        environments = environments_for(pool, *parts, generator.policy.eos_token_ids)
+        generator = replace(generator, environments=environments)
+        prompts = prompts_of(settings, generator, world)
+        scorer = scorer_of(settings, generator, prompts, rewards, imported)
         ask = partial(
             scored_completions, generator, prompts, rows=settings.batch_size, scorer=scorer
         )
@@ -162,6 +166,18 @@ def _measured(
         tell = teller(f"prompts answered by {name}", len(processes.share_of(len(prompts))))
         sampled = ask(settings.samples, progress=tell)
         greedy = ask(1, greedy=True) if settings.greedy else None
+    _refuse_nothing_measured(name, sampled)
+    whole = {**score_statistics(sampled.scores), "distinct": sampled.distinct}
+    if errors := sampled.scores.count(None):
+        whole["reward_errors"] = float(errors)
+    whole |= sampled.logged_means
+    if world is not None:
+        whole |= world.eval_metric(sampled.prompts, sampled.texts)
+    return Measured(name, figures(sampled, greedy, settings.pass_score), whole, sampled, greedy)
+
+
+def _refuse_nothing_measured(name: str, sampled: ScoredCompletions) -> None:
+    """UserError where there is no figure to report."""
     if sampled.ruined:
         raise UserError(
             f"{name} gives NaN for the next token, expected probabilities: its weights are ruined; "
@@ -172,13 +188,6 @@ def _measured(
             f"no response of {name} could be scored, expected scores. Mend the reward, which said:"
             f"{listed(sampled.messages)}"
         )
-    whole = {**score_statistics(sampled.scores), "distinct": sampled.distinct}
-    if errors := sampled.scores.count(None):
-        whole["reward_errors"] = float(errors)
-    whole |= sampled.logged_means
-    if world is not None:
-        whole |= world.eval_metric(sampled.prompts, sampled.texts)
-    return Measured(name, figures(sampled, greedy, settings.pass_score), whole, sampled, greedy)
 
 
 def figures(
@@ -210,8 +219,7 @@ def prompts_of(
     data, tokenizer = settings.data, generator.tokenizer
     room = generator.policy.context_length - settings.sampling.max_new_tokens
     held_out, of_data = settings.held_out, (data, tokenizer, room)
-    asked = getattr(settings, "environment", None)
-    bare = asked is not None and asked.path is not None
+    may_lack = settings.has_episodes
     if generator.environments is not None and data.path is None:
         return [Prompt("", [])] * (settings.size or EPISODES)
     if held_out is None:
@@ -220,25 +228,30 @@ def prompts_of(
         rows = world.held_out_rows if held_out is not False else world.train_rows
         found = prompts_from_rows(rows, tokenizer, room)
     elif held_out:
-        found = load_prompts(*of_data, may_lack_prompts=bare).held_out  # type: ignore[assignment]
+        found = load_prompts(*of_data, may_lack_prompts=may_lack).held_out  # type: ignore[assignment]
     else:
-        found = load_all_prompts(*of_data, may_lack_prompts=bare)
+        found = load_all_prompts(*of_data, may_lack_prompts=may_lack)
     size = settings.size or len(found)
     return list(taken(found, subset(len(found), size)))
+
+
+def rewards_of(settings: MeasuringSettings, world: World | None) -> ScoringSettings:
+    """The rewards of the settings, or the world's own."""
+    rewards = settings.rewards
+    if world is None or rewards.functions or rewards.models:
+        return rewards
+    own = {"functions": world.reward_functions, "models": world.reward_models}
+    return type(rewards)(**{**rewards.model_dump(), **own})
 
 
 def scorer_of(
     settings: MeasuringSettings,
     generator: Generator,
     prompts: list[Prompt],
-    world: World | None,
-    functions: Functions,
+    rewards: ScoringSettings,
+    functions: ScoringFunctions,
 ) -> Scorer:
-    """The rewards of the settings, or the world's own, ready to score responses to `prompts`."""
-    rewards = settings.rewards
-    if world is not None and not (rewards.functions or rewards.models):
-        own = {"functions": world.reward_functions, "models": world.reward_models}
-        rewards = type(rewards)(**{**rewards.model_dump(), **own})
+    """The rewards, ready to score responses to `prompts`. functions: theirs, `started`."""
     ends = generator.policy.eos_token_ids
     return Scorer(
         rewards,
@@ -248,5 +261,5 @@ def scorer_of(
         decode=partial(completion_text, generator.tokenizer, eos_token_ids=ends),
         special_tokens=settings.data.special_tokens,
         optional=getattr(settings, "environment", None) is not None,
-        given=functions,
+        functions=functions,
     )

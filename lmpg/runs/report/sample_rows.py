@@ -7,11 +7,11 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
-from lmpg.runs.log_lines import is_number
+from lmpg.runs.log_lines import SIDES, is_number
 from lmpg.runs.report.charts import number
 from lmpg.runs.report.history import spread
 from lmpg.runs.report.shown_turns import conversation, notes, text_of
-from lmpg.runs.report.token_colours import SIDES, coloured, scales, sums, switch
+from lmpg.runs.report.token_colours import coloured, scales, sums, switch
 
 LONGEST = 4000
 """Characters of a text that are shown, of its start and its end."""
@@ -74,7 +74,7 @@ def members_of(rows: Any) -> list[Row]:
 
 def _card(row: Row, span: tuple[float, float], scale: Mapping, with_prompt: bool) -> str:
     """One sample: its texts, and its scores beside them."""
-    if "chosen" in row:
+    if SIDES[0] in row:
         return _pair(row, span, scale)
     prompt = _prompt(row, scale) if with_prompt else ""
     tokens = row.get("tokens")
@@ -144,7 +144,7 @@ def _chip(score: Any, span: tuple[float, float], notes: Sequence[str]) -> str:
 
 def _span(rows: Any) -> tuple[float, float]:
     """The lowest and the highest score."""
-    keys = ("score", "score_chosen", "score_rejected")
+    keys = ("score", *(f"score_{side}" for side in SIDES))
     scores = [row[key] for row in rows for key in keys if is_number(row.get(key))]
     return (min(scores), max(scores)) if scores else (0.0, 0.0)
 

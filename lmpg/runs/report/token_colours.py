@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
+from lmpg.runs.log_lines import SIDES
 from lmpg.runs.report.charts import number
 
 VIEWS = {  # key: title, what full colour on either side says
@@ -23,7 +24,6 @@ VIEWS = {  # key: title, what full colour on either side says
 }
 HOVER = ("advantage", "value", "reward", "log_ratio", "kl", "entropy", "ratio", "logprob")
 NAMES = {"kl": "KL", "logprob": "log π", "log_ratio": "log π/π_ref"}
-SIDES = ("chosen", "rejected")
 LARGE = 0.95
 """The share of tokens that are within the scale; a few outliers would make all others pale."""
 UNFINISHED = "▫"

@@ -289,4 +289,6 @@ def test_settings_without_an_environment_have_no_effect_and_are_refused():
     with pytest.raises(ValueError, match=r"environment\.max_turns = 3 has no effect without"):
         EnvironmentSettings(max_turns=3)
     assert not EnvironmentSettings().wanted
-    assert EnvironmentSettings(tools=("mine.py:add",)).wanted
+    tools = EnvironmentSettings(tools=("mine.py:add",))
+    assert (tools.wanted, tools.has_episodes) == (True, False)
+    assert EnvironmentSettings(path="mine.py:Count").has_episodes

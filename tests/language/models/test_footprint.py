@@ -22,7 +22,7 @@ from lmpg.language.models.footprint.needs import (
 from lmpg.language.models.footprint.said import fitting_tokens, lines, remedies
 from lmpg.language.models.footprint.shape import shape_of
 from lmpg.language.models.forward.kept_weights import keep_frozen
-from lmpg.language.models.lora import with_adapter
+from lmpg.language.models.lora import learning_beside, with_adapter
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.settings import LoraSettings
 from lmpg.language.sampling.engines.held_weights import _leaves
@@ -34,11 +34,12 @@ ROWS, DEEP = 16, {"num_hidden_layers": 6, "max_position_embeddings": 512}
 FP32, BF16 = torch.float32, torch.bfloat16
 
 
-def policy_of(kind, bf16=False, rank=0, kept=FP32, **lora):
+def policy_of(kind, bf16=False, rank=0, kept=FP32, whole=()):
     inner = {"n_inner": 160} if kind == "gpt2" else {"intermediate_size": 160}
     model = tiny_model(kind, hidden_size=64, **DEEP, **inner)
     if rank:
-        model = keep_frozen(with_adapter(model, LoraSettings(rank=rank, **lora)), kept)
+        lora = LoraSettings(rank=rank, modules_to_save=whole)
+        model = keep_frozen(with_adapter(model, lora), kept)
     rest = {"temperature": 1.0, "eos_token_ids": (1,), "pad_token_id": 0, "context_length": 512}
     return CausalLMPolicy(model, None, bf16=bf16, frozen_dtype=kept, **rest)
 
@@ -50,6 +51,7 @@ def work_of(policy, length, rank=0, **rest):
         prompt=length // 8,
         response=length - length // 8,
         rank=rank,
+        besides=learning_beside(policy.model),
         kept=policy.frozen_dtype.itemsize,
         product=2 if policy.bf16 else 4,
         **rest,
@@ -119,20 +121,16 @@ def test_of_layers_that_are_recomputed_the_stream_before_each_is_kept():
     assert graph(work, work.model) < 0.5 * graph(replace(work, recompute=False), work.model)
 
 
-WHOLE = {"modules_to_save": ("lm_head", "embed_tokens", "norm")}
-
-
-@catches(
-    "a frozen weight counted in the precision of those that learn",
-    "modules that are trained as a whole beside adapters left out of the count",
-)
+@catches("a frozen weight counted in the precision of those that learn")
+@catches("modules that learn as a whole beside adapters left out, or counted as frozen twice")
 @pytest.mark.parametrize(
-    ("rank", "kept", "lora"),
-    [(0, FP32, {}), (4, FP32, {}), (4, BF16, {}), (4, BF16, WHOLE), (4, FP32, {"use_dora": True})],
+    ("rank", "kept", "whole"),
+    [(0, FP32, ()), (4, FP32, ()), (4, BF16, ()), (4, BF16, ("norm", "lm_head"))],
 )
-def test_weights_gradients_and_states_are_counted_to_the_byte(rank, kept, lora):
-    policy = policy_of("llama", False, rank, kept, **lora)
+def test_weights_gradients_and_states_are_counted_to_the_byte(rank, kept, whole):
+    policy = policy_of("llama", False, rank, kept, whole)
     work = work_of(policy, 40, rank)
+    assert work.model.weights == shape_of(policy_of("llama").model).weights
     learning = [p for p in policy.parameters() if p.requires_grad]
     for p in learning:
         p.grad = torch.zeros_like(p)
@@ -240,3 +238,4 @@ def test_a_base_in_bf16_under_adapters_is_loaded_as_it_is_and_others_in_fp32():
     assert loading() == 2
     assert [loading(**x) for x in ({"rank": 0}, {"kept": 4}, {"saved": 4})] == [4, 4, 4]
     assert loading(critic_shape=work.model) > 4
+    assert loading(besides=1) == 4

@@ -114,13 +114,22 @@ def test_two_processes_at_once_make_a_stage_once(cache, tmp_path):
     assert calls.read_text() == "made\n"
 
 
-def test_a_killed_process_does_not_block_the_next(cache, tmp_path):
-    calls = tmp_path / "calls"
-    process = FORK.Process(target=slowly_made, args=(calls, FORK.Pipe()[1]))
+def never_made(told: Connection) -> None:
+    """What a process does that is killed while it makes a stage."""
+
+    def make(folder: Path) -> None:
+        (folder / "half").write_text("x")
+        told.send("making")
+        signal.pause()
+
+    cached("stage", {}, make)
+
+
+def test_a_killed_process_does_not_block_the_next(cache):
+    receiving, sending = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=never_made, args=(sending,))
     process.start()
-    deadline = time.monotonic() + 60
-    while not calls.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    assert receiving.poll(60)
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL

@@ -12,6 +12,7 @@ from itertools import accumulate
 from lmpg.language.models.footprint.shape import Shape
 from lmpg.language.models.forward.attention import PLAIN_UP_TO
 from lmpg.language.models.head import KEPT, rows_at_once
+from lmpg.language.models.inputs import PROMPT_TOKENS
 
 Parts = dict[str, float]
 """Bytes by part."""
@@ -33,10 +34,10 @@ _OWN_FORWARD = 2.0
 
 @dataclass(frozen=True)
 class Work:
-    """A run's sizes. rank: of adapters, 0 where the whole model learns. packed: whether the linear
-    layers under them are in 4 bits. kept, product, saved: bytes
-    of a frozen weight, of a number in a product, of a weight in `final/`. critic_shape: of a critic
-    with weights of its own. frozen: bytes of other models. rows: of a micro-batch, each with
+    """A run's sizes. rank: of adapters, 0 where the whole model learns. besides: weights that learn
+    beside them. packed: whether the linear layers under them are in 4 bits. kept, product, saved:
+    bytes of a frozen weight, of a number in a product, of a weight in `final/`. critic_shape: of a
+    critic with weights of its own. frozen: bytes of other models. rows: of a micro-batch, each with
     `prompt` tokens and then `response`; sampled: rows of a rollout. several: whether a minibatch
     has several micro-batches. engine_stays: whether a CUDA engine keeps its memory while learning.
     count: of processes; shards: how many of them share out weights, 1 where each holds all.
@@ -48,6 +49,7 @@ class Work:
     response: int
     sampled: int = 0
     rank: int = 0
+    besides: int = 0
     packed: bool = False
     kept: int = FP32
     product: int = FP32
@@ -70,9 +72,8 @@ class Work:
     @property
     def learning(self) -> int:
         """Weights of the policy that the optimizer changes."""
-        if not self.rank:
-            return self.model.weights
-        return self.rank * self.model.linear_width + self.model.beside
+        adapters = self.rank * self.model.linear_width + self.besides
+        return adapters if self.rank else self.model.weights
 
 
 def phases(work: Work) -> dict[str, Parts]:
@@ -136,9 +137,11 @@ def _frozen(work: Work, kept: int) -> float:
 
 def _loading(work: Work) -> Parts:
     """Weights are read in fp32, beside the pages of their file; those in 4 bits one by one, and in
-    bf16 those of a file in bf16 under adapters, from which nothing that learns is copied."""
+    bf16 those of a file in bf16 under adapters, where nothing that learns is among them or copied
+    from them."""
     critic = 0 if work.critic_shape is None else work.critic_shape.trunk
-    low = work.rank and not (work.packed or critic) and work.kept == work.saved == BF16
+    learns = critic or work.besides
+    low = work.rank and not (work.packed or learns) and work.kept == work.saved == BF16
     each = (2 - 1 / work.shards) / work.shards  # those that share out load one after the other
     return {
         "libraries": LIBRARIES,
@@ -153,13 +156,22 @@ def engine(work: Work) -> Parts:
     wide = FP32 if work.device == "cpu" else work.product
     copied = model.weights if model.tied else model.weights - model.head
     cache = rows * work.length * model.layers * 2 * model.keys * wide
-    steps = 4 * rows * model.vocabulary * FP32
+    steps = max(4 * rows * model.vocabulary * FP32, reading(work, rows))
     if not model.known:  # its own weights serve
         copied = 0
     found: Parts = {"engine": work.product * copied, "cache": cache, "logits": steps}
     if work.shards == 1 or not model.known:
         return found
     return found | {"gathered weights": FP32 * (model.head + model.block)}
+
+
+def reading(work: Work, prompts: int) -> float:
+    """Bytes that a layer makes of the prompts that are read together: the stream before and after,
+    what attention and the MLP read and give."""
+    model = work.model
+    tokens = min(prompts * work.prompt, max(PROMPT_TOKENS, work.prompt))
+    numbers = 3 * model.hidden + 2 * model.queries + 2 * model.keys
+    return tokens * (numbers * FP32 + 2 * model.inner * work.product)
 
 
 def _learning(work: Work) -> Parts:

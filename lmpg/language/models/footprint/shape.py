@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,24 +12,23 @@ from lmpg.language.models.architectures import READERS, architecture, trunk_of
 from lmpg.language.models.forward.kept_weights import shape_of_weight
 from lmpg.language.models.lora import is_lora, linear_layers
 
-_ADAPTED = ("lora_", "modules_to_save.")
-"""In the names of what is added to a model: adapters, and copies that are trained as a whole."""
+_ADDED = re.compile(r"\b(lora_|modules_to_save\b)")
+"""What adapters add to a model, in the names of weights."""
 
 
 @dataclass(frozen=True)
 class Shape:
     """A decoder's sizes. weights: of the whole model, tied ones once; trunk: without a head of its
     own. linear_width: inputs and outputs of all linear layers that get an adapter, summed; times
-    the rank, an adapter's weights. beside: weights that learn as a whole beside adapters. linear:
-    weights of all linear layers but the head. hidden, inner: numbers of a token in the stream, in
-    an MLP. mlp_kept: multiples of `inner` that an MLP keeps for its backward pass. head_norms:
-    whether queries and keys are normalised. known: whether lmpg's own forward serves it.
+    the rank, an adapter's weights. linear: weights of all linear layers but the head. hidden,
+    inner: numbers of a token in the stream, in an MLP. mlp_kept: multiples of `inner` that an MLP
+    keeps for its backward pass. head_norms: whether queries and keys are normalised. known: whether
+    lmpg's own forward serves it.
     """
 
     weights: int
     trunk: int
     linear_width: int
-    beside: int
     linear: int
     layers: int
     vocabulary: int
@@ -73,9 +73,7 @@ def shape_of(model: Any, adapted: Callable[[str], bool] = lambda name: True) -> 
     adapted: whether a linear layer, by its name, is to get an adapter.
     """
     config, head = model.config.get_text_config(), model.get_output_embeddings()
-    named = dict(model.named_parameters())
-    own = {x: p for x, p in named.items() if not any(part in x for part in _ADAPTED)}
-    weights = sum(map(_size, own.values()))
+    weights = sum(_size(p) for name, p in model.named_parameters() if not _ADDED.search(name))
     embedding = model.get_input_embeddings().weight
     untied = head is not None and head.weight is not embedding
     heads = _known(config, "num_attention_heads", 1)
@@ -92,7 +90,6 @@ def shape_of(model: Any, adapted: Callable[[str], bool] = lambda name: True) -> 
         weights=weights,
         trunk=weights - (head.weight.numel() if untied else 0),
         linear_width=_linear_width(model, adapted),
-        beside=_beside(named),
         linear=sum(_size(x.weight) for x in _linear(model)),
         vocabulary=embedding.shape[0],
         hidden=hidden,
@@ -125,12 +122,6 @@ def _linear_width(model: Any, adapted: Callable[[str], bool]) -> int:
         return sum(map(_size, factors)) // rank
     may = [model.get_submodule(name) for name in linear_layers(model) if adapted(name)]
     return sum(sum(shape_of_weight(module.weight)) for module in may)
-
-
-def _beside(named: dict[str, Any]) -> int:
-    """Of modules that are trained as copies, and of biases; 0 without adapters."""
-    learn = {x: p for x, p in named.items() if p.requires_grad and "lora_" not in x}
-    return sum(map(_size, learn.values())) if any("lora_" in x for x in named) else 0
 
 
 def _linear(model: Any) -> list[Any]:

@@ -10,14 +10,19 @@ from transformers import PreTrainedModel
 
 from lmpg.language.models.forward.kept_weights import LOW
 from lmpg.language.models.settings import ModelSettings
+from lmpg.language.models.start.trained_adapter import adapter_config
 
 
-def stays_low(settings: ModelSettings, learns: bool) -> bool:
-    """Whether the model may stay in its checkpoint's precision, and no weight of its own learns.
-    learns: whether anything does, adapters at least."""
-    lora, plain = settings.lora, settings.quantisation == "none" and settings.dtype != "fp32"
-    adapters_alone = lora.rank > 0 and lora.bias == "none" and not lora.modules_to_save
-    return plain and (adapters_alone or not learns)
+def stays_low(settings: ModelSettings, trained: bool, learns: bool) -> bool:
+    """Whether the model may be read as it is kept, as no weight of its own learns. trained: whether
+    a trained adapter lies at `settings.path`. learns: whether anything does, adapters at least."""
+    if settings.quantisation != "none" or settings.dtype == "fp32":
+        return False
+    if trained:
+        config = adapter_config("model.path", str(settings.path), settings.revision)
+        return config.get("bias", "none") == "none" and not config.get("modules_to_save")
+    lora = settings.lora
+    return not learns or (lora.rank > 0 and lora.bias == "none" and not lora.modules_to_save)
 
 
 def read_low(load: Callable[..., PreTrainedModel]) -> PreTrainedModel:
