@@ -22,8 +22,7 @@ MODELS = ("path", "tokenizer", "reference", "teacher")
 
 
 def refuse_missing_paths(settings: Any, to_come: Container[str] = ()) -> None:
-    """UserError where models, data files or rewards that the settings name lie nowhere, or where a
-    package that they need is not installed.
+    """UserError where models, data files, rewards or packages that the settings need are missing.
 
     settings: of a language run, of a stage, or of what is asked of a model. to_come: models that
     earlier stages will make, and what is given as an object.
@@ -41,7 +40,7 @@ def refuse_missing_paths(settings: Any, to_come: Container[str] = ()) -> None:
             if path and path not in to_come:
                 with problems.gathered():
                     refuse_missing_folder(key, path, what, revision)
-    data = settings.data
+    data, environment = settings.data, getattr(settings, "environment", None)
     path, eval_path = (getattr(data, name, None) for name in ("path", "eval_path"))
     if path and path not in to_come and not path.startswith(PREFIX):
         with problems.gathered():
@@ -58,7 +57,6 @@ def refuse_missing_paths(settings: Any, to_come: Container[str] = ()) -> None:
         if function not in to_come:
             with problems.gathered():
                 specs.refuse_missing_name(specs.parsed_spec(function), specs.KEY)
-    environment = getattr(settings, "environment", None)
     if environment is not None:
         problems.extend(_of_environment(environment, to_come))
     problems.extend(_missing_packages(settings))
