@@ -157,6 +157,9 @@ def test_the_commands_of_a_chat(model, monkeypatch, capsys):
     assert "user: hi<pad>assistant: " in shown
     assert "system: be kind<pad>user: yo<pad>assistant: " in shown
     assert "unknown command /what" in shown
+    assert "(the chat is forgotten)" in shown
+    assert "(the system message is set)" in shown
+    assert shown.index("special tokens are shown") < shown.index("special tokens are hidden")
     assert "user: hi<pad>" in shown.split("be kind")[0]
 
 
