@@ -219,8 +219,9 @@ def _loaded(
         with no_progress_bars() if quiet else nullcontext(), _without_report():
             return load(str(folder) if folder.is_dir() else path, **arguments)
     except Exception as error:  # whatever transformers and a model's own code meet in bad files
-        found = None if isinstance(error, ImportError) else damage(folder, what)
-        at = "" if revision is None else f" (model.revision = {revision})"
+        found = None if isinstance(error, ImportError) else damage(folder, what, key)
+        here = "" if folder.is_dir() else ", which is no folder here"
+        at = here if revision is None else f" (model.revision = {revision})"
         raise UserError(
             f"{key} = {path}{at}: no {what} could be loaded from there, expected a Hub id that can "
             "be reached or a folder written by save_pretrained: "

@@ -212,3 +212,19 @@ def test_an_fp32_checkpoint_stays_one(tmp_path):
     path = save_tiny(tmp_path / "start")
     load(path).save_pretrained(tmp_path / "final", tiny_tokenizer())
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "final").dtype is WIDE
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_an_fp16_checkpoint_stays_one_unless_another_precision_is_asked_for(rank, tmp_path):
+    tiny_model().half().save_pretrained(tmp_path / "start")
+    tiny_tokenizer().save_pretrained(tmp_path / "start")
+    for final, expected in {"auto": torch.float16, "bf16": LOW, "fp32": WIDE}.items():
+        settings = ModelSettings(
+            path=str(tmp_path / "start"), lora=LoraSettings(rank=rank), final_dtype=final
+        )
+        policy = load_policy(settings, tiny_tokenizer(), critic=False, temperature=1.0)
+        assert dtypes(policy, learning=False) | {WIDE} == {WIDE}  # bf16 would round it
+        policy.save_pretrained(tmp_path / final, tiny_tokenizer())
+        folder = tmp_path / final / ("merged" if rank else "")
+        saved = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        assert {p.dtype for p in saved.parameters()} == {expected}
