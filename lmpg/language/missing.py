@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Container, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -73,17 +72,11 @@ def _missing_packages(settings: Any) -> Iterator[str]:
         (packed != "none", f"model.quantisation = {packed}", *_BITSANDBYTES, _WITHOUT),
         (lora and lora.rank, "model.lora.rank", "peft", "lora", "set model.lora.rank to 0"),
     ):
-        if asked and not _installed(package):
+        if asked and find_spec(package) is None:
             yield (
                 f"{said} needs {package}, which is not installed: pip install 'lmpg[{extra}]', or "
                 f"{fix}"
             )
-
-
-def _installed(package: str) -> bool:
-    if package in sys.modules:
-        return sys.modules[package] is not None
-    return importlib.util.find_spec(package) is not None
 
 
 def _of_environment(settings: Any, to_come: Container[str]) -> Problems:

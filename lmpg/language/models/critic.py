@@ -77,10 +77,8 @@ def new_value_head(hidden_size: int) -> nn.Linear:
 
 def value_head_of(path: str | None, model: PreTrainedModel) -> nn.Linear:
     """The value head that was saved with `model` at `path`; a new one where none was."""
-    folder, hidden_size = (
-        Path(str(path)).expanduser(),
-        model.get_output_embeddings().weight.shape[1],
-    )
+    folder = Path(str(path)).expanduser()
+    hidden_size = model.get_output_embeddings().weight.shape[1]
     if not (folder / VALUE_HEAD_FILE).is_file():
         return new_value_head(hidden_size)
     return load_value_head(folder, hidden_size)

@@ -28,11 +28,12 @@ from lmpg.language.models.forward.kept_weights import (
     exact_dtype,
     keep_frozen,
     rounded_to_bf16,
+    saved_dtype,
 )
 from lmpg.language.models.lora import refuse_options_without_rank, with_adapter
 from lmpg.language.models.model_files import is_saved_in_bf16
 from lmpg.language.models.policy import CausalLMPolicy
-from lmpg.language.models.precision import allow_tf32, computes_in_bf16, has_tf32, saved_dtype
+from lmpg.language.models.precision import allow_tf32, computes_in_bf16, has_tf32
 from lmpg.language.models.pretrained import pretrained_model, pretrained_tokenizer
 from lmpg.language.models.reference import Reference
 from lmpg.language.models.settings import ModelSettings

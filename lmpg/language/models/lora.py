@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lmpg.language.models.decoder_parts import in_use, is_replaced
-from lmpg.language.models.forward.kept_weights import copies_in, is_low, widened
+from lmpg.language.models.forward.kept_weights import LOW, copies_in, is_low, keep_frozen, widened
 from lmpg.language.models.precision import save_folder
 from lmpg.language.models.settings import LoraSettings
 from lmpg.language.models.start.adaptable import not_adaptable, refuse_shared_weights
@@ -262,12 +262,12 @@ def save_adapter_and_merged(model: Any, folder: Path, tokenizer, dtype: torch.dt
 
 
 def merged_copy(model: Any, dtype: torch.dtype) -> Any:
-    """A plain model with weights of its own, into which the adapter is merged."""
-    wide = copies_in(dtype, model) if dtype == torch.float32 else {}
-    wide |= plain_layers(model, dtype)
+    """A plain copy in `dtype`, with the adapter merged into it, in float32 unless that is bf16."""
+    wide = ({} if dtype == LOW else copies_in(torch.float32, model)) | plain_layers(model, dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # peft tells where weights are tied no more
-        return copy.deepcopy(model, wide).merge_and_unload()
+        whole = copy.deepcopy(model, wide).merge_and_unload()
+    return keep_frozen(whole.requires_grad_(False), dtype)
 
 
 def _has_transposed_layers(model: nn.Module) -> bool:

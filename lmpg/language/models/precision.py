@@ -9,17 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from lmpg.language.models.forward.kept_weights import (
-    chosen_dtype,
-    copies_in,
-    is_low,
-    num_weights,
-    widened,
-)
-from lmpg.runtime.parts import all_say, mine
+from lmpg.language.models.forward.kept_weights import copies_in, is_low, num_weights, widened
 
 _PAYS_FROM = 1_000_000
 """Parameters; products of smaller models on a CPU are too small to gain anything."""
@@ -129,20 +122,6 @@ def no_progress_bars() -> Iterator[None]:
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def saved_dtype(setting: str, own: torch.dtype, model: nn.Module) -> torch.dtype:
-    """What `model.final_dtype` is for `model` as it was loaded; own: the `exact_dtype` of its
-    checkpoint, which `auto` takes, or float16 where all numbers are of that precision."""
-    if setting == "auto" and own == torch.float32:
-        weights = [p for p in model.parameters() if p.is_floating_point()]
-        fits = bool(weights) and all(_fits_fp16(mine(p)) for p in weights)
-        return torch.float16 if all_say(fits, weights) else own
-    return chosen_dtype(setting, own)
-
-
-def _fits_fp16(weight: Tensor) -> bool:
-    return torch.equal(weight, weight.to(torch.float16).to(weight.dtype))
 
 
 def save_folder(

@@ -11,20 +11,14 @@ import torch
 from lmpg.language.data.examples import Split, data_rows
 from lmpg.language.data.reward_pairs import load_reward_pairs, reward_pairs_from_rows
 from lmpg.language.data.tokenizing import reading_tokenizer
-from lmpg.language.models.forward.kept_weights import exact_dtype
+from lmpg.language.models.forward.kept_weights import exact_dtype, saved_dtype
 from lmpg.language.models.forward.recompute import recompute_layers
 from lmpg.language.models.loading import (
     context_length,
     load_sequence_classifier,
     tokenizer_of,
 )
-from lmpg.language.models.precision import (
-    allow_tf32,
-    computes_in_bf16,
-    num_weights,
-    save_folder,
-    saved_dtype,
-)
+from lmpg.language.models.precision import allow_tf32, computes_in_bf16, num_weights, save_folder
 from lmpg.language.models.settings import ModelSettings
 from lmpg.language.models.start.shared_out import loaded
 from lmpg.language.models.start.vocabulary import refuse_smaller_vocabulary

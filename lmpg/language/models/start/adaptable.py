@@ -43,14 +43,13 @@ def _is_product(layer: Any) -> bool:
     """Whether it is a linear layer like any other, by its class or by what it computes."""
     if type(layer).__name__ in _PLAIN:
         return True
-    x = torch.linspace(-1, 1, layer.in_features, dtype=layer.weight.dtype)[None]
+    x = torch.linspace(-1, 1, layer.in_features).to(layer.weight)[None]
     try:
-        found = layer(x)
-    except Exception:  # it wants input of another shape
+        found, expected = layer(x).to(x.dtype), F.linear(x, layer.weight, layer.bias)
+        rounding = 0.02 * float(expected.abs().max())  # of weights that are kept in bfloat16
+        return found.shape == expected.shape and torch.allclose(found, expected, atol=rounding)
+    except Exception:  # what goes in or comes out is of another kind
         return False
-    expected = F.linear(x, layer.weight, layer.bias)
-    rounding = 0.02 * float(expected.abs().max())  # of weights that are kept in bfloat16
-    return isinstance(found, torch.Tensor) and torch.allclose(found, expected, atol=rounding)
 
 
 def refuse_shared_weights(model: nn.Module, what: str) -> None:

@@ -60,3 +60,28 @@ def test_dense_models_leave_out_nothing_but_the_head():
     whole = with_adapter(tiny_model(), LoraSettings(rank=2))
     assert whole.peft_config["default"].exclude_modules is None
     assert sum(map(is_lora, whole.modules())) == 7 * len(whole.get_base_model().model.layers)
+
+
+class Odd(torch.nn.Linear):
+    """A linear layer that computes what it is told."""
+
+    def __init__(self, computes):
+        super().__init__(4, 4)
+        self.forward = lambda x: computes(torch.nn.functional.linear(x, self.weight, self.bias))
+
+
+@pytest.mark.parametrize(
+    ("computes", "left_out"),
+    [
+        (lambda x: x, False),
+        (lambda x: x.double(), False),
+        (lambda x: x.softmax(-1), True),
+        (lambda x: (x, x), True),
+        (lambda x: x.reshape(2, 2), True),
+        (lambda x: x[:, :3], True),
+    ],
+)
+def test_a_layer_of_another_class_gets_an_adapter_if_it_is_a_product(computes, left_out):
+    model = tiny_model()
+    model.model.layers[0].mlp.router = Odd(computes)
+    assert not_adaptable(model) == ["model.layers.0.mlp.router"] * left_out
