@@ -51,6 +51,12 @@ def unpack_in_each_product(place: str, model: PreTrainedModel, quantisation: str
             "leave model.quantisation out"
         )
     for name, x in packed.items():
+        if getattr(x.weight, "quant_state", None) is None:
+            raise UserError(
+                f"{place}: its config.json says that its weights are in 4 bits (bitsandbytes), but "
+                f"{name}.weight is not, expected both or neither; take quantization_config out of "
+                "config.json (model.quantisation = nf4 packs a plain model)"
+            )
         x.weight.module = None
         x.weight.data = x.weight.data.view(torch.uint8)
         model.set_submodule(name, FourBit(x.weight, x.bias, issubclass(x.source_cls, Conv1D)))
