@@ -64,6 +64,15 @@ def unpack_in_each_product(place: str, model: PreTrainedModel, quantisation: str
     if packed and whole.hf_quantizer is not None:
         whole.hf_quantizer.remove_quantization_config(model)
         whole.hf_quantizer, whole.is_loaded_in_4bit = None, False
+        whole._weight_conversions = [
+            x for x in getattr(whole, "_weight_conversions", None) or () if not _packs(x)
+        ]
+
+
+def _packs(conversion: Any) -> bool:
+    """Whether transformers packed or read packed weights so: it would try to undo that, and cannot,
+    where it saves the plain model."""
+    return any(type(x).__name__.startswith("Bnb") for x in getattr(conversion, "operations", ()))
 
 
 def refuse_packed(model: nn.Module, what: str, fix: str) -> None:
