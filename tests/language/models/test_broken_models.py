@@ -61,7 +61,10 @@ def rounded(folder):
 
 FIRST_SHARD = "model-00001-of-00003.safetensors"
 QUANTIZED = {
-    "bitsandbytes": ({"load_in_4bit": True}, "requires bitsandbytes"),
+    "bitsandbytes": (
+        {"load_in_4bit": True},
+        r"requires bitsandbytes|weights are in 4 bits .*is not, expected both .*take quant",
+    ),
     "gptq": ({"bits": 4}, "requires optimum"),
     "torchao": ({}, "No module named 'torchao'"),
     "strange": ({}, r"does not know \(strange\)"),

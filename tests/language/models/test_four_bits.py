@@ -180,6 +180,7 @@ def test_a_trained_adapter_goes_on_over_its_base_in_4_bits(tmp_path):
 
 
 @packed_by_bitsandbytes
+@catches("a model that was packed when it was loaded cannot be saved")
 @pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16])
 def test_a_checkpoint_that_is_in_4_bits_is_the_same_base(storage, tmp_path):
     from transformers import BitsAndBytesConfig
@@ -197,6 +198,15 @@ def test_a_checkpoint_that_is_in_4_bits_is_the_same_base(storage, tmp_path):
     for quantisation in ("none", "nf4"):
         found = loaded(tmp_path / "packed", quantisation)
         assert torch.equal(found.evaluate(INPUTS).logprobs_BT, expected)
+        found.save_pretrained(tmp_path / "final", tiny_tokenizer())
+        merged = load_policy(
+            ModelSettings(path=str(tmp_path / "final" / "merged")),
+            tiny_tokenizer(),
+            critic=False,
+            temperature=0.7,
+        )
+        close = merged.evaluate(INPUTS).logprobs_BT  # but for bf16, in which it was saved
+        torch.testing.assert_close(close, expected, atol=0.05, rtol=0.01)
     with pytest.raises(UserError, match=r"trained as a whole, but has weights in 4 bits"):
         loaded(tmp_path / "packed", "none", lora=LoraSettings())
 
