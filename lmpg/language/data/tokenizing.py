@@ -23,7 +23,8 @@ from lmpg.settings.section import UserError
 # The text of the second ids as they continue the first.
 Decode = Callable[[list[int], list[int]], str]
 UNFINISHED, MOST_BYTES = "\ufffd", 4  # what a part of a character is decoded as
-_READS_PLAINLY = "transformers.tokenization_utils_base"  # where a tokenizer's call hides nothing
+_UTILS = "transformers.tokenization_utils_"  # where methods of a tokenizer that hide nothing stand
+_PLAIN = {"__call__": f"{_UTILS}base", "_encode_plus": f"{_UTILS}tokenizers"}
 CONTEXT = 8  # tokens decoded in front, enough for decoders that treat a text's first one otherwise
 
 
@@ -151,7 +152,8 @@ def _many_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     only_ids = {"return_attention_mask": False, "return_token_type_ids": False}
     read = partial(tokenizer, add_special_tokens=False, verbose=False, **only_ids)
     quick = getattr(getattr(tokenizer, "backend_tokenizer", None), "encode_batch_fast", None)
-    if quick is None or type(tokenizer).__call__.__module__ != _READS_PLAINLY:
+    methods = ((getattr(type(tokenizer), name, None), module) for name, module in _PLAIN.items())
+    if quick is None or any(getattr(x, "__module__", None) != module for x, module in methods):
         return read(texts)["input_ids"]
     read(texts[:1])  # so that the tokenizer forgets what its file says of cutting and padding
     return [encoding.ids for encoding in quick(texts, add_special_tokens=False)]

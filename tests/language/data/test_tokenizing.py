@@ -164,13 +164,15 @@ def test_many_prompts_are_read_as_each_alone_whatever_the_tokenizer_was_saved_wi
         assert many_prompt_ids(tokenizer, texts) == expected
 
 
-def test_a_tokenizer_that_reads_otherwise_than_its_backend_reads_many_prompts_itself():
-    class Backwards(type(character_tokenizer())):  # type: ignore[misc]
-        def __call__(self, text, **options):
-            text = text[::-1] if isinstance(text, str) else [x[::-1] for x in text]
-            return super().__call__(text, **options)
-
+@pytest.mark.parametrize("method", ["__call__", "_encode_plus"])
+def test_a_tokenizer_that_reads_otherwise_than_its_backend_reads_many_prompts_itself(method):
     tokenizer = character_tokenizer()
+    plain = type(tokenizer)
+
+    def backwards(self, text, **options):
+        text = text[::-1] if isinstance(text, str) else [x[::-1] for x in text]
+        return getattr(plain, method)(self, text, **options)
+
     expected = [prompt_ids(tokenizer, "cba"), prompt_ids(tokenizer, "e")]
-    tokenizer.__class__ = Backwards
+    tokenizer.__class__ = type("Backwards", (plain,), {method: backwards})
     assert many_prompt_ids(tokenizer, ["abc", "e"]) == expected
