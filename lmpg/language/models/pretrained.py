@@ -49,6 +49,7 @@ _FORMER_BUFFERS = re.compile(r"(\binv_freq|\bmasked_bias|\battn\.bias|\battentio
 """Constants that older versions of transformers saved among the weights."""
 LARGE = 2 * 10**9
 """Bytes of a model whose loading is shown."""
+_KINDS = (torch.float32, torch.bfloat16, torch.float16)
 _SHOWN, _LONGEST_REASON = 3, 400
 """Weights named, and characters of a foreign error."""
 
@@ -99,6 +100,7 @@ def pretrained_model(
     _refuse_a_part(key, path, kind, model, info, new_head)
     _refuse_quantised(key, path, WHAT[kind], model, revision)
     unpack_in_each_product(f"{key} = {path}", model, quantisation)
+    _refuse_other_numbers(key, path, WHAT[kind], model)
     _keep_weights_as_they_are(model)
     return model.eval()
 
@@ -117,6 +119,22 @@ def _refuse_quantised(
         raise UserError(
             f"{key} = {path}: {_named(names)} hold integers, as quantised weights do, and its "
             f"config.json has no quantization_config, expected a whole {what}; save it "
+            "unquantised"
+        )
+
+
+def _refuse_other_numbers(key: str, path: str, what: str, model: PreTrainedModel) -> None:
+    """UserError for weights that are read as numbers of another kind, such as bitsandbytes' 8 bits:
+    lmpg's own forward and engines read a weight as it stands there."""
+    named = model.named_parameters()
+    strange = {
+        x: p.dtype for x, p in named if p.dtype not in _KINDS and not hasattr(p, "quant_state")
+    }
+    if strange:
+        kinds = ", ".join(sorted({str(x).removeprefix("torch.") for x in strange.values()}))
+        raise UserError(
+            f"{key} = {path}: {_named(strange)} are kept as {kinds}, as quantised weights are, "
+            f"expected a whole {what} in fp32, bf16 or fp16, or in bitsandbytes' 4 bits; save it "
             "unquantised"
         )
 

@@ -263,6 +263,21 @@ def test_a_critic_that_would_be_a_copy_of_packed_layers_is_refused(tmp_path):
         load_policy(asked, tokenizer_of(asked), critic=True, temperature=1.0)
 
 
+@packed_by_bitsandbytes
+@catches("8 bits read by the engine as if they were the weights")
+def test_a_checkpoint_in_8_bits_is_refused_by_name(tmp_path):
+    from transformers import BitsAndBytesConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        in_bf16(tmp_path / "base", **WIDE),
+        quantization_config=BitsAndBytesConfig(load_in_8bit=True),
+    )
+    model.save_pretrained(tmp_path / "packed")
+    tiny_tokenizer().save_pretrained(tmp_path / "packed")
+    with pytest.raises(UserError, match=r"weight, … are kept as int8, .* save it unquantised"):
+        loaded(tmp_path / "packed", "none")
+
+
 def test_4_bits_without_an_adapter_are_refused(tmp_path):
     said = r"model\.quantisation = nf4, but model\.lora\.rank is 0, .* Set model\.lora\.rank"
     with pytest.raises(UserError, match=said):
