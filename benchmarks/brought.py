@@ -25,7 +25,7 @@ def save_endless(source: str, folder: Path) -> None:
     """
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = AutoModelForCausalLM.from_pretrained(source)
-    end = _least_likely(model, tokenizer)
+    end = least_likely(model, tokenizer)
     tokenizer.eos_token = tokenizer.pad_token = tokenizer.convert_ids_to_tokens(end)
     model.config.eos_token_id = model.generation_config.eos_token_id = end
     tokenizer.save_pretrained(folder)
@@ -33,7 +33,7 @@ def save_endless(source: str, folder: Path) -> None:
 
 
 @torch.no_grad()
-def _least_likely(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
+def least_likely(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
     """Id of the added token, neither padding nor the EOS that stood there, of the least logit."""
     taken = {tokenizer.pad_token_id, tokenizer.eos_token_id}
     added = [i for i in tokenizer.added_tokens_decoder if i not in taken]

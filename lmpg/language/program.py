@@ -117,7 +117,7 @@ def prepare(
     pool = pool_for(opened, *asked_for, given.functions)
     spread(processes, settings.run.sharding, settings.update.optimizer)
     policy = policy_for(settings, tokenizer, processes)
-    facts = settle(asked, settings.model.precision, policy.causal_lm, folder, processes)
+    facts = settle(asked, settings.model, policy.bf16, policy.causal_lm, folder, processes)
     policy.head.forbid_early(policy.eos_token_ids, settings.sampling.min_new_tokens)
     with processes.in_turn():
         own = load_reference(settings.model, tokenizer, policy)

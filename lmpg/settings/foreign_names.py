@@ -212,3 +212,23 @@ FOREIGN = {
 }
 """What TRL, verl, OpenRLHF, Stable-Baselines3 and people in a hurry call a setting → the settings
 that do the same here; those that the method has are meant."""
+
+_NO_DROPOUT = (
+    "there is no dropout, as old and new log-probs would differ by it alone, and with them every "
+    "ratio and KL; leave it out"
+)
+_NO_BIAS = (
+    "there are no logit biases, forbidden words or penalties, as log-probs are those of the "
+    "distribution that is sampled from; leave it out"
+)
+ABSENT = {
+    "dropout": _NO_DROPOUT,
+    "lora_dropout": _NO_DROPOUT,
+    "logit_bias": _NO_BIAS,
+    "bad_words": _NO_BIAS,
+    "bad_words_ids": _NO_BIAS,
+    "suppress_tokens": _NO_BIAS,
+    "repetition_penalty": _NO_BIAS,
+    "no_repeat_ngram_size": _NO_BIAS,
+}
+"""What others have and lmpg has not, with the reason."""

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Collection
 
-from lmpg.settings.foreign_names import FOREIGN
+from lmpg.settings.foreign_names import ABSENT, FOREIGN
 
 ENVIRONMENT = "environment"
 OF_TEXT = "environments of text are for policy-gradient methods, such as lmpg train ppo or grpo"
@@ -14,13 +14,17 @@ OF_TEXT = "environments of text are for policy-gradient methods, such as lmpg tr
 
 
 def did_you_mean_setting(name: str, known: Collection[str]) -> str:
-    """`did you mean …?` with the settings that a misspelt or foreign name may stand for; "" where
-    nothing is close. Flags (`--update.lr`) are answered by flags, names in YAML by names."""
+    """`did you mean …?` with the settings that a misspelt or foreign name may stand for, or why
+    there is none (`ABSENT`); "" where nothing is close. Flags (`--update.lr`) are answered by
+    flags, names in YAML by names."""
     flag = name.startswith("--")
     section = name.removeprefix("--").partition(".")[0]
     if section == ENVIRONMENT and not any(path.startswith(f"{ENVIRONMENT}.") for path in known):
         return OF_TEXT + (", an agent's is given as env.id" if "env.id" in known else "")
-    found = meant(name.removeprefix("--").replace("-", "_"), known)
+    path = name.removeprefix("--").replace("-", "_")
+    if (leaf := path.rpartition(".")[2].lower()) in ABSENT:
+        return ABSENT[leaf]
+    found = meant(path, known)
     right = [f"--{path}".replace("_", "-") if flag else path for path in found]
     return f"did you mean {' or '.join(right)}?" if right else ""
 

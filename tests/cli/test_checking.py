@@ -120,6 +120,7 @@ def test_a_stage_is_checked_by_its_data_and_a_step(parts, capsys, tmp_path):
         flags.pop(key)
     named, said = found(capsys, "sft", flags)
     assert named == [], said
+    assert "memory: about" in said
     assert "a step takes" in said
     named, _ = found(capsys, "sft", flags | {"update.learning-rate": 3.0})
     assert named == ["learning rate too high"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import psutil
+import pytest
 
 from lmpg.runtime import room as room_module
 from lmpg.runtime.room import limits, room
@@ -48,3 +49,13 @@ def test_a_limit_below_the_machines_memory_is_what_there_is(monkeypatch):
     assert room("cpu") == (4 * 2**20, 2**20)
     monkeypatch.setattr(room_module, "limits", list)
     assert room("cpu")[0] == machine.total
+
+
+@catches("memory that is free between blocks given back at every turn")
+@pytest.mark.parametrize(("free", "given"), [(2**60, 0), (2**20, 1)])
+def test_what_was_freed_goes_back_only_where_little_is_free(free, given, monkeypatch):
+    told = []
+    monkeypatch.setattr(room_module, "room", lambda device: (2**60, free))
+    monkeypatch.setattr(room_module, "give_back_freed_memory", lambda: told.append(True))
+    room_module.give_back_where_scarce()
+    assert len(told) == given

@@ -8,7 +8,7 @@ import pytest
 
 from lmpg.cli.main import methods, settings_class, settings_of
 from lmpg.gym.settings import GYM_METHODS, gym_settings_class
-from lmpg.settings.foreign_names import FOREIGN
+from lmpg.settings.foreign_names import ABSENT, FOREIGN
 from lmpg.settings.hints import did_you_mean, did_you_mean_setting, meant
 from lmpg.settings.presets import preset_names
 from lmpg.settings.raw import paths_of
@@ -79,6 +79,25 @@ def test_every_entry_of_the_table_answers_users_of_some_method():
 def test_the_setting_that_was_meant_is_named(method, given, hint):
     expected = f"did you mean {hint}?" if hint else ""
     assert did_you_mean_setting(given, known(method)) == expected
+
+
+@catches("dropout of adapters answered by --model.lora.rank")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("--model.lora.dropout", "there is no dropout, as old and new log-probs would differ"),
+        ("--lora_dropout", "there is no dropout"),
+        ("model.lora.lora_dropout", "there is no dropout"),
+        ("--sampling.logit-bias", "there are no logit biases, forbidden words or penalties"),
+        ("--repetition-penalty", "there are no logit biases"),
+    ],
+)
+def test_what_there_is_not_is_refused_with_the_reason(name, said, every_path):
+    assert not {*ABSENT} & {path.rpartition(".")[2] for path in every_path}
+    if name.startswith("--"):
+        with pytest.raises(UserError, match=f"unknown flag {name.replace('_', '-')} 0.1; {said}"):
+            settings_of("grpo", [name, "0.1"])
+    assert did_you_mean_setting(name, known("grpo")).startswith(said)
 
 
 @catches("an environment for DPO answered by --model.path")

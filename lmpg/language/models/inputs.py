@@ -64,6 +64,30 @@ def of_equal_length(rows: Sequence[Sequence[int]]) -> list[list[int]]:
     return [found[length] for length in sorted(found)]
 
 
+PROMPT_TOKENS = 2**13
+"""Tokens of prompts, with their padding, that are read together, but one prompt at least: more are
+computed no faster, and what a layer makes of them would take more memory than anything else does
+while sampling."""
+
+
+def read_together(ids_PL: Tensor) -> list[slice]:
+    """The parts of prompts that are read one after the other."""
+    num_prompts, width = ids_PL.shape
+    size = max(1, PROMPT_TOKENS // max(1, width))
+    return [slice(start, start + size) for start in range(0, num_prompts, size)]
+
+
+def rows_of_parts(ids_PL: Tensor, prompt_R: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+    """By where each part of prompts begins: the rows of its prompts, and which of them each has."""
+    parts, found = read_together(ids_PL), {}
+    if len(parts) == 1:  # asks the device for nothing
+        return {0: (torch.arange(len(prompt_R), device=prompt_R.device), prompt_R)}
+    for part in parts:
+        rows = ((prompt_R >= part.start) & (prompt_R < part.stop)).nonzero()[:, 0]
+        found[part.start] = rows, prompt_R.index_select(0, rows) - part.start
+    return found
+
+
 def mask_and_positions(start_B: Tensor, end_B: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Attention mask and position ids [B, width] of rows whose tokens lie in [start, end).
 

@@ -30,7 +30,6 @@ from lmpg.language.models.forward.kept_weights import (
     keep_frozen,
     rounded_to_bf16,
 )
-from lmpg.language.models.head import refuse_unknown_head
 from lmpg.language.models.lora import refuse_options_without_rank, with_adapter
 from lmpg.language.models.model_files import is_saved_in_bf16
 from lmpg.language.models.policy import CausalLMPolicy
@@ -38,8 +37,9 @@ from lmpg.language.models.precision import allow_tf32, computes_in_bf16, has_tf3
 from lmpg.language.models.pretrained import pretrained_model, pretrained_tokenizer
 from lmpg.language.models.reference import Reference
 from lmpg.language.models.settings import ModelSettings
+from lmpg.language.models.start.first_look import refuse_unsound
 from lmpg.language.models.start.four_bits import refuse_packed
-from lmpg.language.models.start.read_low import only_adapters_learn, read_low
+from lmpg.language.models.start.read_low import only_adapters_learn, only_it_learns, read_low
 from lmpg.language.models.start.shared_out import shared_out_like
 from lmpg.language.models.start.trained_adapter import (
     Place,
@@ -140,7 +140,7 @@ def _ready(policy: CausalLMPolicy, settings: ModelSettings) -> CausalLMPolicy:
     """The policy where it is to compute, set up to do so and known to be sound."""
     allow_tf32(policy, settings.tf32)
     policy.recompute_layers(settings.gradient_checkpointing)
-    refuse_unknown_head(policy)
+    refuse_unsound(policy, settings.precision)
     return policy
 
 
@@ -160,7 +160,8 @@ def _whole_model(
     base = base_of(key, settings.path, settings.revision)
     if base is not None:
         at = base_key(key, settings.path)
-        return load_causal_lm(base[0], remote, at, base[1], quantised), base
+        low = frozen and only_it_learns(settings)
+        return load_causal_lm(base[0], remote, at, base[1], quantised, low), base
     if quantised != "none" and settings.lora.rank == 0:
         raise UserError(
             f"model.quantisation = {quantised}, but model.lora.rank is 0, which trains "

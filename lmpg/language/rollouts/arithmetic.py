@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lmpg.language.models.precision import can_bf16, computes_in_bf16, num_weights
+from lmpg.language.models.settings import ModelSettings
 from lmpg.runs.folder import RunFolder
 from lmpg.runtime.processes import Processes
 
@@ -31,22 +32,30 @@ def as_it_began(settings: S, folder: RunFolder, processes: Processes) -> S:
 
 
 def settle(
-    asked: str, precision: str, model: nn.Module, folder: RunFolder, processes: Processes
+    asked: str,
+    settings: ModelSettings,
+    bf16: bool,
+    model: nn.Module,
+    folder: RunFolder,
+    processes: Processes,
 ) -> dict[str, Any]:
     """Keep with the settings what the run computes in, bf16 or fp32, and return it as facts for the
     summary. Where the user `asked` for auto it is said, one time for all models of the run.
 
-    precision: of the settings that `as_it_began` gave. model: what is trained.
+    settings: those that `as_it_began` gave. model: what is trained, and whether it computes in
+    `bf16`.
     """
-    found = "bf16" if computes_in_bf16(precision, model, processes.device) else "fp32"
+    found = "bf16" if bf16 else "fp32"
     folder.settings["model"]["precision"] = found
     if asked == "auto" and processes.is_main:
-        print(_said(found, model, processes.device), flush=True)
+        print(_said(found, settings.precision, model, processes.device), flush=True)
     return {"precision": found}
 
 
-def _said(found: str, model: nn.Module, device: torch.device) -> str:
+def _said(found: str, began: str, model: nn.Module, device: torch.device) -> str:
     chosen = "bf16" if computes_in_bf16("auto", model, device) else "fp32"
+    if found != chosen and began == "auto":
+        return f"model.precision = auto is fp32: {type(model).__name__} fails in bfloat16"
     if found != chosen:
         return (
             f"model.precision is {found}, as the run began; auto would take {chosen} on this "

@@ -21,13 +21,15 @@ from lmpg.language.sampling.sampler import Sampler
 from lmpg.language.sampling.samples import Samples
 from lmpg.language.sampling.server.server_sampler import ServerSampler
 from lmpg.language.sampling.stops import NewSearch, stopping
-from lmpg.runtime.machine import give_back_freed_memory
 from lmpg.runtime.processes import Processes
+from lmpg.runtime.room import give_back_where_scarce
 from lmpg.training.old_logprobs import RECOMPUTED, OldLogprobs
 from lmpg.training.update import microbatches
 from lmpg.types import Evaluation
 
 Evaluate = Callable[[dict[str, Tensor]], Tensor]
+_WITHOUT_GRADIENTS = 4
+"""Times as many rows as a micro-batch has: what they take of memory is one layer's, not all's."""
 
 
 def stop_search(
@@ -50,8 +52,8 @@ def stop_search(
 class Generator:
     """Generates completions; random numbers follow from the seed and a key alone.
 
-    microbatch_size, microbatch_tokens: rows and tokens per forward where completions are evaluated
-    again; 0 tokens is no limit. old_logprobs: where the log-probs of a rollout come from.
+    microbatch_size, microbatch_tokens: rows and tokens per forward with gradients; where completions
+    are evaluated again without, four times as many; 0 tokens is no limit. old_logprobs: where the log-probs of a rollout come from.
     environments: whom the policy talks to; None where a completion is one turn.
     """
 
@@ -71,7 +73,7 @@ class Generator:
         if self.environments is None:
             return self.generate(prompts, draw.group_size, draw.uniforms())
         if not self.policy.is_small:
-            give_back_freed_memory()  # by loading and learning, in other sizes
+            give_back_where_scarce()  # by loading and learning, in other sizes
         assert isinstance(self.sampler, Sampler)  # no servers where there are environments
         return self.environments.converse(self.sampler, self.tokenizer, prompts, draw)
 
@@ -80,7 +82,7 @@ class Generator:
     ) -> Completions:
         """`group_size` completions of each of this rank's prompts; greedy without uniforms."""
         if not self.policy.is_small:
-            give_back_freed_memory()  # by loading and learning, in other sizes
+            give_back_where_scarce()  # by loading and learning, in other sizes
         samples = self.sampler.sample([p.ids for p in prompts], group_size, uniforms_BT)
         repeated = [p for p in prompts for _ in range(group_size)]
         lengths = samples.inputs["response_lengths"].tolist()
@@ -163,9 +165,11 @@ class Generator:
             return evaluate({name: x.cpu() for name, x in inputs.items()}).detach()
 
     def evaluated(self, inputs: dict[str, Tensor], evaluate: Evaluate) -> Tensor:
-        """`evaluate` of all rows, [..., B, T], micro-batch by micro-batch, in the order of rows."""
+        """`evaluate` of all rows, [..., B, T], part by part, in the order of rows; without
+        gradients, so that a part may be larger than a micro-batch that is learned from."""
         host = {name: x.cpu() for name, x in inputs.items()}
-        parts = microbatches(host, self.microbatch_size, self.microbatch_tokens)
+        sizes = self.microbatch_size, self.microbatch_tokens
+        parts = microbatches(host, *(_WITHOUT_GRADIENTS * size for size in sizes))
         found = []
         for part in parts:
             found.append(evaluate({n: x.index_select(0, part) for n, x in host.items()}))

@@ -10,6 +10,7 @@ from typing import Any
 from lmpg.language.data.tokenizing import reading_tokenizer
 from lmpg.language.models.footprint.said import lines
 from lmpg.language.models.loading import tokenizer_of
+from lmpg.language.models.lora import rank_of
 from lmpg.language.models.precision import num_weights
 from lmpg.language.models.settings import ADAPTERS_FASTER
 from lmpg.language.rollouts import traps
@@ -73,7 +74,7 @@ def _of_data(settings: OfflineLearningSettings, objective: Any, tokenizer: Any) 
     ends = getattr(module, "eos_token_ids", ())  # a reward model writes no responses
     yield from traps.of_data(parts, tokenizer, settings.data, ends)
     yield from traps.of_labels(objective.train)
-    adapters = settings.model.lora.rank > 0
+    adapters = rank_of(getattr(module, "model", module)) > 0  # a trained one's, too
     suiting = type(settings).model_fields["update"].default.learning_rate
     suiting *= ADAPTERS_FASTER if adapters else 1
     weights = num_weights(module)

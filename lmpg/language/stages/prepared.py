@@ -39,6 +39,12 @@ class Prepared:
     save: Callable[[Path], None]
     line: str
 
+    @property
+    def bf16(self) -> bool:
+        """Whether what is trained computes in bfloat16."""
+        objective: Any = self.objective
+        return bool(getattr(objective, "bf16", False) or getattr(objective.module, "bf16", False))
+
 
 def starting_model(model: ModelSettings, world: OfflineWorld | None) -> ModelSettings:
     """The model that a stage starts from: the user's, else the world's."""

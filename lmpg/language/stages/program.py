@@ -70,7 +70,7 @@ def train_stage(
         asked, settings = settings.model.precision, as_it_began(settings, folder, processes)
         prepared = PREPARE[type(settings)](settings, world, processes)
         trained = getattr(prepared.objective.module, "causal_lm", prepared.objective.module)
-        facts = settle(asked, settings.model.precision, trained, folder, processes)
+        facts = settle(asked, settings.model, prepared.bf16, trained, folder, processes)
         if processes.is_main:
             said = lines(work_of(settings, prepared, processes), room_of_each(processes))
             print("\n".join([prepared.line, *said]), flush=True)

@@ -41,7 +41,7 @@ def work_of(settings: OfflineLearningSettings, prepared: Prepared, processes: Pr
         besides=0 if policy is None else learning_beside(policy.model),
         packed=is_packed(module),
         kept=kept.itemsize,
-        product=2 if settings.model.precision == "bf16" or (policy and policy.bf16) else 4,
+        product=2 if prepared.bf16 else 4,
         optimizer=update.optimizer,
         saved=4 if policy is None else policy.saved_dtype.itemsize,
         frozen={"reference": float(kept.itemsize * shape.weights)} if copied else {},

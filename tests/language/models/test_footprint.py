@@ -130,6 +130,7 @@ def test_of_layers_that_are_recomputed_the_stream_before_each_is_kept():
 def test_weights_gradients_and_states_are_counted_to_the_byte(rank, kept, whole):
     policy = policy_of("llama", False, rank, kept, whole)
     work = work_of(policy, 40, rank)
+    assert work.model.weights == shape_of(policy_of("llama").model).weights
     learning = [p for p in policy.parameters() if p.requires_grad]
     for p in learning:
         p.grad = torch.zeros_like(p)

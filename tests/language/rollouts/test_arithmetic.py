@@ -12,6 +12,8 @@ from lmpg.language.models import precision
 from lmpg.language.models.loading import load_policy, load_reference, tokenizer_of
 from lmpg.language.models.settings import ModelSettings
 from lmpg.language.rollouts import arithmetic
+from lmpg.language.stages import program
+from tests.support.causal_families import save_family
 from tests.support.planted import catches
 from tests.support.programs import own_parts, run_here
 from tests.support.tiny import save_tiny
@@ -54,13 +56,33 @@ def test_what_auto_chose_for_all_models_of_a_run_is_one_line(
     assert chosen(folder) == (expected, expected)
 
 
-def test_a_stage_says_it_too(tmp_path, hardware, capsys):
-    (tmp_path / "rows.jsonl").write_text('{"text": "abc de"}\n' * 8)
+@catches("a reward model in bf16 whose memory is counted as in fp32")
+@pytest.mark.parametrize(
+    ("method", "row"),
+    [("sft", '{"text": "abc de"}'), ("reward_model", '{"chosen": "abc de", "rejected": "f"}')],
+)
+def test_a_stage_says_it_too(method, row, tmp_path, hardware, capsys, monkeypatch):
+    counted = []
+    monkeypatch.setattr(program, "lines", lambda work, _: counted.append(work.product) or [])
+    (tmp_path / "rows.jsonl").write_text(f"{row}\n" * 8)
     own = {"model.path": save_tiny(tmp_path / "model"), "data.path": tmp_path / "rows.jsonl"}
     small = {"update.minibatch-size": 4, "update.microbatch-size": 4}
-    folder = run_here("sft", own | small | {"run.output-dir": tmp_path / "x"})
+    folder = run_here(method, own | small | {"run.output-dir": tmp_path / "x"})
     assert capsys.readouterr().out.count("model.precision = auto is bf16") == 1
     assert chosen(folder) == ("bf16", "bf16")
+    assert counted == [2]
+
+
+@catches("a model refused for a precision that nobody asked for")
+@pytest.mark.filterwarnings("ignore")
+def test_auto_is_fp32_for_a_model_that_fails_in_bf16_alone(flags, hardware, capsys):
+    save_family(flags["model.path"], "dbrx")
+    folder = run_here("rloo", flags)
+    said = "model.precision = auto is fp32: DbrxForCausalLM fails in bfloat16\n"
+    assert capsys.readouterr().out.count(said) == 1
+    assert chosen(folder) == ("fp32", "fp32")
+    run_here("rloo", flags | {"run.total-steps": 2, "run.resume": True})
+    assert "model.precision is fp32, as the run began" in capsys.readouterr().out
 
 
 @catches("a resumed run that chooses its precision anew")

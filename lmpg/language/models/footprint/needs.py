@@ -12,6 +12,7 @@ from itertools import accumulate
 from lmpg.language.models.footprint.shape import Shape
 from lmpg.language.models.forward.attention import PLAIN_UP_TO
 from lmpg.language.models.head import KEPT, rows_at_once
+from lmpg.language.models.inputs import PROMPT_TOKENS
 
 Parts = dict[str, float]
 """Bytes by part."""
@@ -155,13 +156,22 @@ def engine(work: Work) -> Parts:
     wide = FP32 if work.device == "cpu" else work.product
     copied = model.weights if model.tied else model.weights - model.head
     cache = rows * work.length * model.layers * 2 * model.keys * wide
-    steps = 4 * rows * model.vocabulary * FP32
+    steps = max(4 * rows * model.vocabulary * FP32, reading(work, rows))
     if not model.known:  # its own weights serve
         copied = 0
     found: Parts = {"engine": work.product * copied, "cache": cache, "logits": steps}
     if work.shards == 1 or not model.known:
         return found
     return found | {"gathered weights": FP32 * (model.head + model.block)}
+
+
+def reading(work: Work, prompts: int) -> float:
+    """Bytes that a layer makes of the prompts that are read together: the stream before and after,
+    what attention and the MLP read and give."""
+    model = work.model
+    tokens = min(prompts * work.prompt, max(PROMPT_TOKENS, work.prompt))
+    numbers = 3 * model.hidden + 2 * model.queries + 2 * model.keys
+    return tokens * (numbers * FP32 + 2 * model.inner * work.product)
 
 
 def _learning(work: Work) -> Parts:

@@ -10,12 +10,24 @@ from transformers import PreTrainedModel
 
 from lmpg.language.models.forward.kept_weights import LOW
 from lmpg.language.models.settings import ModelSettings
+from lmpg.language.models.start.trained_adapter import adapter_config
 
 
 def only_adapters_learn(settings: ModelSettings) -> bool:
     """Whether the model may stay in its checkpoint's precision, and no weight of its own learns."""
-    lora, plain = settings.lora, settings.quantisation == "none" and settings.dtype != "fp32"
-    return plain and lora.rank > 0 and lora.bias == "none" and not lora.modules_to_save
+    lora = settings.lora
+    return _keeps(settings) and lora.rank > 0 and lora.bias == "none" and not lora.modules_to_save
+
+
+def only_it_learns(settings: ModelSettings) -> bool:
+    """The same of the trained adapter that lies at `settings.path`."""
+    config = adapter_config("model.path", str(settings.path), settings.revision)
+    alone = config.get("bias", "none") == "none" and not config.get("modules_to_save")
+    return _keeps(settings) and alone
+
+
+def _keeps(settings: ModelSettings) -> bool:
+    return settings.quantisation == "none" and settings.dtype != "fp32"
 
 
 def read_low(load: Callable[..., PreTrainedModel]) -> PreTrainedModel:

@@ -39,17 +39,10 @@ Place = tuple[str, str | None]
 def base_of(key: str, path: str | None, revision: str | None = None) -> Place | None:
     """The model that the adapter at `path`, which the setting `key` names, belongs to; None where
     no adapter lies there."""
-    found = None if path is None else _file(path, ADAPTER_CONFIG, revision)
-    if found is None:
+    config = {} if path is None else adapter_config(key, path, revision)
+    if not config:
         return None
-    try:
-        config = json.loads(found.read_text(encoding="utf-8"))
-        kind, base = config["peft_type"], config["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{key} = {path}: its {ADAPTER_CONFIG} cannot be read ({type(error).__name__}: "
-            f"{error}), expected a folder written by save_pretrained of peft; mend the file"
-        ) from None
+    kind, base = config["peft_type"], config["base_model_name_or_path"]
     if kind != "LORA":
         raise UserError(
             f"{key} = {path} is an adapter of the kind {kind}, expected LORA; merge it into its "
@@ -61,6 +54,23 @@ def base_of(key: str, path: str | None, revision: str | None = None) -> Place | 
             "model that the adapter was trained on; write it there"
         )
     return str(base), config.get("revision")
+
+
+def adapter_config(key: str, path: str, revision: str | None = None) -> dict[str, Any]:
+    """What the adapter at `path` says of itself; {} where none lies there."""
+    found = _file(path, ADAPTER_CONFIG, revision)
+    if found is None:
+        return {}
+    try:
+        config: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))
+        for name in ("peft_type", "base_model_name_or_path"):
+            config[name]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{key} = {path}: its {ADAPTER_CONFIG} cannot be read ({type(error).__name__}: "
+            f"{error}), expected a folder written by save_pretrained of peft; mend the file"
+        ) from None
+    return config
 
 
 def base_key(key: str, path: str | None) -> str:

@@ -6,13 +6,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import RecurrentGemmaModel
+from transformers import DynamicCache, RecurrentGemmaModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lmpg.language.models.inputs import takes
 
 NAMES = ("cache", "past_key_values", "cache_params", "state")
 """What models call it: any since transformers 5.24; before, of attention, and of Mamba and its
 like; of RWKV."""
+_OF_ATTENTION = (
+    {DynamicLayer},
+    {DynamicSlidingWindowLayer},
+    {DynamicLayer, DynamicSlidingWindowLayer},
+)
 MASK_OF_NEW_TOKENS = ("falcon_mamba", "mamba", "mamba2", "xlstm")
 """Model types whose attention mask is of the tokens that they read now, without those before."""
 
@@ -40,6 +46,23 @@ def reordered(cache: Any, order_R: Tensor) -> Any:
         found = cache.linear_cache
         cache.linear_cache = [x.index_select(0, order_R) if len(x) else x for x in found]
     return cache
+
+
+def is_of_attention_alone(cache: Any) -> bool:
+    """Whether all that it holds are keys and values, so that `joined` can put rows together."""
+    layers: list[Any] = cache.layers if type(cache) is DynamicCache else []
+    return {*map(type, layers)} in _OF_ATTENTION
+
+
+def joined(caches: list[Any]) -> Any:
+    """The rows of several caches of attention in the first of them; the others are empty then."""
+    for first, *others in zip(*(cache.layers for cache in caches)):
+        if first.is_initialized:
+            first.keys = torch.cat([first.keys, *(x.keys for x in others)])
+            first.values = torch.cat([first.values, *(x.values for x in others)])
+        for other in others:
+            other.keys = other.values = None
+    return caches[0]
 
 
 def layers_with_states(trunk: Any) -> list[Any]:

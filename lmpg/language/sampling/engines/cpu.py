@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lmpg.language.models.inputs import mask_and_positions, moved
+from lmpg.language.models.inputs import mask_and_positions, moved, rows_of_parts
 from lmpg.language.sampling.engines.prefill import (
     after_attention,
     embedded,
@@ -59,10 +59,18 @@ class CpuDecoder:
         # without padding one row of it serves all
         padded = bool((mask_PL == 0).any())
         self._bias_RL = hidden_PL.index_select(0, prompt_R) if padded else hidden_PL[:1]
+        parts = rows_of_parts(ids_PL, prompt_R)
 
-        def opened(key_value: Tensor) -> None:
-            rows = key_value.index_select(0, prompt_R)
-            self._caches.append(_LayerCache(_halves(rows), self._longest))
+        def opened(layer: int, part: slice, key_value: Tensor) -> None:
+            rows, prompts = parts[part.start]
+            read = _halves(key_value.index_select(0, prompts))
+            if len(parts) == 1:
+                self._caches.append(_LayerCache(read, self._longest))
+                return
+            if layer == len(self._caches):
+                nothing = read.new_zeros(()).expand(2, len(prompt_R), *read.shape[2:])
+                self._caches.append(_LayerCache(nothing, self._longest))
+            self._caches[layer].filled[:, rows] = read
 
         read = read_prompts(self._weights, ids_PL, mask_PL, position_PL, opened)
         return read.index_select(0, prompt_R)

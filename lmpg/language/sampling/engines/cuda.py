@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lmpg.language.models.inputs import mask_and_positions
+from lmpg.language.models.inputs import mask_and_positions, rows_of_parts
 from lmpg.language.sampling.engines.compiled import Kernels, kernels_for, norm_arguments
 from lmpg.language.sampling.engines.prefill import embedded, read_prompts, softcapped
 from lmpg.language.sampling.engines.weights import DecodeWeights, LayerWeights, NormWeights
@@ -48,13 +48,15 @@ class CudaDecoder:
         # padding goes from the front of a row to its end
         column_L = torch.arange(width, device=ids_PL.device)
         from_PL = (column_L + (end_P - lengths_P)[:, None]).clamp(max=width - 1)
-        caches = iter(self._caches)
+        parts = rows_of_parts(ids_PL, prompt_R)
 
-        def take(key_value: Tensor) -> None:
-            x = key_value.gather(2, from_PL[:, None, :, None].expand_as(key_value))
-            # numbers of an earlier rollout are masked, but 0 times NaN would be NaN
-            rows = next(caches).zero_()[:num_rows, :width]
-            rows.copy_(x.index_select(0, prompt_R).transpose(1, 2))
+        def take(layer: int, part: slice, key_value: Tensor) -> None:
+            x = key_value.gather(2, from_PL[part, None, :, None].expand_as(key_value))
+            cache, (rows, prompts) = self._caches[layer], parts[part.start]
+            if part.start == 0:  # an earlier rollout's are masked, but 0 times NaN would be NaN
+                cache.zero_()
+            read = x.index_select(0, prompts).transpose(1, 2).to(cache.dtype)
+            cache[:num_rows, :width].index_copy_(0, rows, read)
 
         hidden_PD = read_prompts(self.weights, ids_PL, mask_PL, position_PL, take)
         self._position_R.zero_()

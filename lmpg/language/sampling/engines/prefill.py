@@ -6,12 +6,15 @@ numbers of a head, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lmpg.language.models.inputs import read_together
 from lmpg.language.sampling.engines.weights import (
     DecodeWeights,
     LayerWeights,
@@ -19,16 +22,35 @@ from lmpg.language.sampling.engines.weights import (
     NormWeights,
 )
 
+Take = Callable[[int, slice, Tensor], None]
+"""What is done with the keys and values [P, K + K, L, E] that a layer, by its number, has of some
+prompts."""
+
 
 def read_prompts(
+    w: DecodeWeights, ids_PL: Tensor, mask_PL: Tensor, position_PL: Tensor, take: Take
+) -> Tensor:
+    """Hidden states [P, D] after prompts (padded left), some of which are read at a time; hands
+    each layer's keys and values to `take`, the first layer's first. On any device."""
+    hidden = []
+    for part in read_together(ids_PL):
+        texts = ids_PL[part], mask_PL[part], position_PL[part]
+        hidden.append(_read_part(w, *texts, partial(_taken, take, count(), part)))
+    return hidden[0] if len(hidden) == 1 else torch.cat(hidden)
+
+
+def _taken(take: Take, layers: Iterator[int], part: slice, key_value: Tensor) -> None:
+    take(next(layers), part, key_value)
+
+
+def _read_part(
     w: DecodeWeights,
     ids_PL: Tensor,
     mask_PL: Tensor,
     position_PL: Tensor,
     take: Callable[[Tensor], None],
 ) -> Tensor:
-    """Hidden states [P, D] after prompts (padded left); hands each layer's keys and values,
-    [P, K + K, L, E], to `take`, the first layer's first. On any device."""
+    """Hidden states [P, D] after prompts that are read together."""
     visible = {window: _visible(mask_PL, window) for window in (None, *w.windows)}
 
     def alone(key_value: Tensor) -> tuple[Tensor, Tensor]:

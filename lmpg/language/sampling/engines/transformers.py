@@ -12,10 +12,12 @@ from transformers.cache_utils import DynamicLayer
 
 from lmpg.language.models.architectures import TOLERANCE, deviation, probe_ids
 from lmpg.language.models.forward.readable import refusing
-from lmpg.language.models.inputs import accepted, mask_and_positions, moved
+from lmpg.language.models.inputs import accepted, mask_and_positions, moved, read_together
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.sampling.engines.caches import (
     MASK_OF_NEW_TOKENS,
+    is_of_attention_alone,
+    joined,
     kept,
     layers_with_states,
     named,
@@ -46,11 +48,30 @@ class TransformersDecoder:
         width = ids_PL.shape[1]
         end_P = torch.full_like(lengths_P, width)
         mask_PL, positions_PL = mask_and_positions(end_P - lengths_P, end_P, width)
-        hidden_PLD = self._forward(ids_PL, mask_PL, positions_PL)
+        hidden_PD = self._read(ids_PL, mask_PL, positions_PL)
         self._reorder(prompt_R)
         self._position_R = lengths_P.index_select(0, prompt_R)
         self._mask_RL = mask_PL.index_select(0, prompt_R)
-        return hidden_PLD[:, -1].index_select(0, prompt_R)
+        return hidden_PD.index_select(0, prompt_R)
+
+    def _read(self, *texts: Tensor) -> Tensor:
+        """Hidden states after prompts [P, D], some of them at a time where their caches can be put
+        together."""
+        parts = read_together(texts[0])
+        if len(parts) > 1 and not self._layers:
+            hidden: list[Tensor] = []
+            caches: list[Any] = []
+            for part in parts:
+                self._cache = {}
+                hidden.append(self._forward(*(x[part] for x in texts))[:, -1])
+                caches.append(next(iter(self._cache.values())))
+                if len(self._cache) > 1 or not is_of_attention_alone(caches[0]):
+                    break
+            else:
+                self._cache = dict.fromkeys(self._cache, joined(caches))
+                return torch.cat(hidden)
+            self._cache = {}
+        return self._forward(*texts)[:, -1]
 
     def go_on(self, unread: Unread) -> Tensor:
         """Opens a row for each text, of which only the tokens that are not stored are read; hidden

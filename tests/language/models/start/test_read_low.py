@@ -9,7 +9,7 @@ import torch
 
 from lmpg.language.models import loading, model_files
 from lmpg.language.models.settings import LoraSettings, ModelSettings
-from tests.language.models.test_lora_options import OPTIONS
+from tests.language.models.test_lora_options import OPTIONS, stirred
 from tests.support.families import tiny_family
 from tests.support.planted import catches
 from tests.support.tiny import save_tiny, tiny_tokenizer
@@ -50,6 +50,10 @@ def test_a_policy_over_a_base_read_in_bfloat16_is_the_same_bit_for_bit(
     monkeypatch.setattr(loading, "is_saved_in_bf16", lambda *_: False)
     wide = policy_at(tmp_path, lora=lora)
     assert [*dtypes] == [torch.bfloat16, torch.float32]
+    assert_same(low, wide)
+
+
+def assert_same(low, wide):
     for parts in ("named_parameters", "named_buffers"):
         mine, theirs = dict(getattr(low, parts)()), dict(getattr(wide, parts)())
         assert mine.keys() == theirs.keys()
@@ -59,6 +63,22 @@ def test_a_policy_over_a_base_read_in_bfloat16_is_the_same_bit_for_bit(
             assert torch.equal(x, y), name
     assert low.causal_lm.config.to_dict() == wide.causal_lm.config.to_dict()
     assert (low.frozen_dtype, low.saved_dtype) == (torch.bfloat16, torch.bfloat16)
+
+
+@catches("a trained adapter's base in bfloat16 read in float32")
+@pytest.mark.parametrize("whole", [(), ("norm",)])
+def test_so_is_one_over_the_base_of_a_trained_adapter(whole, dtypes, tmp_path, monkeypatch):
+    tiny_family("llama").to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    lora = LoraSettings(rank=4, modules_to_save=whole)
+    policy = stirred(policy_at(tmp_path / "base", lora=lora))
+    policy.save_pretrained(tmp_path / "final", tiny_tokenizer())
+    dtypes.clear()
+    low = policy_at(tmp_path / "final")
+    assert [*dtypes] == [torch.float32 if whole else torch.bfloat16]
+    monkeypatch.setattr(loading, "is_saved_in_bf16", lambda *_: False)
+    assert_same(low, policy_at(tmp_path / "final"))
+    expected = dict(policy.named_parameters())
+    assert all(torch.equal(p, expected[name]) for name, p in low.named_parameters())
 
 
 @catches("the header of a file of weights is read before and after it is loaded")
