@@ -239,3 +239,13 @@ def test_a_base_in_bf16_under_adapters_is_loaded_as_it_is_and_others_in_fp32():
     assert [loading(**x) for x in ({"rank": 0}, {"kept": 4}, {"saved": 4})] == [4, 4, 4]
     assert loading(critic_shape=work.model) > 4
     assert loading(besides=1) == 4
+
+
+@catches("the room that weights leave which are read in fp32 and packed into 4 bits left out")
+def test_while_a_base_in_4_bits_is_loaded_its_layers_have_had_room_in_fp32_too():
+    model = shape_of(tiny_model())
+    work = Work(model, rows=1, prompt=1, response=1, rank=2, kept=2, saved=2, packed=True)
+    found = phases(work)["loading"]
+    packed = 0.5625 * model.linear + 4 * (model.weights - model.linear)
+    assert found["weights"] + found["widened weights"] == packed + 4 * model.linear
+    assert "widened weights" not in phases(replace(work, packed=False))["loading"]
