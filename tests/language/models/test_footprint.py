@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lmpg.language.models.critic import critic_like
+from lmpg.language.models.footprint import needs
 from lmpg.language.models.footprint.needs import (
     Work,
     engine,
@@ -239,6 +240,15 @@ def test_a_base_in_bf16_under_adapters_is_loaded_as_it_is_and_others_in_fp32():
     assert [loading(**x) for x in ({"rank": 0}, {"kept": 4}, {"saved": 4})] == [4, 4, 4]
     assert loading(critic_shape=work.model) > 4
     assert loading(besides=1) == 4
+
+
+@catches("micro-batches of one row where loading alone takes more than the budget")
+def test_a_micro_batch_is_as_large_however_much_loading_takes(monkeypatch):
+    work = replace(work_of(policy_of("llama"), 40), rows=500)
+    budget = total(replace(work, rows=37))
+    monkeypatch.setattr(needs, "_loading", lambda work: {"files": 2 * budget})
+    assert total(work) >= 2 * budget
+    assert largest_rows(work, budget) == 37
 
 
 @catches("the room that weights leave which are read in fp32 and packed into 4 bits left out")

@@ -102,11 +102,12 @@ def total(work: Work) -> float:
 
 def largest_rows(work: Work, budget: float) -> int:
     """Rows of the largest micro-batch whose peak is within `budget` bytes, `work.rows` at most, at
-    least one."""
+    least one. Loading takes the same whatever they are."""
     fits, too_many = 1, work.rows + 1
     while too_many - fits > 1:
         middle = (fits + too_many) // 2
-        if total(replace(work, rows=middle, several=True)) <= budget:
+        found = phases(replace(work, rows=middle, several=True))
+        if max(sum(x.values()) for name, x in found.items() if name != "loading") <= budget:
             fits = middle
         else:
             too_many = middle
