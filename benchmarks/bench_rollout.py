@@ -75,9 +75,9 @@ def model_of(size: str, **changes: int) -> PreTrainedModel:
 @cache
 def end_of(size: str) -> int:
     """An EOS that is not sampled."""
-    return (
-        EOS if size in SIZES else least_likely(model_of(size), AutoTokenizer.from_pretrained(size))
-    )
+    if size in SIZES:
+        return EOS
+    return least_likely(model_of(size), AutoTokenizer.from_pretrained(size))
 
 
 def prompts_of(size: str, count: int) -> list[list[int]]:

@@ -42,7 +42,7 @@ def give_back_where_scarce() -> None:
 
 
 def room_of_each(processes: Processes) -> tuple[float, float]:
-    """The same for each process; those on a CPU share it."""
+    """What `room` finds, for each process; those on a CPU share it."""
     share = processes.count if processes.device.type == "cpu" else 1
     whole, free = room(processes.device)
     return whole / share, free / share

@@ -34,9 +34,8 @@ def test_steps_of_an_environment_are_cut_in_their_order():
     assert microbatches({"observations": torch.zeros(0, 1, 3)}, 2) == []
 
 
-@catches("responses evaluated again stay in the order of their lengths")
-def test_completions_evaluated_again_come_back_in_their_order():
-    policy = CausalLMPolicy(
+def tiny_policy():
+    return CausalLMPolicy(
         tiny_model(),
         torch.nn.Linear(32, 1),
         temperature=0.7,
@@ -44,6 +43,30 @@ def test_completions_evaluated_again_come_back_in_their_order():
         pad_token_id=PAD,
         context_length=CONTEXT,
     )
+
+
+@catches("as many rows at once where their layers would be computed again, too")
+def test_a_pass_without_gradients_takes_several_micro_batches_at_once():
+    policy, seen = tiny_policy(), []
+    inputs = language_inputs([[5, 6]] * 11, [[8]] * 11, PAD)
+
+    def evaluate(part):
+        seen.append(len(part["prompt_ids"]))
+        return part["response_ids"].float()
+
+    generator = Generator(policy, None, None, 0, None, 1)
+    generator.evaluated(inputs, evaluate)
+    assert seen == [4, 4, 3]
+    seen.clear()
+    policy.recompute_layers()
+    generator.evaluated(inputs, evaluate)
+    assert seen == [1] * 11
+
+
+@catches("responses evaluated again stay in the order of their lengths")
+def test_completions_evaluated_again_come_back_in_their_order(monkeypatch):
+    monkeypatch.setattr("lmpg.language.rollouts.generation.WITHOUT_GRADIENTS", 1)
+    policy = tiny_policy()
     inputs = language_inputs([[5, 6], [7]] * 3, [[8] * n for n in (2, 5, 1, 4, 6, 3)], PAD)
     whole = policy.evaluate(inputs)
     mask_BT = whole.logprobs_BT != 0

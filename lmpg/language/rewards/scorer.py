@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from lmpg.language.data.chat import Messages
@@ -31,7 +30,8 @@ def started(
     settings: ScoringSettings, given: Mapping[str, Callable], opened: ExitStack
 ) -> Functions:
     """The functions of the settings, imported, each in worker processes of its own, which `opened`
-    closes; UserError where one is no good. given: see `Scorer`."""
+    closes; UserError where one is no good. given: those that were given as objects, by their names
+    in the settings."""
     found: list[FunctionReward | LocalFunction] = []
     for spec in settings.functions:
         if spec in given:
@@ -55,9 +55,8 @@ class Scorer:
     columns: names of the data's columns where they are known, so that a function that needs
     another one is refused now. decode: (ids before, ids) → text of the ids, to find the tokens of
     steps. special_tokens: as in the settings section `data`. optional: without any reward every
-    response scores 0. given: functions that were given as objects, by their names in the settings.
-    functions: those that were `started` before. state_at: iterations done → what functions get as
-    `trainer_state`. done: how many there are.
+    response scores 0. functions: those of the settings, where they were `started` before. state_at:
+    iterations done → what functions get as `trainer_state`. done: how many there are.
     """
 
     def __init__(
@@ -71,8 +70,7 @@ class Scorer:
         decode: Decode | None = None,
         special_tokens: str = "tokens",
         optional: bool = False,
-        given: Mapping[str, Callable] = MappingProxyType({}),
-        functions: Functions | None = None,
+        functions: Functions = (),
         state_at: Callable[[int], dict[str, Any]] = lambda done: {"global_step": done},
     ):
         if not (settings.functions or settings.models or optional):
@@ -85,7 +83,7 @@ class Scorer:
         self._said: defaultdict[str, set[str]] = defaultdict(set)
         self._kept: Path | None = None
         with ExitStack() as opened:
-            self._add_functions(functions or started(settings, given, opened), columns)
+            self._add_functions(functions or started(settings, {}, opened), columns)
             if settings.models:
                 from lmpg.language.rewards.reward_model import ModelReward
             for path in settings.models:

@@ -4,6 +4,7 @@ looks for the name in the file, none of which is run."""
 from __future__ import annotations
 
 import difflib
+import importlib
 import importlib.util
 import os
 import re
@@ -165,6 +166,7 @@ def _file_of(module: str, said: str) -> Path | None:
     """The file of a module, found without importing any; None where only an import can find it.
     UserError where there is none."""
     name, *rest = module.split(".")
+    importlib.invalidate_caches()  # it may have been written a moment ago
     found = PathFinder.find_spec(name, [os.getcwd(), *sys.path])
     if found is None and name not in sys.modules:
         found = importlib.util.find_spec(name)  # asks those that editable installs have added
@@ -185,7 +187,7 @@ def _makes_modules(package: ModuleSpec) -> bool:
     """Whether a package may have modules that lie elsewhere."""
     if not isinstance(package.loader, SourceFileLoader):
         return package.loader is not None and package.origin is not None
-    text = importlib.util.decode_source(Path(str(package.origin)).read_bytes())
+    text = Path(str(package.origin)).read_text(encoding="latin-1")  # which any bytes are
     return _MAKES_NAMES.search(text) is not None
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lmpg.language.data.prompts import Prompt
 from lmpg.language.data.tokenizing import completion_texts
+from lmpg.language.models.forward.recompute import is_set_to_recompute
 from lmpg.language.models.forward.response_states import one_token_more
 from lmpg.language.models.policy import CausalLMPolicy
 from lmpg.language.models.reference import Reference
@@ -28,8 +29,9 @@ from lmpg.training.update import microbatches
 from lmpg.types import Evaluation
 
 Evaluate = Callable[[dict[str, Tensor]], Tensor]
-_WITHOUT_GRADIENTS = 4
-"""Times as many rows as a micro-batch has: what they take of memory is one layer's, not all's."""
+WITHOUT_GRADIENTS = 4
+"""Micro-batches that a pass without gradients takes at once: what they need is one layer's memory,
+not that of all layers."""
 
 
 def stop_search(
@@ -52,8 +54,8 @@ def stop_search(
 class Generator:
     """Generates completions; random numbers follow from the seed and a key alone.
 
-    microbatch_size, microbatch_tokens: rows and tokens per forward with gradients; where completions
-    are evaluated again without, four times as many; 0 tokens is no limit. old_logprobs: where the log-probs of a rollout come from.
+    microbatch_size, microbatch_tokens: rows and tokens per forward with gradients; without, see
+    `evaluated`. 0 tokens is no limit. old_logprobs: where the log-probs of a rollout come from.
     environments: whom the policy talks to; None where a completion is one turn.
     """
 
@@ -165,11 +167,12 @@ class Generator:
             return evaluate({name: x.cpu() for name, x in inputs.items()}).detach()
 
     def evaluated(self, inputs: dict[str, Tensor], evaluate: Evaluate) -> Tensor:
-        """`evaluate` of all rows, [..., B, T], part by part, in the order of rows; without
-        gradients, so that a part may be larger than a micro-batch that is learned from."""
+        """`evaluate` of all rows, [..., B, T], part by part, in the order of rows. A part is larger
+        than a micro-batch that is learned from, unless that keeps little more than one layer, too,
+        as the backward pass computes its layers again."""
         host = {name: x.cpu() for name, x in inputs.items()}
-        sizes = self.microbatch_size, self.microbatch_tokens
-        parts = microbatches(host, *(_WITHOUT_GRADIENTS * size for size in sizes))
+        times = 1 if is_set_to_recompute(self.policy.trunk) else WITHOUT_GRADIENTS
+        parts = microbatches(host, times * self.microbatch_size, times * self.microbatch_tokens)
         found = []
         for part in parts:
             found.append(evaluate({n: x.index_select(0, part) for n, x in host.items()}))

@@ -7,15 +7,21 @@ import json
 import subprocess
 import sys
 from code import InteractiveInterpreter
+from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
 
 import pytest
 
 from lmpg.language.rewards import builtin
-from lmpg.language.rewards.local_functions import fingerprint, importable, name_of
+from lmpg.language.rewards.local_functions import (
+    LocalFunction,
+    fingerprint,
+    importable,
+    name_of,
+)
 from lmpg.language.rewards.results.scores import Scores
-from lmpg.language.rewards.scorer import Scorer
+from lmpg.language.rewards.scorer import Scorer, started
 from lmpg.language.rewards.settings import RewardSettings
 from lmpg.settings.section import UserError
 from tests.support.planted import catches
@@ -80,7 +86,8 @@ def scorer(request, tmp_path: Path):
             given, texts = {}, tuple(f"{path}:{name}" for name in names)
         else:
             texts = tuple(given)
-        made.append(Scorer(RewardSettings(functions=texts, **settings), given=given))
+        asked = RewardSettings(functions=texts, **settings)
+        made.append(Scorer(asked, functions=started(asked, given, ExitStack())))
         return made[-1]
 
     yield make
@@ -154,10 +161,8 @@ def test_a_reward_that_returns_none_leaves_the_response_to_the_others(scorer, ca
 
 
 def test_the_log_says_once_that_a_hang_cannot_be_cut_short(caplog):
-    made = Scorer(
-        RewardSettings(functions=("memory:one",)),
-        given={"memory:one": lambda completions: [1.0] * len(completions)},
-    )
+    ones = LocalFunction(lambda completions: [1.0] * len(completions), "memory:one")
+    made = Scorer(RewardSettings(functions=("memory:one",)), functions=[ones])
     for _ in range(3):
         scored(made, "a")
     assert caplog.text.count("in the trainer's process, where a hang cannot be cut short") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
@@ -96,6 +97,7 @@ def test_modules_are_looked_through_without_being_imported(mine):
     for folder, text in (("a/b", "raise SystemExit"), ("c/d", "import sys; sys.modules['x'] = 1")):
         (mine / folder).mkdir(parents=True)
         (mine / folder / "__init__.py").write_text(text)
+    (mine / "a/__init__.py").write_bytes(b"# \xff, which UTF-8 has not")
     (mine / "a/b/e.py").write_text(REWARDS)
     refuse("a.b.e:exact")
     refuse("c.d.not_here:reward")  # the package may make it
@@ -107,3 +109,12 @@ def test_modules_are_looked_through_without_being_imported(mine):
     ]:
         with pytest.raises(UserError, match=re.escape(said)):
             refuse(spec)
+
+
+def test_a_module_that_has_just_been_written_is_found(mine):
+    with pytest.raises(UserError, match="there is no module 'new'"):
+        refuse("new:reward")
+    before = (mine.stat().st_atime_ns, mine.stat().st_mtime_ns)
+    (mine / "new.py").write_text("def reward(completions): ...")
+    os.utime(mine, ns=before)  # as of a file that is written within a tick of the clock
+    refuse("new:reward")

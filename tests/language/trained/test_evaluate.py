@@ -168,10 +168,8 @@ def test_what_the_user_gives_wins_over_the_settings_of_the_run(gsm):
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_in_a_line(gsm, flags, message):
-    own = (
-        f"--sampling.max-new-tokens 4 --data.path {gsm}/gsm.jsonl "
-        "--rewards.functions length(target=4)"
-    )
+    own = f"--sampling.max-new-tokens 4 --data.path {gsm}/gsm.jsonl"
+    own += " --rewards.functions length(target=4)"
     line = flags.format(gsm=gsm, own=own).split()
     with pytest.raises(UserError, match=message):
         evaluate([*line, *([] if "--output" in line else ["--output", str(gsm / "no.json")])])

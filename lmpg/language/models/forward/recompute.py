@@ -30,9 +30,14 @@ def recompute_layers(trunk: Any) -> None:
     trunk.recomputes_layers = True
 
 
+def is_set_to_recompute(trunk: Any) -> bool:
+    """Whether `recompute_layers` was called for it."""
+    return getattr(trunk, "recomputes_layers", False)
+
+
 def recomputes(trunk: Any) -> bool:
     """Whether the forward that follows leaves its layers to the backward pass."""
-    return getattr(trunk, "recomputes_layers", False) and torch.is_grad_enabled()
+    return is_set_to_recompute(trunk) and torch.is_grad_enabled()
 
 
 def recomputed(trunk: Any, layer: Callable, *given: Any, **named: Any) -> Any:
