@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lmpg.language.models.critic import critic_like
+from lmpg.language.models.footprint import needs
 from lmpg.language.models.footprint.needs import (
     Work,
     engine,
@@ -248,3 +249,26 @@ def test_a_base_in_bf16_under_adapters_is_loaded_as_it_is_and_others_in_fp32():
     assert [loading(**x) for x in ({"rank": 0}, {"kept": 4}, {"saved": 4})] == [4, 4, 4]
     assert loading(critic_shape=work.model) > 4
     assert loading(besides=1) == 4
+
+
+@catches("micro-batches of one row where loading alone takes more than the budget")
+@pytest.mark.parametrize(
+    ("phase", "found"),
+    [("_loading", lambda work: {"files": 1e12}), ("_saved_copy", lambda work: 1e12)],
+)
+def test_a_micro_batch_is_as_large_however_much_loading_or_saving_takes(phase, found, monkeypatch):
+    work = replace(work_of(policy_of("llama"), 40), rows=500)
+    budget = total(replace(work, rows=37))
+    monkeypatch.setattr(needs, phase, found)
+    assert total(work) >= 1e12
+    assert largest_rows(work, budget) == 37
+
+
+@catches("the room that weights leave which are read in fp32 and packed into 4 bits left out")
+def test_while_a_base_in_4_bits_is_loaded_its_layers_have_had_room_in_fp32_too():
+    model = shape_of(tiny_model())
+    work = Work(model, rows=1, prompt=1, response=1, rank=2, kept=2, saved=2, packed=True)
+    found = phases(work)["loading"]
+    packed = 0.5625 * model.linear + 4 * (model.weights - model.linear)
+    assert found["weights"] + found["widened weights"] == packed + 4 * model.linear
+    assert "widened weights" not in phases(replace(work, packed=False))["loading"]

@@ -102,11 +102,12 @@ def total(work: Work) -> float:
 
 def largest_rows(work: Work, budget: float) -> int:
     """Rows of the largest micro-batch whose peak is within `budget` bytes, `work.rows` at most, at
-    least one."""
+    least one. Loading and saving take the same whatever they are."""
     fits, too_many = 1, work.rows + 1
     while too_many - fits > 1:
         middle = (fits + too_many) // 2
-        if total(replace(work, rows=middle, several=True)) <= budget:
+        found = phases(replace(work, rows=middle, several=True))
+        if max(sum(found[x].values()) for x in ("sampling", "learning")) <= budget:
             fits = middle
         else:
             too_many = middle
@@ -136,18 +137,20 @@ def _frozen(work: Work, kept: int) -> float:
 
 
 def _loading(work: Work) -> Parts:
-    """Weights are read in fp32, beside the pages of their file; those in 4 bits one by one, and in
-    bf16 those of a file in bf16 under adapters, where nothing that learns is among them or copied
-    from them."""
+    """Weights are read in fp32, beside the pages of their file; in bf16 those of a file in bf16
+    under adapters, where nothing that learns is among them or copied from them. Those in 4 bits are
+    packed one by one; into the room that each leaves in fp32 the heap lays what is packed, so that
+    in the end, as with `widened`, all have had their own."""
     critic = 0 if work.critic_shape is None else work.critic_shape.trunk
     learns = critic or work.besides
     low = work.rank and not (work.packed or learns) and work.kept == work.saved == BF16
     each = (2 - 1 / work.shards) / work.shards  # those that share out load one after the other
-    return {
+    found: Parts = {
         "libraries": LIBRARIES,
         "weights": (_frozen(work, BF16 if low else FP32) + FP32 * critic) * each,
         "files": work.saved * work.model.weights,
     }
+    return found | ({"widened weights": FP32 * work.model.linear} if work.packed else {})
 
 
 def engine(work: Work) -> Parts:
