@@ -73,11 +73,14 @@ class _Loop:
             return False
         if name == "/new":
             conversation.forget()
+            done = "(the chat is forgotten)"
         elif name == "/system":
             conversation.system = rest.strip() or None
+            done = "(the system message is set)" if conversation.system else "(no system message)"
         elif name == "/special":
             self.special = not self.special
+            done = f"(special tokens are {'shown' if self.special else 'hidden'})"
         else:
-            unknown = "" if name == "/help" else f"unknown command {name}\n"
-            print(printable(unknown + HELP), flush=True)
+            done = ("" if name == "/help" else f"unknown command {name}\n") + HELP
+        print(printable(done), flush=True)
         return True

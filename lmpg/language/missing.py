@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from lmpg.language.rewards import specs
 from lmpg.language.worlds.registry import PREFIX
 from lmpg.settings.section import Problems
 
+_BITSANDBYTES = ("bitsandbytes", "bitsandbytes")
+"""A package, and the extra of lmpg that brings it."""
+_WITHOUT = "leave model.quantisation out"
 MODELS = ("path", "tokenizer", "reference", "teacher")
 
 
 def refuse_missing_paths(settings: Any, to_come: Container[str] = ()) -> None:
-    """UserError where models, data files or rewards that the settings name lie nowhere.
+    """UserError where models, data files, rewards or packages that the settings need are missing.
 
     settings: of a language run, of a stage, or of what is asked of a model. to_come: models that
     earlier stages will make, and what is given as an object.
@@ -35,7 +39,7 @@ def refuse_missing_paths(settings: Any, to_come: Container[str] = ()) -> None:
             if path and path not in to_come:
                 with problems.gathered():
                     refuse_missing_folder(key, path, what, revision)
-    data = settings.data
+    data, environment = settings.data, getattr(settings, "environment", None)
     path, eval_path = (getattr(data, name, None) for name in ("path", "eval_path"))
     if path and path not in to_come and not path.startswith(PREFIX):
         with problems.gathered():
@@ -52,10 +56,27 @@ def refuse_missing_paths(settings: Any, to_come: Container[str] = ()) -> None:
         if function not in to_come:
             with problems.gathered():
                 specs.refuse_missing_name(specs.parsed_spec(function), specs.KEY)
-    environment = getattr(settings, "environment", None)
     if environment is not None:
         problems.extend(_of_environment(environment, to_come))
+    problems.extend(_missing_packages(settings))
     problems.refuse()
+
+
+def _missing_packages(settings: Any) -> Iterator[str]:
+    """What is asked for that an extra of lmpg brings; a model need not be loaded to know it."""
+    lora, update = getattr(settings.model, "lora", None), getattr(settings, "update", None)
+    packed = getattr(settings.model, "quantisation", "none")
+    eight = getattr(update, "optimizer", None) == "adamw_8bit"
+    for asked, said, package, extra, fix in (
+        (eight, "update.optimizer = adamw_8bit", *_BITSANDBYTES, "take update.optimizer adafactor"),
+        (packed != "none", f"model.quantisation = {packed}", *_BITSANDBYTES, _WITHOUT),
+        (lora and lora.rank, "model.lora.rank", "peft", "lora", "set model.lora.rank to 0"),
+    ):
+        if asked and find_spec(package) is None:
+            yield (
+                f"{said} needs {package}, which is not installed: pip install 'lmpg[{extra}]', or "
+                f"{fix}"
+            )
 
 
 def _of_environment(settings: Any, to_come: Container[str]) -> Problems:

@@ -271,5 +271,7 @@ def _line(problem: Any) -> str:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
     if problem["type"] == "missing":
         return f"{path} is not set; it has no default"
+    if problem["type"] == "dict_type":
+        return f"{path} = {problem['input']!r}: expected names with values, as in '{{name: value}}'"
     message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, expected ")
     return f"{path} = {problem['input']!r}: expected {message}"

@@ -37,6 +37,16 @@ class UserError(ValueError):
     """
 
 
+@contextmanager
+def beginning_with(where: str) -> Iterator[None]:
+    """A block whose UserError begins with the place in the user's data that it is about."""
+    try:
+        yield
+    except UserError as error:
+        said = str(error)
+        raise UserError(said if said.startswith(where) else f"{where}: {said}") from None
+
+
 class Problems(list[str]):
     """What is wrong with the user's input, gathered so that all of it is told at once."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from lmpg.cli.main import agent_settings, settings_of
@@ -103,3 +105,13 @@ def test_a_pipelines_stages_are_looked_at_together(tmp_path):
     assert "update.epochs = '0': expected greater than or equal to 1" in told
     assert not (tmp_path / "out").exists()
     assert len(problems(lambda: pipeline(["sft", "dqo", "spo"]))) == 2
+
+
+def test_packages_that_are_not_installed_are_told_before_any_model_is_loaded(tmp_path, monkeypatch):
+    for package in ("bitsandbytes", "peft"):
+        monkeypatch.setitem(sys.modules, package, None)
+    words = "--update.optimizer adamw_8bit --model.quantisation nf4 --model.lora.rank 2"
+    told = problems(lambda: settings_of("grpo", [*words.split(), "--model.path", "/no/model"]))
+    asked = ("update.optimizer = adamw_8bit", "model.quantisation = nf4", "model.lora.rank")
+    found = [next((x for x in told if x.startswith(f"{key} needs ")), "") for key in asked]
+    assert ["which is not installed: pip install 'lmpg[" in x for x in found] == [True] * 3

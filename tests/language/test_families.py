@@ -39,6 +39,15 @@ def test_a_family_trains_and_resumes_or_is_refused_as_its_row_says(kind, precisi
         assert found.refused
 
 
+ADAPTED = [kind for kind, cells in documented().items() if len(cells) > 1]
+
+
+@pytest.mark.parametrize("kind", ADAPTED if ALL else ["mixtral"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_family_that_is_trained_is_trained_by_adapters_too(kind, tmp_path):
+    assert not tried(kind, "fp32", tmp_path, **{"model.lora.rank": 2}).refused
+
+
 def test_every_family_of_transformers_has_one_row():
     rows = documented()
     assert sorted(rows) == sorted(FAMILIES)

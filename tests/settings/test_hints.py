@@ -90,6 +90,9 @@ def test_the_setting_that_was_meant_is_named(method, given, hint):
         ("model.lora.lora_dropout", "there is no dropout"),
         ("--sampling.logit-bias", "there are no logit biases, forbidden words or penalties"),
         ("--repetition-penalty", "there are no logit biases"),
+        ("--sampling.num-beams", "there is none: policy gradients are learned from samples"),
+        ("--model.load-in-8bit", "there is none: weights are kept in fp32, bf16 or 4 bits"),
+        ("--attn-implementation", "there is none: transformers chooses"),
     ],
 )
 def test_what_there_is_not_is_refused_with_the_reason(name, said, every_path):

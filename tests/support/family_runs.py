@@ -51,9 +51,10 @@ class Tried:
     refused: str = ""
 
 
-def tried(kind: str, precision: str, folder: Path) -> Tried:
-    """Two steps of PPO, and the same resumed after the first, which must come to the same."""
-    flags: dict[str, Any] = {**own_parts(folder), **SHORT, "model.precision": precision}
+def tried(kind: str, precision: str, folder: Path, **more: Any) -> Tried:
+    """Two steps of PPO, and the same resumed after the first, which must come to the same. more:
+    flags."""
+    flags: dict[str, Any] = {**own_parts(folder), **SHORT, "model.precision": precision, **more}
     flags |= {"model.path": folder / kind, "run.total-steps": 2}
     save_family(folder / kind, kind)
     said = io.StringIO()

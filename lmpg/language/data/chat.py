@@ -177,10 +177,23 @@ def render_chat(
     except UserError:
         raise
     except Exception as error:  # templates raise jinja2's errors, and any other
-        roles = ", ".join(str(message.get("role")) for message in messages)
-        raise UserError(
-            f"the chat template refuses messages with the roles {roles}: {error}"
-        ) from None
+        raise UserError(_refused(error, messages)) from None
+
+
+def _refused(error: Exception, messages: Messages) -> str:
+    """Why a template wrote nothing, and what helps."""
+    other = "another template by --data.chat-template FILE"
+    if type(error).__name__ == "TemplateSyntaxError":
+        line = getattr(error, "lineno", "?")
+        return f"the chat template is no Jinja (line {line}: {error}): mend it, or take {other}"
+    roles = [str(message.get("role")) for message in messages]
+    fix = "give messages as it takes them"
+    if "system" in roles:
+        fix += ", without the system message (data.system_prompt) if that is what it refuses"
+    return (
+        f"the chat template refuses messages with the roles {', '.join(roles)}: {error}; {fix}, or "
+        f"take {other}"
+    )
 
 
 def _read_options(tokenizer: Any, messages: Messages, options: ChatOptions) -> ChatOptions:

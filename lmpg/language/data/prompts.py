@@ -30,7 +30,7 @@ from lmpg.language.data.storage.row_store import TOGETHER, Row, Rows, as_rows, c
 from lmpg.language.data.tokenizing import bos_ids, many_prompt_ids, prompt_ids
 from lmpg.runtime.progress import with_progress
 from lmpg.settings.said_once import say_once
-from lmpg.settings.section import UserError
+from lmpg.settings.section import UserError, beginning_with
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,9 @@ def _prompt_filter(tokenizer: Any, max_prompt_tokens: int, overlong: str) -> Row
     """The filter of prompts; refuses a context that leaves no room for any."""
     if max_prompt_tokens < 1:
         raise UserError(
-            f"the model's context leaves {max_prompt_tokens} tokens for the prompt, expected at "
-            "least 1: use a smaller --sampling.max-new-tokens."
+            "the model's context leaves no token for the prompt beside the response "
+            f"(sampling.max_new_tokens is {1 - max_prompt_tokens} too large), expected at least 1: "
+            "use a smaller --sampling.max-new-tokens."
         )
     return RowFilter(max_prompt_tokens, overlong, bos_ids(tokenizer), "prompt")
 
@@ -205,7 +206,7 @@ def _read(
             where = f"{source}, row {i + 1}"
             options = chat_options(row, where) if isinstance(prompt, list) else {}
             kept.append((i, where, prompt, options))
-        all_ids = _ids([(prompt, options) for _, _, prompt, options in kept], tokenizer)
+        all_ids = _ids([each[1:] for each in kept], tokenizer)
         for (i, where, _, _), ids in zip(kept, all_ids):
             fitting = row_filter.fitted(ids, where)
             if fitting is not None:
@@ -239,6 +240,12 @@ def _with_answers(rows: Rows, column: str | None, source: str) -> Rows:
     return changed(rows, lambda row, _: {**row, "answer": row.get(column)}, "answer")
 
 
-def _ids(prompts: list[tuple[str | Messages, ChatOptions]], tokenizer: Any) -> list[list[int]]:
-    texts = iter(many_prompt_ids(tokenizer, [p for p, _ in prompts if isinstance(p, str)]))
-    return [next(texts) if isinstance(p, str) else prompt_ids(tokenizer, p, x) for p, x in prompts]
+def _ids(prompts: list[tuple[str, str | Messages, ChatOptions]], tokenizer: Any) -> list[list[int]]:
+    """Token ids of prompts, each given with where it is and the chat template's options."""
+    texts = iter(many_prompt_ids(tokenizer, [p for _, p, _ in prompts if isinstance(p, str)]))
+    found = []
+    for where, prompt, options in prompts:
+        with beginning_with(where):
+            chat = isinstance(prompt, list)
+            found.append(prompt_ids(tokenizer, prompt, options) if chat else next(texts))
+    return found

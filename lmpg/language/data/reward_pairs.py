@@ -32,7 +32,7 @@ from lmpg.language.data.storage.examples_store import Lists, Stored, taken
 from lmpg.language.data.storage.row_store import Row, Rows, as_rows
 from lmpg.language.data.tokenizing import bos_ids, scored_ids
 from lmpg.runtime.progress import with_progress
-from lmpg.settings.section import UserError
+from lmpg.settings.section import UserError, beginning_with
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,9 @@ def _pairs(
         margin = row.get(settings.margin_column)
         margin = 0.0 if margin is None else margin
         margin = _finite(margin, f"{where}, column {settings.margin_column!r}", "the margin")
-        chosen = scored_ids(tokenizer, found.prompt, found.chosen, found.options)
-        rejected = scored_ids(tokenizer, found.prompt, found.rejected, found.options)
+        with beginning_with(where):
+            chosen = scored_ids(tokenizer, found.prompt, found.chosen, found.options)
+            rejected = scored_ids(tokenizer, found.prompt, found.rejected, found.options)
         chosen_ids = row_filter.fitted(chosen, where)
         rejected_ids = chosen_ids and row_filter.fitted(rejected, where)
         if chosen_ids and rejected_ids:
@@ -190,7 +191,8 @@ def _labelled_texts(
             refuse_chat(settings, where)
         text = as_chat(text, settings)
         options = chat_options(row, where) if isinstance(text, list) else {}
-        whole = scored_ids(tokenizer, [] if isinstance(text, list) else "", text, options)
+        with beginning_with(where):
+            whole = scored_ids(tokenizer, [] if isinstance(text, list) else "", text, options)
         ids = row_filter.fitted(whole, where)
         if ids is not None:
             store.append(ids)

@@ -46,7 +46,7 @@ from lmpg.language.data.tokenizing import (
     shared_length,
 )
 from lmpg.runtime.progress import with_progress
-from lmpg.settings.section import UserError
+from lmpg.settings.section import UserError, beginning_with
 
 # how a chat ends: behind its last message, where the assistant's turn is opened, within that turn
 CLOSED = {"open_turn": False}
@@ -189,7 +189,8 @@ def whole_text(
     options: what the chat template gets beside the messages.
     """
     if isinstance(first, list) or isinstance(answer, list):
-        return _chat(tokenizer, first, answer, where, options)
+        with beginning_with(where):
+            return _chat(tokenizer, first, answer, where, options)
     if answer is None:
         ids = _ended(tokenizer, prompt_ids(tokenizer, first))
         return Text(ids, [False] + [True] * (len(ids) - 1))

@@ -23,6 +23,8 @@ from lmpg.settings.section import UserError
 # The text of the second ids as they continue the first.
 Decode = Callable[[list[int], list[int]], str]
 UNFINISHED, MOST_BYTES = "\ufffd", 4  # what a part of a character is decoded as
+_UTILS = "transformers.tokenization_utils_"  # where methods of a tokenizer that hide nothing stand
+_PLAIN = {"__call__": f"{_UTILS}base", "_encode_plus": f"{_UTILS}tokenizers"}
 CONTEXT = 8  # tokens decoded in front, enough for decoders that treat a text's first one otherwise
 
 
@@ -141,9 +143,20 @@ def many_prompt_ids(tokenizer: Any, prompts: list[str]) -> list[list[int]]:
     if not prompts:
         return []
     start = bos_ids(tokenizer)
-    alone = {"return_attention_mask": False, "return_token_type_ids": False}
-    encoded = tokenizer(prompts, add_special_tokens=False, verbose=False, **alone)["input_ids"]
-    return [_started(start, list(ids)) for ids in encoded]
+    return [_started(start, list(ids)) for ids in _many_ids(tokenizer, prompts)]
+
+
+def _many_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Ids of texts, without special tokens. transformers has the tokenizer note each token's place
+    in its text, which takes a third of the time and is not read here."""
+    only_ids = {"return_attention_mask": False, "return_token_type_ids": False}
+    read = partial(tokenizer, add_special_tokens=False, verbose=False, **only_ids)
+    quick = getattr(getattr(tokenizer, "backend_tokenizer", None), "encode_batch_fast", None)
+    methods = ((getattr(type(tokenizer), name, None), module) for name, module in _PLAIN.items())
+    if quick is None or any(getattr(x, "__module__", None) != module for x, module in methods):
+        return read(texts)["input_ids"]
+    read(texts[:1])  # so that the tokenizer forgets what its file says of cutting and padding
+    return [encoding.ids for encoding in quick(texts, add_special_tokens=False)]
 
 
 def continuation_ids(tokenizer: Any, before: str, text: str) -> list[int]:

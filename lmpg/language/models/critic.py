@@ -75,6 +75,15 @@ def new_value_head(hidden_size: int) -> nn.Linear:
     return head
 
 
+def value_head_of(path: str | None, model: PreTrainedModel) -> nn.Linear:
+    """The value head that was saved with `model` at `path`; a new one where none was."""
+    folder = Path(str(path)).expanduser()
+    hidden_size = model.get_output_embeddings().weight.shape[1]
+    if not (folder / VALUE_HEAD_FILE).is_file():
+        return new_value_head(hidden_size)
+    return load_value_head(folder, hidden_size)
+
+
 def save_value_head(head: nn.Linear, folder: Path | str) -> None:
     """Write value_head.safetensors into `folder`."""
     tensors = {name: p.detach().cpu().contiguous() for name, p in head.named_parameters()}

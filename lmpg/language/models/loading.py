@@ -17,18 +17,18 @@ from transformers import (
 
 from lmpg.language.models.critic import (
     FOLDER,
-    VALUE_HEAD_FILE,
     SeparateCritic,
     critic_from_classifier,
     critic_like,
     load_value_head,
-    new_value_head,
+    value_head_of,
 )
 from lmpg.language.models.forward.kept_weights import (
     chosen_dtype,
     exact_dtype,
     keep_frozen,
     rounded_to_bf16,
+    saved_dtype,
 )
 from lmpg.language.models.lora import refuse_options_without_rank, with_adapter
 from lmpg.language.models.model_files import is_saved_in_bf16
@@ -39,7 +39,7 @@ from lmpg.language.models.reference import Reference
 from lmpg.language.models.settings import ModelSettings
 from lmpg.language.models.start.first_look import refuse_unsound
 from lmpg.language.models.start.four_bits import refuse_packed
-from lmpg.language.models.start.read_low import only_adapters_learn, only_it_learns, read_low
+from lmpg.language.models.start.read_low import read_low, stays_low
 from lmpg.language.models.start.shared_out import shared_out_like
 from lmpg.language.models.start.trained_adapter import (
     Place,
@@ -104,40 +104,43 @@ def load_policy(
     reward_model: str | None = None,
     key: str = "model.path",
     moved: bool = True,
+    learns: bool = True,
 ) -> CausalLMPolicy:
     """The model of `settings.path` as a policy; with `critic`, the one that the settings ask for:
     its saved one, one like `reward_model`, or a new one.
 
     LoRA factors are drawn from torch's global generator, nothing else is random. key: the setting
-    that the path comes from. device: where it is to compute; it is there, unless not `moved`.
+    that the path comes from. device: where it is to compute; it is there, unless not `moved`. One
+    that does not learn is frozen, and takes no more room before that.
     """
-    model, base = _whole_model(settings, key, frozen=not critic or settings.critic == "shared")
+    copied = critic and settings.critic != "shared"  # before an adapter changes and freezes it
+    model, base = _whole_model(settings, key, learns, copied)
     refuse_smaller_vocabulary(key, settings.path, model, tokenizer)
     eos_token_ids, pad_token_id = all_eos_token_ids(model, tokenizer), tokenizer.pad_token_id
-    shared, separate = settings.critic == "shared", None
-    context = context_length(model.config, tokenizer)
-    if critic and not shared:  # before an adapter changes and freezes the trunk that is copied
-        separate = load_critic(settings, model, tokenizer, reward_model)
-        context = min(context, context_length(separate.trunk.config, tokenizer))
+    separate = load_critic(settings, model, tokenizer, reward_model) if copied else None
+    read = [model] if separate is None else [model, separate.trunk]
     dtypes = _dtypes(settings, model)
     policy = CausalLMPolicy(
-        _learning(settings, model, key, base, dtypes["frozen_dtype"]),
-        _value_head(settings.path, model) if critic and shared else None,
+        _learning(settings, model, key, base, dtypes["frozen_dtype"], learns),
+        value_head_of(settings.path, model) if critic and not copied else None,
         temperature=temperature,
         eos_token_ids=eos_token_ids,
         pad_token_id=eos_token_ids[0] if pad_token_id is None else pad_token_id,
-        context_length=context,
+        context_length=min(context_length(x.config, tokenizer) for x in read),
         bf16=computes_in_bf16(settings.precision, model, device),
         tf32=settings.tf32 and has_tf32(torch.device(device)),
         **dtypes,
         critic=separate,
         absent_ids=absent_ids(key, settings.path, model, tokenizer, eos_token_ids),
     )
-    return _ready(policy.to(device) if moved else policy, settings)
+    return _ready(policy if learns else policy.frozen(), settings, device if moved else None)
 
 
-def _ready(policy: CausalLMPolicy, settings: ModelSettings) -> CausalLMPolicy:
+def _ready(
+    policy: CausalLMPolicy, settings: ModelSettings, device: torch.device | str | None
+) -> CausalLMPolicy:
     """The policy where it is to compute, set up to do so and known to be sound."""
+    policy = policy if device is None else policy.to(device)
     allow_tf32(policy, settings.tf32)
     policy.recompute_layers(settings.gradient_checkpointing)
     refuse_unsound(policy, settings.precision)
@@ -147,20 +150,20 @@ def _ready(policy: CausalLMPolicy, settings: ModelSettings) -> CausalLMPolicy:
 def _dtypes(settings: ModelSettings, model: PreTrainedModel) -> dict[str, torch.dtype]:
     """What a policy's frozen weights are kept in, and what it is saved in."""
     own = exact_dtype(model)
-    kept, saved = (chosen_dtype(x, own) for x in (settings.dtype, settings.final_dtype))
+    kept, saved = chosen_dtype(settings.dtype, own), saved_dtype(settings.final_dtype, own, model)
     return {"frozen_dtype": kept, "saved_dtype": saved}
 
 
 def _whole_model(
-    settings: ModelSettings, key: str, frozen: bool
+    settings: ModelSettings, key: str, learns: bool, copied: bool
 ) -> tuple[PreTrainedModel, Place | None]:
     """The whole model at `settings.path`; where an adapter lies there, the one under it, and where
-    that one lies. frozen: whether nothing is copied from it that learns beside adapters."""
+    that one lies. learns: whether anything does. copied: whether a critic is made of it."""
     remote, quantised = settings.trust_remote_code, settings.quantisation
     base = base_of(key, settings.path, settings.revision)
+    low = not copied and stays_low(settings, base is not None, learns)
     if base is not None:
         at = base_key(key, settings.path)
-        low = frozen and only_it_learns(settings)
         return load_causal_lm(base[0], remote, at, base[1], quantised, low), base
     if quantised != "none" and settings.lora.rank == 0:
         raise UserError(
@@ -168,7 +171,6 @@ def _whole_model(
             "the whole model, and weights in 4 bits cannot learn. Set model.lora.rank, or leave "
             "model.quantisation out"
         )
-    low = frozen and only_adapters_learn(settings)
     return load_causal_lm(settings.path, remote, key, settings.revision, quantised, low), None
 
 
@@ -178,13 +180,14 @@ def _learning(
     key: str,
     base: Place | None,
     frozen_in: torch.dtype,
+    learns: bool,
 ) -> nn.Module:
     """What learns: the model, or adapters over it, whose frozen weights are kept in `frozen_in`."""
     if base is not None:
         return keep_frozen(with_trained_adapter(model, key, settings, base), frozen_in)
     if settings.lora.rank == 0:
         refuse_options_without_rank(settings.lora)
-        if key == "model.path":
+        if learns:
             refuse_packed(model, f"{key} = {settings.path}", "set model.lora.rank")
         return rounded_to_bf16(model) if settings.dtype == "bf16" else model
     return keep_frozen(with_adapter(model, settings.lora, settings.revision), frozen_in)
@@ -235,10 +238,11 @@ def load_reference(settings: ModelSettings, tokenizer, policy: CausalLMPolicy) -
         device=policy.device,
         key=key,
         moved=not is_spread(policy),
+        learns=False,
     )
     if own.context_length < policy.context_length:
         policy.context_length = own.context_length  # what it cannot read it cannot judge
-    return Reference(policy, shared_out_like(own.frozen(), policy))
+    return Reference(policy, shared_out_like(own, policy))
 
 
 def load_causal_lm(
@@ -289,11 +293,3 @@ def context_length(config, tokenizer) -> int:
         if isinstance(getattr(config, name, None), int):
             return getattr(config, name)
     return min(tokenizer.model_max_length, _UNBOUNDED)
-
-
-def _value_head(path: str | None, model: PreTrainedModel) -> nn.Linear:
-    hidden_size = model.get_output_embeddings().weight.shape[1]
-    folder = Path(str(path)).expanduser()
-    if not (folder / VALUE_HEAD_FILE).is_file():
-        return new_value_head(hidden_size)
-    return load_value_head(folder, hidden_size)

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lmpg.language.models.decoder_parts import in_use, is_replaced
-from lmpg.language.models.forward.kept_weights import copies_in, is_low, widened
+from lmpg.language.models.forward.kept_weights import LOW, copies_in, is_low, keep_frozen, widened
 from lmpg.language.models.precision import save_folder
 from lmpg.language.models.settings import LoraSettings
+from lmpg.language.models.start.adaptable import not_adaptable, refuse_shared_weights
 from lmpg.language.models.start.four_bits import plain_layers
 from lmpg.runtime.parts import whole
+from lmpg.settings.hints import did_you_mean
 from lmpg.settings.section import UserError
 
 _ALL: tuple[tuple[str, ...], ...] = ((), ("all-linear",))
@@ -36,8 +38,9 @@ def with_adapter(
     its revision, so that both are found again; a folder by its whole path.
     """
     targets, names = _targets(model, settings.target_modules), _linear_names(model)
+    config = _config(model, settings, targets)
     try:
-        whole = wrapped(model, _config(model, settings, targets), revision)
+        whole = wrapped(model, config, revision)
     except (ValueError, TypeError) as error:
         saved = list(settings.modules_to_save)
         besides = f" with model.lora.modules_to_save = {saved}" if saved else ""
@@ -47,7 +50,8 @@ def with_adapter(
             f"{textwrap.shorten(str(error), _LONGEST_REASON)}"
         ) from None
     refuse_embeddings(model, f"model.lora.target_modules = {targets}", names)
-    if _tied(model) and not _share_a_weight(model):
+    refuse_shared_weights(model, f"model.lora.target_modules = {targets}")
+    if settings.modules_to_save and _tied(model) and not _share_a_weight(model):
         raise UserError(
             f"model.lora.modules_to_save = {list(settings.modules_to_save)}: embedding and output "
             f"layer of {type(model).__name__} are one weight, which peft cannot train as one here, "
@@ -73,6 +77,7 @@ def _config(model: PreTrainedModel, settings: LoraSettings, targets: list[str] |
         lora_alpha=settings.alpha,
         lora_dropout=0.0,
         target_modules=targets,
+        exclude_modules=(not_adaptable(model) or None) if targets == "all-linear" else None,
         fan_in_fan_out=_has_transposed_layers(model),
         bias=settings.bias,
         modules_to_save=list(settings.modules_to_save) or None,
@@ -84,7 +89,7 @@ def _config(model: PreTrainedModel, settings: LoraSettings, targets: list[str] |
 
 
 def _tied(model: PreTrainedModel) -> bool:
-    return bool(model.config.get_text_config().tie_word_embeddings)
+    return bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
 
 
 def _share_a_weight(model: PreTrainedModel) -> bool:
@@ -129,6 +134,7 @@ def wrapped(model: PreTrainedModel, config: Any, revision: str | None) -> nn.Mod
         # peft reads a property that transformers has renamed, and tells what tied weights are
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", UserWarning)
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern", RuntimeWarning)
         return peft.get_peft_model(model, config, revision=revision)
 
 
@@ -222,9 +228,17 @@ def _fitting(model: PreTrainedModel, given: tuple[str, ...], key: str) -> dict[s
         raise UserError(
             f"model.lora.{key} = {list(given)}: no {'module' if whole else 'layer'} is called "
             f"{', '.join(unknown)}, expected names of this model's "
-            f"{'modules' if whole else 'linear layers'}, such as {known}"
+            f"{'modules' if whole else 'linear layers'}, such as {known}{_meant(unknown, kinds)}"
         )
     return fitting
+
+
+def _meant(unknown: list[str], names: set[str]) -> str:
+    """What of these names was meant by the first that fits none."""
+    if "," in unknown[0]:
+        return f"; several names stand beside each other: {unknown[0].replace(',', ' ')}"
+    hint = did_you_mean(unknown[0].rpartition(".")[2], names).strip()
+    return f"; {hint}" if hint else ""
 
 
 def _fits(target: str, name: str) -> bool:
@@ -248,12 +262,12 @@ def save_adapter_and_merged(model: Any, folder: Path, tokenizer, dtype: torch.dt
 
 
 def merged_copy(model: Any, dtype: torch.dtype) -> Any:
-    """A plain model with weights of its own, into which the adapter is merged."""
-    wide = copies_in(dtype, model) if dtype == torch.float32 else {}
-    wide |= plain_layers(model, dtype)
+    """A plain copy in `dtype`, with the adapter merged into it, in float32 unless that is bf16."""
+    wide = ({} if dtype == LOW else copies_in(torch.float32, model)) | plain_layers(model, dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # peft tells where weights are tied no more
-        return copy.deepcopy(model, wide).merge_and_unload()
+        whole = copy.deepcopy(model, wide).merge_and_unload()
+    return keep_frozen(whole.requires_grad_(False), dtype)
 
 
 def _has_transposed_layers(model: nn.Module) -> bool:
@@ -272,7 +286,8 @@ def linear_layers(model: Any) -> list[str]:
 
 
 def _linear_names(model: PreTrainedModel) -> list[str]:
-    return sorted({name.rsplit(".", 1)[-1] for name in linear_layers(model)})
+    names = set(linear_layers(model)) - set(not_adaptable(model))
+    return sorted({name.rsplit(".", 1)[-1] for name in names})
 
 
 def refuse_embeddings(model: PreTrainedModel, targets: str, names: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -35,6 +36,7 @@ _INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL")
 _CONFIGS = ("config.json", ADAPTER_CONFIG)
 _OBJECTS = ("config", "generation_config", "model", "tokenizer")
 """What files that hold one JSON object are called."""
+_PART = re.compile(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -167,8 +169,9 @@ def _installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def damage(folder: Path, what: str) -> str | None:
-    """The first file of a model's folder that cannot be read, and why; None if all can."""
+def damage(folder: Path, what: str, key: str) -> str | None:
+    """The first file of a model's folder that cannot be read, or is missing, and why; None if all
+    can. key: the setting that names the folder."""
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     for path in paths:
         try:
@@ -176,14 +179,21 @@ def damage(folder: Path, what: str) -> str | None:
                 _read(path)
         except (OSError, ValueError, RecursionError) as error:
             return f"{path.name} {error}"
-    if (
-        folder.is_dir()
-        and what == "tokenizer"
-        and not any(path.name in _TOKENIZERS for path in paths)
-    ):
+    names = {path.name for path in paths}
+    if not folder.is_dir():
+        return None
+    if what == "tokenizer" and not names & {*_TOKENIZERS}:
         if (folder / "final").is_dir():
             return f"it is the folder of a run, whose model lies in {folder / 'final'}; name that"
-        return "it holds no tokenizer.json; save the tokenizer beside the model"
+        lacks = "holds no tokenizer.json" if names else "is empty and holds no tokenizer.json"
+        other = ", or name another's by --model.tokenizer" if key == "model.path" else ""
+        return f"it {lacks}; save the tokenizer beside the model{other}"
+    parts = [name for name in sorted(names) if _PART.fullmatch(name)]
+    if what != "tokenizer" and parts and not any(x.endswith(".index.json") for x in names):
+        return (
+            f"it holds parts of the weights ({parts[0]}, …), but no index of them, as "
+            "model.safetensors.index.json is; copy that too"
+        )
     return None
 
 

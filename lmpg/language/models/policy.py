@@ -237,8 +237,10 @@ class CausalLMPolicy(nn.Module):
         return Reference(self, dtype=torch.float32 if refreshed else self.frozen_dtype)
 
     def frozen(self) -> CausalLMPolicy:
-        """Itself, which from now on does not learn."""
-        keep_frozen(self.requires_grad_(False).model, self.frozen_dtype)
+        """Itself, which from now on does not learn; what an adapter has learned stays exact."""
+        self.requires_grad_(False)
+        if self.model is self.causal_lm:
+            keep_frozen(self.model, self.frozen_dtype)
         self.low = is_low(self.model)
         return self
 

@@ -49,6 +49,7 @@ _FORMER_BUFFERS = re.compile(r"(\binv_freq|\bmasked_bias|\battn\.bias|\battentio
 """Constants that older versions of transformers saved among the weights."""
 LARGE = 2 * 10**9
 """Bytes of a model whose loading is shown."""
+_KINDS = (torch.float32, torch.bfloat16, torch.float16)
 _SHOWN, _LONGEST_REASON = 3, 400
 """Weights named, and characters of a foreign error."""
 
@@ -99,6 +100,7 @@ def pretrained_model(
     _refuse_a_part(key, path, kind, model, info, new_head)
     _refuse_quantised(key, path, WHAT[kind], model, revision)
     unpack_in_each_product(f"{key} = {path}", model, quantisation)
+    _refuse_other_numbers(key, path, WHAT[kind], model)
     _keep_weights_as_they_are(model)
     return model.eval()
 
@@ -117,6 +119,22 @@ def _refuse_quantised(
         raise UserError(
             f"{key} = {path}: {_named(names)} hold integers, as quantised weights do, and its "
             f"config.json has no quantization_config, expected a whole {what}; save it "
+            "unquantised"
+        )
+
+
+def _refuse_other_numbers(key: str, path: str, what: str, model: PreTrainedModel) -> None:
+    """UserError for weights that are read as numbers of another kind, such as bitsandbytes' 8 bits:
+    lmpg's own forward and engines read a weight as it stands there."""
+    named = model.named_parameters()
+    strange = {
+        x: p.dtype for x, p in named if p.dtype not in _KINDS and not hasattr(p, "quant_state")
+    }
+    if strange:
+        kinds = ", ".join(sorted({str(x).removeprefix("torch.") for x in strange.values()}))
+        raise UserError(
+            f"{key} = {path}: {_named(strange)} are kept as {kinds}, as quantised weights are, "
+            f"expected a whole {what} in fp32, bf16 or fp16, or in bitsandbytes' 4 bits; save it "
             "unquantised"
         )
 
@@ -219,8 +237,9 @@ def _loaded(
         with no_progress_bars() if quiet else nullcontext(), _without_report():
             return load(str(folder) if folder.is_dir() else path, **arguments)
     except Exception as error:  # whatever transformers and a model's own code meet in bad files
-        found = None if isinstance(error, ImportError) else damage(folder, what)
-        at = "" if revision is None else f" (model.revision = {revision})"
+        found = None if isinstance(error, ImportError) else damage(folder, what, key)
+        here = "" if folder.is_dir() else ", which is no folder here"
+        at = here if revision is None else f" (model.revision = {revision})"
         raise UserError(
             f"{key} = {path}{at}: no {what} could be loaded from there, expected a Hub id that can "
             "be reached or a folder written by save_pretrained: "

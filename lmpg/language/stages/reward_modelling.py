@@ -11,7 +11,7 @@ import torch
 from lmpg.language.data.examples import Split, data_rows
 from lmpg.language.data.reward_pairs import load_reward_pairs, reward_pairs_from_rows
 from lmpg.language.data.tokenizing import reading_tokenizer
-from lmpg.language.models.forward.kept_weights import chosen_dtype, exact_dtype
+from lmpg.language.models.forward.kept_weights import exact_dtype, saved_dtype
 from lmpg.language.models.forward.recompute import recompute_layers
 from lmpg.language.models.loading import (
     context_length,
@@ -39,7 +39,8 @@ def reward_model(
     tokenizer = reading_tokenizer(tokenizer_of(start), settings.data)
     torch.manual_seed(settings.run.seed)  # the new head is drawn from the global generator
     model: Any = loaded(partial(_new_scorer, start, tokenizer, processes.device), processes)
-    saved_in = chosen_dtype(settings.model.final_dtype, exact_dtype(model.base_model))
+    trunk = model.base_model
+    saved_in = saved_dtype(settings.model.final_dtype, exact_dtype(trunk), trunk)
     if settings.model.gradient_checkpointing:
         recompute_layers(model.base_model)
     processes.suit_threads(num_weights(model))

@@ -78,9 +78,8 @@ def loaded(
         temperature=sampling.temperature,
         device=processes.device,
         key="model.path" if other is None else "compare",
+        learns=learns,
     )
-    if not learns:
-        policy.frozen()
     policy.head.forbid_early(policy.eos_token_ids, sampling.min_new_tokens)
     give_back_freed_memory()
     processes.suit_threads(num_weights(policy))

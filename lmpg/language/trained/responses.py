@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from lmpg.language.data.chat import Messages, as_text
 from lmpg.language.data.chats.wanted import as_chat
 from lmpg.language.data.prompts import Prompt, load_all_prompts, prompts_from_rows
+from lmpg.language.data.tokenizing import bos_ids
 from lmpg.language.rollouts.generation import Generator
 from lmpg.language.trained.command_settings import GIVEN, GenerateSettings
+from lmpg.settings.said_once import say_once
 from lmpg.settings.section import UserError
 
 KEY = ("generate",)
@@ -64,7 +67,21 @@ def prompts_of(
         {"prompt": as_chat(prompt, data), **({"chat_template_kwargs": kwargs} if kwargs else {})}
         for prompt in given
     ]
-    return list(prompts_from_rows(rows, generator.tokenizer, room, overlong=data.overlong))
+    prompts = list(prompts_from_rows(rows, generator.tokenizer, room, overlong=data.overlong))
+    _say_that_it_chats(prompts, generator.tokenizer)
+    return prompts
+
+
+def _say_that_it_chats(prompts: Sequence[Prompt], tokenizer: Any) -> None:
+    """A model that was taught to chat may end at once where it is to go on with a text; texts that
+    spell a chat's special tokens are chats already."""
+    marks = {*tokenizer.added_tokens_decoder} - {*bos_ids(tokenizer)}
+    plain = [x.ids for x in prompts if isinstance(x.prompt, str)]
+    if plain and getattr(tokenizer, "chat_template", None) and not marks & {*chain(*plain)}:
+        say_once(
+            "the model has a chat template, and goes on with the prompts as plain texts here; "
+            "--data.chat True asks it as `lmpg chat` does"
+        )
 
 
 def responses(

@@ -148,3 +148,44 @@ def test_of_a_template_that_writes_all_nothing_is_said(caplog, template):
     with caplog.at_level(logging.WARNING):
         prompts_from_rows([{"prompt": messages, "images": []}], chat_tokenizer(template), 512)
     assert not caplog.text
+
+
+def test_a_template_that_refuses_messages_is_told_with_what_helps():
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    for template, messages, said in (
+        (
+            strict,
+            [{"role": "system", "content": "a"}, user("b")],
+            r"roles system, user: no system;",
+        ),
+        (strict, [{"role": "system", "content": "a"}, user("b")], r"without the system message"),
+        ("{% for m in messages %}{% endif %}", [user("b")], r"template is no Jinja \(line 1: "),
+        (
+            "{{ messages[0].a.b }}",
+            [user("b")],
+            r"roles user: .*no attribute 'a'; .*--data\.chat-template",
+        ),
+    ):
+        with pytest.raises(UserError, match=said) as refused:
+            prompt_ids(chat_tokenizer(template), messages)
+        assert "\n" not in str(refused.value)
+
+
+def test_the_row_whose_messages_a_template_refuses_is_named_in_every_method():
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + WORDS
+    tokenizer, limit = chat_tokenizer(strict), RowFilter(512, "error", [])
+    bad = [{"role": "system", "content": "a"}, user("b")]
+    rows = [
+        {"prompt": x, "chosen": [assistant("c")], "rejected": [assistant("d")]}
+        for x in ([user("a")], bad)
+    ]
+    chats = [{"messages": [*row["prompt"], *row["chosen"]]} for row in rows]
+    for read, given in (
+        (lambda x: prompts_from_rows(x, tokenizer, 512), rows),
+        (lambda x: texts_from_rows(x, tokenizer, 512), chats),
+        (lambda x: reward_pairs_from_rows(x, tokenizer, 512), rows),
+        (lambda x: preference_pairs_from_rows(x, tokenizer, limit), rows),
+    ):
+        assert len(read(given[:1])) == 1
+        with pytest.raises(UserError, match=r"^rows, row 2: the chat template refuses"):
+            read(given)

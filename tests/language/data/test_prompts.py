@@ -119,7 +119,7 @@ def test_overlong_prompts_are_skipped_or_cut_on_the_left_and_counted(load):
 
 
 def test_a_context_without_room_for_any_prompt_is_refused(load):
-    with pytest.raises(UserError, match=r"leaves 0 tokens .*--sampling.max-new-tokens"):
+    with pytest.raises(UserError, match=r"leaves no token .*--sampling.max-new-tokens"):
         load(numbered(9), limit=0)
 
 

@@ -10,6 +10,7 @@ from lmpg.language.data.tokenizing import (
     continuation_ids,
     cut_left,
     encode,
+    many_prompt_ids,
     prompt_ids,
     scored_ids,
 )
@@ -149,3 +150,29 @@ def test_a_tokenizer_that_tidies_up_what_it_decodes_does_not_tidy_completions():
     prompt, response = encode(tokenizer, "a"), encode(tokenizer, written)
     assert tokenizer.decode(response) != written
     assert completion_text(tokenizer, prompt, response) == written
+
+
+@catches("many texts cut as the tokenizer's file says")
+def test_many_prompts_are_read_as_each_alone_whatever_the_tokenizer_was_saved_with():
+    texts = ["a b c d e", "</s> x", "<s>a b", "", "b"]
+    for as_text in (False, True):
+        tokenizer = character_tokenizer(bos=True, appends_eos=True)
+        tokenizer.split_special_tokens = as_text
+        expected = [prompt_ids(tokenizer, text) for text in texts]
+        tokenizer.backend_tokenizer.enable_truncation(2)
+        tokenizer.backend_tokenizer.enable_padding()
+        assert many_prompt_ids(tokenizer, texts) == expected
+
+
+@pytest.mark.parametrize("method", ["__call__", "_encode_plus"])
+def test_a_tokenizer_that_reads_otherwise_than_its_backend_reads_many_prompts_itself(method):
+    tokenizer = character_tokenizer()
+    plain = type(tokenizer)
+
+    def backwards(self, text, **options):
+        text = text[::-1] if isinstance(text, str) else [x[::-1] for x in text]
+        return getattr(plain, method)(self, text, **options)
+
+    expected = [prompt_ids(tokenizer, "cba"), prompt_ids(tokenizer, "e")]
+    tokenizer.__class__ = type("Backwards", (plain,), {method: backwards})
+    assert many_prompt_ids(tokenizer, ["abc", "e"]) == expected

@@ -61,7 +61,10 @@ def rounded(folder):
 
 FIRST_SHARD = "model-00001-of-00003.safetensors"
 QUANTIZED = {
-    "bitsandbytes": ({"load_in_4bit": True}, "requires bitsandbytes"),
+    "bitsandbytes": (
+        {"load_in_4bit": True},
+        r"requires bitsandbytes|weights are in 4 bits .*is not, expected both .*take quant",
+    ),
     "gptq": ({"bits": 4}, "requires optimum"),
     "torchao": ({}, "No module named 'torchao'"),
     "strange": ({}, r"does not know \(strange\)"),
@@ -73,6 +76,10 @@ BROKEN_MODELS = {
     "a pointer": (written(WEIGHTS, LFS), "model.safetensors is a Git LFS pointer.*git lfs pull"),
     "a shard's pointer": (sharded(written(FIRST_SHARD, LFS)), f"{FIRST_SHARD} is a Git LFS"),
     "no shard": (sharded(removed(FIRST_SHARD)), f"No such file.*{FIRST_SHARD}"),
+    "no index": (
+        sharded(removed(f"{WEIGHTS}.index.json")),
+        f"parts of the weights .{FIRST_SHARD}, …., but no index",
+    ),
     "a broken index": (sharded(written(f"{WEIGHTS}.index.json", b"{")), "index.json is no JSON"),
     "no weights": (removed(WEIGHTS), "no file named model.safetensors"),
     "pickled objects": (binary({"x": Path("x")}), "which lmpg never unpickles"),
@@ -156,8 +163,12 @@ def test_a_file_or_an_empty_folder_in_place_of_a_models_folder_is_refused(tmp_pa
     with pytest.raises(UserError, match=r"model.safetensors is a file, expected a folder"):
         load_causal_lm(str(tmp_path / WEIGHTS))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"holds no tokenizer.json"):
+    with pytest.raises(UserError, match=r"is empty and holds no tokenizer.json") as refused:
         load_tokenizer(str(tmp_path / "empty"))
+    assert "by --model.tokenizer" in str(refused.value)
+    with pytest.raises(UserError, match=r"holds no tokenizer.json") as refused:
+        load_tokenizer(str(tmp_path / "empty"), key="model.tokenizer")
+    assert "by --model.tokenizer" not in str(refused.value)
 
 
 @catches("a kernel that a config names fetched from the Hub")

@@ -186,6 +186,15 @@ def test_a_single_backward_pass_frees_activations_as_gradients_come():
     assert sorted(found) == [0, max(expected)]
 
 
+@catches("an adapter's merged model counted as it is saved, though it is merged as it is kept")
+def test_a_merged_copy_is_counted_in_the_wider_of_what_is_kept_and_what_is_saved():
+    work = Work(shape_of(tiny_model()), rows=1, prompt=1, response=1, rank=2)
+    for kept, saved, expected in [(4, 2, 4), (2, 4, 4), (2, 2, 2), (4, 4, 4)]:
+        found = phases(replace(work, kept=kept, saved=saved))["saving"]["copy to be saved"]
+        assert found == expected * work.model.weights
+    assert phases(replace(work, rank=0))["saving"]["copy to be saved"] == 0
+
+
 @catches("the largest micro-batch that does not fit instead of the one before")
 def test_the_micro_batch_is_the_largest_that_fits():
     work = replace(work_of(policy_of("llama"), 40), rows=500)

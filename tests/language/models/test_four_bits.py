@@ -180,6 +180,7 @@ def test_a_trained_adapter_goes_on_over_its_base_in_4_bits(tmp_path):
 
 
 @packed_by_bitsandbytes
+@catches("a model that was packed when it was loaded cannot be saved")
 @pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16])
 def test_a_checkpoint_that_is_in_4_bits_is_the_same_base(storage, tmp_path):
     from transformers import BitsAndBytesConfig
@@ -197,6 +198,15 @@ def test_a_checkpoint_that_is_in_4_bits_is_the_same_base(storage, tmp_path):
     for quantisation in ("none", "nf4"):
         found = loaded(tmp_path / "packed", quantisation)
         assert torch.equal(found.evaluate(INPUTS).logprobs_BT, expected)
+        found.save_pretrained(tmp_path / "final", tiny_tokenizer())
+        merged = load_policy(
+            ModelSettings(path=str(tmp_path / "final" / "merged")),
+            tiny_tokenizer(),
+            critic=False,
+            temperature=0.7,
+        )
+        close = merged.evaluate(INPUTS).logprobs_BT  # but for bf16, in which it was saved
+        torch.testing.assert_close(close, expected, atol=0.05, rtol=0.01)
     with pytest.raises(UserError, match=r"trained as a whole, but has weights in 4 bits"):
         loaded(tmp_path / "packed", "none", lora=LoraSettings())
 
@@ -251,6 +261,21 @@ def test_a_critic_that_would_be_a_copy_of_packed_layers_is_refused(tmp_path):
     )
     with pytest.raises(UserError, match=r"critic with weights of its own .* model\.critic to sh"):
         load_policy(asked, tokenizer_of(asked), critic=True, temperature=1.0)
+
+
+@packed_by_bitsandbytes
+@catches("8 bits read by the engine as if they were the weights")
+def test_a_checkpoint_in_8_bits_is_refused_by_name(tmp_path):
+    from transformers import BitsAndBytesConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        in_bf16(tmp_path / "base", **WIDE),
+        quantization_config=BitsAndBytesConfig(load_in_8bit=True),
+    )
+    model.save_pretrained(tmp_path / "packed")
+    tiny_tokenizer().save_pretrained(tmp_path / "packed")
+    with pytest.raises(UserError, match=r"weight, … are kept as int8, .* save it unquantised"):
+        loaded(tmp_path / "packed", "none")
 
 
 def test_4_bits_without_an_adapter_are_refused(tmp_path):

@@ -13,6 +13,7 @@ from lmpg.language.models.forward import response_states
 from lmpg.language.models.forward.kept_weights import exact_dtype, keep_frozen, widened
 from lmpg.language.models.inputs import language_inputs
 from lmpg.language.models.loading import load_policy, load_reference, load_tokenizer
+from lmpg.language.models.lora import merged_copy
 from lmpg.language.models.sequence_classifier import SequenceScorer
 from lmpg.language.models.settings import LoraSettings, ModelSettings
 from lmpg.language.rewards.reward_model import ModelReward
@@ -212,3 +213,33 @@ def test_an_fp32_checkpoint_stays_one(tmp_path):
     path = save_tiny(tmp_path / "start")
     load(path).save_pretrained(tmp_path / "final", tiny_tokenizer())
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "final").dtype is WIDE
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_an_fp16_checkpoint_stays_one_unless_another_precision_is_asked_for(rank, tmp_path):
+    tiny_model().half().save_pretrained(tmp_path / "start")
+    tiny_tokenizer().save_pretrained(tmp_path / "start")
+    for final, expected in {"auto": torch.float16, "bf16": LOW, "fp32": WIDE}.items():
+        settings = ModelSettings(
+            path=str(tmp_path / "start"), lora=LoraSettings(rank=rank), final_dtype=final
+        )
+        policy = load_policy(settings, tiny_tokenizer(), critic=False, temperature=1.0)
+        assert dtypes(policy, learning=False) | {WIDE} == {WIDE}  # bf16 would round it
+        policy.save_pretrained(tmp_path / final, tiny_tokenizer())
+        folder = tmp_path / final / ("merged" if rank else "")
+        saved = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        assert {p.dtype for p in saved.parameters()} == {expected}
+
+
+@catches("an adapter merged in bfloat16 into what is saved in float16")
+def test_a_merged_copy_has_the_numbers_of_one_in_float32_rounded_once(tmp_path):
+    tiny_model().half().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    policy = stirred(load(str(tmp_path), rank=2, dtype="bf16"))
+    assert (policy.frozen_dtype, policy.saved_dtype) == (LOW, torch.float16)
+    whole = dict(merged_copy(policy.model, WIDE).named_parameters())
+    for dtype in (torch.float16, LOW):
+        found = merged_copy(policy.model, dtype)
+        assert {p.dtype for p in found.parameters()} == {dtype}
+        for name, p in found.named_parameters():
+            assert torch.equal(p, whole[name].to(dtype)), name

@@ -66,6 +66,18 @@ def test_all_eos_ids_of_the_generation_config_and_the_tokenizer_count(tmp_path):
     assert load(tmp_path).eos_token_ids == (EOS, 30, 31)
 
 
+@catches("an EOS id of -1 that stands for the last token")
+def test_eos_ids_that_the_model_cannot_write_are_left_out_and_told(tmp_path, caplog):
+    model = tiny_model()
+    model.generation_config.eos_token_id = [30, VOCABULARY, -1]
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert load(tmp_path).eos_token_ids == (EOS, 30)
+    assert (
+        f"names {VOCABULARY}, -1, but the model's ids go from 0 to {VOCABULARY - 1}" in caplog.text
+    )
+
+
 def test_without_a_pad_token_the_eos_pads(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     tiny_tokenizer(pad=False).save_pretrained(tmp_path)

@@ -169,13 +169,16 @@ def test_targets_may_be_all_linear_layers_parts_of_names_or_expressions(targets,
 
 @catches("a misspelt LoRA target left out beside one that fits")
 @pytest.mark.parametrize(
-    "wrong", ["value_proj", "model.layers.7.self_attn.v_proj", "(", "proj", ""]
+    "wrong", ["value_proj", "model.layers.7.self_attn.v_proj", "(", "proj", "", "k_proj,v_proj"]
 )
 def test_every_target_that_fits_no_layer_is_refused_by_name(wrong, tmp_path):
     with pytest.raises(UserError) as refused:
         load(save_tiny(tmp_path), target_modules=("q_proj", wrong), critic=False)
     assert f"no layer is called {wrong}, expected" in str(refused.value)
     assert "['down_proj', 'gate_proj'" in str(refused.value)
+    assert ("; several names stand beside each other: k_proj v_proj" in str(refused.value)) == (
+        "," in wrong
+    )
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,8 @@ def loaded(lora: LoraSettings, **settings) -> CausalLMPolicy:
         ({"bias": "lora_only"}, r"bias = lora_only, but the layers with an adapter have no biases"),
         (
             {"modules_to_save": ("lm_heat",)},
-            r"modules_to_save = \['lm_heat'\]: no module is called lm_heat, expected .*'lm_head'",
+            r"^model\.lora\.modules_to_save = \['lm_heat'\]: no module is called lm_heat, "
+            r"expected .*'lm_head'.*; did you mean lm_head\?",
         ),
         (
             {"modules_to_save": ("layers",)},

@@ -59,6 +59,11 @@ def test_a_revision_that_is_not_there_is_refused_by_name(on_the_hub):
         tokenizer_of(ModelSettings(path="me/tiny", revision="v9"))
 
 
+def test_a_name_that_is_neither_here_nor_on_the_hub_is_told_to_be_no_folder(on_the_hub):
+    with pytest.raises(UserError, match=r"model\.path = me/tyni, which is no folder here: no tok"):
+        tokenizer_of(ModelSettings(path="me/tyni"))
+
+
 def test_a_folder_and_no_model_at_all_have_no_revision(tmp_path):
     settings = {"path": str(tmp_path), "revision": "v1"}
     with pytest.raises(UserError, match=rf"revision = v1, but model\.path = {tmp_path} is a fold"):

@@ -13,6 +13,7 @@ from lmpg.cli.chat_loop import chat
 from lmpg.language.trained.command_settings import ChatSettings, GenerateSettings
 from lmpg.language.trained.conversation import begun
 from lmpg.language.trained.of_run import asked
+from lmpg.settings import said_once
 from lmpg.settings.section import UserError
 from tests.support.planted import catches
 from tests.support.tiny import tiny_model, tiny_tokenizer
@@ -81,7 +82,10 @@ def test_special_tokens_are_shown_where_they_are_asked_for(model, capsys):
         (["a", "", "--model.path", "{model}"], "prompt 2 of 2 is empty"),
         (["a"], "model.path is not set"),
         (["a", "--data.path", "{model}", "--model.path", "{model}"], "prompts are given twice"),
-        (["a", "--model.path", "{model}", "--sampling.max-new-tokens", "500"], "leaves -340 tok"),
+        (
+            ["a", "--model.path", "{model}", "--sampling.max-new-tokens", "500"],
+            "leaves no token for the prompt .*max_new_tokens is 341 too large",
+        ),
         (["a", "--model.path", "{model}", "--samples", "x"], "samples = 'x': expected a valid int"),
     ],
 )
@@ -153,6 +157,9 @@ def test_the_commands_of_a_chat(model, monkeypatch, capsys):
     assert "user: hi<pad>assistant: " in shown
     assert "system: be kind<pad>user: yo<pad>assistant: " in shown
     assert "unknown command /what" in shown
+    assert "(the chat is forgotten)" in shown
+    assert "(the system message is set)" in shown
+    assert shown.index("special tokens are shown") < shown.index("special tokens are hidden")
     assert "user: hi<pad>" in shown.split("be kind")[0]
 
 
@@ -179,3 +186,16 @@ def test_the_settings_of_a_run_are_those_of_its_prompts_and_responses(tmp_path):
     assert (found.data.system_prompt, found.sampling.max_new_tokens) == ("be brief", 5)
     assert (found.seed, found.model.precision) == (4, "auto")
     assert asked(ChatSettings, {"model": {"path": str(tmp_path)}}).data.system_prompt == "be brief"
+
+
+def test_a_model_that_chats_and_is_given_texts_is_told_of_its_template(model, capsys, caplog):
+    told = "the model has a chat template, and goes on with the prompts as plain texts"
+    for words, expected in (
+        (["user: a<pad>assistant: "], False),
+        (["a", "--data.chat", "True"], False),
+        (["a"], True),
+    ):
+        said_once._said.clear()
+        caplog.clear()
+        generated(capsys, model, *words)
+        assert (told in caplog.text) == expected, words

@@ -273,4 +273,6 @@ def _saved_copy(work: Work) -> float:
     whole = work.saved * work.model.weights
     if work.shards > 1:  # the main process gathers all of them on the host
         return FP32 * work.model.weights + whole if work.device == "cpu" else 0
+    if work.rank and not work.packed:  # it is merged as it is kept, and brought to its precision
+        return max(work.saved, work.kept) * work.model.weights
     return whole if work.rank or work.saved != FP32 else 0

@@ -53,9 +53,7 @@ def remedies(work: Work) -> dict[str, float]:
     frozen = {k: v for k, v in work.frozen.items() if k != "reference"}
     found = {}
     if not work.rank:
-        kept = BF16 if work.saved == BF16 else work.kept
-        adapters = replace(work, rank=RANK, kept=kept, frozen=frozen)
-        found[f"--model.lora.rank {RANK}"] = total(adapters)
+        found[f"--model.lora.rank {RANK}"] = total(replace(work, rank=RANK, frozen=frozen))
     elif not work.packed:
         found["--model.quantisation nf4"] = total(replace(work, packed=True))
     if not work.recompute:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lmpg.language.models.architectures import READERS, architecture, trunk_of
 from lmpg.language.models.forward.kept_weights import shape_of_weight
-from lmpg.language.models.lora import is_lora, linear_layers
+from lmpg.language.models.lora import is_lora, linear_layers, rank_of
 
 _ADDED = re.compile(r"\b(lora_|modules_to_save\b)")
 """What adapters add to a model, in the names of weights."""
@@ -115,9 +115,11 @@ def _read(model: Any) -> dict[str, Any]:
 
 def _linear_width(model: Any, adapted: Callable[[str], bool]) -> int:
     """Of the layers that have an adapter, or of those that may get one where none has."""
-    have = [module for module in model.modules() if is_lora(module)]
+    if any(map(is_lora, model.modules())):  # a wrapper of experts has factors for each of them
+        factors = (p for name, p in model.named_parameters() if "lora_" in name)
+        return sum(map(_size, factors)) // rank_of(model)
     may = [model.get_submodule(name) for name in linear_layers(model) if adapted(name)]
-    return sum(sum(shape_of_weight(module.weight)) for module in have or may)
+    return sum(sum(shape_of_weight(module.weight)) for module in may)
 
 
 def _linear(model: Any) -> list[Any]:
@@ -138,5 +140,9 @@ def _inner(config: Any, hidden: int) -> int:
 
 
 def _known(config: Any, name: str, otherwise: int) -> int:
+    """What a config says of a size; of one that each layer has for itself, the largest."""
+    if getattr(config, "is_heterogeneous", False):  # it refuses to tell what layers differ in
+        layers = (config.per_layer_config[i] for i in range(config.num_hidden_layers))
+        return max(_known(layer, name, otherwise) for layer in layers)
     value = getattr(config, name, None)
     return value if isinstance(value, int) else otherwise

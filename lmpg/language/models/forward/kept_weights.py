@@ -24,9 +24,7 @@ LOW = torch.bfloat16
 def exact_dtype(model: nn.Module) -> torch.dtype:
     """The precision of a checkpoint, by its numbers: bfloat16 where that holds all of them exactly,
     else float32."""
-    weights = [p for p in model.parameters() if p.is_floating_point()]
-    fits = bool(weights) and all(_fits(mine(p)) for p in weights)
-    return LOW if all_say(fits, weights) else torch.float32
+    return LOW if _fits(model, LOW) else torch.float32
 
 
 def chosen_dtype(setting: str, own: torch.dtype) -> torch.dtype:
@@ -34,8 +32,20 @@ def chosen_dtype(setting: str, own: torch.dtype) -> torch.dtype:
     return {"auto": own, "fp32": torch.float32, "bf16": LOW}[setting]
 
 
-def _fits(weight: Tensor) -> bool:
-    return weight.dtype == LOW or torch.equal(weight, weight.to(LOW).to(weight.dtype))
+def saved_dtype(setting: str, own: torch.dtype, model: nn.Module) -> torch.dtype:
+    """What `model.final_dtype` is for `model` as it was loaded; own: the `exact_dtype` of its
+    checkpoint, which `auto` takes, or float16 where that holds all numbers exactly."""
+    if setting == "auto" and own == torch.float32 and _fits(model, torch.float16):
+        return torch.float16
+    return chosen_dtype(setting, own)
+
+
+def _fits(model: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether `dtype` holds all numbers of a model exactly."""
+    weights = [p for p in model.parameters() if p.is_floating_point()]
+    kept = (mine(p) for p in weights)
+    fits = all(p.dtype == dtype or torch.equal(p, p.to(dtype).to(p.dtype)) for p in kept)
+    return all_say(bool(weights) and fits, weights)
 
 
 def keep_frozen(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -51,6 +51,12 @@ def unpack_in_each_product(place: str, model: PreTrainedModel, quantisation: str
             "leave model.quantisation out"
         )
     for name, x in packed.items():
+        if getattr(x.weight, "quant_state", None) is None:
+            raise UserError(
+                f"{place}: its config.json says that its weights are in 4 bits (bitsandbytes), but "
+                f"{name}.weight is not, expected both or neither; take quantization_config out of "
+                "config.json (model.quantisation = nf4 packs a plain model)"
+            )
         x.weight.module = None
         x.weight.data = x.weight.data.view(torch.uint8)
         model.set_submodule(name, FourBit(x.weight, x.bias, issubclass(x.source_cls, Conv1D)))
@@ -58,6 +64,15 @@ def unpack_in_each_product(place: str, model: PreTrainedModel, quantisation: str
     if packed and whole.hf_quantizer is not None:
         whole.hf_quantizer.remove_quantization_config(model)
         whole.hf_quantizer, whole.is_loaded_in_4bit = None, False
+        whole._weight_conversions = [
+            x for x in getattr(whole, "_weight_conversions", None) or () if not _packs(x)
+        ]
+
+
+def _packs(conversion: Any) -> bool:
+    """Whether transformers packed or read packed weights so: it would try to undo that, and cannot,
+    where it saves the plain model."""
+    return any(type(x).__name__.startswith("Bnb") for x in getattr(conversion, "operations", ()))
 
 
 def refuse_packed(model: nn.Module, what: str, fix: str) -> None:

@@ -1,4 +1,4 @@
-"""A base that does not learn, read from a checkpoint in bfloat16 as it is: in float32 first, it
+"""A model that does not learn, read from a checkpoint in bfloat16 as it is: in float32 first, it
 takes twice the memory, beside its file."""
 
 from __future__ import annotations
@@ -13,21 +13,16 @@ from lmpg.language.models.settings import ModelSettings
 from lmpg.language.models.start.trained_adapter import adapter_config
 
 
-def only_adapters_learn(settings: ModelSettings) -> bool:
-    """Whether the model may stay in its checkpoint's precision, and no weight of its own learns."""
+def stays_low(settings: ModelSettings, trained: bool, learns: bool) -> bool:
+    """Whether the model may be read as it is kept, as no weight of its own learns. trained: whether
+    a trained adapter lies at `settings.path`. learns: whether anything does, adapters at least."""
+    if settings.quantisation != "none" or settings.dtype == "fp32":
+        return False
+    if trained:
+        config = adapter_config("model.path", str(settings.path), settings.revision)
+        return config.get("bias", "none") == "none" and not config.get("modules_to_save")
     lora = settings.lora
-    return _keeps(settings) and lora.rank > 0 and lora.bias == "none" and not lora.modules_to_save
-
-
-def only_it_learns(settings: ModelSettings) -> bool:
-    """The same of the trained adapter that lies at `settings.path`."""
-    config = adapter_config("model.path", str(settings.path), settings.revision)
-    alone = config.get("bias", "none") == "none" and not config.get("modules_to_save")
-    return _keeps(settings) and alone
-
-
-def _keeps(settings: ModelSettings) -> bool:
-    return settings.quantisation == "none" and settings.dtype != "fp32"
+    return not learns or (lora.rank > 0 and lora.bias == "none" and not lora.modules_to_save)
 
 
 def read_low(load: Callable[..., PreTrainedModel]) -> PreTrainedModel:

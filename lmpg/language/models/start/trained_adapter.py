@@ -21,6 +21,7 @@ from lmpg.language.models.lora import (
 )
 from lmpg.language.models.paths import ADAPTER_CONFIG
 from lmpg.language.models.settings import LoraSettings, ModelSettings
+from lmpg.language.models.start.adaptable import refuse_shared_weights
 from lmpg.settings.section import UserError
 
 WEIGHTS = "adapter_model.safetensors"
@@ -42,7 +43,7 @@ def base_of(key: str, path: str | None, revision: str | None = None) -> Place | 
     config = {} if path is None else adapter_config(key, path, revision)
     if not config:
         return None
-    kind, base = config["peft_type"], config["base_model_name_or_path"]
+    kind, base = config["peft_type"], config.get("base_model_name_or_path")
     if kind != "LORA":
         raise UserError(
             f"{key} = {path} is an adapter of the kind {kind}, expected LORA; merge it into its "
@@ -63,8 +64,7 @@ def adapter_config(key: str, path: str, revision: str | None = None) -> dict[str
         return {}
     try:
         config: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))
-        for name in ("peft_type", "base_model_name_or_path"):
-            config[name]
+        config["peft_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{key} = {path}: its {ADAPTER_CONFIG} cannot be read ({type(error).__name__}: "
@@ -103,6 +103,7 @@ def with_trained_adapter(
             f"{place} does not fit its base model {base[0]}: {error}. Mend its {ADAPTER_CONFIG}"
         ) from None
     refuse_embeddings(model, f"{place}: its target_modules", wanted)
+    refuse_shared_weights(model, f"{place}: its target_modules")
     adapted = {name for name, x in model.named_modules() if is_lora(x)}
     if asked.target_modules and set(wanted) != adapted:
         raise UserError(
@@ -126,6 +127,7 @@ def _config(place: str, settings: ModelSettings) -> Any:
             )
     _refuse_contradictions(place, config, settings.lora)
     config.lora_dropout, config.inference_mode = 0.0, False
+    config.task_type = "CAUSAL_LM"  # what it is now, whatever it was trained for: peft loads it so
     return config
 
 

@@ -66,7 +66,8 @@ def refuse_smaller_vocabulary(key: str, path: str | None, model: Any, tokenizer)
 
 
 def all_eos_token_ids(model: PreTrainedModel, tokenizer) -> tuple[int, ...]:
-    """Every id that ends a response: the tokenizer's, then those of the generation_config."""
+    """Every id that ends a response: the tokenizer's, then those of the generation_config, but for
+    ids that the model cannot write."""
     extra = getattr(model.generation_config, "eos_token_id", None)
     extra = extra if isinstance(extra, list | tuple) else [] if extra is None else [extra]
     if not all(type(x) is int for x in extra):
@@ -74,4 +75,12 @@ def all_eos_token_ids(model: PreTrainedModel, tokenizer) -> tuple[int, ...]:
             f"{model.config.name_or_path}: the eos_token_id of its generation_config.json is "
             f"{extra}, expected a token id or a list of them; mend the file"
         )
-    return tuple(dict.fromkeys([tokenizer.eos_token_id, *extra]))
+    rows = len(getattr(model.get_output_embeddings(), "weight", ()))
+    if strange := [x for x in extra if rows and not 0 <= x < rows]:
+        logger.warning(
+            "%s: the eos_token_id of its generation_config.json names %s, but the model's ids go "
+            "from 0 to %d; left out",
+            *(model.config.name_or_path, ", ".join(map(str, strange)), rows - 1),
+        )
+    kept = [x for x in extra if x not in strange]
+    return tuple(dict.fromkeys([tokenizer.eos_token_id, *kept]))

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from lmpg.language.models import loading, model_files
+from lmpg.language.models.inputs import language_inputs
 from lmpg.language.models.settings import LoraSettings, ModelSettings
 from tests.language.models.test_lora_options import OPTIONS, stirred
 from tests.support.families import tiny_family
 from tests.support.planted import catches
-from tests.support.tiny import save_tiny, tiny_tokenizer
+from tests.support.tiny import PAD, save_tiny, tiny_tokenizer
 
 CASES = {name: OPTIONS[name] for name in ("dora", "dora, transposed layers")}
 CASES |= {family: (family, {}) for family in ("llama, yarn", "gemma3", "phi3, longrope")}
@@ -99,6 +100,29 @@ def test_the_header_of_each_file_of_weights_is_read_once_until_it_is_written_ane
     assert read == {str(tmp_path / "model.safetensors"): 1}
     model.float().save_pretrained(tmp_path)
     assert not model_files.is_saved_in_bf16(str(tmp_path))
+
+
+@pytest.mark.parametrize("family", ["llama", "llama, yarn", "gemma3"])
+def test_a_model_that_does_not_learn_is_read_in_bfloat16_and_gives_the_same_numbers(
+    family, dtypes, tmp_path
+):
+    tiny_family(family).to(torch.bfloat16).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    settings, inputs = ModelSettings(path=str(tmp_path)), language_inputs([[5, 6]], [[7, 8]], PAD)
+    whole = loading.load_policy(settings, tiny_tokenizer(), critic=False, temperature=1.0)
+    expected = whole.frozen().evaluate(inputs).logprobs_BT
+    dtypes.clear()
+    asked = loading.load_policy(
+        settings, tiny_tokenizer(), critic=False, temperature=1.0, learns=False
+    )
+    own = ModelSettings(path=str(tmp_path), reference=str(tmp_path))
+    reference = loading.load_reference(own, tiny_tokenizer(), asked)
+    assert dtypes[torch.bfloat16] == 2
+    assert family == "gemma3" or torch.float32 not in dtypes  # some buffers need another reading
+    assert {p.dtype for p in asked.parameters()} == {torch.bfloat16}
+    assert not any(p.requires_grad for p in asked.parameters())
+    assert torch.equal(asked.evaluate(inputs).logprobs_BT, expected)
+    assert torch.equal(reference.logprobs(inputs), expected)
 
 
 def test_what_learns_as_a_whole_or_is_saved_otherwise_is_read_in_float32(dtypes, tmp_path):

@@ -103,6 +103,34 @@ def test_an_adapter_of_pefts_own_needs_no_tokenizer_and_loses_its_dropout(tmp_pa
         assert torch.equal(policy.model(ids).logits, model.eval()(ids).logits)
 
 
+@pytest.mark.parametrize("task", [None, "SEQ_CLS"])
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # within peft
+def test_an_adapter_of_another_task_is_saved_as_one_of_a_causal_lm(task, tmp_path):
+    final, _ = trained(tmp_path)
+    config = final / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "task_type": task}))
+    policy, tokenizer = loaded(final)
+    policy.save_pretrained(tmp_path / "again", tokenizer)
+    again = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "again")
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        assert torch.equal(again.eval()(ids).logits, policy.model(ids).logits)
+
+
+@catches("an adapter that does not learn rounded as its base model is kept")
+def test_an_adapter_over_a_base_in_bf16_is_as_exact_where_it_does_not_learn(tmp_path):
+    tiny_model().bfloat16().save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    policy, tokenizer = loaded(tmp_path / "base", lora=LoraSettings(rank=4))
+    stirred(policy).save_pretrained(tmp_path / "final", tokenizer)
+    policy, tokenizer = loaded(tmp_path / "final")
+    expected = policy.evaluate(INPUTS).logprobs_BT
+    settings = ModelSettings(path=str(tmp_path / "final"), reference=str(tmp_path / "final"))
+    own = load_reference(settings, tokenizer, policy)
+    assert own.policy.low
+    assert torch.equal(own.logprobs(INPUTS), expected)
+
+
 def test_references_may_be_adapters_too(tmp_path):
     final, before = trained(tmp_path)
     policy, tokenizer = loaded(tmp_path / "base")
