@@ -29,16 +29,30 @@ def room(device: torch.device | str) -> tuple[int, int]:
     return total, free
 
 
-def give_back_where_scarce() -> None:
-    """Hand the system what this process has freed, if less is free on the host than it holds.
+class Gaps:
+    """What sampling and learning leave between blocks in use, as each needs other sizes.
 
-    Then what comes next takes new memory instead of growing around gaps that do not fit, up to a
-    tenth of the peak. New memory is cleared page by page, a fifth of a step of 135M weights: where
-    there is enough, gaps stay.
+    Where they are handed back before every phase, its memory is new and cleared page by page: a
+    fifth of a step of 135M weights. Where they never are, blocks of other lengths do not fit, and
+    memory doubles within 40 steps.
     """
-    _, free = room("cpu")
-    if free < psutil.Process().memory_info().rss:
-        give_back_freed_memory()
+
+    def __init__(self) -> None:
+        self._needed, self._clean = 0, True
+
+    def give_back(self) -> None:
+        """Hand the system what was freed, if this process holds a twentieth more than any phase
+        has needed that began without gaps; called between two phases."""
+        held = psutil.Process().memory_info().rss
+        if self._clean:
+            self._needed = max(self._needed, held)
+        self._clean = held > 1.05 * self._needed
+        if self._clean:
+            give_back_freed_memory()
+
+
+GAPS = Gaps()
+"""Those of this process."""
 
 
 def room_of_each(processes: Processes) -> tuple[float, float]:

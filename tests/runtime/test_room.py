@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import psutil
-import pytest
 
 from lmpg.runtime import room as room_module
 from lmpg.runtime.room import limits, room
@@ -52,10 +53,15 @@ def test_a_limit_below_the_machines_memory_is_what_there_is(monkeypatch):
 
 
 @catches("memory that is free between blocks given back at every turn")
-@pytest.mark.parametrize(("free", "given"), [(2**60, 0), (2**20, 1)])
-def test_what_was_freed_goes_back_only_where_little_is_free(free, given, monkeypatch):
-    told = []
-    monkeypatch.setattr(room_module, "room", lambda device: (2**60, free))
-    monkeypatch.setattr(room_module, "give_back_freed_memory", lambda: told.append(True))
-    room_module.give_back_where_scarce()
-    assert len(told) == given
+@catches("gaps that grow with every phase")
+def test_gaps_go_back_where_more_is_held_than_a_phase_without_gaps_has_needed(monkeypatch):
+    # after loading, sampling, learning (clean), sampling, learning, learning of longer rows
+    held = [100, 150, 200, 204, 209, 211, 230, 235, 240, 243]
+    given, process = [], SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=held[len(told)]))
+    monkeypatch.setattr(room_module.psutil, "Process", lambda: process)
+    monkeypatch.setattr(room_module, "give_back_freed_memory", lambda: given.append(True))
+    gaps, told = room_module.Gaps(), []
+    for _ in held:
+        gaps.give_back()
+        told.append(len(given))
+    assert [b - a for a, b in zip([0, *told], told)] == [0, 1, 0, 0, 0, 1, 0, 0, 0, 1]

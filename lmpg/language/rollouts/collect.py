@@ -16,7 +16,7 @@ from lmpg.language.rollouts.score_processing import ScoreProcessing, reward_metr
 from lmpg.language.rollouts.scoring import GroupSampler, Sampled, ScoredGroups
 from lmpg.language.rollouts.shown import num_shown, shown_rows, with_tokens
 from lmpg.runtime.machine import Stopwatch
-from lmpg.runtime.room import give_back_where_scarce
+from lmpg.runtime.room import GAPS
 from lmpg.settings.section import RunStopped
 from lmpg.training.source import Collected
 from lmpg.training.token_view import is_due, views_tokens
@@ -72,7 +72,7 @@ class LanguageSource:
         with watch("time/reference"):
             part = self._assembled(sampled.groups, iteration)
         if not self.generator.policy.is_small:
-            give_back_where_scarce()  # what sampling has left; learning needs other sizes
+            GAPS.give_back()  # what sampling has left; learning needs other sizes
         self._refuse_another_policys(part.rollout, iteration)
         self._warn_if_none_counts(part.rollout)
         metrics = self._metrics(part, sampled) | watch.seconds

@@ -23,7 +23,7 @@ from lmpg.language.sampling.samples import Samples
 from lmpg.language.sampling.server.server_sampler import ServerSampler
 from lmpg.language.sampling.stops import NewSearch, stopping
 from lmpg.runtime.processes import Processes
-from lmpg.runtime.room import give_back_where_scarce
+from lmpg.runtime.room import GAPS
 from lmpg.training.old_logprobs import RECOMPUTED, OldLogprobs
 from lmpg.training.update import microbatches
 from lmpg.types import Evaluation
@@ -75,7 +75,7 @@ class Generator:
         if self.environments is None:
             return self.generate(prompts, draw.group_size, draw.uniforms())
         if not self.policy.is_small:
-            give_back_where_scarce()  # by loading and learning, in other sizes
+            GAPS.give_back()  # by loading and learning, in other sizes
         assert isinstance(self.sampler, Sampler)  # no servers where there are environments
         return self.environments.converse(self.sampler, self.tokenizer, prompts, draw)
 
@@ -84,7 +84,7 @@ class Generator:
     ) -> Completions:
         """`group_size` completions of each of this rank's prompts; greedy without uniforms."""
         if not self.policy.is_small:
-            give_back_where_scarce()  # by loading and learning, in other sizes
+            GAPS.give_back()  # by loading and learning, in other sizes
         samples = self.sampler.sample([p.ids for p in prompts], group_size, uniforms_BT)
         repeated = [p for p in prompts for _ in range(group_size)]
         lengths = samples.inputs["response_lengths"].tolist()
