@@ -82,7 +82,7 @@ def test_without_ratios_a_preset_of_another_method_is_gone_over_once():
 
 def test_arguments_of_an_environment_that_are_no_mapping_are_refused(tmp_path):
     for word in ("gravity", "{gravity: ["):
-        with pytest.raises(UserError, match=r"env\.kwargs = .* expected a valid dictionary"):
+        with pytest.raises(UserError, match=r"env\.kwargs = .* expected names with values"):
             settings("--env.kwargs", word)
     config = tmp_path / "mine.yaml"
     config.write_text("env:\nalgorithm:\n  name: a2c\n")

@@ -238,12 +238,13 @@ def _loaded(
             return load(str(folder) if folder.is_dir() else path, **arguments)
     except Exception as error:  # whatever transformers and a model's own code meet in bad files
         found = None if isinstance(error, ImportError) else damage(folder, what, key)
-        here = "" if folder.is_dir() else ", which is no folder here"
+        advice = access_advice(error)  # where the Hub has it, nobody means a folder
+        here = "" if advice or folder.is_dir() else ", which is no folder here"
         at = here if revision is None else f" (model.revision = {revision})"
         raise UserError(
             f"{key} = {path}{at}: no {what} could be loaded from there, expected a Hub id that can "
             "be reached or a folder written by save_pretrained: "
-            f"{found or access_advice(error) or _reason(error)}"
+            f"{found or advice or _reason(error)}"
         ) from error
 
 

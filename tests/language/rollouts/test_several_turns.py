@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import fields, replace
 
 import pytest
@@ -12,7 +13,7 @@ from lmpg.algorithms.ppo import PPO
 from lmpg.language.data.prompts import Prompt, prompts_from_rows
 from lmpg.language.models.critic import new_value_head
 from lmpg.language.models.policy import CausalLMPolicy
-from lmpg.language.rewards.scorer import Scorer
+from lmpg.language.rewards.scorer import Scorer, started
 from lmpg.language.rewards.settings import ScoringSettings
 from lmpg.language.rollouts.generation import Generator, stop_search
 from lmpg.language.rollouts.scored_completions import scored_completions
@@ -287,14 +288,13 @@ def test_evaluations_talk_too_and_reward_functions_see_the_whole_conversation():
         return [float(sum(x["role"] == "assistant" for x in c)) for c in completions]
 
     settings = ScoringSettings(functions=("memory:f",))
-    scorer = Scorer(settings, given={"memory:f": turns_of_the_assistant})
+    given = {"memory:f": turns_of_the_assistant}
+    scorer = Scorer(settings, functions=started(settings, given, ExitStack()))
     prompts = [Prompt("", [5], {})] * 3
     found = scored_completions(generator, prompts, 2, 4, scorer)
     assert max(map(len, seen)) > 2
     assert all(x[0]["role"] == x[-1]["role"] == "assistant" for x in seen)
     assert {message["role"] for x in seen for message in x} == {"assistant", "user"}
-    rewards = [talk.reward for talk in found.talks]
-    counts = [len(talk.turns) for talk in found.talks]
-    assert found.scores == pytest.approx([r + n for r, n in zip(rewards, counts)])
+    assert found.scores == pytest.approx([x.reward + len(x.turns) for x in found.talks])
     assert found.lengths != [len(ids) for ids in found.ids]
     assert scored_completions(generator, prompts, 2, 100, scorer).ids == found.ids
