@@ -6,8 +6,7 @@ numbers of a head, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from itertools import count
 
 import torch
@@ -35,26 +34,19 @@ def read_prompts(
     hidden = []
     for part in read_together(ids_PL):
         texts = ids_PL[part], mask_PL[part], position_PL[part]
-        hidden.append(_read_part(w, *texts, partial(_taken, take, count(), part)))
+        hidden.append(_read_part(w, *texts, part, take))
     return hidden[0] if len(hidden) == 1 else torch.cat(hidden)
 
 
-def _taken(take: Take, layers: Iterator[int], part: slice, key_value: Tensor) -> None:
-    take(next(layers), part, key_value)
-
-
 def _read_part(
-    w: DecodeWeights,
-    ids_PL: Tensor,
-    mask_PL: Tensor,
-    position_PL: Tensor,
-    take: Callable[[Tensor], None],
+    w: DecodeWeights, ids_PL: Tensor, mask_PL: Tensor, position_PL: Tensor, part: slice, take: Take
 ) -> Tensor:
-    """Hidden states [P, D] after prompts that are read together."""
+    """Hidden states [P, D] after the prompts of a part, which are read together."""
     visible = {window: _visible(mask_PL, window) for window in (None, *w.windows)}
+    layers = count()
 
     def alone(key_value: Tensor) -> tuple[Tensor, Tensor]:
-        take(key_value)
+        take(next(layers), part, key_value)
         keys, values = key_value.chunk(2, 1)
         return keys, values
 
